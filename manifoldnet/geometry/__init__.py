@@ -1,0 +1,42 @@
+"""Manifolds as explicit compositions of a metric, a projection, a retraction and geodesics."""
+
+from manifoldnet.geometry.euclidean import Euclidean
+from manifoldnet.geometry.from_geoopt import from_geoopt
+from manifoldnet.geometry.geodesics import (
+    CylinderGeodesics,
+    FlatGeodesics,
+    Geodesics,
+    SphereGeodesics,
+)
+from manifoldnet.geometry.manifold import Manifold, from_spec, tolerance
+from manifoldnet.geometry.metric import EuclideanMetric, Metric, ScaledMetric
+from manifoldnet.geometry.oblique import Oblique
+from manifoldnet.geometry.projection import NoProjection, Normalization, Projection
+from manifoldnet.geometry.retraction import Additive, Geodesic, Projective, Retraction
+from manifoldnet.geometry.scaled_euclidean import ScaledEuclidean
+from manifoldnet.geometry.sphere import Sphere
+
+__all__ = [
+    "Additive",
+    "CylinderGeodesics",
+    "Euclidean",
+    "EuclideanMetric",
+    "FlatGeodesics",
+    "Geodesic",
+    "Geodesics",
+    "Manifold",
+    "Metric",
+    "NoProjection",
+    "Normalization",
+    "Oblique",
+    "Projection",
+    "Projective",
+    "Retraction",
+    "ScaledEuclidean",
+    "ScaledMetric",
+    "Sphere",
+    "SphereGeodesics",
+    "from_geoopt",
+    "from_spec",
+    "tolerance",
+]

@@ -1,0 +1,35 @@
+"""Flat space: every number by itself, no constraint. What an undeclared parameter lives in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from manifoldnet.geometry.geodesics import FlatGeodesics
+from manifoldnet.geometry.manifold import Manifold
+from manifoldnet.geometry.metric import EuclideanMetric
+from manifoldnet.geometry.projection import NoProjection
+from manifoldnet.geometry.retraction import Additive
+
+__all__ = ["Euclidean"]
+
+
+@final
+@dataclass(frozen=True, init=False)
+class Euclidean(Manifold):
+    """ℝⁿ with the dot product; a component is one element.
+
+    Optimizers treat a parameter declared `Euclidean()` exactly as an undeclared one.
+    """
+
+    def __init__(self) -> None:
+        self._compose(
+            dim="elements",
+            metric=EuclideanMetric(),
+            projection=NoProjection(),
+            retraction=Additive(),
+            geodesics=FlatGeodesics(),
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {}

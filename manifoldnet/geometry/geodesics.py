@@ -1,0 +1,200 @@
+"""Geodesics: the exact curves of one metric on one set.
+
+    FlatGeodesics       x + u
+    SphereGeodesics     cos θ · x + ρ sin θ · u/‖u‖,  θ = ‖u‖/ρ
+    CylinderGeodesics   eᵃ (cos θ · x + r sin θ · t/‖t‖),  the scaled metric: with x = eˢ x̂ it is
+                        ds² + dθ², a flat cylinder ℝ × Sⁿ⁻¹; a moves along it, θ around it
+
+Each offers the exponential map, its inverse, the distance, and parallel transport both between
+two points (not defined at antipodes, where no geodesic is singled out: NaN there) and along a
+given geodesic (always defined). The formulas act slice by slice; the derivatives at u = 0 and
+x = y are exact. Sources: [absil2008optimization] for the sphere; the cylinder is our own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from manifoldnet.geometry import slices
+from manifoldnet.geometry.slices import Dim
+
+__all__ = ["CylinderGeodesics", "FlatGeodesics", "Geodesics", "SphereGeodesics"]
+
+
+class Geodesics(ABC):
+    """Exponential map, logarithm, distance and parallel transport."""
+
+    @abstractmethod
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """Where the geodesic from `x` with velocity `u` is after unit time."""
+
+    @abstractmethod
+    def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`exp(x, u)`, and `v` transported in parallel along the way there."""
+
+    @abstractmethod
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """The shortest velocity at `x` whose geodesic is at `y` after unit time."""
+
+    @abstractmethod
+    def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """The length of the shortest geodesic from `x` to `y`, one number per slice."""
+
+    @abstractmethod
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """`v` at `x` transported in parallel to `y` along the shortest geodesic."""
+
+
+@final
+@dataclass(frozen=True)
+class FlatGeodesics(Geodesics):
+    """Straight lines."""
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """`x + u`."""
+        return x + u
+
+    def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`x + u`, and `v` as it is."""
+        return x + u, v
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """`y − x`."""
+        return y - x
+
+    def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """`|y − x|` of each number."""
+        return (y - x).abs()
+
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """`v` as it is."""
+        return v
+
+
+def _angle(x: Tensor, y: Tensor, dim: Dim) -> Tensor:
+    """The angle between unit slices, accurate from 0 to π (`acos` loses half the digits)."""
+    return 2 * torch.atan2(slices.norm(y - x, dim), slices.norm(y + x, dim))
+
+
+def _towards(x: Tensor, y: Tensor, dim: Dim) -> Tensor:
+    """From unit x to unit y on the sphere: the tangent vector at x of length φ, their angle."""
+    p = y - x
+    p = p - slices.inner(x, p, dim) * x
+    length = slices.norm(p, dim)
+    apart = length > 0
+    rate = _angle(x, y, dim) / torch.where(apart, length, 1.0)
+    # x = y: the rate is 1. Antipodes: p vanishes but φ = π, and there is no direction to name.
+    at_zero = torch.where(slices.inner(x, y, dim) > 0, 1.0, torch.nan)
+    return torch.where(apart, rate, at_zero) * p
+
+
+def _rotate(x: Tensor, u: Tensor, v: Tensor, dim: Dim) -> Tensor:
+    """Tangent `v` at unit `x` carried along the great circle with velocity `u`, |u| the angle.
+
+    v + ⟨û, v⟩ ((cos θ − 1) û − sin θ x), written with the smooth (cos θ − 1)/θ² and sin θ/θ.
+    """
+    squared = slices.inner(u, u, dim)
+    _, sinc = slices.cos_sinc(squared)
+    # (1 − cos θ)/θ² = (sin(θ/2)/(θ/2))²/2 has no cancellation.
+    _, half_sinc = slices.cos_sinc(squared / 4)
+    along = slices.inner(u, v, dim)
+    return v - along * (half_sinc * half_sinc / 2 * u + sinc * x)
+
+
+def _swing(x: Tensor, y: Tensor, v: Tensor, dim: Dim) -> Tensor:
+    """Tangent `v` at unit `x` carried to unit `y` along the shorter great circle."""
+    return v - slices.inner(y, v, dim) / (1 + slices.inner(x, y, dim)) * (x + y)
+
+
+@final
+@dataclass(frozen=True)
+class SphereGeodesics(Geodesics):
+    """Great circles of spheres of radius ρ, one per slice."""
+
+    dim: Dim = 0
+    radius: float = 1.0
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """`cos θ · x + ρ sin θ · u/‖u‖`, put back to norm ρ."""
+        cos, sinc = slices.cos_sinc(slices.inner(u, u, self.dim) / self.radius**2)
+        return slices.normalize(cos * x + sinc * u, self.dim, self.radius)
+
+    def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The point, and `v + ⟨û, v⟩ ((cos θ − 1) û − sin θ x/ρ)`."""
+        return self.exp(x, u), _rotate(x / self.radius, u / self.radius, v, self.dim)
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """`ρ φ p/‖p‖`: p the part of y that is tangent at x, φ the angle between x and y."""
+        return self.radius * _towards(*self._units(x, y), self.dim)
+
+    def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """`ρ φ` of each slice."""
+        return self.radius * _angle(*self._units(x, y), self.dim)
+
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """`v − ⟨y, v⟩/(ρ² + ⟨x, y⟩) (x + y)`."""
+        return _swing(*self._units(x, y), v, self.dim)
+
+    def _units(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return slices.normalize(x, self.dim), slices.normalize(y, self.dim)
+
+
+@final
+@dataclass(frozen=True)
+class CylinderGeodesics(Geodesics):
+    """Geodesics of the scaled metric on the slices ≠ 0: helices of the cylinder ℝ × Sⁿ⁻¹.
+
+    They never reach zero, and scaling a slice by any α ≠ 0 maps them to each other.
+    """
+
+    dim: Dim = 0
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """`eᵃ (cos θ · x + r sin θ · t/‖t‖)` with a = ⟨x, u⟩/r², t = u − a x, θ = ‖t‖/r."""
+        unit, r = self._polar(x)
+        return self._helix(x, r, *self._split(unit, u / r))
+
+    def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The point y, and `b y + ‖y‖ (τ rotated along the way)` for v = b x + r τ, τ ⊥ x."""
+        unit, r = self._polar(x)
+        a, t = self._split(unit, u / r)
+        b, tau = self._split(unit, v / r)
+        y = self._helix(x, r, a, t)
+        return y, b * y + a.exp() * r * _rotate(unit, t, tau, self.dim)
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """`ln(‖y‖/‖x‖) x + ‖x‖ φ p/‖p‖`."""
+        (unit_x, r_x), (unit_y, r_y) = self._polar(x), self._polar(y)
+        return r_x * ((r_y / r_x).log() * unit_x + _towards(unit_x, unit_y, self.dim))
+
+    def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """`√(ln²(‖y‖/‖x‖) + φ²)` of each slice."""
+        (unit_x, r_x), (unit_y, r_y) = self._polar(x), self._polar(y)
+        sides = torch.stack(((r_y / r_x).log(), _angle(unit_x, unit_y, self.dim)))
+        return torch.linalg.vector_norm(sides, dim=0)
+
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """`a y + (‖y‖/‖x‖) (t − ⟨ŷ, t⟩/(1 + ⟨x̂, ŷ⟩) (x̂ + ŷ))` for v = a x + t, t ⊥ x."""
+        (unit_x, r_x), (unit_y, r_y) = self._polar(x), self._polar(y)
+        a, t = self._split(unit_x, v / r_x)
+        return r_y * (a * unit_y + _swing(unit_x, unit_y, t, self.dim))
+
+    def _polar(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r = slices.norm(x, self.dim)
+        return x / r, r
+
+    def _split(self, unit: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A vector relative to ‖x‖ as (a, t): a along the cylinder, t around it."""
+        a = slices.inner(unit, u, self.dim)
+        return a, u - a * unit
+
+    def _helix(self, x: Tensor, r: Tensor, a: Tensor, t: Tensor) -> Tensor:
+        cos, sinc = slices.cos_sinc(slices.inner(t, t, self.dim))
+        turned = cos * x + sinc * r * t
+        # The norm of the result is known: rounding must not add to it step by step.
+        return turned * (a.exp() * (r / slices.norm(turned, self.dim)))

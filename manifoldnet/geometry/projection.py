@@ -1,0 +1,102 @@
+"""Projections: from the space around a manifold to its points and to its tangent vectors.
+
+    Normalization   set ‖x‖ = ρ        x → ρ x/‖x‖        u → u − ⟨x, u⟩ x/⟨x, x⟩
+    NoProjection    no constraint      x → x              u → u
+
+Tangent projections divide by the *measured* ⟨x, x⟩ instead of ρ²: in float32 a point is never
+exactly on its sphere, and the error would otherwise feed itself from step to step.
+`violation` says how far off a point or a vector is, as numbers; the caller decides.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from manifoldnet.geometry import slices
+from manifoldnet.geometry.slices import Dim
+
+__all__ = ["NoProjection", "Normalization", "Projection"]
+
+
+class Projection(ABC):
+    """The nearest point of the set, and the nearest tangent vector."""
+
+    @abstractmethod
+    def to_set(self, x: Tensor) -> Tensor:
+        """The point of the manifold that is nearest to `x`."""
+
+    @abstractmethod
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        """The tangent vector at `x` that is nearest to `u`."""
+
+    @abstractmethod
+    def violation(self, x: Tensor) -> Tensor:
+        """How far each slice is off the set, relative to its size; ∞ where nothing can mend it."""
+
+    @abstractmethod
+    def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
+        """The share of each slice of `u` that is not tangent at `x`, between 0 and 1."""
+
+
+@final
+@dataclass(frozen=True)
+class Normalization(Projection):
+    """Each slice on the sphere of radius ρ."""
+
+    dim: Dim = 0
+    radius: float = 1.0
+
+    def to_set(self, x: Tensor) -> Tensor:
+        """`ρ x/‖x‖` of each slice."""
+        return slices.normalize(x, self.dim, self.radius)
+
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        """`u − ⟨x, u⟩ x/⟨x, x⟩` of each slice."""
+        return u - slices.inner(x, u, self.dim) / slices.inner(x, x, self.dim) * x
+
+    def violation(self, x: Tensor) -> Tensor:
+        """`|‖x‖ − ρ| / ρ` of each slice."""
+        (x,) = slices.promote(x)
+        largest = slices.largest(x, self.dim)
+        off = (slices.norm(x, self.dim) - self.radius).abs() / self.radius
+        return torch.where(largest.isfinite() & (largest > 0), off, torch.inf)
+
+    def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
+        """`|⟨x, u⟩| / (‖x‖‖u‖)` of each slice."""
+        x, u = slices.promote(x, u)
+        length = slices.norm(x, self.dim) * slices.norm(u, self.dim)
+        share = slices.inner(x, u, self.dim).abs() / torch.where(length > 0, length, 1.0)
+        return share.nan_to_num(nan=torch.inf)
+
+
+@final
+@dataclass(frozen=True)
+class NoProjection(Projection):
+    """Every vector is tangent; every point is in the set, or (`nonzero`) all but the zero slice."""
+
+    dim: Dim = "elements"
+    nonzero: bool = False
+
+    def to_set(self, x: Tensor) -> Tensor:
+        """`x` itself."""
+        return x
+
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        """`u` itself."""
+        return u
+
+    def violation(self, x: Tensor) -> Tensor:
+        """0, or ∞ for slices with non-finite entries (and for zero slices, with `nonzero`)."""
+        (x,) = slices.promote(x)
+        largest = slices.largest(x, self.dim)
+        bad = ~largest.isfinite() | (largest == 0 if self.nonzero else False)
+        return bad.to(x.dtype).masked_fill(bad, torch.inf)
+
+    def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
+        """0, or ∞ for slices of `u` with non-finite entries."""
+        return NoProjection(self.dim).violation(u)

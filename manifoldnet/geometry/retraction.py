@@ -1,0 +1,116 @@
+"""Retractions: how a step along a tangent vector becomes a new point.
+
+    Additive     x + u                         the straight step; for sets without a constraint
+    Projective   project(x + u)                the straight step, then back to the set
+    Geodesic     exp(x, u)                     the exact curve of the metric
+
+Each comes with the transport of tangent vectors *along that step*, which momentum needs and
+which stays defined where the transport between the two end points is not. A retraction knows no
+manifold: it uses the parts (projection, geodesics) of the one it is called with.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, final
+
+from torch import Tensor
+
+from manifoldnet.geometry.geodesics import Geodesics
+from manifoldnet.geometry.projection import Projection
+
+__all__ = ["Additive", "Geodesic", "Parts", "Projective", "Retraction", "RetractionName"]
+
+RetractionName = Literal["additive", "projective", "geodesic"]
+
+
+class Parts(Protocol):
+    """What a retraction needs of a manifold."""
+
+    @property
+    def projection(self) -> Projection: ...  # noqa: D102
+
+    @property
+    def geodesics(self) -> Geodesics: ...  # noqa: D102
+
+
+class Retraction(ABC):
+    """A step that agrees with the geodesic to first order (or better)."""
+
+    name: ClassVar[str]
+    #: Whether it takes no arguments, so that its name says it all.
+    by_name: ClassVar[bool] = True
+
+    @abstractmethod
+    def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
+        """The point reached from `x` by the tangent vector `u`."""
+
+    @abstractmethod
+    def step_transport(
+        self, parts: Parts, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The point reached, and the tangent vector `v` carried along to it."""
+
+
+@final
+@dataclass(frozen=True)
+class Additive(Retraction):
+    """`x + u`, with vectors carried along unchanged.
+
+    The update of the paper's scaled metric. Its distance to the geodesic is of second order.
+    """
+
+    name: ClassVar[str] = "additive"
+
+    def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
+        """`x + u`."""
+        return x + u
+
+    def step_transport(
+        self, parts: Parts, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`x + u`, and `v` as it is."""
+        return x + u, v
+
+
+@final
+@dataclass(frozen=True)
+class Projective(Retraction):
+    """`x + u` put back to the set.
+
+    On a sphere it stays on the geodesic's great circle and ends at the angle atan θ < π/2
+    instead of θ: third order, and parallel transport between the end points is always defined.
+    """
+
+    name: ClassVar[str] = "projective"
+
+    def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
+        """`project(x + u)`."""
+        return parts.projection.to_set(x + u)
+
+    def step_transport(
+        self, parts: Parts, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`project(x + u)`, and `v` in parallel to it, made tangent to rounding."""
+        y = self.step(parts, x, u)
+        return y, parts.projection.to_tangent(y, parts.geodesics.transport(x, y, v))
+
+
+@final
+@dataclass(frozen=True)
+class Geodesic(Retraction):
+    """The exponential map, with parallel transport along the geodesic."""
+
+    name: ClassVar[str] = "geodesic"
+
+    def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
+        """`exp(x, u)`."""
+        return parts.geodesics.exp(x, u)
+
+    def step_transport(
+        self, parts: Parts, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`exp(x, u)`, and `v` in parallel along the geodesic, made tangent to rounding."""
+        y, carried = parts.geodesics.exp_transport(x, u, v)
+        return y, parts.projection.to_tangent(y, carried)

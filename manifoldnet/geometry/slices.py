@@ -1,0 +1,150 @@
+"""Slices: which numbers of a weight form one vector, and the arithmetic on them.
+
+Everything per filter or per class is written once here, for tensors of any order. `dim` is the
+dimension that *indexes* the vectors, as in `torch.nn.utils.parametrizations.weight_norm`:
+
+    dim=0           each filter or row           (64, 3, 5, 5) -> 64 vectors of 75 numbers
+    dim=1           each column, input channel   (10, 32)      -> 32 vectors of 10 numbers
+    dim=None        the whole tensor is one vector (Frobenius)
+    dim="elements"  each number by itself        (the components of flat space)
+
+Results keep the reduced dimensions with size one, so that they broadcast against the tensor.
+Half types (float16, bfloat16) are computed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Dim",
+    "check_dim",
+    "check_radius",
+    "cos_sinc",
+    "inner",
+    "label",
+    "largest",
+    "norm",
+    "normalize",
+    "promote",
+    "reduced",
+    "size",
+]
+
+Dim = int | Literal["elements"] | None
+
+
+def check_dim(dim: Dim) -> None:
+    """Refuse a `dim` that means different things to different libraries.
+
+    Raises:
+        ValueError: if `dim` is negative (`weight_norm` reads -1 as "the whole tensor", everyone
+            else as "the last dimension") or not a whole number.
+    """
+    if dim is None or dim == "elements":
+        return
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise ValueError(
+            f"dim must be None or a whole number ≥ 0, not {dim!r}: "
+            "it is the dimension that indexes the vectors (0: rows, 1: columns)"
+        )
+    if dim < 0:
+        raise ValueError(
+            f"dim={dim} is negative: name the dimension that indexes the vectors by its number "
+            "from the front, or use dim=None for the whole tensor as one vector"
+        )
+
+
+def check_radius(radius: float) -> float:
+    """The radius as a float; ValueError unless it is positive and finite."""
+    if not (isinstance(radius, (int, float)) and 0 < radius < math.inf):
+        raise ValueError(f"radius must be a positive, finite number, not {radius!r}")
+    return float(radius)
+
+
+def reduced(ndim: int, dim: Dim) -> tuple[int, ...]:
+    """The dimensions that one slice extends over, for a tensor of order `ndim`."""
+    if dim == "elements":
+        return ()
+    return tuple(d for d in range(ndim) if d != dim)
+
+
+def size(shape: torch.Size, dim: Dim) -> int:
+    """How many numbers one slice holds."""
+    result = 1
+    for d in reduced(len(shape), dim):
+        result *= shape[d]
+    return result
+
+
+def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the type they are computed in: float32 for half types."""
+    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
+
+
+def inner(u: Tensor, v: Tensor, dim: Dim) -> Tensor:
+    """`⟨u, v⟩` of each slice, shape of `u` with the slice's dimensions reduced to one."""
+    u, v = promote(u, v)
+    over = reduced(u.ndim, dim)
+    # An empty list of dimensions would make torch reduce over all of them.
+    return (u * v).sum(over, keepdim=True) if over else u * v
+
+
+def norm(u: Tensor, dim: Dim) -> Tensor:
+    """`‖u‖` of each slice; its derivative at u = 0 is taken as 0."""
+    (u,) = promote(u)
+    over = reduced(u.ndim, dim)
+    return torch.linalg.vector_norm(u, dim=over, keepdim=True) if over else u.abs()
+
+
+def largest(x: Tensor, dim: Dim) -> Tensor:
+    """The largest |entry| of each slice."""
+    over = reduced(x.ndim, dim)
+    return torch.linalg.vector_norm(x, torch.inf, dim=over, keepdim=True) if over else x.abs()
+
+
+def normalize(x: Tensor, dim: Dim, length: float | Tensor = 1.0) -> Tensor:
+    """`length · x/‖x‖` of each slice, without overflow or underflow of the squares.
+
+    A zero slice gives NaN: whoever lets data in must refuse it there.
+    """
+    # The function does not depend on the scale of x: the largest entry can be divided away as
+    # if it were a constant, and the derivative is still exact.
+    x = x / largest(x.detach(), dim)
+    return x * (length / norm(x, dim))
+
+
+def cos_sinc(squared: Tensor) -> tuple[Tensor, Tensor]:
+    """cos θ and sin θ/θ as functions of θ², smooth at θ = 0 together with their derivatives.
+
+    Both are power series in θ²; written so, a geodesic has exact derivatives at u = 0, where
+    those of θ = ‖u‖ do not exist. Angles beyond 1/ε (where the point on the circle is lost to
+    rounding) are held there.
+    """
+    limit = torch.finfo(squared.dtype).eps ** -2
+    squared = squared.clamp(max=limit)
+    small = squared < 1e-2
+    s = torch.where(small, squared, 0.0)
+    angle = torch.where(small, 1.0, squared).sqrt()
+    # Taylor to θ⁸: the first term left out is below 3e-17 where s < 1e-2.
+    series_cos = 1 - s / 2 * (1 - s / 12 * (1 - s / 30 * (1 - s / 56)))
+    series_sinc = 1 - s / 6 * (1 - s / 20 * (1 - s / 42 * (1 - s / 72)))
+    return (
+        torch.where(small, series_cos, angle.cos()),
+        torch.where(small, series_sinc, angle.sin() / angle),
+    )
+
+
+def label(index: int, ndim: int, dim: Dim) -> str:
+    """What a reader calls slice number `index`: "row 3", "column 5", "filter 7", …"""
+    if dim is None:
+        return "the whole tensor"
+    if dim == "elements" or ndim == 1:
+        return f"entry {index}"
+    if ndim == 2:
+        return f"{'row' if dim == 0 else 'column'} {index}"
+    return f"{'filter' if dim == 0 else f'slice (dim {dim})'} {index}"

@@ -1,0 +1,8 @@
+"""Optimizers that follow the geometry of declared weights, and learning-rate protocols."""
+
+from manifoldnet.optim.adam import RiemannianAdam
+from manifoldnet.optim.bold_driver import BoldDriver
+from manifoldnet.optim.riemannian import NormGrowthWarning
+from manifoldnet.optim.sgd import RiemannianSGD
+
+__all__ = ["BoldDriver", "NormGrowthWarning", "RiemannianAdam", "RiemannianSGD"]

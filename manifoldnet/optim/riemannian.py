@@ -1,0 +1,375 @@
+"""What the Riemannian optimizers share: whose step is whose, and what is checked when.
+
+One step of one declared weight x is always
+
+    d = manifold.egrad2rgrad(x, grad)                  the Riemannian gradient
+    u, buffers = the algorithm's direction             SGD: momentum; Adam: moments
+    x, buffers = manifold.retr_transp(x, −lr u, …)     the step, and the buffers carried along it
+
+and an undeclared one is handed to torch's own function, so that it moves bit for bit as with
+`torch.optim`. Manifolds are looked up in the registry, never guessed from a tensor's type; what
+the groups carry about them serves to verify checkpoints. `.grad` is never changed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from manifoldnet import registry
+from manifoldnet.geometry import Euclidean, Manifold, ScaledMetric, slices
+from manifoldnet.optim import checkpoint
+
+__all__ = ["NormGrowthWarning", "RiemannianOptimizer"]
+
+# A step puts a weight back on its manifold, so rounding (of a type conversion, say) is no reason
+# to refuse it; a weight that was never put there is.
+_GROSS = 1e-2
+
+
+class NormGrowthWarning(UserWarning):
+    """A weight under the scaled metric is growing towards the largest number of its type."""
+
+
+class RiemannianOptimizer(Optimizer, ABC):
+    """Base of the optimizers that follow the geometry of declared weights."""
+
+    #: The state that a parameter may have; anything else belongs to another optimizer.
+    state_keys: ClassVar[frozenset[str]]
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._reset()
+        super().__init__(params, defaults)
+
+    def _reset(self) -> None:
+        self._cache: dict[int, tuple[weakref.ref[Tensor], Manifold | None]] = {}
+        self._clock = -1
+        self._keep: list[registry.Declarations] = []
+        self._verified = False
+        self._steps = 0
+        self._warned: set[str] = set()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_cache" not in self.__dict__:
+            self._reset()
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
+    # --- whose step is whose ------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as in torch, after checking its options and the points in it.
+
+        Raises:
+            ValueError: for options that declared weights cannot honour, and for declared weights
+                that are off their manifolds.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._check_options(group)
+            homes = registry.index()
+            found = [_manifold(p, homes) for p in group["params"]]
+            group["manifolds"] = [None if m is None else m.spec() for m in found]
+            if any(m is not None for m in found):
+                self._check_declared_options(group, all(m is not None for m in found))
+            for name, parameter, manifold in zip(
+                self._names(group), group["params"], found, strict=True
+            ):
+                _check_point(name, parameter, manifold)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @abstractmethod
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for options that are out of range."""
+
+    def _check_declared_options(self, group: dict[str, Any], only_declared: bool) -> None:
+        for flag in ("foreach", "fused", "capturable", "differentiable"):
+            if group.get(flag):
+                raise ValueError(
+                    f"{flag}=True is not supported for declared weights; leave it out, or put "
+                    "the undeclared ones in a group of their own (manifoldnet.param_groups)"
+                )
+        if only_declared and group["weight_decay"] != 0:
+            raise ValueError(
+                f"weight_decay={group['weight_decay']} for a group of declared weights: on a "
+                "norm-constrained weight it has no effect, and it breaks the invariance of the "
+                "scaled metric. Use param_groups(model, weight_decay=…), which gives it to the "
+                "other parameters only"
+            )
+
+    def _names(self, group: dict[str, Any]) -> list[str]:
+        """What to call the parameters of a group in messages."""
+        names: list[str] | None = group.get("param_names")
+        if names is not None and len(names) == len(group["params"]):
+            return names
+        number = next(i for i, g in enumerate(self.param_groups) if g is group)
+        return [
+            f"parameter {i} of group {number} (shape {tuple(p.shape)})"
+            for i, p in enumerate(group["params"])
+        ]
+
+    def _split(self, group: dict[str, Any]) -> tuple[list[Tensor], list[tuple[Tensor, Manifold]]]:
+        """The parameters of a group that have a gradient: the plain ones, and the declared."""
+        if self._clock != registry.version():
+            self._resolve()
+        plain, declared = [], []
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            entry = self._cache.get(id(p))
+            if entry is None or entry[0]() is not p:
+                self._resolve()
+                entry = self._cache[id(p)]
+            if entry[1] is None:
+                plain.append(p)
+            else:
+                declared.append((p, entry[1]))
+        return plain, declared
+
+    def _resolve(self) -> None:
+        """Look all manifolds up anew, and refuse to go on if a declaration has changed."""
+        homes = registry.index()
+        cache = {}
+        for group in self.param_groups:
+            specs = group.get("manifolds", ())
+            known = specs if len(specs) == len(group["params"]) else [...] * len(group["params"])
+            for i, (p, spec) in enumerate(zip(group["params"], known, strict=True)):
+                manifold = _manifold(p, homes)
+                now = None if manifold is None else manifold.spec()
+                if spec is not ... and spec != now:
+                    raise RuntimeError(
+                        f"{self._names(group)[i]} was {_said(spec)} when it was given to this "
+                        f"optimizer and is {_said(now)} now (declared, undeclared, or copied "
+                        "without its module?): make the optimizer after the declarations"
+                    )
+                cache[id(p)] = (weakref.ref(p), manifold)
+                if id(p) in homes:
+                    self._keep.append(homes[id(p)].declarations)
+            group["manifolds"] = [
+                None if (m := cache[id(p)][1]) is None else m.spec() for p in group["params"]
+            ]
+        self._keep = list({id(d): d for d in self._keep}.values())
+        self._cache = cache
+        self._clock = registry.version()
+
+    # --- the step -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; `closure` as in torch: it recomputes the loss, with gradients enabled.
+
+        Raises:
+            RuntimeError: for sparse gradients of declared weights; for gradients that are not
+                finite, if the group asks for that with `error_if_nonfinite`. No weight has
+                been changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = [(group, *self._split(group)) for group in self.param_groups]
+        if not self._verified:
+            self._verify(work)
+        for group, _, _ in work:
+            if group["error_if_nonfinite"]:
+                self._refuse_nonfinite(group)
+        for group, plain, declared in work:
+            if plain:
+                self._step_plain(group, plain)
+            for p, manifold in declared:
+                assert p.grad is not None  # so chosen by _split
+                # Under `detach` a ManifoldParameter is an ordinary tensor on the same memory.
+                self._step_declared(group, p.detach(), p.grad, self.state[p], manifold)
+        self._steps += 1
+        if self._steps & (self._steps - 1) == 0 or self._steps % 100 == 0:
+            self._watch_growth(work)
+        return loss
+
+    @abstractmethod
+    def _step_plain(self, group: dict[str, Any], plain: list[Tensor]) -> None:
+        """Step undeclared parameters with torch's own function."""
+
+    @abstractmethod
+    def _step_declared(
+        self,
+        group: dict[str, Any],
+        x: Tensor,
+        grad: Tensor,
+        state: dict[str, Any],
+        manifold: Manifold,
+    ) -> None:
+        """Step one declared weight, in place."""
+
+    def _verify(self, work: list[Any]) -> None:
+        """Before the first step and after loading: points on their manifolds, dense gradients."""
+        for group, _, declared in work:
+            manifold_of = {id(p): m for p, m in declared}
+            for name, p in zip(self._names(group), group["params"], strict=True):
+                manifold = manifold_of.get(id(p))
+                _check_point(name, p, manifold)
+                if manifold is not None and p.grad.is_sparse:
+                    raise RuntimeError(
+                        f"{name} has a sparse gradient, and a step on {manifold} needs all of a "
+                        "slice: make the layer with sparse=False, or undeclare it"
+                    )
+        self._verified = True
+
+    def _refuse_nonfinite(self, group: dict[str, Any]) -> None:
+        for name, p in zip(self._names(group), group["params"], strict=True):
+            if p.grad is None:
+                continue
+            values = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
+            if not bool(values.isfinite().all()):
+                raise RuntimeError(
+                    f"the gradient of {name} has {int((~values.isfinite()).sum())} entries that "
+                    "are NaN or infinite; no weight was changed. Lower the learning rate, clip "
+                    "gradients, or skip this batch"
+                )
+
+    def _watch_growth(self, work: list[Any]) -> None:
+        """Warn while there is time if a norm that the scaled metric squares will overflow.
+
+        Norms grow by a constant factor a step at the most, so that ‖x‖² takes as many steps from
+        1 to √max as from there to max: looking at powers of two (and every 100 steps) is enough.
+        """
+        for group, _, declared in work:
+            for p, manifold in declared:
+                if not isinstance(manifold.metric, ScaledMetric):
+                    continue
+                (x,) = slices.promote(p.detach())
+                limit = min(torch.finfo(x.dtype).max ** 0.25, torch.finfo(p.dtype).max ** 0.5)
+                largest = slices.norm(x, manifold.metric.dim)
+                if bool((largest <= limit).all()):
+                    continue
+                number = next(i for i, q in enumerate(group["params"]) if q is p)
+                name = self._names(group)[number]
+                if name not in self._warned:
+                    self._warned.add(name)
+                    worst = int(largest.flatten().argmax())
+                    warnings.warn(
+                        f"{name}: {slices.label(worst, p.ndim, manifold.dim)} has norm "
+                        f"{float(largest.max()):.3g} and will overflow {p.dtype}. Where the loss "
+                        "does not depend on the norm (batch normalization), additive steps make "
+                        "it grow without bound: use retraction='geodesic', which keeps it, or "
+                        "lower the learning rate",
+                        NormGrowthWarning,
+                        stacklevel=3,
+                    )
+
+    # --- checkpoints --------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state: by parameter name where both sides have names, else in torch's order.
+
+        A state that `torch.optim` saved for the same model is taken over: its buffers become
+        Riemannian ones. Nothing is changed if anything does not fit.
+
+        Raises:
+            ValueError: if the parameters, shapes, or manifolds differ from the saved ones, or
+                the state is of another optimizer.
+        """
+        aligned = checkpoint.align(self.param_groups, state_dict)
+        specs = checkpoint.saved_specs(aligned)
+        self._resolve()
+        number = 0
+        exact: dict[Tensor, dict[str, Any]] = {}
+        for group, merged in zip(self.param_groups, aligned["param_groups"], strict=True):
+            manifolds = [self._cache[id(p)][1] for p in group["params"]]
+            if manifolds and all(m is not None for m in manifolds):
+                merged["weight_decay"] = group["weight_decay"]
+            for name, p, manifold in zip(
+                self._names(group), group["params"], manifolds, strict=True
+            ):
+                now = None if manifold is None else manifold.spec()
+                if specs is not None and specs[number] != now:
+                    raise ValueError(
+                        f"{name} was {_said(specs[number])} when this state was saved and is "
+                        f"{_said(now)} now: declare it as it was, or start with a new optimizer"
+                    )
+                state = aligned["state"].get(number, {})
+                if state.keys() - self.state_keys:
+                    raise ValueError(
+                        f"the state of {name} has {', '.join(sorted(state.keys()))}, which is not "
+                        f"of {type(self).__name__}"
+                    )
+                if manifold is not None:
+                    if specs is None:
+                        state = self._adopt(group, p.detach(), state, manifold)
+                    exact[p] = state
+                self._check_state(name, p, state, manifold)
+                if state:
+                    aligned["state"][number] = state
+                number += 1
+            merged["manifolds"] = group["manifolds"]
+        super().load_state_dict(aligned)
+        # torch casts state to the type of its parameter; ours is float32 for half weights.
+        for p, state in exact.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and key != "step":
+                    (like,) = slices.promote(p.detach())
+                    self.state[p][key] = value.to(like.device, like.dtype, copy=True)
+        self._verified = False
+
+    @abstractmethod
+    def _adopt(
+        self, group: dict[str, Any], x: Tensor, state: dict[str, Any], manifold: Manifold
+    ) -> dict[str, Any]:
+        """The Riemannian state for a declared weight that a plain optimizer's state stands for."""
+
+    def _check_state(
+        self, name: str, p: Tensor, state: dict[str, Any], manifold: Manifold | None
+    ) -> None:
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or key == "step":
+                continue
+            expected = self._state_shape(key, p, manifold)
+            if value.shape != expected:
+                raise ValueError(
+                    f"{key} of {name} has shape {tuple(value.shape)} in the saved state, and "
+                    f"{tuple(expected)} is needed: it belongs to another model"
+                )
+
+    def _state_shape(self, key: str, p: Tensor, manifold: Manifold | None) -> torch.Size:
+        return p.shape
+
+
+def _manifold(p: Tensor, homes: dict[int, registry.Home]) -> Manifold | None:
+    """The manifold to step a tensor on; None for flat space, declared or not."""
+    manifold = registry.manifold_of(p, homes)
+    return None if isinstance(manifold, Euclidean) else manifold
+
+
+def _check_point(name: str, p: Tensor, manifold: Manifold | None) -> None:
+    if manifold is not None and not p.is_meta:
+        manifold.assert_check_point_on_manifold(p.detach(), tol=_GROSS, name=name)
+
+
+def _said(spec: Any) -> str:
+    return "not declared" if spec is None else f"declared on {spec['manifold']} {spec['fields']}"
+
+
+def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
+    """Raise ValueError unless 0 ≤ value < below (NaN is refused; tensors of one element count)."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} as a tensor must have one element, not {value.numel()}")
+    if not 0.0 <= float(value) < below:
+        limit = "finite and ≥ 0" if below == math.inf else f"≥ 0 and < {below:g}"
+        raise ValueError(f"{name} must be {limit}, not {float(value)}")
+
+
+def plain_tensors(parameters: list[Tensor]) -> Iterator[Tensor]:
+    """Parameters as torch's own functions like them: its fast paths refuse subclasses."""
+    return (p if type(p) is torch.nn.Parameter else p.detach() for p in parameters)

@@ -1,0 +1,171 @@
+"""Riemannian stochastic gradient descent.
+
+For a declared weight x with buffer b, both tangent at every step:
+
+    d = egrad2rgrad(x, grad)                    (−grad with maximize)
+    b = d at first, then μ b + (1 − τ) d        momentum μ, dampening τ
+    u = d + μ b with Nesterov, else b
+    x, b = retr_transp(x, −λ u, b)
+
+Without momentum, under the additive scaled metric it is the paper's update (7), on the oblique
+manifold (9) of [badrinarayanan2015symmetry]; convergence: [bonnabel2013stochastic]. Undeclared
+parameters go to `torch.optim.sgd.sgd`. The single-tensor path below is the specification.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.optim import sgd as torch_sgd
+
+from manifoldnet.geometry import Manifold, slices
+from manifoldnet.optim.riemannian import RiemannianOptimizer, check_number, plain_tensors
+
+__all__ = ["RiemannianSGD"]
+
+
+@final
+class RiemannianSGD(RiemannianOptimizer):
+    """SGD along the geometry of declared weights; exactly `torch.optim.SGD` for all others.
+
+    Args:
+        params: as in torch: tensors, named tensors, or groups (`manifoldnet.param_groups`).
+        lr: learning rate λ ≥ 0, a number or a tensor of one element. Under the scaled metric and
+            on spheres it is relative to the weight's length: a step of Riemannian length λ‖d‖.
+        momentum: μ ≥ 0. Buffers are tangent vectors, transported with every step; those of
+            half-precision declared weights are float32.
+        dampening: τ.
+        weight_decay: for undeclared parameters only.
+        nesterov: Nesterov momentum; needs a momentum and no dampening.
+        maximize: ascend.
+        foreach: for undeclared parameters, as in torch; True is refused where weights are declared.
+        differentiable: refused where weights are declared.
+        fused: as `foreach`.
+        error_if_nonfinite: refuse to step, naming the parameter, when a gradient is NaN or
+            infinite (a synchronization with the device in every step); otherwise as torch does.
+
+    Raises:
+        ValueError: for numbers out of range, flags that declared weights do not support, weight
+            decay on a group of nothing but declared weights, and weights off their manifolds.
+    """
+
+    state_keys: ClassVar[frozenset[str]] = frozenset({"momentum_buffer"})
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        error_if_nonfinite: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+            "error_if_nonfinite": error_if_nonfinite,
+        }
+        super().__init__(params, defaults)
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        for name in ("lr", "momentum", "weight_decay"):
+            check_number(name, group[name])
+        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+            raise ValueError("nesterov=True needs momentum > 0 and dampening = 0")
+        if group["fused"] and (group["foreach"] or group["differentiable"]):
+            raise ValueError("fused=True excludes foreach=True and differentiable=True")
+
+    def _step_plain(self, group: dict[str, Any], plain: list[Tensor]) -> None:
+        buffers: list[Tensor | None] = []
+        if group["momentum"] != 0:
+            buffers = [self.state[p].get("momentum_buffer") for p in plain]
+        grads = [p.grad for p in plain]
+        torch_sgd.sgd(
+            list(plain_tensors(plain)),
+            grads,  # type: ignore[arg-type]
+            buffers,
+            has_sparse_grad=any(g.is_sparse for g in grads if g is not None),
+            foreach=group["foreach"],
+            fused=group["fused"],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
+        if group["momentum"] != 0:
+            for p, buffer in zip(plain, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+
+    def _step_declared(
+        self,
+        group: dict[str, Any],
+        x: Tensor,
+        grad: Tensor,
+        state: dict[str, Any],
+        manifold: Manifold,
+    ) -> None:
+        _single_tensor_sgd(
+            x,
+            grad,
+            state,
+            manifold,
+            lr=group["lr"],
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
+
+    def _adopt(
+        self, group: dict[str, Any], x: Tensor, state: dict[str, Any], manifold: Manifold
+    ) -> dict[str, Any]:
+        buffer = state.get("momentum_buffer")
+        if buffer is None or buffer.shape != x.shape:
+            return state
+        x_, buffer_ = slices.promote(x, buffer.to(x.device))
+        return {"momentum_buffer": manifold.egrad2rgrad(x_, buffer_.to(x_.dtype))}
+
+
+def _single_tensor_sgd(
+    x: Tensor,
+    grad: Tensor,
+    state: dict[str, Any],
+    manifold: Manifold,
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """The formulas of this module's docstring, on one weight, in place."""
+    point, grad = slices.promote(x, grad)
+    d = manifold.egrad2rgrad(point, -grad if maximize else grad)
+    if momentum == 0:
+        x.copy_(manifold.retr(point, -lr * d))
+        return
+    buffer = state.get("momentum_buffer")
+    if buffer is None:
+        buffer = d.clone(memory_format=torch.preserve_format)
+    else:
+        buffer.mul_(momentum).add_(d, alpha=1 - dampening)
+    direction = d.add(buffer, alpha=momentum) if nesterov else buffer
+    point, state["momentum_buffer"] = manifold.retr_transp(point, -lr * direction, buffer)
+    x.copy_(point)
