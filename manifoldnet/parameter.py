@@ -18,13 +18,17 @@ from typing import Any
 import geoopt
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as nn_module
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from manifoldnet import registry
 from manifoldnet.geometry import Euclidean, Manifold, from_geoopt
-from manifoldnet.registry import Declarations, declared_parameters, qualified
+from manifoldnet.registry import (
+    Declarations,
+    declared_modules,
+    declared_parameters,
+    qualified,
+)
 
 __all__ = [
     "ManifoldParameter",
@@ -86,25 +90,10 @@ class ManifoldParameter(geoopt.ManifoldParameter):  # type: ignore[misc]
 
 def _trusted(data: Tensor, manifold: Manifold, requires_grad: bool) -> ManifoldParameter:
     """A ManifoldParameter of data that needs no check: a copy, or one read back from disk."""
-    _install_hook()
+    registry.watch()
     made = torch.Tensor._make_subclass(ManifoldParameter, data.detach(), requires_grad)
     made.manifold = manifold
     return made
-
-
-_hook: Any = None
-
-
-def _install_hook() -> None:
-    """From now on, assigning a ManifoldParameter to a module declares it there."""
-    global _hook
-    if _hook is None:
-        _hook = nn_module.register_module_parameter_registration_hook(_on_registration)
-
-
-def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-    if isinstance(parameter, geoopt.ManifoldParameter):
-        Declarations.set(module, name, from_geoopt(parameter.manifold))
 
 
 def declare(module: nn.Module, name: str, manifold: Manifold, project: bool = False) -> None:
@@ -125,27 +114,36 @@ def declare(module: nn.Module, name: str, manifold: Manifold, project: bool = Fa
             is changed then.
     """
     owner, local = _find(module, name)
-    _declare([(name, owner, local, from_geoopt(manifold))], project)
+    _declare(module, [(name, owner, local, from_geoopt(manifold))], project)
 
 
 def undeclare(module: nn.Module, name: str) -> None:
     """Take a declaration back; the tensor stays, with its values and its identity.
 
+    A tied tensor may be called by any of its names, and is free under all of them afterwards.
+
     Raises:
         ValueError: if there is no such declaration.
     """
-    *path, local = name.split(".")
-    owner = module.get_submodule(".".join(path))
+    owner, local = _owner(module, name)
     declarations = Declarations.of(owner)
-    if declarations is None or local not in declarations.manifolds:
-        known = ", ".join(declarations.manifolds) if declarations is not None else "none"
-        raise ValueError(f"{name} is not declared here (declared: {known})")
     parameter = owner._parameters.get(local)
+    found = list(registry.records(parameter)) if parameter is not None else []
+    if declarations is not None and local in declarations.manifolds:
+        found.append((declarations, local))
+    if not found and not isinstance(parameter, geoopt.ManifoldParameter):
+        known = [
+            qualified(prefix, key)
+            for prefix, _, declared in declared_modules(module)
+            for key in declared.manifolds
+        ]
+        raise ValueError(f"{name} is not declared here (declared: {', '.join(known) or 'none'})")
     if isinstance(parameter, geoopt.ManifoldParameter):
         # As a plain Parameter no optimizer will take it for a point of the manifold.
         del parameter.manifold
         parameter.__class__ = nn.Parameter
-    Declarations.remove(owner, local)
+    for record, key in found:
+        record.remove(key)
 
 
 def declare_all(model: nn.Module, rule: Rule, project: bool = False) -> dict[str, Manifold]:
@@ -178,17 +176,22 @@ def declare_all(model: nn.Module, rule: Rule, project: bool = False) -> dict[str
                 plan.append((qualified(prefix, local), module, local, from_geoopt(manifold)))
     if not plan:
         raise ValueError(f"the rule {rule!r} declares none of the model's parameters")
-    _declare(plan, project)
+    _declare(model, plan, project)
     return {name: manifold for name, _, _, manifold in plan}
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The submodule that a qualified name leads to, and the rest of the name."""
+    *path, local = name.split(".")
+    try:
+        return module.get_submodule(".".join(path)), local
+    except AttributeError as error:
+        raise ValueError(f"{type(module).__name__} has no submodule {'.'.join(path)!r}") from error
 
 
 def _find(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The submodule that owns a parameter, and its name there."""
-    *path, local = name.split(".")
-    try:
-        owner = module.get_submodule(".".join(path))
-    except AttributeError as error:
-        raise ValueError(f"{type(module).__name__} has no submodule {'.'.join(path)!r}") from error
+    owner, local = _owner(module, name)
     if owner._parameters.get(local) is None:
         names = ", ".join(n for n, _ in owner.named_parameters(recurse=False)) or "none"
         hint = ""
@@ -203,8 +206,10 @@ def _find(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return owner, local
 
 
-def _declare(plan: list[tuple[str, nn.Module, str, Manifold]], project: bool) -> None:
-    """Check everything first, then write: values, then the registry."""
+def _declare(
+    model: nn.Module, plan: list[tuple[str, nn.Module, str, Manifold]], project: bool
+) -> None:
+    """Check everything first, then write: values, then the registry, under all tied names."""
     homes = registry.index()
     planned: dict[int, tuple[str, Manifold]] = {}
     values: list[tuple[Tensor, Tensor]] = []
@@ -237,8 +242,10 @@ def _declare(plan: list[tuple[str, nn.Module, str, Manifold]], project: bool) ->
     with torch.no_grad():
         for target, point in values:
             target.copy_(point)
-    for _, owner, local, manifold in plan:
-        Declarations.set(owner, local, manifold)
+    for module in model.modules():
+        for local, parameter in module._parameters.items():
+            if id(parameter) in planned:
+                Declarations.set(module, local, planned[id(parameter)][1])
 
 
 def _projected(name: str, manifold: Manifold, x: Tensor) -> Tensor:
@@ -284,15 +291,19 @@ def verify(model: nn.Module, tol: float | None = None) -> None:
     """
     troubles = []
     for name, (parameter, manifold) in declared_parameters(model).items():
-        shape = manifold.explain_shape(parameter)
-        if shape:
-            troubles.append(f"{name} cannot be a point of {manifold}: it {shape}")
-        elif not parameter.is_meta:
-            trouble = manifold.explain(parameter, tol=tol, name=name)
-            if trouble:
-                troubles.append(trouble)
+        trouble = _trouble(name, manifold, parameter, tol)
+        if trouble:
+            troubles.append(trouble)
     if troubles:
         raise ValueError("\n".join(troubles))
+
+
+def _trouble(name: str, manifold: Manifold, x: Tensor, tol: float | None = None) -> str | None:
+    """Why a tensor is no point of a manifold; None if it is one, or has no values (meta)."""
+    shape = manifold.explain_shape(x)
+    if shape:
+        return f"{name} cannot be a point of {manifold}: it {shape}"
+    return None if x.is_meta else manifold.explain(x, tol=tol, name=name)
 
 
 @torch.no_grad()
@@ -336,9 +347,12 @@ def load_state_dict(
     checked = copy.copy(state)
     troubles = []
     for name, (parameter, manifold) in declared_parameters(model, tied=True).items():
-        if name not in state:
-            continue
-        value = state[name].detach().to(parameter.dtype)
+        value = state.get(name)
+        if not isinstance(value, Tensor):
+            continue  # missing, or what torch will refuse itself
+        value = value.detach()
+        if not assign:
+            value = value.to(parameter.dtype)
         if value.shape != parameter.shape:
             troubles.append(
                 f"{name} has shape {tuple(value.shape)} in the checkpoint and "
@@ -348,7 +362,7 @@ def load_state_dict(
         if project:
             value = _projected(name, manifold, value)
             checked[name] = value  # type: ignore[index]
-        trouble = manifold.explain(value, name=name)
+        trouble = _trouble(name, manifold, value)
         if trouble:
             troubles.append(trouble)
     if troubles:

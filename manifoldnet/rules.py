@@ -90,6 +90,9 @@ class _ByLayer:
         layer, _, local = name.rpartition(".")
         if local != "weight" or not isinstance(module, _LAYERS + _TRANSPOSED):
             return None
+        classifies = layer in self.classifier
+        if classifies and not self.by_columns:
+            return None
         filters = 0
         if isinstance(module, _TRANSPOSED):
             if module.groups > 1:
@@ -98,6 +101,4 @@ class _ByLayer:
                     "of one dimension; leave it free with a rule of your own"
                 )
             filters = 1
-        if layer not in self.classifier:
-            return self.manifold(filters)
-        return self.manifold(1 - filters) if self.by_columns else None
+        return self.manifold(1 - filters if classifies else filters)

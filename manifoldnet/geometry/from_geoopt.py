@@ -74,6 +74,7 @@ def from_geoopt(manifold: Any) -> Manifold:
 
 
 @final
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class GeooptManifold(Manifold):
     """The adapter; made by `from_geoopt`."""
 
@@ -100,7 +101,8 @@ class GeooptManifold(Manifold):
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
     ) -> Tensor:
         """⟨u, v⟩ₓ summed over geoopt's batch dimensions."""
-        total: Tensor = self.base.inner(x, u, v).sum()
+        # Without keepdim, geoopt's stereographic models return each pair of batch entries.
+        total: Tensor = self.base.inner(x, u, v, keepdim=True).sum()
         return total.reshape((1,) * x.ndim) if keepdim else total
 
     def random(
@@ -187,7 +189,8 @@ class _Metric(Metric):
         return self.base.component_inner(x, u, v)
 
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
-        return self.base.egrad2rgrad(x, g)
+        # A copy: geoopt's Lorentz changes the gradient that it is given in place.
+        return self.base.egrad2rgrad(x, g.clone())
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,8 +83,9 @@ def _angle(x: Tensor, y: Tensor, dim: Dim) -> Tensor:
 
 def _towards(x: Tensor, y: Tensor, dim: Dim) -> Tensor:
     """From unit x to unit y on the sphere: the tangent vector at x of length φ, their angle."""
-    p = y - x
-    p = p - slices.inner(x, p, dim) * x
+    # From the nearer of x and −x: next to antipodes y − x would lose what is tangent to rounding.
+    p = torch.addcmul(y, slices.inner(x, y, dim).detach().sign(), x, value=-1)
+    p = torch.addcmul(p, slices.inner(x, p, dim), x, value=-1)
     length = slices.norm(p, dim)
     apart = length > 0
     rate = _angle(x, y, dim) / torch.where(apart, length, 1.0)
@@ -96,19 +97,23 @@ def _towards(x: Tensor, y: Tensor, dim: Dim) -> Tensor:
 def _rotate(x: Tensor, u: Tensor, v: Tensor, dim: Dim) -> Tensor:
     """Tangent `v` at unit `x` carried along the great circle with velocity `u`, |u| the angle.
 
-    v + ⟨û, v⟩ ((cos θ − 1) û − sin θ x), written with the smooth (cos θ − 1)/θ² and sin θ/θ.
+    v + ⟨û, v⟩ ((cos θ − 1) û − sin θ x), written with the smooth (1 − cos θ)/θ² and sin θ/θ.
     """
     squared = slices.inner(u, u, dim)
-    _, sinc = slices.cos_sinc(squared)
-    # (1 − cos θ)/θ² = (sin(θ/2)/(θ/2))²/2 has no cancellation.
-    _, half_sinc = slices.cos_sinc(squared / 4)
+    cos, sinc = slices.cos_sinc(squared)
     along = slices.inner(u, v, dim)
-    return v - along * (half_sinc * half_sinc / 2 * u + sinc * x)
+    v = torch.addcmul(v, along * slices.versed(squared, cos), u, value=-1)
+    return torch.addcmul(v, along * sinc, x, value=-1)
 
 
 def _swing(x: Tensor, y: Tensor, v: Tensor, dim: Dim) -> Tensor:
-    """Tangent `v` at unit `x` carried to unit `y` along the shorter great circle."""
-    return v - slices.inner(y, v, dim) / (1 + slices.inner(x, y, dim)) * (x + y)
+    """Tangent `v` at unit `x` carried to unit `y` along the shorter great circle.
+
+    The reflection v − 2⟨s, v⟩/⟨s, s⟩ s with s = x + y: isometric to rounding wherever s ≠ 0, while
+    1 + ⟨x, y⟩ = ⟨s, s⟩/2 would cancel next to antipodes.
+    """
+    s = x + y
+    return torch.addcmul(v, slices.inner(s, v, dim) / slices.inner(s, s, dim), s, value=-2)
 
 
 @final
@@ -122,7 +127,8 @@ class SphereGeodesics(Geodesics):
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """`cos θ · x + ρ sin θ · u/‖u‖`, put back to norm ρ."""
         cos, sinc = slices.cos_sinc(slices.inner(u, u, self.dim) / self.radius**2)
-        return slices.normalize(cos * x + sinc * u, self.dim, self.radius)
+        y = torch.addcmul(cos * x, sinc, u)
+        return y * (self.radius / slices.norm(y, self.dim))
 
     def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The point, and `v + ⟨û, v⟩ ((cos θ − 1) û − sin θ x/ρ)`."""
@@ -156,16 +162,17 @@ class CylinderGeodesics(Geodesics):
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """`eᵃ (cos θ · x + r sin θ · t/‖t‖)` with a = ⟨x, u⟩/r², t = u − a x, θ = ‖t‖/r."""
-        unit, r = self._polar(x)
-        return self._helix(x, r, *self._split(unit, u / r))
+        squared = slices.inner(x, x, self.dim)
+        return self._helix(x, squared, *self._split(x, squared, u))
 
     def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The point y, and `b y + ‖y‖ (τ rotated along the way)` for v = b x + r τ, τ ⊥ x."""
-        unit, r = self._polar(x)
-        a, t = self._split(unit, u / r)
-        b, tau = self._split(unit, v / r)
-        y = self._helix(x, r, a, t)
-        return y, b * y + a.exp() * r * _rotate(unit, t, tau, self.dim)
+        squared = slices.inner(x, x, self.dim)
+        a, t = self._split(x, squared, u)
+        b, tau = self._split(x, squared, v)
+        y = self._helix(x, squared, a, t)
+        r = squared.sqrt()
+        return y, torch.addcmul(a.exp() * _rotate(x / r, t / r, tau, self.dim), b, y)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """`ln(‖y‖/‖x‖) x + ‖x‖ φ p/‖p‖`."""
@@ -181,20 +188,19 @@ class CylinderGeodesics(Geodesics):
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """`a y + (‖y‖/‖x‖) (t − ⟨ŷ, t⟩/(1 + ⟨x̂, ŷ⟩) (x̂ + ŷ))` for v = a x + t, t ⊥ x."""
         (unit_x, r_x), (unit_y, r_y) = self._polar(x), self._polar(y)
-        a, t = self._split(unit_x, v / r_x)
-        return r_y * (a * unit_y + _swing(unit_x, unit_y, t, self.dim))
+        a, t = self._split(x, r_x.square(), v)
+        return torch.addcmul(r_y / r_x * _swing(unit_x, unit_y, t, self.dim), a, y)
 
     def _polar(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r = slices.norm(x, self.dim)
         return x / r, r
 
-    def _split(self, unit: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """A vector relative to ‖x‖ as (a, t): a along the cylinder, t around it."""
-        a = slices.inner(unit, u, self.dim)
-        return a, u - a * unit
+    def _split(self, x: Tensor, squared: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A vector as (a, t): u = a x + t, with a x along the cylinder and t around it."""
+        a = slices.inner(x, u, self.dim) / squared
+        return a, torch.addcmul(u, a, x, value=-1)
 
-    def _helix(self, x: Tensor, r: Tensor, a: Tensor, t: Tensor) -> Tensor:
-        cos, sinc = slices.cos_sinc(slices.inner(t, t, self.dim))
-        turned = cos * x + sinc * r * t
-        # The norm of the result is known: rounding must not add to it step by step.
-        return turned * (a.exp() * (r / slices.norm(turned, self.dim)))
+    def _helix(self, x: Tensor, squared: Tensor, a: Tensor, t: Tensor) -> Tensor:
+        cos, sinc = slices.cos_sinc(slices.inner(t, t, self.dim) / squared)
+        stretch = a.exp()
+        return torch.addcmul(stretch * cos * x, stretch * sinc, t)

@@ -70,8 +70,8 @@ class ScaledMetric(Metric):
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """`⟨u, v⟩ / ‖x‖²` of each slice."""
-        return slices.inner(u, v, self.dim) / slices.inner(x, x, self.dim)
+        return slices.inner(u, v, self.dim) / slices.norm(x, self.dim).square()
 
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
         """`‖x‖² g`."""
-        return slices.inner(x, x, self.dim) * g
+        return slices.norm(x, self.dim).square() * g

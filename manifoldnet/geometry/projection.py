@@ -57,13 +57,15 @@ class Normalization(Projection):
 
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         """`u − ⟨x, u⟩ x/⟨x, x⟩` of each slice."""
-        return u - slices.inner(x, u, self.dim) / slices.inner(x, x, self.dim) * x
+        share = slices.inner(x, u, self.dim) / slices.norm(x, self.dim).square()
+        return torch.addcmul(u, share, x, value=-1)
 
     def violation(self, x: Tensor) -> Tensor:
         """`|‖x‖ − ρ| / ρ` of each slice."""
         (x,) = slices.promote(x)
         largest = slices.largest(x, self.dim)
-        off = (slices.norm(x, self.dim) - self.radius).abs() / self.radius
+        # The largest entry stands apart so that squares of large ones do not overflow.
+        off = (slices.norm(x / largest, self.dim) * (largest / self.radius) - 1).abs()
         return torch.where(largest.isfinite() & (largest > 0), off, torch.inf)
 
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ Half types (float16, bfloat16) are computed in float32.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Literal
 
 import torch
@@ -33,9 +34,14 @@ __all__ = [
     "promote",
     "reduced",
     "size",
+    "versed",
 ]
 
 Dim = int | Literal["elements"] | None
+
+_HALF = (torch.float16, torch.bfloat16)
+# Below this θ², power series are used where derivatives are asked for.
+_SMALL = 1e-2
 
 
 def check_dim(dim: Dim) -> None:
@@ -45,7 +51,7 @@ def check_dim(dim: Dim) -> None:
         ValueError: if `dim` is negative (`weight_norm` reads -1 as "the whole tensor", everyone
             else as "the last dimension") or not a whole number.
     """
-    if dim is None or dim == "elements":
+    if dim is None:
         return
     if isinstance(dim, bool) or not isinstance(dim, int):
         raise ValueError(
@@ -66,6 +72,7 @@ def check_radius(radius: float) -> float:
     return float(radius)
 
 
+@cache
 def reduced(ndim: int, dim: Dim) -> tuple[int, ...]:
     """The dimensions that one slice extends over, for a tensor of order `ndim`."""
     if dim == "elements":
@@ -83,28 +90,32 @@ def size(shape: torch.Size, dim: Dim) -> int:
 
 def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the type they are computed in: float32 for half types."""
-    return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
+    return tuple([t.float() if t.dtype in _HALF else t for t in tensors])
 
 
 def inner(u: Tensor, v: Tensor, dim: Dim) -> Tensor:
     """`⟨u, v⟩` of each slice, shape of `u` with the slice's dimensions reduced to one."""
-    u, v = promote(u, v)
+    if u.dtype in _HALF or v.dtype in _HALF:
+        u, v = promote(u, v)
     over = reduced(u.ndim, dim)
+    product = u * v
     # An empty list of dimensions would make torch reduce over all of them.
-    return (u * v).sum(over, keepdim=True) if over else u * v
+    return product.sum(over, keepdim=True) if over else product
 
 
 def norm(u: Tensor, dim: Dim) -> Tensor:
     """`‖u‖` of each slice; its derivative at u = 0 is taken as 0."""
-    (u,) = promote(u)
+    if u.dtype in _HALF:
+        u = u.float()
     over = reduced(u.ndim, dim)
-    return torch.linalg.vector_norm(u, dim=over, keepdim=True) if over else u.abs()
+    return torch.linalg.vector_norm(u, 2, over, keepdim=True) if over else u.abs()
 
 
 def largest(x: Tensor, dim: Dim) -> Tensor:
     """The largest |entry| of each slice."""
     over = reduced(x.ndim, dim)
-    return torch.linalg.vector_norm(x, torch.inf, dim=over, keepdim=True) if over else x.abs()
+    # Several times faster on CPU than torch's maximum norm.
+    return x.abs().amax(over, keepdim=True) if over else x.abs()
 
 
 def normalize(x: Tensor, dim: Dim, length: float | Tensor = 1.0) -> Tensor:
@@ -114,29 +125,44 @@ def normalize(x: Tensor, dim: Dim, length: float | Tensor = 1.0) -> Tensor:
     """
     # The function does not depend on the scale of x: the largest entry can be divided away as
     # if it were a constant, and the derivative is still exact.
-    x = x / largest(x.detach(), dim)
+    x = x * largest(x.detach(), dim).reciprocal()
     return x * (length / norm(x, dim))
 
 
 def cos_sinc(squared: Tensor) -> tuple[Tensor, Tensor]:
-    """cos θ and sin θ/θ as functions of θ², smooth at θ = 0 together with their derivatives.
+    """cos θ and sin θ/θ as functions of θ²: what moving on a circle needs.
 
     Both are power series in θ²; written so, a geodesic has exact derivatives at u = 0, where
-    those of θ = ‖u‖ do not exist. Angles beyond 1/ε (where the point on the circle is lost to
-    rounding) are held there.
+    those of θ = ‖u‖ do not exist. Where no derivative is asked for, the plain functions do.
+    Beyond 1/ε, where the place on the circle is lost to rounding, θ is held there.
     """
-    limit = torch.finfo(squared.dtype).eps ** -2
-    squared = squared.clamp(max=limit)
-    small = squared < 1e-2
+    if not torch.is_grad_enabled():
+        return _cos_sinc(squared.sqrt())
+    small = squared < _SMALL
     s = torch.where(small, squared, 0.0)
-    angle = torch.where(small, 1.0, squared).sqrt()
-    # Taylor to θ⁸: the first term left out is below 3e-17 where s < 1e-2.
+    cos, sinc = _cos_sinc(torch.where(small, 1.0, squared).sqrt())
+    # Taylor to θ⁸: the first term left out is below 3e-17.
     series_cos = 1 - s / 2 * (1 - s / 12 * (1 - s / 30 * (1 - s / 56)))
     series_sinc = 1 - s / 6 * (1 - s / 20 * (1 - s / 42 * (1 - s / 72)))
-    return (
-        torch.where(small, series_cos, angle.cos()),
-        torch.where(small, series_sinc, angle.sin() / angle),
-    )
+    return torch.where(small, series_cos, cos), torch.where(small, series_sinc, sinc)
+
+
+def versed(squared: Tensor, cos: Tensor) -> Tensor:
+    """(1 − cos θ)/θ², given θ² and cos θ."""
+    plain = (1 - cos) / squared.clamp(min=torch.finfo(squared.dtype).tiny)
+    if not torch.is_grad_enabled():
+        return plain
+    small = squared < _SMALL
+    s = torch.where(small, squared, 0.0)
+    series = (1 - s / 12 * (1 - s / 30 * (1 - s / 56 * (1 - s / 90)))) / 2
+    return torch.where(small, series, (1 - cos) / torch.where(small, 1.0, squared))
+
+
+def _cos_sinc(angle: Tensor) -> tuple[Tensor, Tensor]:
+    info = torch.finfo(angle.dtype)
+    held = angle.clamp(info.tiny, 1 / info.eps)
+    # Divided by the angle itself, so that sinc · u is never longer than one.
+    return held.cos(), held.sin() / angle.clamp(min=info.tiny)
 
 
 def label(index: int, ndim: int, dim: Dim) -> str:

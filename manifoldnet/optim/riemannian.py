@@ -252,7 +252,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 (x,) = slices.promote(p.detach())
                 limit = min(torch.finfo(x.dtype).max ** 0.25, torch.finfo(p.dtype).max ** 0.5)
                 largest = slices.norm(x, manifold.metric.dim)
-                if bool((largest <= limit).all()):
+                if not bool((largest > limit).any()):
                     continue
                 number = next(i for i, q in enumerate(group["params"]) if q is p)
                 name = self._names(group)[number]
@@ -266,7 +266,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                         "it grow without bound: use retraction='geodesic', which keeps it, or "
                         "lower the learning rate",
                         NormGrowthWarning,
-                        stacklevel=3,
+                        stacklevel=5,  # past the wrappers that torch puts around `step`
                     )
 
     # --- checkpoints --------------------------------------------------------------------------

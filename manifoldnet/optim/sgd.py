@@ -94,12 +94,15 @@ class RiemannianSGD(RiemannianOptimizer):
         buffers: list[Tensor | None] = []
         if group["momentum"] != 0:
             buffers = [self.state[p].get("momentum_buffer") for p in plain]
-        grads = [p.grad for p in plain]
+        grads = [p.grad for p in plain if p.grad is not None]
+        if group["nesterov"] and not group["fused"] and group["foreach"] is not False:
+            # torch's foreach function adds the momentum to the gradients it is given, in place.
+            grads = [g.clone() for g in grads]
         torch_sgd.sgd(
             list(plain_tensors(plain)),
-            grads,  # type: ignore[arg-type]
+            grads,
             buffers,
-            has_sparse_grad=any(g.is_sparse for g in grads if g is not None),
+            has_sparse_grad=any(g.is_sparse for g in grads),
             foreach=group["foreach"],
             fused=group["fused"],
             weight_decay=group["weight_decay"],

@@ -1,0 +1,79 @@
+# Needs Python 3.11 or newer and make, nothing else. `make help` lists what there is.
+
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+
+BIN        := $(VENV)/bin
+INSTALLED  := $(VENV)/.installed
+UNFINISHED := $(VENV)/.unfinished
+PIP        := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+step        = @printf '\n==> %s\n' "$(1)"
+
+# One step after the other, whatever -j says: the first failure is the last thing on the screen.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(INSTALLED) ## train a network on the digits with three updates and draw their errors
+	$(call step,demo: three updates of one network on the digits)
+	$(BIN)/manifoldnet compare --dataset digits --architecture arch2 --overwrite
+
+.PHONY: test
+test: lint types tests docs ## everything that decides whether a change is good
+	$(call step,all good)
+
+.PHONY: lint
+lint: $(INSTALLED) ## style (ruff)
+	$(call step,lint)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(INSTALLED) ## types (mypy)
+	$(call step,types)
+	$(BIN)/mypy
+
+# One thread a process: the processes share the machine already, and sums keep their order.
+.PHONY: tests
+tests: $(INSTALLED) ## tests and README examples (pytest)
+	$(call step,tests)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+		$(BIN)/pytest -n $(JOBS) --dist worksteal --hypothesis-profile ci
+
+# Not with --quiet: that hides warnings from --strict as well.
+.PHONY: docs
+docs: $(INSTALLED) ## the documentation, into build/site
+	$(call step,docs)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --site-dir build/site
+
+.PHONY: install
+install: $(INSTALLED) ## the environment in .venv, from constraints.txt
+
+# An environment that was left half-made is made anew; one that is whole is brought up to date.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if [ -e $(UNFINISHED) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		printf '\n==> creating %s\n' "$(VENV)"; \
+		$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+			"manifoldnet needs Python 3.11 or newer, not " + sys.version.split()[0] + \
+			": name one with make PYTHON=...")' && \
+		$(PYTHON) -m venv --clear $(VENV); \
+	fi
+	$(call step,installing into $(VENV) (the first time takes some minutes))
+	@touch $(UNFINISHED)
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt hatchling
+	$(PIP) install --constraint constraints.txt --no-build-isolation \
+		--editable '.[experiments,docs,dev]'
+	@rm -f $(UNFINISHED)
+	@touch $@
+
+.PHONY: clean
+clean: ## remove the environment, builds and caches (not runs/)
+	rm -rf $(VENV) build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,81 @@
+"""The papers' experiments: data, networks, the training loop, comparisons and their reports.
+
+    configuration, data -> training -> record -> tables, plots, report
+
+A configuration is data; one loop trains any of them and leaves a record; reports are made from
+records alone. What is named here is loaded when it is first used, so that asking for `--help` does
+not wait for scikit-learn or matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from manifoldnet.experiments.comparison import compare, configurations
+    from manifoldnet.experiments.config import UPDATES, TrainConfig, Update
+    from manifoldnet.experiments.data import Dataset
+    from manifoldnet.experiments.errors import (
+        ConfigError,
+        DataError,
+        ExperimentError,
+        MissingExtraError,
+        RecordError,
+    )
+    from manifoldnet.experiments.models import Arch1, Arch2
+    from manifoldnet.experiments.plots import plot_test_error
+    from manifoldnet.experiments.records import Epoch, Record, Result
+    from manifoldnet.experiments.report import Report, write_report
+    from manifoldnet.experiments.sources import load
+    from manifoldnet.experiments.tables import merge_csv, summary
+    from manifoldnet.experiments.training import train
+
+_HOME = {
+    "comparison": ["compare", "configurations"],
+    "config": ["UPDATES", "TrainConfig", "Update"],
+    "data": ["Dataset"],
+    "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
+    "models": ["Arch1", "Arch2"],
+    "plots": ["plot_test_error"],
+    "records": ["Epoch", "Record", "Result"],
+    "report": ["Report", "write_report"],
+    "sources": ["load"],
+    "tables": ["merge_csv", "summary"],
+    "training": ["train"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "UPDATES",
+    "Arch1",
+    "Arch2",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "Epoch",
+    "ExperimentError",
+    "MissingExtraError",
+    "Record",
+    "RecordError",
+    "Report",
+    "Result",
+    "TrainConfig",
+    "Update",
+    "compare",
+    "configurations",
+    "load",
+    "merge_csv",
+    "plot_test_error",
+    "summary",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,33 @@
+"""What can go wrong around an experiment and is the user's to mend, as one family of exceptions.
+
+The command line turns these, and nothing else, into one line on stderr: anything outside this
+family is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class ExperimentError(RuntimeError):
+    """Base of what is wrong with a configuration, a data set or a run directory."""
+
+
+class ConfigError(ExperimentError, ValueError):
+    """A configuration that makes no sense."""
+
+
+class DataError(ExperimentError):
+    """A data set that is missing, incomplete or cannot be decoded."""
+
+
+class RecordError(ExperimentError):
+    """A run directory that is damaged, or that belongs to something else."""
+
+
+class MissingExtraError(ExperimentError, ImportError):
+    """A package that only the experiments need is not installed."""
+
+    def __init__(self, package: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: "
+            "pip install 'manifoldnet[experiments]'"
+        )

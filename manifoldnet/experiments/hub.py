@@ -1,0 +1,256 @@
+"""Image-classification sets in the format of Hugging Face `datasets`, decoded into tensors.
+
+A set is a folder of parquet files, or a repository on the hub. Wanted are the splits `train` and
+`test`, and in each a column of images (`image` or `img`), all of one size, and one of integer
+labels (`label`). Whatever departs from that is an error that names the place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifoldnet.experiments.data import Dataset
+from manifoldnet.experiments.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    import datasets
+
+DATA_VARIABLE = "MANIFOLDNET_DATA"
+SHORT_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label",)
+
+# How a picture's own mode is read. Left out are those where something would be lost in silence:
+# 16-bit gray, alpha.
+_MODES = {"1": "L", "L": "L", "RGB": "RGB", "P": "RGB"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set comes from: a folder, or else a repository of the hub."""
+
+    name: str
+    folder: Path | None = None
+
+    @property
+    def location(self) -> str:
+        """What `datasets.load_dataset` is given: a path, or a repository of the hub."""
+        return str(self.folder) if self.folder else SHORT_NAMES.get(self.name, self.name)
+
+    def key(self) -> str:
+        """Identifies the content without reading it: a folder's files by name, size and time."""
+        parts = [self.location]
+        if self.folder:
+            for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+                about = path.stat()
+                parts.append(f"{path.relative_to(self.folder)} {about.st_size} {about.st_mtime_ns}")
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        return f"{self.name.replace('/', '--')}-{digest}"
+
+
+def find(name: str, data_dir: Path | None) -> Source:
+    """The source of a set: the folder ``data_dir/name``, or the hub when there is no data folder.
+
+    Raises:
+        DataError: when the folder is not there. The hub is not tried then: whoever names a folder
+            means it.
+    """
+    if data_dir is None:
+        return Source(name)
+    folder = (data_dir / name).absolute()
+    if folder.is_dir():
+        return Source(name, folder)
+    if not data_dir.is_dir():
+        raise DataError(
+            f"the data folder {data_dir} does not exist: correct --data-dir or {DATA_VARIABLE}, "
+            "or give neither "
+            "to load from the Hugging Face hub"
+        )
+    there = ", ".join(sorted(p.name for p in data_dir.iterdir() if p.is_dir())) or "no folders"
+    raise DataError(
+        f"there is no folder {name!r} in the data folder {data_dir} (it holds {there}): put the "
+        "set there, or "
+        f"give neither --data-dir nor {DATA_VARIABLE} to load from the Hugging Face hub"
+    )
+
+
+def read(source: Source) -> Dataset:
+    """Reads and decodes a whole set.
+
+    Raises:
+        DataError: when it cannot be opened, lacks a split or a column, or holds an image or a label
+            that cannot be used.
+        MissingExtraError: without `datasets`, or without Pillow.
+    """
+    splits = _open(source)
+    missing = [name for name in ("train", "test") if name not in splits]
+    if missing:
+        raise DataError(
+            f"{source.location} has no split {' and no split '.join(map(repr, missing))}, only "
+            f"{', '.join(map(repr, splits))}: name the files train-*.parquet and test-*.parquet"
+        )
+    decoded = {
+        name: _decode_split(splits[name], f"{source.location}, split {name!r}")
+        for name in ("train", "test")
+    }
+    (train_images, train_labels, classes), (test_images, test_labels, _) = (
+        decoded["train"],
+        decoded["test"],
+    )
+    if train_images.shape[1:] != test_images.shape[1:]:
+        raise DataError(
+            f"{source.location}: training images are {_size(train_images[0])}, test images "
+            f"{_size(test_images[0])} (channels x height x width); they must agree"
+        )
+    highest = int(max(train_labels.max(), test_labels.max()))
+    classes = classes or tuple(str(label) for label in range(highest + 1))
+    if highest >= len(classes):
+        raise DataError(
+            f"{source.location}: label {highest} in a set of {len(classes)} named classes"
+        )
+    return Dataset(source.name, train_images, train_labels, test_images, test_labels, classes)
+
+
+def _open(source: Source) -> dict[str, datasets.Dataset]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", f"the data set {source.name!r}") from error
+    with ExitStack() as stack:
+        stack.enter_context(_quiet(datasets))
+        # A folder is read through a throw-away cache: what is worth keeping is the decoded tensors.
+        keep = (
+            {"cache_dir": stack.enter_context(tempfile.TemporaryDirectory())}
+            if source.folder
+            else {}
+        )
+        try:
+            loaded = datasets.load_dataset(
+                source.location, **keep, **({"keep_in_memory": True} if keep else {})
+            )
+        except Exception as error:  # whatever it is, it comes from outside and is about this source
+            way_out = (
+                "check that the folder holds intact parquet files"
+                if source.folder
+                else "check the name and the network, or give a folder with --data-dir or "
+                f"{DATA_VARIABLE}"
+            )
+            reason = str(error).strip().splitlines() or [""]
+            raise DataError(
+                f"cannot load {source.location} with Hugging Face datasets "
+                f"({type(error).__name__}: {reason[0]}): {way_out}"
+            ) from error
+    return dict(loaded)
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Silences the library's own progress bars and chatter for as long as the block lasts."""
+    bars, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+def _decode_split(split: datasets.Dataset, where: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Images, labels and class names (empty when the labels are bare numbers) of one split."""
+    import datasets
+
+    image_column = _column(split, IMAGE_COLUMNS, where)
+    label_column = _column(split, LABEL_COLUMNS, where)
+    if len(split) == 0:
+        raise DataError(f"{where}: it is empty")
+    try:
+        encoded = split.select_columns([image_column]).cast_column(
+            image_column, datasets.Image(decode=False)
+        )
+    except Exception as error:
+        raise DataError(
+            f"{where}: column {image_column!r} holds {split.features[image_column]}, not images"
+        ) from error
+    images = _decode_images(encoded.with_format("arrow")[:].column(image_column).to_pylist(), where)
+    feature = split.features[label_column]
+    labels = split.with_format("arrow")[:].column(label_column).to_pylist()
+    for row, label in enumerate(labels):
+        if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+            raise DataError(
+                f"{where}, row {row}: the label is {label!r}; labels must be integers from 0 (a "
+                "set with names for "
+                "labels becomes one by class_encode_column, in Hugging Face datasets)"
+            )
+    return images, torch.tensor(labels), tuple(getattr(feature, "names", None) or ())
+
+
+def _column(split: datasets.Dataset, accepted: tuple[str, ...], where: str) -> str:
+    for name in accepted:
+        if name in split.column_names:
+            return name
+    raise DataError(
+        f"{where}: there is no column {' or '.join(map(repr, accepted))}, only "
+        f"{', '.join(map(repr, split.column_names))}: rename the one that is meant"
+    )
+
+
+def _decode_images(rows: list[dict[str, Any] | None], where: str) -> Tensor:
+    """Stacks encoded pictures into uint8 ``(images, channels, height, width)``.
+
+    Where some are RGB, gray ones become RGB as well.
+    """
+    arrays = [_decode_image(row, f"{where}, row {index}") for index, row in enumerate(rows)]
+    for index, array in enumerate(arrays):
+        if array.shape[:2] != arrays[0].shape[:2]:
+            raise DataError(
+                f"{where}: the image in row {index} is {array.shape[0]}x{array.shape[1]} (height "
+                "x width), the one in "
+                f"row 0 {arrays[0].shape[0]}x{arrays[0].shape[1]}; these networks need one size: "
+                "resize the images first"
+            )
+    channels = max(array.shape[2] for array in arrays)
+    stacked = np.empty((len(arrays), channels, *arrays[0].shape[:2]), dtype=np.uint8)
+    for target, array in zip(stacked, arrays, strict=True):
+        target[:] = array.transpose(2, 0, 1)
+    return torch.from_numpy(stacked)
+
+
+def _decode_image(row: dict[str, Any] | None, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "decoding images") from error
+    if row is None or (row.get("bytes") is None and row.get("path") is None):
+        raise DataError(f"{where}: there is no image")
+    content = row.get("bytes")
+    try:
+        with Image.open(io.BytesIO(content) if content is not None else row["path"]) as picture:
+            mode = _MODES.get(picture.mode)
+            if mode is None:
+                raise DataError(
+                    f"{where}: the image has mode {picture.mode!r}; "
+                    "convert it to 8-bit gray ('L') or colour ('RGB')"
+                )
+            pixels = np.asarray(picture if mode == picture.mode else picture.convert(mode))
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged pictures
+        raise DataError(
+            f"{where}: the image cannot be decoded ({error}): repair or remove that row"
+        ) from error
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _size(image: Tensor) -> str:
+    return "x".join(map(str, image.shape))

@@ -1,0 +1,171 @@
+"""A run's directory: its record for people and reports, its checkpoint for going on.
+
+The checkpoint is written first, and holds the epochs so far besides the weights. So whenever a
+process is killed the record is at most one epoch behind, and what is missing in it is written again
+from the checkpoint. Everything that does not fit together is an error before anything is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from manifoldnet.experiments import records
+from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.errors import ConfigError, RecordError
+from manifoldnet.experiments.files import remove_leftovers, replacing
+from manifoldnet.experiments.records import Epoch, Record
+
+CHECKPOINT_NAME = "checkpoint.pt"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on bit for bit.
+
+    Attributes:
+        config: what is being trained.
+        versions: as in the record.
+        data: checksum of the data set.
+        epochs: what has been trained.
+        states: ``state_dict`` of the model, the optimizer and the scheduler, and the state of the
+            random generator.
+    """
+
+    config: TrainConfig
+    versions: Mapping[str, str]
+    data: str
+    epochs: tuple[Epoch, ...]
+    states: Mapping[str, Any]
+
+    def record(self) -> Record:
+        """The record of the run up to here, without a result."""
+        return Record(self.config, self.versions, self.data, self.epochs)
+
+
+def record_path(directory: Path) -> Path:
+    """The record of the run in ``directory``."""
+    return directory / records.RECORD_NAME
+
+
+def checkpoint_path(directory: Path) -> Path:
+    """The checkpoint of the run in ``directory``."""
+    return directory / CHECKPOINT_NAME
+
+
+def save(checkpoint: Checkpoint, directory: Path) -> None:
+    """Writes checkpoint and record of an unfinished run, each in one atomic step."""
+    content = {
+        "format": _FORMAT,
+        "config": checkpoint.config.to_dict(),
+        "versions": dict(checkpoint.versions),
+        "data": checkpoint.data,
+        "epochs": [dict(vars(epoch)) for epoch in checkpoint.epochs],
+        "states": dict(checkpoint.states),
+    }
+    with replacing(checkpoint_path(directory)) as stream:
+        torch.save(content, stream)
+    records.write(checkpoint.record(), record_path(directory))
+
+
+def clear(directory: Path) -> None:
+    """Removes the run in ``directory``: its two files and nothing else."""
+    for path in (checkpoint_path(directory), record_path(directory)):
+        path.unlink(missing_ok=True)
+        remove_leftovers(path)
+
+
+def inspect(
+    directory: Path, config: TrainConfig, *, resume: bool, overwrite: bool
+) -> Record | Checkpoint | None:
+    """What a run of ``config`` finds in ``directory``. Changes nothing.
+
+    Returns:
+        The record of a run that has ended; the checkpoint of one to go on with; None to begin.
+
+    Raises:
+        RecordError: when a run is there and neither `resume` nor `overwrite` is set, when it is one
+            of another configuration, or when its files are damaged.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise RecordError(f"{directory} is a file; a run needs a directory: choose another --out")
+    has_record, has_checkpoint = (
+        record_path(directory).exists(),
+        checkpoint_path(directory).exists(),
+    )
+    if overwrite or not (has_record or has_checkpoint):
+        return None
+    if not resume:
+        raise RecordError(
+            f"{directory} already holds a run: go on with it by --resume, train it again by "
+            "--overwrite, "
+            "or choose another --out"
+        )
+    record = records.read(record_path(directory)) if has_record else None
+    if record is not None:
+        _check_config(record.config, config, directory)
+        if record.result is not None:
+            return record
+    if not has_checkpoint:
+        if record is not None and record.epochs:
+            raise RecordError(
+                f"{checkpoint_path(directory)} is missing, without which this run of "
+                f"{len(record.epochs)} epochs "
+                "cannot go on: put it back, or train the run again with --overwrite"
+            )
+        return None
+    checkpoint = _load(checkpoint_path(directory))
+    _check_config(checkpoint.config, config, directory)
+    if record is not None and _as_text(record.epochs) != _as_text(
+        checkpoint.epochs[: len(record.epochs)]
+    ):
+        raise RecordError(
+            f"{record_path(directory)} and {checkpoint_path(directory)} tell of different "
+            "epochs: delete the record "
+            "and use --resume to write it again from the checkpoint, or train the run again "
+            "with --overwrite"
+        )
+    return checkpoint
+
+
+def _load(path: Path) -> Checkpoint:
+    way_out = "put an intact copy there, or train the run again with --overwrite"
+    try:
+        content = torch.load(path, weights_only=True)
+        version = content["format"]
+    except Exception as error:  # torch, pickle, zip, a missing key: they all mean the same here
+        raise RecordError(
+            f"{path} is truncated or damaged ({type(error).__name__}): {way_out}"
+        ) from error
+    if version != _FORMAT:
+        raise RecordError(f"{path} has format {version!r}, this is format {_FORMAT}: {way_out}")
+    try:
+        return Checkpoint(
+            config=TrainConfig.from_dict(content["config"]),
+            versions=content["versions"],
+            data=content["data"],
+            epochs=tuple(Epoch(**epoch) for epoch in content["epochs"]),
+            states=content["states"],
+        )
+    except (ConfigError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"{path} does not describe a run ({type(error).__name__}: {error}): {way_out}"
+        ) from error
+
+
+def _check_config(found: TrainConfig, wanted: TrainConfig, directory: Path) -> None:
+    if found != wanted:
+        raise RecordError(
+            f"{directory} belongs to another configuration ({wanted.differences(found)}): choose "
+            "another --out, "
+            "or repeat that configuration to go on with it"
+        )
+
+
+def _as_text(epochs: tuple[Epoch, ...]) -> str:
+    return repr(epochs)  # equality that also holds where a loss is NaN

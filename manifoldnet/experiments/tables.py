@@ -1,0 +1,168 @@
+"""Finished runs as tables: a summary for people, rows for a spreadsheet.
+
+Reads records, trains nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from manifoldnet.experiments.errors import RecordError
+from manifoldnet.experiments.files import write_text
+from manifoldnet.experiments.records import Record
+
+COLUMNS = (
+    "architecture",
+    "depth",
+    "update",
+    "schedule",
+    "lr",
+    "seed",
+    "epochs",
+    "test_error",
+    "seconds",
+)
+# Two rows that agree in these are of the same run.
+_KEY = COLUMNS[:7]
+
+
+def by_update(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Groups records by update, in the order in which the updates first come."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.config.update, []).append(record)
+    return groups
+
+
+def summary(records: Sequence[Record]) -> str:
+    """A Markdown table with one line per update.
+
+    Means and standard deviations (of a sample, n − 1) are over the runs that finished; as in the
+    paper, those that diverged are left out and counted. Errors are rates after the last epoch, not
+    the best one along the way.
+    """
+    rows = [("update", "test error", "validation error", "n", "diverged", "s/epoch")]
+    for update, runs in by_update(records).items():
+        results = [run.result for run in runs if run.result is not None]
+        finished = [result for result in results if not result.diverged]
+        seconds = [epoch.train_seconds for run in runs for epoch in run.epochs]
+        rows.append(
+            (
+                update,
+                _mean_and_deviation([result.test_error for result in finished]),
+                _mean_and_deviation([result.validation_error for result in finished]),
+                str(len(finished)),
+                str(len(results) - len(finished)),
+                f"{fmean(seconds):.3f}" if seconds else "–",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(name: str, *numbers: str) -> str:
+        """Names to the left, numbers to the right."""
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        return "| " + " | ".join([name.ljust(widths[0]), *cells]) + " |"
+
+    lines = [line(*row) for row in rows]
+    ruler = ["-" * (widths[0] + 2)] + ["-" * (width + 1) + ":" for width in widths[1:]]
+    return "\n".join([lines[0], "|" + "|".join(ruler) + "|", *lines[1:]]) + "\n"
+
+
+def rows(records: Iterable[Record]) -> list[dict[str, str]]:
+    """One row per ended run, under `COLUMNS`; ``seconds`` is the wall clock of the whole run."""
+    return [
+        {
+            "architecture": record.config.architecture,
+            "depth": str(record.config.depth),
+            "update": record.config.update,
+            "schedule": record.config.schedule,
+            "lr": repr(record.config.lr),
+            "seed": str(record.config.seed),
+            "epochs": str(record.config.epochs),
+            "test_error": f"{record.result.test_error:.6g}",
+            "seconds": f"{record.result.seconds:.2f}",
+        }
+        for record in records
+        if record.result is not None
+    ]
+
+
+def write_csv(records: Iterable[Record], path: Path) -> None:
+    """Writes the rows of ``records`` as a CSV file, in one atomic step."""
+    write_text(path, _to_csv(rows(records)))
+
+
+def merge_csv(records: Iterable[Record], path: Path) -> None:
+    """Puts the rows of ``records`` into an existing CSV file (or a new one), in one atomic step.
+
+    A row of the same run (equal in every column but the test error and the seconds) is replaced
+    where it stands; others are kept; new ones follow.
+
+    Raises:
+        RecordError: when the file is not such a table.
+    """
+    table = {_key(row): row for row in _read_csv(path)} if path.exists() else {}
+    table.update({_key(row): row for row in rows(records)})
+    write_text(path, _to_csv(table.values()))
+
+
+def check_csv(path: Path) -> None:
+    """Raises what `merge_csv` would raise, before there is anything to merge."""
+    if path.exists():
+        _read_csv(path)
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    way_out = "correct it, or give --csv another file"
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise RecordError(
+                    f"{path}, line 1: the columns are "
+                    f"{', '.join(reader.fieldnames or ['none'])}, not "
+                    f"{', '.join(COLUMNS)}: {way_out}"
+                )
+            table = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise RecordError(
+                        f"{path}, line {reader.line_num}: it does not have {len(COLUMNS)} "
+                        f"fields: {way_out}"
+                    )
+                try:
+                    _key(row)
+                except ValueError as error:
+                    raise RecordError(
+                        f"{path}, line {reader.line_num}: {error}: {way_out}"
+                    ) from error
+                table.append(row)
+            return table
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RecordError(f"{path} cannot be read as CSV ({error}): {way_out}") from error
+
+
+def _key(row: Mapping[str, str]) -> tuple[str | float, ...]:
+    """What tells runs apart; numbers as numbers, so that 0.01 and 1e-2 are the same rate."""
+    return tuple(
+        float(row[name]) if name in ("depth", "lr", "seed", "epochs") else row[name]
+        for name in _KEY
+    )
+
+
+def _to_csv(table: Iterable[Mapping[str, str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return stream.getvalue()
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")

@@ -1,0 +1,38 @@
+"""What holds for every test: no network, no screen, one thread a worker, repeatable examples."""
+
+import os
+
+# Before anything imports these libraries: they read their settings once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import pytest
+import torch
+
+# `dev` looks for new examples at every call; `ci` (what `make test` asks for) tries the same
+# ones each time, so that its verdict is about the change alone. Time limits say more about the
+# machine than about the code.
+hypothesis.settings.register_profile(
+    "dev",
+    deadline=None,
+    max_examples=30,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "ci",
+    parent=hypothesis.settings.get_profile("dev"),
+    derandomize=True,
+    database=None,
+    print_blob=True,
+)
+hypothesis.settings.load_profile("dev")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Every test starts from the same state of torch's generator."""
+    torch.manual_seed(0)

@@ -1,0 +1,42 @@
+"""Small data for the experiments, and a world without the user's data folder or cache."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from manifoldnet.experiments import Dataset, load
+
+# Remembered before `_own_world` hides it from the tests.
+_REAL_DATA = os.environ.get("MANIFOLDNET_DATA")
+
+
+@pytest.fixture(autouse=True)
+def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MANIFOLDNET_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load("digits")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Dataset:
+    """Three classes of 4x4 images that a network learns in a few steps."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(240) % 3
+    images = torch.randint(0, 120, (240, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    for label in range(3):
+        images[labels == label, 0, label] += 100
+    return Dataset("tiny", images[:180], labels[:180], images[180:], labels[180:], ("a", "b", "c"))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data sets."""
+    if not _REAL_DATA:
+        pytest.skip("MANIFOLDNET_DATA does not name a folder of data sets")
+    return Path(_REAL_DATA)

@@ -1,0 +1,161 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import manifoldnet
+from manifoldnet import cli
+from manifoldnet.experiments import UPDATES, TrainConfig, comparison, records, training
+
+SHORT = ["--epochs", "2", "--seeds", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def complaint(capsys, *arguments):
+    """The one line that a wrong request gives."""
+    assert cli.main(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_compare_prints_the_table_and_names_the_picture(tmp_path, capsys):
+    assert cli.main(["compare", *SHORT, "--csv", str(tmp_path / "all.csv")]) == 0
+    out, err = capsys.readouterr()
+    folder = "runs/digits-arch2-2-exponential-0.01"
+    assert f"picture: {folder}/test_error.png" in out
+    for update in ("b-sgd", "sm", "un"):
+        assert f"| {update} " in out
+        record = records.read(tmp_path / "here" / folder / update / "seed-1" / "record.jsonl")
+        assert record.config == TrainConfig(update=update, seed=1, epochs=2)
+    assert "all runs" in err
+    assert "12/12" in err
+    csv = (tmp_path / "here" / folder / "results.csv").read_text()
+    assert csv == (tmp_path / "all.csv").read_text()
+    assert csv.count("\n") == 7
+    assert (tmp_path / "here" / folder / "table.md").read_text() in out
+
+
+def test_compare_goes_on_where_it_was_stopped(capsys, monkeypatch):
+    train, done = comparison.train, []
+
+    def interrupted(config, *rest, **options):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(config)
+        return train(config, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "train", interrupted)
+        assert cli.main(["compare", *SHORT]) == 130
+    err = capsys.readouterr().err
+    assert err.endswith("Go on with: manifoldnet compare --epochs 2 --seeds 2 --resume\n")
+    assert "already holds a run" in complaint(capsys, "compare", *SHORT)
+    monkeypatch.setattr(
+        training, "error_rate", lambda *_, real=training.error_rate: done.append(None) or real(*_)
+    )
+    assert cli.main(["compare", *SHORT, "--resume"]) == 0
+    assert done.count(None) == 3 * 2 * 2  # three runs of two epochs: validation and test
+    assert "6/12" in capsys.readouterr().err  # what was done before is not counted as progress
+
+
+def test_overwrite_trains_again(capsys):
+    arguments = ["train", "--epochs", "1", "--quiet"]
+    assert cli.main(arguments) == 0
+    assert "already holds a run" in complaint(capsys, *arguments)
+    assert cli.main([*arguments, "--overwrite"]) == 0
+
+
+def test_a_wrong_directory_is_found_before_anything_is_trained(tmp_path, capsys):
+    where = ["--out", str(tmp_path / "out"), "--quiet"]
+    assert cli.main(["compare", "--epochs", "1", "--seeds", "1", "--updates", "un", *where]) == 0
+    line = complaint(capsys, "compare", *SHORT, "--updates", "sm", "un", "--resume", *where)
+    assert "out/un/seed-0 belongs to another configuration (epochs 1 there, 2 here)" in line
+    assert not (tmp_path / "out" / "sm").exists()
+
+
+def test_train_trains_one_configuration(capsys):
+    assert cli.main(["train", "--update", "sm-geodesic", "--epochs", "1", "--seed", "4"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("finished: test error 0.")
+    path = "runs/digits-arch2-2-exponential-0.01/sm-geodesic/seed-4/record.jsonl"
+    assert f"record: {path}" in out
+
+
+def test_every_field_of_a_configuration_has_an_option_with_its_default():
+    arguments = cli._parser().parse_args(["train"])
+    assert cli._config(arguments, update=arguments.update, seed=arguments.seed) == TrainConfig()
+
+
+def test_quiet_is_quiet(capsys):
+    assert cli.main(["train", "--epochs", "1", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--lr", "-1"], "manifoldnet: lr is -1.0; it must be a number in (0, inf)"),
+        (["train", "--lr", "nan"], "lr is nan"),
+        (["train", "--update", "adam"], "choose one of b-sgd, sm, sm-geodesic, un"),
+        (["compare", "--updates", "un", "un"], "the updates name one twice: un, un"),
+        (["compare", "--updates", "no"], "update is 'no'; choose one of"),
+        (["compare", "--seeds", "0"], "--seeds is 0"),
+        (["compare", "--first-seed", "-3"], "seed is -3"),
+        (["train", "--train-size", "9999"], "digits has 1438 images outside its test set"),
+        (["train", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_leaves_nothing(tmp_path, capsys, arguments, message):
+    assert message in complaint(capsys, *arguments, "--quiet")
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_csv_that_cannot_be_merged_is_found_before_anything_is_trained(tmp_path, capsys):
+    (tmp_path / "mine.csv").write_text("a,b\n")
+    line = complaint(capsys, "compare", *SHORT, "--csv", str(tmp_path / "mine.csv"))
+    assert "mine.csv, line 1: the columns are a, b" in line
+    assert not (tmp_path / "here" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["train", "--depth", "two"], ["train", "--lrr", "1"]]
+)
+def test_what_argparse_refuses_has_exit_code_2(arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_help_names_every_update(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["compare", "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert all(update.summary in out for update in UPDATES.values())
+
+
+def test_the_command_line_loads_nothing_heavy_of_its_own():
+    """Time to the first progress bar: what only data, training or pictures need waits for them."""
+    code = (
+        "import sys, manifoldnet; before = set(sys.modules); import manifoldnet.cli; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    root = str(Path(manifoldnet.__file__).parents[1])
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    loaded = output.stdout.split()
+    assert "manifoldnet.cli" in loaded
+    assert not {"sklearn", "datasets", "matplotlib", "tqdm"} & set(loaded)
+    assert "manifoldnet.experiments.training" not in loaded

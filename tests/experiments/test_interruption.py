@@ -1,0 +1,71 @@
+"""Real processes, really stopped: by kill -9 and by Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_training import equal, numbers, states
+
+from manifoldnet import cli
+from manifoldnet.experiments import TrainConfig, records, train
+
+CONFIG = TrainConfig(train_size=200, epochs=40, update="un", momentum=0.5)
+ARGUMENTS = ["train", "--update", "un", "--train-size", "200", "--epochs", "40"]
+ARGUMENTS += ["--momentum", "0.5", "--quiet", "--out"]
+
+
+def start(directory):
+    """The command in a process of its own, some epochs on."""
+    command = [sys.executable, "-m", "manifoldnet.cli", *ARGUMENTS, str(directory)]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    record = directory / "record.jsonl"
+    deadline = time.monotonic() + 60
+    while not record.exists() or record.read_text().count("\n") < 4:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, train(CONFIG, directory, digits)
+
+
+def goes_on_to_the_same_end(directory, whole):
+    trained = records.read(directory / "record.jsonl").epochs
+    assert 3 <= len(trained) < CONFIG.epochs
+    assert cli.main([*ARGUMENTS, str(directory), "--resume"]) == 0
+    assert numbers(records.read(directory / "record.jsonl")) == numbers(whole[1])
+    assert equal(states(directory), states(whole[0]))
+    assert sorted(p.name for p in directory.iterdir()) == ["checkpoint.pt", "record.jsonl"]
+
+
+def test_after_kill_9_a_run_goes_on_bit_for_bit(tmp_path, whole):
+    process = start(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    goes_on_to_the_same_end(tmp_path, whole)
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path, whole):
+    process = start(tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    (line,) = stderr.strip().splitlines()
+    assert line.startswith("manifoldnet: interrupted; finished epochs are kept. Go on with: ")
+    assert line.endswith(f"--out {tmp_path} --resume")
+    goes_on_to_the_same_end(tmp_path, whole)

@@ -1,0 +1,142 @@
+"""RiemannianAdam on declared weights: the formula, lengths of steps, invariance, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import each_manifold
+from torch import Tensor, nn
+
+import manifoldnet as mn
+
+
+def _declared(manifold: mn.Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> nn.Module:
+    module = nn.Module()
+    generator = torch.Generator().manual_seed(0)
+    x = manifold.random(shape, dtype=torch.float64, generator=generator).to(dtype)
+    module.weight = mn.ManifoldParameter(x, manifold)
+    return module
+
+
+def _run(module: nn.Module, optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> Tensor:
+    for g in gradients:
+        module.weight.grad = g.to(module.weight.dtype)
+        kept = module.weight.grad.clone()
+        optimizer.step()
+        assert torch.equal(module.weight.grad, kept)
+    return module.weight.detach().clone()
+
+
+def _gradients(shape: tuple[int, ...], count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+@each_manifold
+@pytest.mark.parametrize(
+    ("amsgrad", "maximize", "scale"),
+    [(False, False, "norm"), (True, True, "norm"), (False, False, "rms")],
+)
+def test_the_formula_in_the_vocabulary_of_the_manifold(
+    manifold: mn.Manifold, shape: tuple[int, ...], amsgrad: bool, maximize: bool, scale: Any
+) -> None:
+    if isinstance(manifold, mn.Euclidean):
+        pytest.skip("flat space is torch's own Adam: test_euclidean_parity")
+    module = _declared(manifold, shape, torch.float64)
+    x = module.weight.detach().clone()
+    optimizer = mn.RiemannianAdam(
+        module.parameters(), lr=0.05, amsgrad=amsgrad, maximize=maximize, slice_scale=scale
+    )
+    m, v, largest = torch.zeros_like(x), torch.tensor(0.0), torch.tensor(0.0)
+    for t, g in enumerate(_gradients(shape, 6), start=1):
+        got = _run(module, optimizer, [g])
+        d = manifold.egrad2rgrad(x, -g if maximize else g)
+        squared = manifold.component_inner(x, d)
+        if scale == "rms":
+            squared = squared / (x.numel() / squared.numel())
+        m, v = 0.9 * m + 0.1 * d, 0.999 * v + 0.001 * squared
+        largest = torch.maximum(largest, v)
+        root = ((largest if amsgrad else v) / (1 - 0.999**t)).sqrt() + 1e-8
+        x, m = manifold.retr_transp(x, -0.05 * m / (1 - 0.9**t) / root, m)
+        torch.testing.assert_close(got, x, rtol=1e-11, atol=1e-11)
+
+
+def test_one_second_moment_per_slice_and_steps_of_length_lr() -> None:
+    manifold = mn.Oblique(retraction="geodesic")
+    for scale, length in (("norm", 0.01), ("rms", 0.01 * 50**0.5)):
+        module = _declared(manifold, (4, 50), torch.float64)
+        before = module.weight.detach().clone()
+        optimizer = mn.RiemannianAdam(module.parameters(), lr=0.01, slice_scale=scale)
+        after = _run(module, optimizer, _gradients((4, 50), 1))
+        assert optimizer.state[module.weight]["exp_avg_sq"].shape == (4, 1)
+        moved = torch.stack([mn.Sphere().dist(a, b) for a, b in zip(before, after, strict=True)])
+        torch.testing.assert_close(moved, torch.full((4,), length).double(), rtol=1e-6, atol=0)
+
+
+def test_the_first_moment_stays_tangent_and_rows_on_the_manifold() -> None:
+    manifold = mn.Oblique()
+    module = _declared(manifold, (6, 9), torch.float32)
+    optimizer = mn.RiemannianAdam(module.parameters(), lr=0.03)
+    for g in _gradients((6, 9), 1000):
+        _run(module, optimizer, [g])
+        x = module.weight.detach()
+        assert manifold.tangent_violation(x, optimizer.state[module.weight]["exp_avg"]).max() < 1e-6
+        assert manifold.violation(x).max() < 1e-6
+
+
+@pytest.mark.parametrize("retraction", ["additive", "geodesic"])
+def test_scaling_rows_scales_the_run_bitwise(retraction: str) -> None:
+    """With the scaled metric even Adam does not see by what powers of two rows are scaled."""
+    factors = 2.0 ** torch.arange(-3, 3).unsqueeze(1)
+    manifold = mn.ScaledEuclidean(retraction=retraction)
+    ends = []
+    for factor in (torch.ones(6, 1), factors):
+        module = _declared(manifold, (6, 9), torch.float32)
+        with torch.no_grad():
+            module.weight.mul_(factor)
+        optimizer = mn.RiemannianAdam(module.parameters(), lr=0.03)
+        # A loss that ignores the scale of rows has gradients inversely proportional to it.
+        ends.append(_run(module, optimizer, [g.float() / factor for g in _gradients((6, 9), 50)]))
+    assert torch.equal(ends[1], ends[0] * factors)
+
+
+def test_it_learns() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 32, bias=False), nn.ReLU(), nn.Linear(32, 3))
+    mn.declare_all(model, mn.rules.unit_norm("2"), project=True)
+    optimizer = mn.RiemannianAdam(mn.param_groups(model), lr=0.02)
+    x = torch.randn(200, 10)
+    y = (x @ torch.randn(10, 3)).argmax(1)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"lr": -1.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"betas": (1.0, 0.9)}, r"betas\[0\]"),
+        ({"betas": (0.9, float("nan"))}, r"betas\[1\]"),
+        ({"eps": -1e-8}, "eps"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"slice_scale": "max"}, "slice_scale"),
+        ({"lr": torch.tensor(0.1), "foreach": True}, "capturable"),
+    ],
+)
+def test_numbers_out_of_range(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        mn.RiemannianAdam([nn.Parameter(torch.zeros(3))], **options)
+
+
+@pytest.mark.parametrize("flag", ["foreach", "fused", "capturable", "differentiable"])
+def test_flags_that_declared_weights_do_not_support(flag: str) -> None:
+    module = _declared(mn.Oblique(), (4, 3), torch.float32)
+    with pytest.raises(ValueError, match=f"{flag}=True is not supported"):
+        mn.RiemannianAdam(module.parameters(), **{flag: True})

@@ -1,0 +1,232 @@
+"""Optimizer checkpoints: the run goes on as if nothing had happened, or says why it cannot."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import manifoldnet as mn
+
+OPTIMIZERS = pytest.mark.parametrize("make", [mn.RiemannianSGD, mn.RiemannianAdam])
+
+
+def _model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("body", nn.Linear(6, 8))
+    model.add_module("act", nn.ReLU())
+    model.add_module("head", nn.Linear(8, 3))
+    model.to(dtype)
+    mn.declare(model.body, "weight", mn.Oblique(), project=True)
+    mn.declare(model.head, "weight", mn.ScaledEuclidean(1))
+    return model
+
+
+def _options(make: Any) -> dict[str, Any]:
+    return {"momentum": 0.9} if make is mn.RiemannianSGD else {}
+
+
+def _train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int
+) -> list[float]:
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(16, 6, generator=generator).to(next(model.parameters()).dtype)
+        y = torch.randint(3, (16,), generator=generator)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _through_a_file(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint holds only tensors and plain types."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_continues_bit_for_bit(make: Any, dtype: torch.dtype) -> None:
+    model = _model(dtype)
+    optimizer = make(mn.param_groups(model), lr=0.01, **_options(make))
+    _train(model, optimizer, 5, seed=0)
+    saved = _through_a_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    expected = _train(model, optimizer, 5, seed=1)
+
+    again = _model(dtype)
+    resumed = make(mn.param_groups(again), lr=0.5, **_options(make))
+    mn.load_state_dict(again, saved["model"])
+    resumed.load_state_dict(saved["optimizer"])
+    assert resumed.param_groups[0]["lr"] == 0.01
+    assert _train(again, resumed, 5, seed=1) == expected
+    for p, q in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_buffers_of_half_precision_weights_are_float32_before_and_after() -> None:
+    model = _model(torch.bfloat16)
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.01, momentum=0.9)
+    _train(model, optimizer, 3, seed=0)
+    buffer = optimizer.state[model.body.weight]["momentum_buffer"]
+    assert buffer.dtype == torch.float32
+    saved = optimizer.state_dict()
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.01, momentum=0.9)
+    optimizer.load_state_dict(saved)
+    assert torch.equal(optimizer.state[model.body.weight]["momentum_buffer"], buffer)
+    assert optimizer.state[model.body.weight]["momentum_buffer"].dtype == torch.float32
+
+
+@OPTIMIZERS
+def test_states_find_their_parameters_by_name_across_regrouping(make: Any) -> None:
+    model = _model()
+    optimizer = make(model.named_parameters(), lr=0.01, **_options(make))
+    _train(model, optimizer, 3, seed=0)
+    saved = _through_a_file(optimizer.state_dict())
+    expected = {n: copy.deepcopy(optimizer.state[p]) for n, p in model.named_parameters()}
+
+    regrouped = make(mn.param_groups(model), lr=0.3, **_options(make))
+    regrouped.load_state_dict(saved)
+    assert [g["lr"] for g in regrouped.param_groups] == [0.01, 0.01]
+    for name, p in model.named_parameters():
+        for key, value in expected[name].items():
+            assert torch.equal(regrouped.state[p][key], value), (name, key)
+
+
+def test_options_that_differ_between_the_saved_groups_stay_as_they_are_now() -> None:
+    model = _model()
+    groups = mn.param_groups(model)
+    groups[0]["lr"], groups[1]["lr"] = 0.1, 0.2
+    saved = mn.RiemannianSGD(groups, momentum=0.5).state_dict()
+    merged = mn.RiemannianSGD(model.named_parameters(), lr=0.7, momentum=0.9)
+    merged.load_state_dict(saved)
+    assert merged.param_groups[0]["lr"] == 0.7
+    assert merged.param_groups[0]["momentum"] == 0.5
+
+
+@OPTIMIZERS
+@pytest.mark.parametrize("names", [False, True])
+def test_a_plain_torch_checkpoint_is_taken_over(make: Any, names: bool) -> None:
+    """Its buffers become tangent vectors, and one second moment per slice."""
+    model = _model()
+    plain_make = torch.optim.SGD if make is mn.RiemannianSGD else torch.optim.Adam
+    plain = plain_make(
+        model.named_parameters() if names else model.parameters(), lr=0.01, **_options(make)
+    )
+    _train(model, plain, 3, seed=0)
+    mn.project_(model)
+    buffers = {n: copy.deepcopy(plain.state[p]) for n, p in model.named_parameters()}
+
+    optimizer = make(mn.param_groups(model), lr=0.02, **_options(make))
+    optimizer.load_state_dict(_through_a_file(plain.state_dict()))
+    first = "momentum_buffer" if make is mn.RiemannianSGD else "exp_avg"
+    for name, p in model.named_parameters():
+        state = optimizer.state[p]
+        manifold = mn.manifolds(model).get(name)
+        if manifold is None:
+            assert torch.equal(state[first], buffers[name][first])
+            continue
+        x = p.detach()
+        expected = manifold.egrad2rgrad(x, buffers[name][first])
+        torch.testing.assert_close(state[first], expected)
+        assert manifold.tangent_violation(x, state[first]).max() < 1e-6
+        if make is mn.RiemannianAdam:
+            v = buffers[name]["exp_avg_sq"]
+            square = x.norm(dim=0, keepdim=True).square()
+            total = (
+                v.sum(1, keepdim=True) if name == "body.weight" else v.sum(0, keepdim=True) * square
+            )
+            torch.testing.assert_close(state["exp_avg_sq"], total)
+            assert state["step"] == 3
+    _train(model, optimizer, 2, seed=1)
+
+
+@OPTIMIZERS
+def test_a_state_of_other_manifolds_is_refused_and_changes_nothing(make: Any) -> None:
+    model = _model()
+    optimizer = make(mn.param_groups(model), lr=0.01, **_options(make))
+    _train(model, optimizer, 2, seed=0)
+    other = _model()
+    mn.undeclare(other, "head.weight")
+    mn.declare(other, "head.weight", mn.ScaledEuclidean(0))
+    target = make(mn.param_groups(other), lr=0.3, **_options(make))
+    with pytest.raises(ValueError, match=r"head\.weight was declared on ScaledEuclidean.*'dim': 1"):
+        target.load_state_dict(optimizer.state_dict())
+    assert target.param_groups[0]["lr"] == 0.3
+    assert not target.state
+
+
+def test_what_does_not_fit() -> None:
+    model = _model()
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.01, momentum=0.9)
+    _train(model, optimizer, 1, seed=0)
+    good = optimizer.state_dict()
+
+    def refused(state: dict[str, Any], match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            optimizer.load_state_dict(state)
+
+    wrong = copy.deepcopy(good)
+    wrong["state"][0]["momentum_buffer"] = torch.zeros(3, 3)
+    refused(wrong, r"momentum_buffer of body\.weight has shape \(3, 3\)")
+    wrong = copy.deepcopy(good)
+    wrong["state"][0]["exp_avg"] = torch.zeros(8, 6)
+    refused(wrong, "which is not of RiemannianSGD")
+    wrong = copy.deepcopy(good)
+    wrong["param_groups"][0]["param_names"] = ["body.weight", "tail.weight"]
+    refused(wrong, r"lacks head\.weight, and has tail\.weight")
+    wrong = copy.deepcopy(good)
+    for group in wrong["param_groups"]:
+        del group["param_names"]
+    wrong["param_groups"].pop()
+    refused(wrong, "cannot be matched by name")
+
+
+def test_points_are_checked_again_after_loading() -> None:
+    model = _model()
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.01)
+    _train(model, optimizer, 1, seed=0)
+    state = optimizer.state_dict()
+    with torch.no_grad():
+        model.body.weight.mul_(2)  # what torch's own load_state_dict lets through
+    optimizer.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"body\.weight is not on Oblique"):
+        _train(model, optimizer, 1, seed=0)
+
+
+def test_an_optimizer_is_copied_and_pickled_with_its_model() -> None:
+    model = _model()
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.01, momentum=0.9)
+    _train(model, optimizer, 2, seed=0)
+    model2, optimizer2 = copy.deepcopy((model, optimizer))
+    assert _train(model, optimizer, 3, seed=1) == _train(model2, optimizer2, 3, seed=1)
+
+
+def test_schedulers_and_gradient_scaler() -> None:
+    model = _model()
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    reference = _model()
+    plain = mn.RiemannianSGD(mn.param_groups(reference), lr=0.1)
+
+    def loss(net: nn.Module) -> Tensor:
+        return net(torch.ones(2, 6)).square().sum()
+
+    scaler.scale(loss(model)).backward()
+    scaler.step(optimizer)
+    scheduler.step()
+    loss(reference).backward()
+    plain.step()
+    assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.05]
+    torch.testing.assert_close(model.body.weight, reference.body.weight)

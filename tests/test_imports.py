@@ -1,0 +1,140 @@
+"""What importing manifoldnet does (nothing but define names), and what is installed with it."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import griffe
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"sklearn", "datasets", "matplotlib", "pymanopt", "hypothesis", "PIL", "pandas", "tqdm"}
+
+# Prints what an import adds to `sys.modules` beyond what torch, geoopt and numpy load themselves,
+# and every global setting of torch and Python that it changes.
+PROBE = """
+import importlib, json, random, signal, sys, threading, warnings
+import geoopt, numpy, torch
+from torch.nn.modules import module
+
+optimizer = sys.modules["torch.optim.optimizer"]
+
+def settings():
+    hooks = [name for name in vars(module) if name.startswith("_global_") and "hooks" in name]
+    assert "_global_parameter_registration_hooks" in hooks
+    return {
+        "default dtype": str(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()),
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "grad mode": torch.is_grad_enabled(),
+        "anomaly mode": torch.is_anomaly_enabled(),
+        "print options": str(vars(torch._tensor_str.PRINT_OPTS)),
+        "swap flags": [
+            torch.__future__.get_overwrite_module_params_on_conversion(),
+            torch.__future__.get_swap_module_params_on_conversion(),
+        ],
+        "torch's random state": torch.get_rng_state().tolist(),
+        "numpy's random state": str(numpy.random.get_state()[1:]),
+        "python's random state": str(random.getstate()),
+        "numpy's errors": str(numpy.geterr()),
+        "module hooks": {name: len(getattr(module, name)) for name in hooks},
+        "optimizer hooks": [
+            len(optimizer._global_optimizer_pre_hooks),
+            len(optimizer._global_optimizer_post_hooks),
+        ],
+        "warning filters": str(warnings.filters),
+        "Ctrl-C": str(signal.getsignal(signal.SIGINT)),
+        "excepthook": str(sys.excepthook),
+        "python threads": threading.active_count(),
+        "methods of modules": sorted(vars(torch.nn.Module)),
+        "methods of tensors": [id(value) for value in vars(torch.Tensor).values()],
+    }
+
+before, loaded = settings(), set(sys.modules)
+importlib.import_module(sys.argv[1])
+after = settings()
+json.dump({
+    "loaded": sorted({name.split(".")[0] for name in set(sys.modules) - loaded}),
+    "changed": [name for name in before if before[name] != after[name]],
+}, sys.stdout)
+"""
+
+
+def probe(module: str, folder: Path = ROOT) -> dict[str, list[str]]:
+    result = subprocess.run(
+        [sys.executable, "-c", PROBE, module], capture_output=True, text=True, cwd=folder
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+# The command line must answer --help before anything heavy is loaded.
+@pytest.mark.parametrize("module", ["manifoldnet", "manifoldnet.cli", "manifoldnet.experiments"])
+def test_import_is_light_and_changes_nothing(module: str) -> None:
+    seen = probe(module)
+    assert not HEAVY & set(seen["loaded"])
+    assert seen["changed"] == []
+
+
+def test_the_probe_sees_effects(tmp_path: Path) -> None:
+    (tmp_path / "effects.py").write_text(
+        "import torch, hypothesis\n"
+        "torch.rand(1)\n"
+        "torch.set_default_dtype(torch.float64)\n"
+        "torch.nn.modules.module.register_module_parameter_registration_hook(lambda *_: None)\n"
+    )
+    seen = probe("effects", tmp_path)
+    assert "hypothesis" in seen["loaded"]
+    assert seen["changed"] == ["default dtype", "torch's random state", "module hooks"]
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+    result = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
+    assert {name.split("/")[0] for name in names} == {"manifoldnet", info}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "manifoldnet").rglob("*.py")}
+    assert {name for name in names if name.startswith("manifoldnet/")} == {
+        *sources,
+        "manifoldnet/py.typed",
+    }
+    assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
+
+
+def test_the_changelog_knows_this_version() -> None:
+    import manifoldnet
+
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## [{manifoldnet.__version__}]" in changelog
+
+
+def test_every_public_name_has_its_place_in_the_documentation() -> None:
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    shown = {
+        line.removeprefix(":::").strip()
+        for page in pages
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith(":::")
+    }
+    root = griffe.load("manifoldnet", search_paths=[ROOT])
+    packages = [path.parent.relative_to(ROOT) for path in ROOT.glob("manifoldnet/**/__init__.py")]
+    missing = set()
+    for package in map(".".join, (path.parts for path in packages)):
+        here = root[package.partition(".")[2]] if "." in package else root
+        for name in map(str, here.exports or ()):
+            there = here[name].final_target if here[name].is_alias else here[name]
+            if name.startswith("_") or there.is_init_module:  # a package's names come one by one
+                continue
+            path = there.canonical_path
+            on_a_page = path in shown or (there.is_public and path.rpartition(".")[0] in shown)
+            if not on_a_page:
+                missing.add(f"{package}.{name}: no page of docs/api shows {path}")
+            elif not there.has_docstring:  # what has none is left out of its page
+                missing.add(f"{package}.{name}: no docstring")
+    assert not missing, "\n".join(sorted(missing))
