@@ -1,4 +1,4 @@
-"""The command line: `manifoldnet train` and `manifoldnet compare`.
+"""The command line: `manifoldnet train`, `manifoldnet compare` and `manifoldnet bench`.
 
 It parses arguments and prints; the work is in `manifoldnet.experiments`.
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parser().parse_args(argv)
-        {"train": _train, "compare": _compare}[arguments.command](arguments)
+        {"train": _train, "compare": _compare, "bench": _bench}[arguments.command](arguments)
     except ExperimentError as error:
         print(f"manifoldnet: {error}", file=sys.stderr)
         return 2
@@ -110,6 +110,15 @@ def _compare(arguments: argparse.Namespace) -> None:
         print(f"merged into: {arguments.csv}")
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
+    from manifoldnet.experiments.comparison import configurations
+    from manifoldnet.experiments.epoch_time import epoch_times, ratio_table
+
+    configurations(config, arguments.updates, range(1))  # refuses unknown names
+    print(ratio_table(epoch_times(config, arguments.updates, arguments.data_dir)))
+
+
 def _config(arguments: argparse.Namespace, **more: Any) -> TrainConfig:
     return TrainConfig(**{name: getattr(arguments, name) for name in _FIELDS}, **more)
 
@@ -146,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, summary in (
         ("train", "train one configuration"),
         ("compare", "train several updates on several seeds, side by side"),
+        ("bench", "time an epoch of each update against torch.optim.SGD"),
     ):
         command = commands.add_parser(
             name,
@@ -164,8 +174,12 @@ def _parser() -> argparse.ArgumentParser:
                 "--seed", type=int, default=0, metavar="N", help="random seed (%(default)s)"
             )
         else:
+            _add_updates(command, list(_DEFAULT_UPDATES) if name == "compare" else list(UPDATES))
+        if name == "compare":
             _add_comparison(command)
-        _add_files(command)
+        _add_data_dir(command)
+        if name != "bench":
+            _add_files(command)
     return parser
 
 
@@ -183,15 +197,18 @@ def _add_configuration(command: argparse.ArgumentParser) -> None:
         )
 
 
-def _add_comparison(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("what to compare")
-    group.add_argument(
+def _add_updates(command: argparse.ArgumentParser, default: list[str]) -> None:
+    command.add_argument(
         "--updates",
         nargs="+",
-        default=list(_DEFAULT_UPDATES),
+        default=default,
         metavar="NAME",
-        help=f"see below ({' '.join(_DEFAULT_UPDATES)})",
+        help=f"see below ({' '.join(default)})",
     )
+
+
+def _add_comparison(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("what to compare")
     group.add_argument(
         "--seeds",
         type=int,
@@ -211,14 +228,17 @@ def _add_comparison(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_files(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("files")
-    group.add_argument(
+def _add_data_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--data-dir",
         type=Path,
         metavar="DIR",
         help="folder of Hugging Face data sets (default: $MANIFOLDNET_DATA, else the hub)",
     )
+
+
+def _add_files(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("files")
     group.add_argument(
         "--out", type=Path, metavar="DIR", help="where records and reports go (default: runs/...)"
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from manifoldnet.experiments.comparison import compare, configurations
     from manifoldnet.experiments.config import UPDATES, TrainConfig, Update
     from manifoldnet.experiments.data import Dataset
+    from manifoldnet.experiments.epoch_time import epoch_times
     from manifoldnet.experiments.errors import (
         ConfigError,
         DataError,
@@ -35,6 +36,7 @@ _HOME = {
     "comparison": ["compare", "configurations"],
     "config": ["UPDATES", "TrainConfig", "Update"],
     "data": ["Dataset"],
+    "epoch_time": ["epoch_times"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
     "models": ["Arch1", "Arch2"],
     "plots": ["plot_test_error"],
@@ -64,6 +66,7 @@ __all__ = [
     "Update",
     "compare",
     "configurations",
+    "epoch_times",
     "load",
     "merge_csv",
     "plot_test_error",

@@ -60,6 +60,7 @@ UPDATES: Mapping[str, Update] = MappingProxyType(
         ),
     }
 )
+"""The updates of the comparison, by name."""
 
 _DATASET_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 

@@ -98,8 +98,8 @@ def train(
             f"{found.data}, "
             f"now {fingerprint}): use that data, or train the run again with --overwrite"
         )
-    with _threads(config.threads):
-        run = _Run(config, data)
+    with limited_threads(config.threads):
+        run = Run(config, data)
         if found.epochs:
             run.load_state_dict(found.states)
         epochs = found.epochs
@@ -114,7 +114,7 @@ def train(
     return record
 
 
-class _Run:
+class Run:
     """What changes while a run goes on: network, optimizer, schedule, source of randomness."""
 
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
@@ -131,13 +131,14 @@ class _Run:
         if update.rule is not None:
             rule = getattr(mn.rules, update.rule)
             mn.declare_all(self.network, rule(classifier="head", **update.options))
-        self.optimizer = mn.RiemannianSGD(
+        self.optimizer: torch.optim.Optimizer = mn.RiemannianSGD(
             mn.param_groups(self.network), lr=config.lr, momentum=config.momentum
         )
         self.scheduler = _SCHEDULES[config.schedule](self.optimizer, config)
         self.generator = seeded_generator(config.seed, "order")
 
     def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, in tensors and plain types."""
         return {
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -146,15 +147,17 @@ class _Run:
         }
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Takes up where `state_dict` was called."""
         self.network.load_state_dict(states["model"])
         self.optimizer.load_state_dict(states["optimizer"])
         self.scheduler.load_state_dict(states["scheduler"])
         self.generator.set_state(states["generator"])
 
     def epoch(self, number: int, images: Split) -> Epoch:
+        """Trains one epoch, evaluates, and moves the schedule on."""
         began = time.perf_counter()
         lr = self.optimizer.param_groups[0]["lr"]
-        loss, train_error = self._pass(images.train)
+        loss, train_error = self.train_pass(images.train)
         trained = time.perf_counter()
         if math.isfinite(loss):
             if isinstance(self.scheduler, mn.optim.BoldDriver):
@@ -175,7 +178,7 @@ class _Run:
             seconds=time.perf_counter() - began,
         )
 
-    def _pass(self, images: Images) -> tuple[float, float]:
+    def train_pass(self, images: Images) -> tuple[float, float]:
         """One pass over the training images; their mean loss and error rate as they came up."""
         self.network.train()
         order = torch.randperm(len(images), generator=self.generator)
@@ -240,7 +243,8 @@ def _verdict(config: TrainConfig, epochs: Sequence[Epoch]) -> Result | None:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def limited_threads(count: int) -> Iterator[None]:
+    """Within the block torch uses `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -228,8 +228,10 @@ class Manifold(ABC):
 
     def check_vector_on_tangent(self, x: Tensor, u: Tensor, *, tol: float | None = None) -> bool:
         """Whether `u` is tangent at `x`, to a tolerance by its type."""
+        if not self.check_point(x) or x.shape != u.shape:
+            return False
         limit = tolerance(x.dtype) if tol is None else tol
-        return x.shape == u.shape and bool((self.tangent_violation(x, u) <= limit).all())
+        return bool((self.tangent_violation(x, u) <= limit).all())
 
     def assert_check_point(self, x: Tensor, *, name: str = "the data") -> None:
         """Raise ValueError if a tensor of this shape or type cannot be a point."""

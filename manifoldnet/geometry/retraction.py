@@ -42,6 +42,10 @@ class Retraction(ABC):
     #: Whether it takes no arguments, so that its name says it all.
     by_name: ClassVar[bool] = True
 
+    def __init_subclass__(cls) -> None:
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__.lower()
+
     @abstractmethod
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         """The point reached from `x` by the tangent vector `u`."""

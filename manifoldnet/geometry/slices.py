@@ -67,7 +67,7 @@ def check_dim(dim: Dim) -> None:
 
 def check_radius(radius: float) -> float:
     """The radius as a float; ValueError unless it is positive and finite."""
-    if not (isinstance(radius, (int, float)) and 0 < radius < math.inf):
+    if not (isinstance(radius, (int, float)) and radius is not True and 0 < radius < math.inf):
         raise ValueError(f"radius must be a positive, finite number, not {radius!r}")
     return float(radius)
 
@@ -125,7 +125,8 @@ def normalize(x: Tensor, dim: Dim, length: float | Tensor = 1.0) -> Tensor:
     """
     # The function does not depend on the scale of x: the largest entry can be divided away as
     # if it were a constant, and the derivative is still exact.
-    x = x * largest(x.detach(), dim).reciprocal()
+    tiny = torch.finfo(x.dtype).tiny
+    x = x * largest(x.detach(), dim).clamp(min=tiny).reciprocal()
     return x * (length / norm(x, dim))
 
 

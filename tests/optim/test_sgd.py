@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from cases import each_manifold
 from torch import Tensor, nn
 
 import manifoldnet as mn
 from manifoldnet.optim import NormGrowthWarning
-from cases import each_manifold
 
 
 def _layer(

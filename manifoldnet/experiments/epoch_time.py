@@ -1,0 +1,65 @@
+"""How long an epoch takes with each update, against the same loop with plain `torch.optim.SGD`.
+
+The updates take turns, epoch by epoch, so that a slow minute of the machine slows all of them;
+what counts is the ratio of the medians, not the seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from manifoldnet.experiments import sources
+from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.data import split
+from manifoldnet.experiments.training import Run, limited_threads
+
+PLAIN = "torch.optim.SGD"
+
+
+def epoch_times(
+    config: TrainConfig,
+    updates: Sequence[str],
+    data_dir: str | Path | None = None,
+) -> dict[str, list[float]]:
+    """Times training passes, without evaluation.
+
+    Args:
+        config: what to train; ``config.epochs`` is how many passes of each to time.
+        updates: keys of `UPDATES`.
+        data_dir: the folder of data sets.
+
+    Returns:
+        Seconds of each pass, by update; plain SGD comes first.
+    """
+    data = sources.load(config.dataset, data_dir)
+    images = split(data, config.seed, config.train_size, config.validation_size).train
+    seconds: dict[str, list[float]] = {}
+    with limited_threads(config.threads):
+        runs = {PLAIN: Run(replace(config, update="b-sgd"), data)}
+        plain = runs[PLAIN]
+        plain.optimizer = torch.optim.SGD(
+            plain.network.parameters(), lr=config.lr, momentum=config.momentum
+        )
+        for update in updates:
+            runs[update] = Run(replace(config, update=update), data)
+        for _ in range(config.epochs):
+            for name, run in runs.items():
+                began = time.perf_counter()
+                run.train_pass(images)
+                seconds.setdefault(name, []).append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio_table(seconds: dict[str, list[float]]) -> str:
+    """A Markdown table of `epoch_times`: median seconds, and their ratio to plain SGD's."""
+    plain = median(seconds[PLAIN])
+    lines = ["| update | s/epoch (median) | ratio |", "|---|---:|---:|"]
+    for name, times in seconds.items():
+        lines.append(f"| {name} | {median(times):.3f} | {median(times) / plain:.2f} |")
+    return "\n".join(lines)

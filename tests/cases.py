@@ -1,0 +1,191 @@
+"""The one list of manifolds that every law runs over, and makers of points and vectors on them.
+
+    from cases import each_manifold, few, point, seeds, sizes, tangent
+
+    @each_manifold
+    @few
+    @given(seed=seeds, size=sizes())
+    def test_a_law(manifold, shape, seed, size):
+        x = point(manifold, shape, seed)
+        u = tangent(manifold, x, seed + 1, size)
+
+An example is a seed and some sizes: a failing one prints as numbers, repeats, and shrinks. A new
+manifold is one row in `MANIFOLDS`.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from manifoldnet.geometry import Euclidean, Manifold, Oblique, ScaledEuclidean, Sphere
+
+Row = tuple[Manifold, tuple[int, ...]]
+
+_ON_SPHERES = ("projective", "geodesic")
+_SCALED = ("geodesic", "additive")
+
+MANIFOLDS: list[Row] = [
+    (Euclidean(), (7,)),
+    (Euclidean(), (5, 4)),
+    (Euclidean(), (3, 2, 2, 3)),
+    # Rows, columns, the whole matrix; a convolution's filters; a 1-d convolution's inputs; slices
+    # of two numbers (circles), on which a tangent space is one line.
+    *(
+        (Oblique(dim, radius, retraction), shape)
+        for (dim, radius, shape), retraction in itertools.product(
+            [
+                (0, 1.0, (5, 4)),
+                (1, 1.0, (4, 5)),
+                (None, 1.0, (3, 4)),
+                (0, 2.5, (5, 4)),
+                (0, 1.0, (4, 3, 2, 2)),
+                (1, 0.1, (3, 4, 5)),
+                (0, 1.0, (3, 2)),
+            ],
+            _ON_SPHERES,
+        )
+    ),
+    *((Sphere(1.0, retraction), (6,)) for retraction in _ON_SPHERES),
+    *((Sphere(math.sqrt(4), retraction), (4, 3)) for retraction in _ON_SPHERES),
+    # The same, and slices of one number: a half-line each.
+    *(
+        (ScaledEuclidean(dim, retraction), shape)
+        for (dim, shape), retraction in itertools.product(
+            [
+                (0, (5, 4)),
+                (1, (4, 5)),
+                (None, (3, 4)),
+                (0, (4, 3, 2, 2)),
+                (1, (3, 4, 5)),
+                (0, (6,)),
+            ],
+            _SCALED,
+        )
+    ),
+]
+
+
+def name(manifold: Manifold, shape: tuple[int, ...]) -> str:
+    """What pytest prints: `Oblique-dim=1-radius=2.5-geodesic-4x5`."""
+    fields = manifold.spec()["fields"]
+    words = [
+        str(value)
+        if key == "retraction"
+        else f"{key}={value:.3g}"
+        if isinstance(value, float)
+        else f"{key}={value}"
+        for key, value in fields.items()
+        if (key, value) != ("radius", 1.0)
+    ]
+    return "-".join([type(manifold).__name__, *words, "x".join(map(str, shape))])
+
+
+def over(rows: Iterable[Row]) -> pytest.MarkDecorator:
+    """A test with the arguments `manifold` and `shape`, once for each row."""
+    rows = list(rows)
+    return pytest.mark.parametrize(
+        ("manifold", "shape"), rows, ids=[name(manifold, shape) for manifold, shape in rows]
+    )
+
+
+SPHERES = [row for row in MANIFOLDS if isinstance(row[0], Oblique | Sphere)]
+SCALED = [row for row in MANIFOLDS if isinstance(row[0], ScaledEuclidean)]
+
+# One of each two that differ in their retraction alone: for laws in which none takes part.
+GEOMETRIES = list({(row[0].geodesics, row[1]): row for row in MANIFOLDS}.values())
+
+each_manifold = over(MANIFOLDS)
+each_geometry = over(GEOMETRIES)
+each_sphere = over(SPHERES)
+each_scaled = over(SCALED)
+
+# The rows give the variety; more examples of each would be the same again.
+few = settings(max_examples=4)
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def sizes(smallest: float = 1e-8, largest: float = 30.0) -> st.SearchStrategy[float]:
+    """Lengths of vectors, equally likely at every order of magnitude; in radians on spheres."""
+    return st.floats(math.log10(smallest), math.log10(largest)).map(lambda e: 10.0**e)
+
+
+def source(seed: int) -> torch.Generator:
+    """A generator of random numbers of its own."""
+    return torch.Generator().manual_seed(seed)
+
+
+def point(
+    manifold: Manifold,
+    shape: tuple[int, ...],
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """A random point; under the scaled metric its slices have norms from 1e-3 to 1e3."""
+    generator = source(seed)
+    x = manifold.random(shape, dtype=torch.float64, generator=generator)
+    if isinstance(manifold, ScaledEuclidean):
+        r = lengths(x, manifold.dim)
+        exponent = 6 * torch.rand(r.shape, dtype=r.dtype, generator=generator) - 3
+        x = scale_slices(x, 10**exponent / r, manifold.dim)
+    return x.to(dtype)
+
+
+def tangent(manifold: Manifold, x: Tensor, seed: int, size: float = 1.0) -> Tensor:
+    """A random tangent vector whose longest slice has the length `size` (× ρ on spheres)."""
+    u = manifold.random_tangent(x.double(), generator=source(seed))
+    longest = manifold.component_inner(x.double(), u).sqrt().max()
+    u = u * (size * unit(manifold) / longest)
+    # Again: of a short slice (on a circle, what is left of a projection) more is normal than ε.
+    return manifold.proju(x.double(), u).to(x.dtype)
+
+
+def away_from_zero(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
+    """The same step, turned round in slices where x + u would be nearer to zero than x."""
+    return u * torch.where(manifold.component_inner(x, x, u) < 0, -1.0, 1.0).to(u.dtype)
+
+
+def unit(manifold: Manifold) -> float:
+    """The natural unit of length: the radius of a sphere, 1 elsewhere."""
+    return getattr(manifold, "radius", 1.0)
+
+
+# --- slices, written a second time and differently: tests must not lean on what they test -------
+
+
+def rows_of(x: Tensor, dim: int | str | None) -> Tensor:
+    """The slices of `x` as the rows of a matrix; the whole tensor is one where there is no dim."""
+    return x.movedim(dim, 0).flatten(1) if isinstance(dim, int) and x.ndim > 1 else _single(x, dim)
+
+
+def _single(x: Tensor, dim: int | str | None) -> Tensor:
+    return x.reshape(-1, 1) if isinstance(dim, int) else x.reshape(1, -1)
+
+
+def lengths(x: Tensor, dim: int | str | None) -> Tensor:
+    """The norms of the slices, one after the other."""
+    return rows_of(x, dim).norm(dim=1)
+
+
+def scale_slices(x: Tensor, factors: Tensor, dim: int | str | None) -> Tensor:
+    """Slice i times `factors[i]`."""
+    if not isinstance(dim, int):
+        return x * factors.reshape(())
+    return x * factors.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+
+
+def apart(a: Tensor, b: Tensor, dim: int | str | None) -> float:
+    """The largest difference between slices of `a` and `b`, relative to those of `b`."""
+    off, of = lengths(a - b, dim), lengths(b, dim)
+    return float((off / torch.where(of > 0, of, 1.0)).max())
+
+
+def length(manifold: Manifold, x: Tensor, u: Tensor) -> float:
+    """The length of the longest slice of `u` at `x`, in natural units."""
+    return float(manifold.component_inner(x, u).sqrt().max()) / unit(manifold)

@@ -1,0 +1,29 @@
+"""Epoch times: one pass each in turn, and the ratio of the medians. No time is asserted."""
+
+import pytest
+
+from manifoldnet import cli
+from manifoldnet.experiments import TrainConfig, epoch_times
+from manifoldnet.experiments.epoch_time import PLAIN, ratio_table
+
+
+def test_every_update_is_timed_against_plain_sgd() -> None:
+    config = TrainConfig(epochs=3, train_size=200)
+    seconds = epoch_times(config, ["un", "sm"])
+    assert list(seconds) == [PLAIN, "un", "sm"]
+    assert all(len(times) == 3 and min(times) > 0 for times in seconds.values())
+
+
+def test_the_table_gives_medians_and_their_ratio() -> None:
+    table = ratio_table({PLAIN: [1.0, 9.0, 2.0], "un": [3.0, 3.0, 100.0]})
+    assert table.splitlines()[2:] == [
+        "| torch.optim.SGD | 2.000 | 1.00 |",
+        "| un | 3.000 | 1.50 |",
+    ]
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--epochs", "1", "--train-size", "200", "--updates", "un"]) == 0
+    assert "| un |" in capsys.readouterr().out
+    assert cli.main(["bench", "--epochs", "1", "--updates", "newton"]) == 2
+    assert "newton" in capsys.readouterr().err

@@ -1,0 +1,224 @@
+"""Points that are none, and what is said about them."""
+
+import re
+
+import pytest
+import torch
+from cases import SPHERES, each_manifold, few, over, point, scale_slices, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manifoldnet.geometry import Euclidean, Oblique, ScaledEuclidean, Sphere
+
+EPS = torch.finfo(torch.float64).eps
+INF = float("inf")
+
+# Slices and what a reader calls them.
+NAMES = [
+    (Oblique(), (5, 4), "row {}"),
+    (Oblique(dim=1), (4, 5), "column {}"),
+    (Oblique(), (4, 3, 2, 2), "filter {}"),
+    (Oblique(dim=1), (4, 3, 2, 2), "slice (dim 1) {}"),
+    (Oblique(dim=None), (3, 4), "the whole tensor"),
+    (Sphere(), (3, 4), "the whole tensor"),
+    (ScaledEuclidean(), (5, 4), "row {}"),
+    (ScaledEuclidean(dim=1), (4, 5), "column {}"),
+    (ScaledEuclidean(), (6,), "entry {}"),
+    (Euclidean(), (6,), "entry {}"),
+]
+named = pytest.mark.parametrize(
+    ("manifold", "shape", "called"), NAMES, ids=[f"{m}-{len(s)}" for m, s, _ in NAMES]
+)
+
+
+def slice_of(x, index, dim):
+    """A view of slice number `index`."""
+    if dim == "elements":
+        return x.view(-1)[index : index + 1]
+    return x if dim is None else x.select(dim, index)
+
+
+def count(manifold, shape):
+    return manifold.violation(torch.ones(shape)).numel()
+
+
+@over(SPHERES)
+@few
+@given(seed=seeds, data=st.data())
+def test_violation_is_the_relative_distance(manifold, shape, seed, data):
+    x = point(manifold, shape, seed)
+    n = count(manifold, shape)
+    i = data.draw(st.integers(0, n - 1))
+    delta = data.draw(st.floats(-0.99, 1e6))
+    factors = torch.ones(n, dtype=torch.float64)
+    factors[i] += delta
+    off = manifold.violation(scale_slices(x, factors, manifold.dim)).flatten()
+    assert float(off[i]) == pytest.approx(abs(delta), rel=8 * EPS, abs=8 * EPS)
+    assert all(float(off[j]) <= 8 * EPS for j in range(n) if j != i)
+
+
+@pytest.mark.parametrize("delta", [-0.5, -1e-3, 2e-5, 0.01, 3.0])
+@pytest.mark.parametrize("index", [0, 3])
+@named
+def test_message_says_which_slice_and_by_how_much(manifold, shape, called, index, delta):
+    if not isinstance(manifold, Oblique | Sphere):
+        return
+    index = min(index, count(manifold, shape) - 1)
+    x = manifold.random(shape)
+    assert manifold.explain(x) is None
+    assert manifold.check_point_on_manifold(x)
+    manifold.assert_check_point_on_manifold(x)
+    slice_of(x, index, manifold.dim).mul_(1 + delta)
+    assert not manifold.check_point_on_manifold(x)
+    assert manifold.check_point_on_manifold(x, tol=abs(delta) * 1.1)
+    with pytest.raises(ValueError, match=re.escape(called.format(index))) as error:
+        manifold.assert_check_point_on_manifold(x, name="hidden.weight")
+    said = str(error.value)
+    assert said.startswith(f"hidden.weight is not on {manifold}: 1 of {count(manifold, shape)}")
+    assert f"with norm {1 + delta:.6g}"[:12] in said
+    amount = float(re.search(r"off by (\S+) relative", said)[1])
+    assert amount == pytest.approx(abs(delta), rel=0.06)  # two digits
+    assert "projx" in said
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), INF, -INF])
+@pytest.mark.parametrize("index", [0, 3])
+@named
+def test_dead_slices_are_named_and_refused(manifold, shape, called, index, bad):
+    if isinstance(manifold, Euclidean) and bad == 0.0:
+        return
+    index = min(index, count(manifold, shape) - 1)
+    x = manifold.random(shape)
+    target = slice_of(x, index, manifold.dim)
+    if bad == 0.0:
+        target.zero_()
+    else:
+        target.view(-1)[-1:].fill_(bad) if target.is_contiguous() else target.fill_(bad)
+    off = manifold.violation(x).flatten()
+    assert float(off[index]) == INF
+    assert int(off.isinf().sum()) == 1
+    assert not manifold.check_point_on_manifold(x)
+    name = re.escape(called.format(index))
+    why = "zero" if bad == 0.0 else "not finite"
+    for refuse in (manifold.assert_check_point_on_manifold, manifold.projx):
+        with pytest.raises(ValueError, match=f"1 of .*{name}, which is {why}"):
+            refuse(x)
+    # No tolerance makes them acceptable.
+    assert not manifold.check_point_on_manifold(x, tol=INF)
+
+
+def test_the_worst_slice_is_named():
+    x = Oblique().random(5, 4)
+    x[1] *= 1.01
+    x[4] *= 0.9
+    assert "2 of 5 slices are off, the worst is row 4" in Oblique().explain(x)
+    x[2] = 0
+    assert "1 of 5 slices cannot be on" in Oblique().explain(x)
+
+
+@each_manifold
+def test_projected_points_pass_the_check(manifold, shape):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        x = manifold.projx(torch.randn(shape, dtype=dtype))
+        assert manifold.check_point(x)
+        assert manifold.explain(x) is None
+        manifold.assert_check_point_on_manifold(x)
+
+
+def test_tangent_vectors_are_checked():
+    x = Oblique().random(5, 4)
+    u = Oblique().random_tangent(x)
+    check = Oblique().check_vector_on_tangent
+    assert check(x, u)
+    assert check(x, torch.zeros_like(u))
+    assert not check(x, u + 0.1 * x)
+    assert check(x, u + 0.1 * x, tol=1.0)
+    assert not check(x, u[:, :3])
+    u[2, 1] = float("nan")
+    assert not check(x, u)
+    assert not Euclidean().check_vector_on_tangent(x, u)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def refused(manifold, x, match):
+    assert not manifold.check_point(x)
+    assert not manifold.check_point_on_manifold(x)
+    for refuse in (
+        manifold.assert_check_point,
+        manifold.assert_check_point_on_manifold,
+        manifold.projx,
+    ):
+        with pytest.raises(ValueError, match=match):
+            refuse(x)
+
+
+@pytest.mark.parametrize("kind", [Oblique, ScaledEuclidean])
+def test_dimension_out_of_range(kind):
+    refused(kind(dim=1), torch.randn(4), r"order 1 \(shape \(4,\)\).*no dimension 1")
+    refused(kind(dim=2), torch.randn(4, 3), "no dimension 2")
+    refused(kind(dim=0), torch.randn(()), "order 0")
+
+
+@pytest.mark.parametrize("kind", [Oblique, ScaledEuclidean])
+@pytest.mark.parametrize("dim", [-1, -2, True, False, "0", "rows", "elements", 1.0, (0,)])
+def test_dimensions_that_are_none(kind, dim):
+    with pytest.raises(ValueError, match="dim"):
+        kind(dim=dim)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
+)
+@pytest.mark.parametrize("manifold", [Euclidean(), Oblique(), Sphere(), ScaledEuclidean()])
+def test_types_that_are_none(manifold, dtype):
+    refused(manifold, torch.ones(3, 4, dtype=dtype), re.escape(str(dtype)))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+@pytest.mark.parametrize("manifold", [Euclidean(), Oblique(), Sphere(), ScaledEuclidean()])
+def test_empty_tensors(manifold, shape):
+    refused(manifold, torch.ones(shape), "is empty")
+
+
+@pytest.mark.parametrize(
+    ("manifold", "shape"),
+    [
+        (Oblique(), (4,)),
+        (Oblique(), (4, 1)),
+        (Oblique(), (4, 1, 1, 1)),
+        (Oblique(dim=1), (1, 4)),
+        (Oblique(dim=None), (1, 1)),
+        (Sphere(), (1,)),
+        (Sphere(), ()),
+    ],
+)
+def test_slices_of_one_number_have_no_sphere(manifold, shape):
+    refused(manifold, torch.ones(shape), "slices of 1 number")
+
+
+@pytest.mark.parametrize("kind", [Oblique, Sphere])
+@pytest.mark.parametrize("radius", [float("nan"), 0, 0.0, -1.0, INF, -INF, "1", None, 1j])
+def test_radii_that_are_none(kind, radius):
+    with pytest.raises(ValueError, match="radius"):
+        kind(radius=radius)
+
+
+@pytest.mark.parametrize("kind", [Oblique, Sphere, ScaledEuclidean])
+@pytest.mark.parametrize("retraction", ["cayley", "", "Geodesic", "geoopt", None, 3])
+def test_unknown_retractions(kind, retraction):
+    with pytest.raises(ValueError, match="unknown retraction") as error:
+        kind(retraction=retraction)
+    assert kind.__name__ in str(error.value)
+    assert "'geodesic'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "retraction"),
+    [(Oblique, "additive"), (Sphere, "additive"), (ScaledEuclidean, "projective")],
+)
+def test_retractions_without_sense(kind, retraction):
+    with pytest.raises(ValueError, match="has no use for") as error:
+        kind(retraction=retraction)
+    assert f"'{retraction}'" not in str(error.value).split("there are")[1]

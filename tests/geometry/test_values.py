@@ -1,0 +1,138 @@
+"""Manifolds are values: frozen, equal by their fields, and back again from every description."""
+
+import copy
+import dataclasses
+import json
+import pickle
+
+import pytest
+import torch
+from cases import MANIFOLDS, each_manifold
+
+from manifoldnet.geometry import (
+    Additive,
+    Euclidean,
+    Geodesic,
+    Manifold,
+    Oblique,
+    Projective,
+    ScaledEuclidean,
+    Sphere,
+    from_spec,
+)
+
+DISTINCT = list(dict.fromkeys(manifold for manifold, _ in MANIFOLDS))
+
+
+def test_equal_by_fields():
+    for i, a in enumerate(DISTINCT):
+        for j, b in enumerate(DISTINCT):
+            assert (a == b) == (i == j)
+    assert Oblique(dim=None) != Sphere()
+    assert Oblique(0) == Oblique(dim=0, radius=1, retraction="projective")
+    assert hash(Oblique(0)) == hash(Oblique(dim=0, radius=1))
+    assert Euclidean() == Euclidean()
+    assert Oblique() != "Oblique"
+    assert len({Oblique(), Oblique(0), Oblique(radius=2), Oblique(dim=1)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "sugar", "value"),
+    [
+        (Oblique, "projective", Projective()),
+        (Oblique, "geodesic", Geodesic()),
+        (Sphere, "projective", Projective()),
+        (Sphere, "geodesic", Geodesic()),
+        (ScaledEuclidean, "geodesic", Geodesic()),
+        (ScaledEuclidean, "additive", Additive()),
+    ],
+)
+def test_names_are_sugar_for_retractions(kind, sugar, value):
+    assert kind(retraction=sugar) == kind(retraction=value)
+    assert hash(kind(retraction=sugar)) == hash(kind(retraction=value))
+    assert kind(retraction=sugar).retraction == value
+
+
+def test_defaults():
+    assert Oblique().retraction == Projective()
+    assert Sphere().retraction == Projective()
+    assert ScaledEuclidean().retraction == Geodesic()
+    assert (Oblique().dim, ScaledEuclidean().dim, Sphere().dim) == (0, 0, None)
+    assert Oblique().radius == Sphere().radius == 1.0
+
+
+@each_manifold
+def test_repr_is_the_call_that_makes_it(manifold, shape):
+    names = {c.__name__: c for c in (Euclidean, Oblique, Sphere, ScaledEuclidean)}
+    names |= {c.__name__: c for c in (Additive, Projective, Geodesic)}
+    assert eval(repr(manifold), names) == manifold
+
+
+@each_manifold
+def test_copies_and_pickles_are_equal(manifold, shape):
+    for other in (
+        copy.copy(manifold),
+        copy.deepcopy(manifold),
+        *(pickle.loads(pickle.dumps(manifold, p)) for p in range(2, pickle.HIGHEST_PROTOCOL + 1)),
+    ):
+        assert other == manifold
+        assert hash(other) == hash(manifold)
+        x = manifold.random(shape)
+        u = manifold.random_tangent(x)
+        assert torch.equal(other.retr(x, u), manifold.retr(x, u))
+
+
+@each_manifold
+def test_frozen(manifold, shape):
+    for field in ("dim", "radius", "retraction", "metric", "projection", "geodesics", "new"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(manifold, field, 1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del manifold.retraction
+    for part in (manifold.metric, manifold.projection, manifold.retraction, manifold.geodesics):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            part.dim = 5
+
+
+@each_manifold
+def test_specs_survive_json(manifold, shape):
+    spec = manifold.spec()
+    assert set(spec) == {"manifold", "version", "fields"}
+    back = json.loads(json.dumps(spec, allow_nan=False))
+    assert back == spec
+    assert from_spec(back) == manifold
+    assert from_spec(back).spec() == spec
+
+
+def test_specs_do_not_change():
+    """They are in people's checkpoints."""
+    assert Oblique().spec() == {
+        "manifold": "Oblique",
+        "version": 1,
+        "fields": {"dim": 0, "radius": 1.0, "retraction": "projective"},
+    }
+    assert ScaledEuclidean(dim=None).spec()["fields"] == {"dim": None, "retraction": "geodesic"}
+    assert Sphere(2).spec()["fields"] == {"radius": 2.0, "retraction": "projective"}
+    assert Euclidean().spec()["fields"] == {}
+
+
+def test_specs_that_cannot_be_read():
+    newer = {**Oblique().spec(), "version": 2}
+    with pytest.raises(ValueError, match=r"version 2.*install a newer"):
+        from_spec(newer)
+    unknown = {**Oblique().spec(), "manifold": "Klein"}
+    with pytest.raises(ValueError, match=r"unknown manifold 'Klein'.*Oblique"):
+        from_spec(unknown)
+    wrong = {**Oblique().spec(), "fields": {"dim": -1}}
+    with pytest.raises(ValueError, match="dim=-1"):
+        from_spec(wrong)
+
+
+def test_not_a_module():
+    """A manifold kept as an attribute of a model does not become part of it."""
+    model = torch.nn.Linear(3, 2)
+    model.manifold = Oblique()
+    assert not isinstance(model.manifold, torch.nn.Module)
+    assert len(list(model.modules())) == 1
+    with pytest.raises(TypeError):
+        Manifold()
