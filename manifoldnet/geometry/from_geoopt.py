@@ -19,6 +19,7 @@ import torch
 from geoopt.manifolds.stiefel import CanonicalStiefel
 from torch import Tensor
 
+from manifoldnet.geometry.euclidean import Euclidean
 from manifoldnet.geometry.geodesics import Geodesics
 from manifoldnet.geometry.manifold import Manifold
 from manifoldnet.geometry.metric import Metric
@@ -29,7 +30,6 @@ __all__ = ["GeooptManifold", "from_geoopt"]
 
 # The constructor's arguments of the classes that `from_spec` can make again.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "Euclidean": ("ndim",),
     "Sphere": (),
     "SphereExact": (),
     "CanonicalStiefel": (),
@@ -50,8 +50,8 @@ def from_geoopt(manifold: Any) -> Manifold:
     """A geoopt manifold as a manifold of this library.
 
     Args:
-        manifold: an instance of `geoopt.manifolds.Manifold`; one of this library is returned as
-            it is.
+        manifold: an instance of `geoopt.manifolds.Manifold`. One of this library is returned as
+            it is, and geoopt's flat space as `Euclidean()`.
 
     Returns:
         A frozen value with geoopt's metric, projection, retraction and geodesics. Where geoopt
@@ -63,8 +63,10 @@ def from_geoopt(manifold: Any) -> Manifold:
     """
     if isinstance(manifold, Manifold):
         return manifold
+    if isinstance(manifold, geoopt.Euclidean):
+        return Euclidean()
     if not isinstance(manifold, geoopt.manifolds.base.Manifold):
-        raise ValueError(f"not a manifold: {manifold!r}")
+        raise ValueError(f"{manifold!r} is not a manifold: give an object such as mn.Oblique()")
     if any(p.requires_grad for p in manifold.parameters()):
         raise ValueError(
             f"{manifold} has trainable parameters of its own; a declared manifold is a fixed "

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -50,7 +49,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         super().__init__(params, defaults)
 
     def _reset(self) -> None:
-        self._cache: dict[int, tuple[weakref.ref[Tensor], Manifold | None]] = {}
+        # Not by weak reference: torch swaps no tensor that has one (swap_module_params).
+        self._cache: dict[int, tuple[Tensor, Manifold | None]] = {}
         self._clock = -1
         self._keep: list[registry.Declarations] = []
         self._verified = False
@@ -90,6 +90,11 @@ class RiemannianOptimizer(Optimizer, ABC):
         except ValueError:
             self.param_groups.pop()
             raise
+        for parameter, manifold in zip(group["params"], found, strict=True):
+            self._cache[id(parameter)] = (parameter, manifold)
+            if id(parameter) in homes:
+                # The records outlive a model that is thrown away while its weights still train.
+                self._keep.append(homes[id(parameter)].declarations)
 
     @abstractmethod
     def _check_options(self, group: dict[str, Any]) -> None:
@@ -130,7 +135,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             if p.grad is None:
                 continue
             entry = self._cache.get(id(p))
-            if entry is None or entry[0]() is not p:
+            if entry is None or entry[0] is not p:
                 self._resolve()
                 entry = self._cache[id(p)]
             if entry[1] is None:
@@ -142,20 +147,28 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _resolve(self) -> None:
         """Look all manifolds up anew, and refuse to go on if a declaration has changed."""
         homes = registry.index()
-        cache = {}
+        old, cache = self._cache, {}
+        present = {id(p) for group in self.param_groups for p in group["params"]}
+        lost = any(m is not None for key, (_, m) in old.items() if key not in present)
         for group in self.param_groups:
             specs = group.get("manifolds", ())
             known = specs if len(specs) == len(group["params"]) else [...] * len(group["params"])
             for i, (p, spec) in enumerate(zip(group["params"], known, strict=True)):
                 manifold = _manifold(p, homes)
                 now = None if manifold is None else manifold.spec()
+                if spec is ... and id(p) not in old and manifold is None and lost:
+                    raise RuntimeError(
+                        f"{self._names(group)[i]} is not declared, and stands in groups that were "
+                        "rewritten and have lost declared weights: put the parameters of the "
+                        "declared model there"
+                    )
                 if spec is not ... and spec != now:
                     raise RuntimeError(
                         f"{self._names(group)[i]} was {_said(spec)} when it was given to this "
                         f"optimizer and is {_said(now)} now (declared, undeclared, or copied "
                         "without its module?): make the optimizer after the declarations"
                     )
-                cache[id(p)] = (weakref.ref(p), manifold)
+                cache[id(p)] = (p, manifold)
                 if id(p) in homes:
                     self._keep.append(homes[id(p)].declarations)
             group["manifolds"] = [

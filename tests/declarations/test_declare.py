@@ -1,0 +1,492 @@
+"""`declare` and `undeclare`: the tensor keeps its identity, and bad input changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import OrderedDict
+
+import geoopt
+import pytest
+import torch
+from declared_net import MANIFOLDS, Net, declared, fit, tied, train, unchanged, values
+from torch import nn
+from torch.nn.modules import module as nn_module
+from torch.nn.utils import parametrizations, parametrize
+
+import manifoldnet as mn
+from manifoldnet import registry
+
+EVERY_MANIFOLD = pytest.mark.parametrize("manifold", MANIFOLDS.values(), ids=MANIFOLDS)
+EVERY_WAY = pytest.mark.parametrize("way", ["declared", "assigned"])
+OBLIQUE = mn.Oblique()
+
+
+def off_by_a_half() -> nn.Linear:
+    """Unit rows, but row 2, which has norm 1.5, and row 3, which has norm 0.8."""
+    layer = nn.Linear(5, 8)
+    with torch.no_grad():
+        layer.weight.copy_(OBLIQUE.projx(layer.weight))
+        layer.weight[2] *= 1.5
+        layer.weight[3] *= 0.8
+    return layer
+
+
+# --- declare --------------------------------------------------------------------------------------
+
+
+@EVERY_MANIFOLD
+def test_a_point_is_declared_as_it_is(manifold) -> None:
+    layer = nn.Linear(5, 8)
+    with torch.no_grad():
+        layer.weight.copy_(manifold.projx(layer.weight))
+    weight, address, before = layer.weight, layer.weight.data_ptr(), values(layer)
+    mn.declare(layer, "weight", manifold)
+    assert layer.weight is weight
+    assert weight.data_ptr() == address
+    assert unchanged(layer, before)
+    assert mn.manifolds(layer) == {"weight": manifold}
+    assert type(layer.weight) is nn.Parameter
+
+
+@EVERY_MANIFOLD
+def test_project_puts_the_same_tensor_on_the_manifold(manifold) -> None:
+    layer = nn.Linear(5, 8)
+    weight, address = layer.weight, layer.weight.data_ptr()
+    expected = manifold.projx(weight.detach())
+    mn.declare(layer, "weight", manifold, project=True)
+    assert layer.weight is weight
+    assert weight.data_ptr() == address
+    assert torch.equal(weight, expected)
+    assert weight.requires_grad
+    assert weight.is_leaf
+
+
+def test_data_off_the_manifold_is_refused_with_the_worst_slice_and_the_way_out() -> None:
+    model = nn.Sequential(off_by_a_half())
+    before = values(model)
+    with pytest.raises(ValueError, match=r"^0\.weight is not on Oblique") as error:
+        mn.declare(model, "0.weight", OBLIQUE)
+    text = str(error.value)
+    assert "2 of 8 slices are off, the worst is row 2 with norm 1.5, off by 0.5 relative" in text
+    assert "manifold.projx(data)" in text
+    assert "project=True" in text
+    assert unchanged(model, before)
+    assert mn.manifolds(model) == {}
+
+
+@pytest.mark.parametrize("project", [False, True])
+@pytest.mark.parametrize("manifold", [OBLIQUE, mn.ScaledEuclidean()])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.0, "zero"), (float("nan"), "not finite"), (float("inf"), "not finite")],
+)
+def test_slices_that_nothing_can_mend(value, words, manifold, project) -> None:
+    layer = nn.Linear(5, 8)
+    with torch.no_grad():
+        layer.weight[1] = value
+        layer.weight[6] = value
+    before = layer.weight.detach().clone()
+    with pytest.raises(
+        ValueError, match=rf"weight: .*2 of 8 slices.*first of them row 1, which is {words}"
+    ):
+        mn.declare(layer, "weight", manifold, project=project)
+    assert mn.manifolds(layer) == {}
+    torch.testing.assert_close(layer.weight.detach(), before, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("project", [False, True])
+@pytest.mark.parametrize(
+    ("name", "manifold", "words"),
+    [
+        ("hidden.bias", mn.Oblique(dim=1), r"hidden\.bias .* it has order 1 \(shape \(8,\)\)"),
+        ("hidden.weight", mn.Oblique(dim=2), r"hidden\.weight .* no dimension 2"),
+        ("hidden.bias", mn.Oblique(dim=0), r"hidden\.bias .* slices of 1 number"),
+        ("head.weight", mn.from_geoopt(geoopt.Stiefel()), r"head\.weight .* refused by geoopt"),
+    ],
+)
+def test_shapes_that_cannot_be_points(name, manifold, words, project) -> None:
+    model = Net()
+    before = values(model)
+    with pytest.raises(ValueError, match=words):
+        mn.declare(model, name, manifold, project=project)
+    assert unchanged(model, before)
+    assert mn.manifolds(model) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_types_that_cannot_be_points(dtype) -> None:
+    layer = nn.Linear(5, 8)
+    layer.weight = nn.Parameter(torch.ones(8, 5).to(dtype), requires_grad=False)
+    with pytest.raises(ValueError, match=f"weight cannot be a point of .* type {dtype}"):
+        mn.declare(layer, "weight", OBLIQUE, project=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_types_that_can(dtype) -> None:
+    layer = nn.Linear(5, 8, dtype=dtype)
+    mn.declare(layer, "weight", OBLIQUE, project=True)
+    assert layer.weight.dtype == dtype
+    mn.verify(layer)
+
+
+@pytest.mark.parametrize("act", [mn.undeclare, lambda m, n: mn.declare(m, n, OBLIQUE)])
+def test_a_submodule_that_is_not_there(act) -> None:
+    with pytest.raises(ValueError, match="Net has no submodule 'tail'"):
+        act(Net(), "tail.weight")
+
+
+def test_names_that_are_not_there_are_answered_with_those_that_are() -> None:
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2, bias=False)
+    )
+    for name, words in {
+        "0.weights": r"Linear has no parameter 'weights' \(it has: weight, bias\)",
+        "1.running_mean": r"BatchNorm1d has no parameter 'running_mean' \(it has: weight, bias\)",
+        "2.weight": r"ReLU has no parameter 'weight' \(it has: none\)",
+        "3.bias": r"Linear has no parameter 'bias' \(it has: weight\)",
+        "0": r"Sequential has no parameter '0' \(it has: none\)",
+        "": r"Sequential has no parameter ''",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            mn.declare(model, name, OBLIQUE)
+    assert mn.manifolds(model) == {}
+
+
+def test_a_parametrized_weight_names_what_can_be_declared() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4)))
+    with pytest.raises(ValueError, match=r"parametrizations\.weight\.original"):
+        mn.declare(model, "0.weight", OBLIQUE)
+    name = "0.parametrizations.weight.original1"
+    mn.declare(model, name, OBLIQUE, project=True)
+    assert mn.manifolds(model) == {name: OBLIQUE}
+
+
+def test_a_lazy_layer_has_to_run_first() -> None:
+    model = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(ValueError, match=r"0\.weight has no shape yet .*run the model once"):
+        mn.declare(model, "0.weight", OBLIQUE, project=True)
+    model(torch.ones(2, 3))
+    mn.declare(model, "0.weight", OBLIQUE, project=True)
+    assert mn.manifolds(model) == {"0.weight": OBLIQUE}
+
+
+def test_what_is_no_manifold() -> None:
+    for thing in (mn.Oblique, "oblique", None):
+        with pytest.raises(ValueError, match="is not a manifold"):
+            mn.declare(nn.Linear(5, 8), "weight", thing)
+
+
+@EVERY_WAY
+@EVERY_MANIFOLD
+def test_declared_twice_alike_is_fine(manifold, way) -> None:
+    model = declared(manifold, way)
+    weight = model.hidden.weight
+    mn.declare(model, "hidden.weight", manifold)
+    mn.declare(model.hidden, "weight", pickle.loads(pickle.dumps(manifold)))
+    assert mn.manifolds(model) == {"hidden.weight": manifold}
+    assert model.hidden.weight is weight
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("project", [False, True])
+@pytest.mark.parametrize("other", [mn.Oblique(retraction="geodesic"), mn.Sphere(), mn.Euclidean()])
+def test_declared_twice_differently_is_refused(other, project, way) -> None:
+    model = declared(OBLIQUE, way)
+    before = values(model)
+    with pytest.raises(
+        ValueError, match=r"hidden\.weight is declared on .*undeclare it f"
+    ) as error:
+        mn.declare(model, "hidden.weight", other, project=project)
+    assert str(OBLIQUE) in str(error.value)
+    assert str(other) in str(error.value)
+    assert unchanged(model, before)
+    assert mn.manifolds(model) == {"hidden.weight": OBLIQUE}
+    mn.undeclare(model, "hidden.weight")
+    mn.declare(model, "hidden.weight", other, project=True)
+    assert mn.manifolds(model) == {"hidden.weight": other}
+
+
+@pytest.fixture
+def first_use(monkeypatch) -> None:
+    """As in a process where nothing of ours has been used before."""
+    monkeypatch.setattr(nn_module, "_global_parameter_registration_hooks", OrderedDict())
+    monkeypatch.setattr(registry, "_hook", None)
+
+
+@pytest.mark.usefixtures("first_use")
+def test_assignments_are_watched_from_the_first_declaration_on() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    mn.declare(first, "weight", OBLIQUE, project=True)
+    second.weight = first.weight
+    del first
+    assert mn.manifolds(second) == {"weight": OBLIQUE}
+
+
+@EVERY_WAY
+def test_assignments_are_watched_after_a_module_was_read(way, request) -> None:
+    read = pickle.dumps(declared(OBLIQUE, way))
+    request.getfixturevalue("first_use")
+    second, first = nn.Linear(5, 8), pickle.loads(read)
+    second.weight = first.hidden.weight
+    del first
+    assert mn.manifolds(second.to("meta")) == {"weight": OBLIQUE}
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["later", "first use"])
+def test_a_parameter_of_geoopt_is_found_and_kept(first, request) -> None:
+    """Whether or not anything of ours has been used in this process before."""
+    if first:
+        request.getfixturevalue("first_use")
+    stiefel = mn.from_geoopt(geoopt.Stiefel())
+    model = Net()
+    point = stiefel.projx(model.hidden.weight.detach())
+    model.hidden.weight = geoopt.ManifoldParameter(point, geoopt.Stiefel())
+    assert mn.manifolds(model) == {"hidden.weight": stiefel}
+    with pytest.raises(ValueError, match=r"hidden\.weight is declared on from_geoopt\(Stiefel"):
+        mn.declare(model, "hidden.weight", OBLIQUE, project=True)
+    mn.declare(model, "hidden.weight", stiefel)
+    assert mn.manifolds(model.to("meta")) == {"hidden.weight": stiefel}
+
+
+def test_a_parameter_of_geoopt_can_be_undeclared() -> None:
+    layer = nn.Linear(5, 8)
+    point = geoopt.Stiefel().projx(layer.weight.detach())
+    # Behind torch's back, so that no hook has seen it.
+    layer._parameters["weight"] = geoopt.ManifoldParameter(point, geoopt.Stiefel())
+    mn.undeclare(layer, "weight")
+    assert mn.manifolds(layer) == {}
+    assert type(layer.weight) is nn.Parameter
+
+
+def test_names_with_dots_and_names_in_a_part_are_the_same() -> None:
+    whole, part = nn.Sequential(nn.Sequential(nn.Linear(3, 4))), nn.Linear(3, 4)
+    mn.declare(whole, "0.0.weight", OBLIQUE, project=True)
+    mn.declare(part, "weight", OBLIQUE, project=True)
+    assert mn.manifolds(whole[0][0]) == mn.manifolds(part) == {"weight": OBLIQUE}
+    assert mn.manifolds(nn.Sequential(whole)) == {"0.0.0.weight": OBLIQUE}
+
+
+def test_a_layer_without_values_is_declared_by_its_shape() -> None:
+    layer = nn.Linear(5, 8, device="meta")
+    mn.declare(layer, "weight", OBLIQUE)
+    with pytest.raises(ValueError, match="order 1"):
+        mn.declare(layer, "bias", mn.Oblique(dim=1))
+    layer.to_empty(device="cpu")
+    torch.nn.init.normal_(layer.weight)
+    mn.project_(layer)
+    mn.verify(layer)
+    assert mn.manifolds(layer) == {"weight": OBLIQUE}
+
+
+# --- undeclare ------------------------------------------------------------------------------------
+
+
+@EVERY_WAY
+@EVERY_MANIFOLD
+def test_undeclaring_keeps_values_and_identity(manifold, way) -> None:
+    model = declared(manifold, way)
+    weight, address, before = model.hidden.weight, model.hidden.weight.data_ptr(), values(model)
+    mn.undeclare(model, "hidden.weight")
+    assert mn.manifolds(model) == {}
+    assert model.hidden.weight is weight
+    assert weight.data_ptr() == address
+    assert type(weight) is nn.Parameter
+    assert weight.requires_grad
+    assert unchanged(model, before)
+    assert repr(weight).startswith("Parameter containing")
+
+
+@EVERY_WAY
+@EVERY_MANIFOLD
+def test_undeclared_weights_are_trained_as_by_torch(manifold, way) -> None:
+    model, twin = declared(manifold, way), Net()
+    twin.load_state_dict(model.state_dict())
+    mn.undeclare(model.hidden, "weight")
+    train(model)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.3, momentum=0.9)
+    fit(twin, optimizer)
+    for name, p in twin.named_parameters():
+        assert torch.equal(p, model.get_parameter(name)), name
+
+
+def test_what_is_not_declared_cannot_be_undeclared() -> None:
+    model = declared(OBLIQUE)
+    with pytest.raises(ValueError, match=r"head\.weight is not declared.*declared: hidden\.weight"):
+        mn.undeclare(model, "head.weight")
+    with pytest.raises(ValueError, match=r"nothing is not declared here \(declared: none\)"):
+        mn.undeclare(model.head, "nothing")
+    mn.undeclare(model, "hidden.weight")
+    with pytest.raises(ValueError, match=r"\(declared: none\)"):
+        mn.undeclare(model, "hidden.weight")
+
+
+@pytest.mark.parametrize("called", ["0.weight", "1.weight"])
+@pytest.mark.parametrize("name", ["0.weight", "1.weight"])
+def test_a_tied_weight_is_undeclared_by_any_of_its_names(name, called) -> None:
+    layers = tied(name)
+    mn.undeclare(layers, called)
+    assert mn.manifolds(layers) == {}
+    assert mn.manifolds(layers[0]) == mn.manifolds(layers[1]) == {}
+
+
+@pytest.mark.parametrize("called", ["0.weight", "1.weight"])
+def test_a_tied_manifold_parameter_is_undeclared_by_any_of_its_names(called) -> None:
+    layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    layers[0].weight = layers[1].weight = mn.ManifoldParameter(OBLIQUE.random(4, 4), OBLIQUE)
+    mn.undeclare(layers, called)
+    assert mn.manifolds(layers) == {}
+    assert type(layers[0].weight) is nn.Parameter
+    mn.declare(layers, "0.weight", mn.Sphere(), project=True)
+    assert mn.manifolds(layers) == {"0.weight": mn.Sphere()}
+
+
+# --- changes of the module after the declaration --------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["declared", "assigned"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: delattr(layer, "weight"),
+        lambda layer: setattr(layer, "weight", None),
+        parametrizations.weight_norm,
+        lambda layer: parametrize.register_parametrization(layer, "weight", nn.Identity()),
+    ],
+    ids=["deleted", "None", "weight_norm", "parametrized"],
+)
+def test_a_declared_parameter_that_is_taken_away_is_named(change, way) -> None:
+    model = nn.Sequential(declared(OBLIQUE, way))
+    if change is parametrizations.weight_norm and way == "assigned":
+        with pytest.raises(RuntimeError, match="ManifoldParameter"):
+            change(model[0].hidden)  # torch makes no Parameter of one of geoopt's
+        assert mn.manifolds(model) == {"0.hidden.weight": OBLIQUE}
+        return
+    change(model[0].hidden)
+    for ask in (mn.manifolds, mn.violations, mn.verify, mn.project_, mn.param_groups):
+        with pytest.raises(
+            RuntimeError, match=r"^0\.hidden\.weight was declared on Oblique.*undeclare\(module"
+        ):
+            ask(model)
+    with pytest.raises(RuntimeError, match=r"^0\.hidden\.weight was declared"):
+        mn.load_state_dict(model, model.state_dict())
+    mn.undeclare(model, "0.hidden.weight")
+    mn.verify(model)
+
+
+def test_a_copy_of_a_tie_may_lose_one_of_its_names() -> None:
+    """Only the name that was declared is missed; the others came along with the tensor."""
+    layer = nn.Linear(4, 4)
+    mn.declare(layer, "weight", OBLIQUE, project=True)
+    layer.second = layer.weight
+    assert mn.manifolds(layer) == {"weight": OBLIQUE}
+    del layer.second
+    assert mn.manifolds(layer) == {"weight": OBLIQUE}
+    layer.second = layer.weight
+    mn.declare(layer, "second", OBLIQUE)  # now it is meant
+    del layer.second
+    with pytest.raises(RuntimeError, match="second was declared"):
+        mn.manifolds(layer)
+
+
+# --- ManifoldParameter ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@EVERY_MANIFOLD
+def test_a_manifold_parameter_is_what_torch_and_geoopt_expect(manifold, requires_grad) -> None:
+    data = manifold.random(8, 5)
+    p = mn.ManifoldParameter(data, manifold, requires_grad=requires_grad)
+    assert isinstance(p, geoopt.ManifoldParameter)
+    assert isinstance(p, nn.Parameter)
+    assert p.data_ptr() == data.data_ptr()
+    assert p.requires_grad is requires_grad
+    assert p.is_leaf
+    assert p.manifold == manifold
+    assert type(p.detach()) is type(p + 1) is torch.Tensor
+    assert repr(p).startswith(f"Parameter on {manifold} containing:")
+
+
+def test_a_manifold_parameter_of_a_manifold_of_geoopt() -> None:
+    p = mn.ManifoldParameter(geoopt.Stiefel().random(8, 5), geoopt.Stiefel())
+    assert p.manifold == mn.from_geoopt(geoopt.Stiefel())
+    layer = nn.Linear(5, 8)
+    layer.weight = p
+    assert mn.manifolds(layer) == {"weight": p.manifold}
+
+
+def test_a_manifold_parameter_of_data_that_needs_a_gradient_is_a_leaf() -> None:
+    data = OBLIQUE.projx(torch.randn(8, 5, requires_grad=True))
+    p = mn.ManifoldParameter(data, OBLIQUE)
+    assert p.is_leaf
+    assert p.requires_grad
+
+
+def test_a_manifold_parameter_is_never_moved_silently() -> None:
+    data = off_by_a_half().weight.detach()
+    before = data.clone()
+    with pytest.raises(ValueError, match=r"2 of 8 slices.*row 2 with norm 1\.5.*off by 0\.5") as e:
+        mn.ManifoldParameter(data, OBLIQUE)
+    assert "manifold.projx(data)" in str(e.value)
+    assert torch.equal(data, before)
+    for bad, words in [
+        (torch.zeros(8, 5), "row 0, which is zero"),
+        (torch.full((8, 5), torch.nan), "not finite"),
+        (torch.ones(8, 5, dtype=torch.int64), r"type torch\.int64"),
+        (torch.ones(()), "order 0"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            mn.ManifoldParameter(bad, OBLIQUE)
+
+
+def test_a_manifold_parameter_without_values() -> None:
+    p = mn.ManifoldParameter(torch.empty(8, 5, device="meta"), OBLIQUE)
+    assert p.is_meta
+    with pytest.raises(ValueError, match="order 1"):
+        mn.ManifoldParameter(torch.empty(8, device="meta"), mn.Oblique(dim=1))
+
+
+@EVERY_MANIFOLD
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_bare_manifold_parameter_is_copied_whole(requires_grad, manifold) -> None:
+    p = mn.ManifoldParameter(manifold.random(8, 5), manifold, requires_grad)
+    with torch.no_grad():
+        p.add_(0.5)  # drifted off
+    for made, shares in [
+        (copy.deepcopy(p), False),
+        (pickle.loads(pickle.dumps(p)), False),
+        (copy.copy(p), True),
+    ]:
+        assert type(made) is mn.ManifoldParameter
+        assert made is not p
+        assert torch.equal(made, p)
+        assert (made.data_ptr() == p.data_ptr()) is shares
+        assert made.manifold == manifold
+        assert made.requires_grad is requires_grad
+    pair = copy.deepcopy([p, p])
+    assert pair[0] is pair[1]
+
+
+@EVERY_MANIFOLD
+def test_the_methods_that_geoopt_gives_a_parameter(manifold) -> None:
+    p = mn.ManifoldParameter(manifold.random(8, 5), manifold)
+    x = p.detach()
+    u = 0.1 * manifold.random_tangent(x)
+    torch.testing.assert_close(p.retr(u), manifold.retr(x, u))
+    torch.testing.assert_close(p.expmap(u), manifold.expmap(x, u))
+    torch.testing.assert_close(p.proju(torch.ones(8, 5)), manifold.proju(x, torch.ones(8, 5)))
+    torch.testing.assert_close(p.inner(u), manifold.inner(x, u))
+    y, v = p.retr_transp(u, u)
+    torch.testing.assert_close(v, manifold.retr_transp(x, u, u)[1])
+    other = manifold.retr(x, u)
+    torch.testing.assert_close(y, other)
+    torch.testing.assert_close(p.dist(other), (x - other).norm())
+    if not isinstance(manifold, type(MANIFOLDS["stiefel"])):  # geoopt has no formula for it
+        far = manifold.expmap(x, u)
+        torch.testing.assert_close(p.dist(far, p="g"), manifold.norm(x, u), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(p.logmap(far), u, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        p.mul_(3.0)
+        expected = manifold.projx(p.detach())
+        assert p.proj_() is p
+    assert torch.equal(p, expected)

@@ -1,0 +1,398 @@
+"""An optimizer never treats a declared weight as Euclidean in silence.
+
+Given bare tensors it finds their manifolds by itself; where it no longer can, it refuses to go
+on. And `param_groups`, which hands it a whole model.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import weakref
+
+import geoopt
+import pytest
+import torch
+from declared_net import (
+    HANDED,
+    MANIFOLDS,
+    Net,
+    batch,
+    declared,
+    fit,
+    optimizer_of,
+    tied,
+    train,
+)
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+import manifoldnet as mn
+from manifoldnet import registry
+
+EVERY_MANIFOLD = pytest.mark.parametrize("manifold", MANIFOLDS.values(), ids=MANIFOLDS)
+EVERY_WAY = pytest.mark.parametrize("way", ["declared", "assigned"])
+EVERY_HANDED = pytest.mark.parametrize("handed", HANDED.values(), ids=HANDED)
+OPTIMIZERS = pytest.mark.parametrize("kind", [mn.RiemannianSGD, mn.RiemannianAdam])
+
+OBLIQUE = mn.Oblique()
+
+
+def step_on_ones(optimizer: torch.optim.Optimizer) -> None:
+    """A step without a model: every gradient is one."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def assert_steps_on_or_refuses(optimizer: torch.optim.Optimizer) -> None:
+    """The declared weights stay on the unit rows of `Oblique()`, or the step says why not."""
+    weights = [p for g in optimizer.param_groups for p in g["params"] if p.shape == (8, 5)]
+    assert weights
+    before = [p.detach().clone() for p in weights]
+    refused = ""
+    try:
+        step_on_ones(optimizer)
+    except RuntimeError as error:
+        refused = str(error)
+    for p, old in zip(weights, before, strict=True):
+        assert torch.equal(p, old) is bool(refused)
+        torch.testing.assert_close(p.norm(dim=1), torch.ones(8))
+    assert not refused or "is not declared now" in refused
+
+
+@EVERY_HANDED
+@EVERY_WAY
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_model_is_deleted_but_its_tensors_are_kept(steps, way, handed) -> None:
+    model = declared(OBLIQUE, way)
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer, steps)
+    ghost = weakref.ref(model)
+    del model
+    assert ghost() is None
+    declared(OBLIQUE)  # makes every optimizer look its manifolds up again
+    assert_steps_on_or_refuses(optimizer)
+
+
+@EVERY_HANDED
+@EVERY_WAY
+def test_a_model_that_is_gone_is_still_trained_on_its_manifold(way, handed) -> None:
+    model = declared(OBLIQUE, way)
+    weight = model.hidden.weight
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer)
+    del model
+    declared(OBLIQUE)
+    step_on_ones(optimizer)
+    torch.testing.assert_close(weight.norm(dim=1), torch.ones(8))
+
+
+@EVERY_HANDED
+@EVERY_WAY
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_an_optimizer_is_copied_without_its_model(copied, steps, way, handed) -> None:
+    model = declared(OBLIQUE, way)
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer, steps)
+    assert_steps_on_or_refuses(copied(optimizer))
+
+
+@OPTIMIZERS
+def test_a_copy_of_an_optimizer_alone_says_what_is_wrong(kind) -> None:
+    model = declared(OBLIQUE)
+    optimizer = kind(mn.param_groups(model), lr=0.1)
+    with pytest.raises(
+        RuntimeError, match=r"hidden\.weight was declared on Oblique .* is not declared now"
+    ):
+        step_on_ones(copy.deepcopy(optimizer))
+
+
+@OPTIMIZERS
+@EVERY_HANDED
+@pytest.mark.parametrize("steps", [0, 2])
+def test_declaring_after_the_optimizer_was_made(steps, handed, kind) -> None:
+    model = Net()
+    optimizer = kind(handed(model), lr=0.1)
+    fit(model, optimizer, steps)
+    mn.declare(model, "hidden.weight", OBLIQUE, project=True)
+    before = model.hidden.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"was not declared .* is declared on Oblique.* now"):
+        step_on_ones(optimizer)
+    assert torch.equal(model.hidden.weight, before)
+
+
+@OPTIMIZERS
+@EVERY_HANDED
+@EVERY_WAY
+@pytest.mark.parametrize("steps", [0, 2])
+def test_undeclaring_after_the_optimizer_was_made(steps, way, handed, kind) -> None:
+    model = declared(OBLIQUE, way)
+    optimizer = kind(handed(model), lr=0.1)
+    fit(model, optimizer, steps)
+    mn.undeclare(model, "hidden.weight")
+    with pytest.raises(RuntimeError, match=r"was declared on Oblique.* is not declared now"):
+        step_on_ones(optimizer)
+
+
+@EVERY_HANDED
+def test_another_manifold_after_the_optimizer_was_made(handed) -> None:
+    model = declared(OBLIQUE)
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer)
+    mn.undeclare(model, "hidden.weight")
+    mn.declare(model, "hidden.weight", mn.Sphere(), project=True)
+    with pytest.raises(RuntimeError, match=r"was declared on Oblique.* on Sphere.* now"):
+        step_on_ones(optimizer)
+
+
+@EVERY_HANDED
+def test_declaring_flat_space_changes_nothing_for_an_optimizer(handed) -> None:
+    model, twin = Net(), Net()
+    twin.load_state_dict(model.state_dict())
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer)
+    mn.declare(model, "head.weight", mn.Euclidean())
+    other = torch.optim.SGD(twin.parameters(), lr=0.3, momentum=0.9)
+    fit(twin, other)
+    assert fit(model, optimizer) == fit(twin, other)
+
+
+# --- trainers rewrite the groups ------------------------------------------------------------------
+
+
+def replaced(optimizer: torch.optim.Optimizer) -> None:
+    """New tensors in the place of all old ones, as trainers put them after sharding or moving."""
+    for group in optimizer.param_groups:
+        group["params"] = [nn.Parameter(p.detach().clone()) for p in group["params"]]
+
+
+@EVERY_HANDED
+@EVERY_WAY
+@pytest.mark.parametrize("steps", [0, 2])
+def test_new_tensors_that_no_model_declares_are_refused(steps, way, handed) -> None:
+    model = declared(OBLIQUE, way)
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer, steps)
+    replaced(optimizer)
+    with pytest.raises(RuntimeError, match="is not declared now"):
+        step_on_ones(optimizer)
+
+
+@EVERY_HANDED
+@EVERY_WAY
+@EVERY_MANIFOLD
+def test_new_tensors_that_the_model_has_too_are_trained(manifold, way, handed) -> None:
+    model, twin = declared(manifold, way), declared(manifold, way)
+    optimizer = optimizer_of(model, handed)
+    new = {p: nn.Parameter(p.detach().clone()) for p in model.parameters()}
+    for module in model.modules():
+        for name, p in list(module._parameters.items()):
+            setattr(module, name, new[p])
+    for group in optimizer.param_groups:
+        group["params"] = [new[p] for p in group["params"]]
+    assert fit(model, optimizer) == train(twin, handed)
+    mn.verify(model)
+
+
+@EVERY_HANDED
+@pytest.mark.parametrize("steps", [0, 2])
+def test_new_tensors_of_another_number_are_refused(steps, handed) -> None:
+    model = declared(OBLIQUE)
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer, steps)
+    replaced(optimizer)
+    group = next(g for g in optimizer.param_groups if g["params"][0].shape == (8, 5))
+    group["params"] = [*group["params"], nn.Parameter(torch.zeros(1))]
+    for _ in range(2):  # the refusal is not forgotten
+        with pytest.raises(RuntimeError, match="declared"):
+            step_on_ones(optimizer)
+
+
+@EVERY_HANDED
+def test_new_groups_without_our_entries_are_refused(handed) -> None:
+    model = declared(OBLIQUE)
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer)
+    replaced(optimizer)
+    optimizer.param_groups = [
+        {k: v for k, v in group.items() if k != "manifolds"} for group in optimizer.param_groups
+    ]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="declared"):
+            step_on_ones(optimizer)
+
+
+# --- the tensor moves to another name -------------------------------------------------------------
+
+
+@EVERY_WAY
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: parametrize.register_parametrization(layer, "weight", nn.Identity()),
+        lambda layer: prune.identity(layer, "weight"),
+    ],
+    ids=["parametrized", "pruned"],
+)
+def test_a_tensor_under_another_name_is_not_trained_as_euclidean(change, way) -> None:
+    model = declared(OBLIQUE, way)
+    weight = model.hidden.weight
+    change(model.hidden)
+    with pytest.raises(RuntimeError, match=r"hidden\.weight was declared on Oblique"):
+        mn.manifolds(model)
+    train(model, HANDED["parameters"])
+    assert any(p is weight for p in model.parameters())
+    torch.testing.assert_close(weight.norm(dim=1), torch.ones(8))
+
+
+# --- an optimizer of geoopt -----------------------------------------------------------------------
+
+
+@EVERY_MANIFOLD
+def test_geoopt_steps_an_assigned_parameter_until_it_is_undeclared(manifold) -> None:
+    x, y = batch(torch.zeros(1))
+
+    def moved(model: nn.Module) -> torch.Tensor:
+        optimizer = geoopt.optim.RiemannianSGD(model.parameters(), lr=0.3)
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        return model.hidden.weight.detach()
+
+    ours = declared(manifold, "assigned")
+    optimizer = mn.RiemannianSGD(ours.parameters(), lr=0.3)
+    fit(ours, optimizer, 1)
+    torch.testing.assert_close(moved(declared(manifold, "assigned")), ours.hidden.weight.detach())
+
+    free = declared(manifold, "assigned")
+    weight = free.hidden.weight
+    start = weight.detach().clone()
+    mn.undeclare(free, "hidden.weight")
+    moved(free)
+    assert free.hidden.weight is weight
+    torch.testing.assert_close(weight.detach(), start - 0.3 * weight.grad)
+
+
+# --- lifetime -------------------------------------------------------------------------------------
+
+
+@EVERY_HANDED
+@EVERY_WAY
+@EVERY_MANIFOLD
+def test_a_declared_model_and_its_records_are_collected(manifold, way, handed) -> None:
+    model = declared(manifold, way)
+    copied = copy.deepcopy(model)
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer)
+    optimizer.state_dict()
+    records = [registry.Declarations.of(each.hidden) for each in (model, copied)]
+    assert all(each in registry._live for each in records)
+    ghosts = [weakref.ref(each) for each in (model, model.hidden, copied.hidden, *records)]
+    weight = id(model.hidden.weight)
+    assert weight in registry.index()
+    del model, copied, optimizer, records
+    assert all(ghost() is None for ghost in ghosts)
+    assert weight not in registry.index()
+
+
+def test_a_reused_id_is_not_taken_for_a_declared_tensor() -> None:
+    seen = set()
+    for _ in range(300):
+        layer = nn.Linear(3, 2, bias=False)
+        address = id(layer.weight)
+        assert mn.manifolds(layer) == {}
+        assert mn.RiemannianSGD(layer.parameters(), lr=0.1).param_groups[0]["manifolds"] == [None]
+        mn.declare(layer, "weight", OBLIQUE, project=True)
+        reused = address in seen
+        seen.add(address)
+        del layer
+    assert reused or len(seen) < 300  # else this showed nothing
+
+
+# --- param_groups ---------------------------------------------------------------------------------
+
+
+def named(group: dict) -> list[str]:
+    return [name for name, _ in group["params"]]
+
+
+@EVERY_WAY
+@EVERY_MANIFOLD
+def test_groups_of_declared_and_of_other_parameters(manifold, way) -> None:
+    model = declared(manifold, way)
+    first, second = mn.param_groups(model, weight_decay=0.1, momentum=0.5, lr=0.3)
+    assert named(first) == ["hidden.weight"]
+    assert named(second) == ["hidden.bias", "head.weight", "head.bias"]
+    assert first["params"][0][1] is model.hidden.weight
+    assert (first["weight_decay"], second["weight_decay"]) == (0.0, 0.1)
+    for group in (first, second):
+        assert (group["momentum"], group["lr"]) == (0.5, 0.3)
+    ordered = list(model.parameters())
+    for group in (first, second):
+        for place, (_, p) in zip(group["model_order"], group["params"], strict=True):
+            assert ordered[place] is p
+    optimizer = mn.RiemannianSGD([first, second])
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1]
+    before = model.hidden.weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    head = model.head.weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(model.hidden.weight.detach(), before)
+    torch.testing.assert_close(model.head.weight.detach(), head * (1 - 0.3 * 0.1))
+
+
+def test_groups_of_a_model_without_declarations() -> None:
+    model = Net()
+    (group,) = mn.param_groups(model, weight_decay=0.1)
+    assert named(group) == [name for name, _ in model.named_parameters()]
+    assert group["weight_decay"] == 0.1
+
+
+def test_groups_of_a_model_of_nothing_but_declarations() -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False))
+    mn.declare_all(model, lambda *_: OBLIQUE, project=True)
+    (group,) = mn.param_groups(model, weight_decay=0.1)
+    assert named(group) == ["0.weight", "1.weight"]
+    assert group["weight_decay"] == 0.0
+    mn.RiemannianSGD([group], lr=0.1)
+
+
+def test_flat_space_counts_as_not_declared() -> None:
+    model = Net()
+    mn.declare(model, "hidden.weight", mn.Euclidean())
+    (group,) = mn.param_groups(model, weight_decay=0.1)
+    assert "hidden.weight" in named(group)
+    assert group["weight_decay"] == 0.1
+    assert mn.manifolds(model) == {"hidden.weight": mn.Euclidean()}
+
+
+def test_a_tied_weight_is_handed_over_once() -> None:
+    layers = tied("1.weight")
+    first, second = mn.param_groups(layers)
+    assert named(first) == ["0.weight"]
+    assert named(second) == ["0.bias", "1.bias"]
+    assert first["model_order"] + second["model_order"] == [0, 1, 2]
+
+
+def test_groups_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="ReLU has no parameters"):
+        mn.param_groups(nn.ReLU())
+    with pytest.raises(ValueError, match="params is what this function finds"):
+        mn.param_groups(Net(), params=[])
+
+
+@EVERY_HANDED
+def test_a_declared_parameter_that_is_gone_is_named(handed) -> None:
+    model = declared(OBLIQUE)
+    del model.hidden.weight
+    for ask in (mn.manifolds, mn.violations, mn.verify, mn.project_, mn.param_groups):
+        with pytest.raises(
+            RuntimeError, match=r"hidden\.weight was declared on Oblique.*undeclare\(module, 'weig"
+        ):
+            ask(model)
+    mn.undeclare(model, "hidden.weight")
+    assert mn.manifolds(model) == {}
+    optimizer_of(model, handed)
