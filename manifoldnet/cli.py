@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ExperimentError as error:
         print(f"manifoldnet: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that cannot be made, a full disk
+        print(f"manifoldnet: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         again = [a for a in argv if a not in ("--resume", "--overwrite")]
         print(
@@ -224,7 +227,10 @@ def _add_comparison(command: argparse.ArgumentParser) -> None:
         help="the seeds count from here (%(default)s)",
     )
     group.add_argument(
-        "--csv", type=Path, metavar="FILE", help="merge one row per run into this CSV file as well"
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="merge one row per run into this CSV file as well (one file per data set)",
     )
 
 

@@ -11,7 +11,7 @@ is an error that says which slices, by how much, and what to call; nothing is mo
 
 from __future__ import annotations
 
-import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,6 +44,9 @@ __all__ = [
     "violations",
 ]
 
+# Options that only undeclared parameters can honour; with these values every optimizer can.
+_FOR_DECLARED = {"weight_decay": 0.0, "foreach": None, "fused": None}
+
 #: Says where a parameter lives: (qualified name, module, parameter) -> manifold, or None for free.
 Rule = Callable[[str, nn.Module, nn.Parameter], Manifold | None]
 
@@ -70,6 +73,8 @@ class ManifoldParameter(geoopt.ManifoldParameter):  # type: ignore[misc]
     ) -> ManifoldParameter:
         """Check the point and make the parameter."""
         manifold = from_geoopt(manifold)
+        if not isinstance(data, Tensor):
+            raise ValueError(f"data must be a tensor, not {type(data).__name__}")
         if data.is_meta:
             manifold.assert_check_point(data)
         else:
@@ -235,7 +240,7 @@ def _declare(
         if parameter.is_meta:
             continue
         with torch.no_grad():
-            point = _projected(name, manifold, parameter) if project else parameter
+            point = manifold.projx(parameter.detach(), name=name) if project else parameter
             manifold.assert_check_point_on_manifold(point, name=name)
             if project:
                 values.append((parameter, point))
@@ -246,13 +251,6 @@ def _declare(
         for local, parameter in module._parameters.items():
             if id(parameter) in planned:
                 Declarations.set(module, local, planned[id(parameter)][1])
-
-
-def _projected(name: str, manifold: Manifold, x: Tensor) -> Tensor:
-    try:
-        return manifold.projx(x.detach())
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 def manifolds(model: nn.Module) -> dict[str, Manifold]:
@@ -314,7 +312,7 @@ def project_(model: nn.Module) -> None:
         ValueError: if a slice is zero or not finite; nothing is changed then.
     """
     points = [
-        (parameter, _projected(name, manifold, parameter))
+        (parameter, manifold.projx(parameter.detach(), name=name))
         for name, (parameter, manifold) in declared_parameters(model).items()
     ]
     for parameter, point in points:
@@ -344,7 +342,9 @@ def load_state_dict(
         ValueError: if a declared weight in `state` has another shape or is off its manifold.
             Nothing has been loaded then.
     """
-    checked = copy.copy(state)
+    checked: dict[str, Any] = OrderedDict(state)
+    if hasattr(state, "_metadata"):
+        checked._metadata = state._metadata  # type: ignore[attr-defined]
     troubles = []
     for name, (parameter, manifold) in declared_parameters(model, tied=True).items():
         value = state.get(name)
@@ -360,8 +360,8 @@ def load_state_dict(
             )
             continue
         if project:
-            value = _projected(name, manifold, value)
-            checked[name] = value  # type: ignore[index]
+            value = manifold.projx(value, name=name)
+            checked[name] = value
         trouble = _trouble(name, manifold, value)
         if trouble:
             troubles.append(trouble)
@@ -374,7 +374,7 @@ def param_groups(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
     """The parameter groups of a model for an optimizer: declared weights, and all others.
 
     Weight decay is for the others only: on a norm-constrained weight it has no effect, and it
-    would break the invariance of the scaled metric.
+    would break the invariance of the scaled metric. So are torch's `foreach` and `fused` variants.
 
     Args:
         model: the network.
@@ -402,7 +402,7 @@ def param_groups(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
                 "params": [named for _, named in found],
                 "model_order": [place for place, _ in found],
             }
-            groups.append({**group, "weight_decay": 0.0} if wanted else group)
+            groups.append({**group, **_FOR_DECLARED} if wanted else group)
     if not groups:
         raise ValueError(f"{type(model).__name__} has no parameters")
     return groups

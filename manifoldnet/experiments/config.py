@@ -92,7 +92,7 @@ class TrainConfig:
             "a few per cent" in the lecture notes that it cites.
         shrink: factor of the bold driver when the loss rises. Not given in the paper either; 0.5 in
             those notes.
-        threads: torch's threads during the run. One is fastest for networks of this size; the
+        threads: torch's threads during the run. One serves networks of this size well; the
             number is kept with the run because sums are rounded in another order when it changes.
     """
 

@@ -2,8 +2,7 @@
 
 "No input pre-processing is performed" in the paper is read as: pixels as floats in [0, 1],
 rasterized to vectors, with no centring, whitening or augmentation. Images stay uint8 in memory and
-are scaled minibatch by minibatch, which costs no time that can be measured and a quarter of the
-memory.
+are scaled minibatch by minibatch, in a quarter of the memory.
 """
 
 from __future__ import annotations
@@ -105,8 +104,7 @@ def split(
     if train < 1 or validation < 1 or train + validation > available:
         raise ConfigError(
             f"{data.name} has {available} images outside its test set, which does not leave room "
-            "for "
-            f"{train} training and {validation} validation images: lower train_size or "
+            f"for {train} training and {validation} validation images: lower train_size or "
             "validation_size"
         )
     order = torch.randperm(available, generator=seeded_generator(seed, "split"))

@@ -16,8 +16,7 @@ import torch
 
 from manifoldnet.experiments import sources
 from manifoldnet.experiments.config import TrainConfig
-from manifoldnet.experiments.data import split
-from manifoldnet.experiments.training import Run, limited_threads
+from manifoldnet.experiments.training import Run, images_for, limited_threads
 
 PLAIN = "torch.optim.SGD"
 
@@ -38,7 +37,7 @@ def epoch_times(
         Seconds of each pass, by update; plain SGD comes first.
     """
     data = sources.load(config.dataset, data_dir)
-    images = split(data, config.seed, config.train_size, config.validation_size).train
+    images = images_for(config, data).train
     seconds: dict[str, list[float]] = {}
     with limited_threads(config.threads):
         runs = {PLAIN: Run(replace(config, update="b-sgd"), data)}

@@ -74,8 +74,7 @@ def find(name: str, data_dir: Path | None) -> Source:
     if not data_dir.is_dir():
         raise DataError(
             f"the data folder {data_dir} does not exist: correct --data-dir or {DATA_VARIABLE}, "
-            "or give neither "
-            "to load from the Hugging Face hub"
+            "or give neither to load from the Hugging Face hub"
         )
     there = ", ".join(sorted(p.name for p in data_dir.iterdir() if p.is_dir())) or "no folders"
     raise DataError(
@@ -191,8 +190,8 @@ def _decode_split(split: datasets.Dataset, where: str) -> tuple[Tensor, Tensor, 
         if not isinstance(label, int) or isinstance(label, bool) or label < 0:
             raise DataError(
                 f"{where}, row {row}: the label is {label!r}; labels must be integers from 0 (a "
-                "set with names for "
-                "labels becomes one by class_encode_column, in Hugging Face datasets)"
+                "set with names for labels becomes one by class_encode_column, in Hugging Face "
+                "datasets)"
             )
     return images, torch.tensor(labels), tuple(getattr(feature, "names", None) or ())
 

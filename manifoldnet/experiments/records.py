@@ -1,9 +1,10 @@
 """The record of a run: a JSON-lines file that tells what was trained and how it went.
 
     {"kind": "run", "format": 1, "config": {...}, "versions": {...}, "data": "<checksum>"}
-    {"kind": "epoch", "epoch": 1, "train_loss": ..., "test_error": ..., ...}            one line for
-    each epoch {"kind": "result", "status": "finished", "test_error": ..., ...}
-    once the run has ended
+    {"kind": "epoch", "epoch": 1, "train_loss": ..., "test_error": ..., ...}
+    {"kind": "result", "status": "finished", "test_error": ..., ...}
+
+one line that opens it, one for each epoch, and one when the run has ended.
 
 Reports read these files and nothing else. A number that is not finite is written as null, which is
 valid JSON everywhere, and read back as NaN. A line that cannot be read is an error with its place,

@@ -7,6 +7,8 @@ from the checkpoint. Everything that does not fit together is an error before an
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +105,7 @@ def inspect(
     if not resume:
         raise RecordError(
             f"{directory} already holds a run: go on with it by --resume, train it again by "
-            "--overwrite, "
-            "or choose another --out"
+            "--overwrite, or choose another --out"
         )
     record = records.read(record_path(directory)) if has_record else None
     if record is not None:
@@ -115,8 +116,8 @@ def inspect(
         if record is not None and record.epochs:
             raise RecordError(
                 f"{checkpoint_path(directory)} is missing, without which this run of "
-                f"{len(record.epochs)} epochs "
-                "cannot go on: put it back, or train the run again with --overwrite"
+                f"{len(record.epochs)} epochs cannot go on: put it back, or train the run again "
+                "with --overwrite"
             )
         return None
     checkpoint = _load(checkpoint_path(directory))
@@ -126,9 +127,8 @@ def inspect(
     ):
         raise RecordError(
             f"{record_path(directory)} and {checkpoint_path(directory)} tell of different "
-            "epochs: delete the record "
-            "and use --resume to write it again from the checkpoint, or train the run again "
-            "with --overwrite"
+            "epochs: delete the record and use --resume to write it again from the checkpoint, "
+            "or train the run again with --overwrite"
         )
     return checkpoint
 
@@ -162,10 +162,15 @@ def _check_config(found: TrainConfig, wanted: TrainConfig, directory: Path) -> N
     if found != wanted:
         raise RecordError(
             f"{directory} belongs to another configuration ({wanted.differences(found)}): choose "
-            "another --out, "
-            "or repeat that configuration to go on with it"
+            "another --out, or repeat that configuration to go on with it"
         )
 
 
 def _as_text(epochs: tuple[Epoch, ...]) -> str:
-    return repr(epochs)  # equality that also holds where a loss is NaN
+    # Equality that also holds where a number is NaN, or infinite, which a record reads as NaN.
+    return repr(
+        [
+            [math.nan if isinstance(v, float) and not math.isfinite(v) else v for v in values]
+            for values in map(dataclasses.astuple, epochs)
+        ]
+    )

@@ -1,8 +1,9 @@
 """Where images come from, by name.
 
-digits                  scikit-learn's 8x8 digits, embedded: no download, a fixed split into
-training and test anything else           Hugging Face `datasets`, from the hub or from a folder
-(`hub`), decoded once (`cache`)
+digits: scikit-learn's 8x8 digits, embedded, with a fixed test set; no download.
+
+Anything else: Hugging Face `datasets`, from the hub or from a folder (`hub`), decoded once and
+kept on disk (`cache`).
 """
 
 from __future__ import annotations

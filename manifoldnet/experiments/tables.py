@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -99,8 +100,9 @@ def write_csv(records: Iterable[Record], path: Path) -> None:
 def merge_csv(records: Iterable[Record], path: Path) -> None:
     """Puts the rows of ``records`` into an existing CSV file (or a new one), in one atomic step.
 
-    A row of the same run (equal in every column but the test error and the seconds) is replaced
-    where it stands; others are kept; new ones follow.
+    A row that agrees with a new one in all columns but the test error and the seconds is replaced
+    where it stands; others are kept; new ones follow. The columns do not name the data set, the
+    momentum or the sizes: keep one file for each.
 
     Raises:
         RecordError: when the file is not such a table.
@@ -114,6 +116,9 @@ def check_csv(path: Path) -> None:
     """Raises what `merge_csv` would raise, before there is anything to merge."""
     if path.exists():
         _read_csv(path)
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise RecordError(f"{path} cannot be written ({nearest} is no folder to write in)")
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

@@ -80,13 +80,7 @@ def train(
     if isinstance(found, Record):
         return found
     data = data if data is not None else sources.load(config.dataset, data_dir)
-    images = split(data, config.seed, config.train_size, config.validation_size)
-    if config.architecture == "arch2" and len(images.train) % config.batch_size == 1:
-        raise ConfigError(
-            f"{len(images.train)} training images leave a last minibatch of one, over which "
-            "arch2 cannot normalize: "
-            "change batch_size or train_size"
-        )
+    images = images_for(config, data)
     fingerprint = data.fingerprint()
     if found is None:
         rundir.clear(directory)
@@ -101,7 +95,7 @@ def train(
     with limited_threads(config.threads):
         run = Run(config, data)
         if found.epochs:
-            run.load_state_dict(found.states)
+            _restore(run, found, directory)
         epochs = found.epochs
         while _verdict(config, epochs) is None:
             epochs += (run.epoch(len(epochs) + 1, images),)
@@ -112,6 +106,32 @@ def train(
     record = dataclasses.replace(found.record(), result=_verdict(config, epochs))
     records.write(record, rundir.record_path(directory))
     return record
+
+
+def images_for(config: TrainConfig, data: Dataset) -> Split:
+    """The images that a configuration trains and is judged on.
+
+    Raises:
+        ConfigError: when there are not that many, or they leave a minibatch that cannot be used.
+    """
+    images = split(data, config.seed, config.train_size, config.validation_size)
+    if config.architecture == "arch2" and len(images.train) % config.batch_size == 1:
+        raise ConfigError(
+            f"{len(images.train)} training images leave a last minibatch of one, over which "
+            "arch2 cannot normalize: change batch_size or train_size"
+        )
+    return images
+
+
+def _restore(run: Run, checkpoint: Checkpoint, directory: Path) -> None:
+    try:
+        run.load_state_dict(checkpoint.states)
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise RecordError(
+            f"the checkpoint in {directory} does not hold the state of this run "
+            f"({type(error).__name__}: {error}): put an intact one there, or train the run again "
+            "with --overwrite"
+        ) from error
 
 
 class Run:

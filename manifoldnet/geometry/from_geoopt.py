@@ -175,9 +175,13 @@ def _tensor(value: Any) -> Any:
 
 def _describe(base: Any) -> dict[str, Any]:
     name = type(base).__name__
+    plain = {k: v for k, v in vars(base).items() if not k.startswith("_") and k != "training"}
     return {
         "class": name,
+        "module": type(base).__module__,
         "description": str(base),
+        "attributes": {k: repr(v) for k, v in plain.items() if not callable(v)},
+        "parts": [_describe(part) for part in base.modules() if part is not base],
         "arguments": {key: _plain(getattr(base, key)) for key in _ARGUMENTS.get(name, ())},
         "state": {key: _plain(value) for key, value in base.state_dict().items()},
     }

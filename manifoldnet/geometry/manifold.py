@@ -109,17 +109,17 @@ class Manifold(ABC):
 
     # --- the projection ---------------------------------------------------------------------
 
-    def projx(self, x: Tensor) -> Tensor:
-        """The nearest point of the manifold.
+    def projx(self, x: Tensor, *, name: str = "the data") -> Tensor:
+        """The nearest point of the manifold; errors call the tensor by `name`.
 
         Raises:
             ValueError: for zero or non-finite slices, which have no nearest point.
         """
-        self.assert_check_point(x)
+        self.assert_check_point(x, name=name)
         (x_,) = slices.promote(x)
         y = self.projection.to_set(x_).to(x.dtype)
         if not x.is_meta:
-            trouble = self.explain(y, tol=math.inf, near=x)
+            trouble = self.explain(y, tol=math.inf, name=name, near=x)
             if trouble:
                 raise ValueError(trouble)
         return y
@@ -276,11 +276,16 @@ class Manifold(ABC):
         where = slices.label(worst, x.ndim, self.dim)
         if bool(dead[worst]):
             size = float(slices.largest(near.detach(), self.dim).flatten()[worst])
-            what = "zero" if size == 0 else f"not finite (largest entry {size})"
+            if size == 0:
+                what = "zero"
+            elif math.isfinite(size):
+                what = f"too small or too large to be squared (largest entry {size:.3g})"
+            else:
+                what = f"not finite (largest entry {size})"
             return (
                 f"{name}: {int(dead.sum())} of {off.numel()} slices cannot be on {self}, "
                 f"the first of them {where}, which is {what}. "
-                "Give each slice finite values that are not all zero"
+                "Give each slice finite values of ordinary size that are not all zero"
             )
         length = float(slices.norm(near.detach(), self.dim).flatten()[worst])
         return (
@@ -330,8 +335,10 @@ def from_spec(spec: Spec) -> Manifold:
     """The manifold that `Manifold.spec` described.
 
     Raises:
-        ValueError: if the description is of a newer version or of an unknown manifold.
+        ValueError: if it is no such description, of a newer version, or of an unknown manifold.
     """
+    if not isinstance(spec, dict) or not {"manifold", "version", "fields"} <= spec.keys():
+        raise ValueError(f"not the description of a manifold, as Manifold.spec gives it: {spec!r}")
     if spec["version"] > SPEC_VERSION:
         raise ValueError(
             f"this description of a manifold has version {spec['version']}, and this release of "

@@ -95,8 +95,12 @@ class NoProjection(Projection):
     def violation(self, x: Tensor) -> Tensor:
         """0, or ∞ for slices with non-finite entries (and for zero slices, with `nonzero`)."""
         (x,) = slices.promote(x)
-        largest = slices.largest(x, self.dim)
-        bad = ~largest.isfinite() | (largest == 0 if self.nonzero else False)
+        if self.nonzero:
+            # Not the slice itself alone: the metric divides by its square.
+            squared = slices.inner(x, x, self.dim)
+            bad = ~((squared > 0) & squared.isfinite())
+        else:
+            bad = ~slices.largest(x, self.dim).isfinite()
         return bad.to(x.dtype).masked_fill(bad, torch.inf)
 
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, final
+from typing import ClassVar, Protocol, final
 
 from torch import Tensor
 
 from manifoldnet.geometry.geodesics import Geodesics
 from manifoldnet.geometry.projection import Projection
 
-__all__ = ["Additive", "Geodesic", "Parts", "Projective", "Retraction", "RetractionName"]
-
-RetractionName = Literal["additive", "projective", "geodesic"]
+__all__ = ["Additive", "Geodesic", "Parts", "Projective", "Retraction"]
 
 
 class Parts(Protocol):

@@ -23,7 +23,7 @@ class ScaledEuclidean(Manifold):
     Riemannian gradient `‖w‖² g`; with the additive retraction the update (7) of
     [badrinarayanan2015symmetry], `w − λ ‖w‖² g`. That step makes norms grow without bound where
     the loss does not depend on them (under batch normalization), so the default is the exact
-    geodesic, which keeps them.
+    geodesic, which keeps them. (An additive step can also end exactly at zero, and stay there.)
 
     Args:
         dim: the dimension that indexes the slices: 0 for rows and filters, 1 for columns, None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -67,7 +68,7 @@ def check_dim(dim: Dim) -> None:
 
 def check_radius(radius: float) -> float:
     """The radius as a float; ValueError unless it is positive and finite."""
-    if not (isinstance(radius, (int, float)) and radius is not True and 0 < radius < math.inf):
+    if not (isinstance(radius, Real) and radius is not True and 0 < radius < math.inf):
         raise ValueError(f"radius must be a positive, finite number, not {radius!r}")
     return float(radius)
 

@@ -43,7 +43,7 @@ class RiemannianAdam(RiemannianOptimizer):
         foreach: for undeclared parameters, as in torch; True is refused where weights are declared.
         maximize: ascend.
         capturable: as `foreach`.
-        differentiable: refused where weights are declared.
+        differentiable: refused; a step is taken without a graph.
         fused: as `foreach`.
         decoupled_weight_decay: decay undeclared parameters as AdamW does.
         slice_scale: "norm" for steps of length λ per slice, "rms" for λ√n as in plain Adam.

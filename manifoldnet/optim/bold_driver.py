@@ -24,8 +24,8 @@ class BoldDriver(LRScheduler):
     """Multiply the rates by `grow` after an error that did not rise, by `shrink` after a rise.
 
     It is driven by a number, as `torch.optim.lr_scheduler.ReduceLROnPlateau` is: call
-    `step(error)` once an epoch. The first error only sets the mark. An error that is NaN counts
-    as a rise.
+    `step(error)` once an epoch. The first error only sets the mark. An error that is NaN or
+    infinite counts as a rise.
 
     Args:
         optimizer: whose rates to drive; each group keeps its ratio to the others.
@@ -75,7 +75,8 @@ class BoldDriver(LRScheduler):
         error = float(metrics)
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         if self.last_error is not None:
-            factor = self.grow if error <= self.last_error else self.shrink
+            fell = math.isfinite(error) and error <= self.last_error
+            factor = self.grow if fell else self.shrink
             for group in self.optimizer.param_groups:
                 rate = min(max(float(group["lr"]) * factor, self.min_lr), self.max_lr)
                 if isinstance(group["lr"], torch.Tensor):

@@ -75,8 +75,8 @@ def saved_specs(saved: dict[str, Any]) -> list[Any] | None:
 
 def _source(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[int]:
     """For each parameter of `groups`, in order, the number it was saved under."""
-    names = _flat(groups, "param_names")
-    saved_names = _flat(saved, "param_names")
+    names = _unique_names(groups)
+    saved_names = _unique_names(saved)
     if names is not None and saved_names is not None:
         if set(names) != set(saved_names):
             missing = sorted(set(names) - set(saved_names))
@@ -93,13 +93,24 @@ def _source(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[i
     count = sum(sizes)
     if order is not None and saved_sizes == [count] and sorted(order) == list(range(count)):
         return order
-    if sizes == saved_sizes:
+    foreign = saved_names is None and any("manifolds" not in g for g in saved)
+    reordered = order is not None and order != sorted(order)
+    if sizes == saved_sizes and not (foreign and reordered):
         return list(range(count))
     raise ValueError(
         f"this optimizer state has groups of {saved_sizes} parameters and this optimizer of "
         f"{sizes}, and they cannot be matched by name: make both with manifoldnet.param_groups, "
         "or with model.named_parameters()"
     )
+
+
+def _unique_names(groups: list[dict[str, Any]]) -> list[str] | None:
+    """The parameters' names without what wrappers put before them; None unless each has its own."""
+    names = _flat(groups, "param_names")
+    if names is None:
+        return None
+    names = [name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
+    return names if len(set(names)) == len(names) else None
 
 
 def _flat(groups: list[dict[str, Any]], key: str) -> list[Any] | None:

@@ -32,6 +32,8 @@ __all__ = ["NormGrowthWarning", "RiemannianOptimizer"]
 # A step puts a weight back on its manifold, so rounding (of a type conversion, say) is no reason
 # to refuse it; a weight that was never put there is.
 _GROSS = 1e-2
+# Variants of torch's own functions; a declared weight has the reference path only.
+_PLAIN_ONLY: tuple[str, ...] = ("foreach", "fused", "capturable")
 
 
 class NormGrowthWarning(UserWarning):
@@ -77,6 +79,10 @@ class RiemannianOptimizer(Optimizer, ABC):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            if group["differentiable"]:
+                raise ValueError(
+                    "differentiable=True is not supported: a step is taken without a graph"
+                )
             self._check_options(group)
             homes = registry.index()
             found = [_manifold(p, homes) for p in group["params"]]
@@ -101,11 +107,12 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Raise ValueError for options that are out of range."""
 
     def _check_declared_options(self, group: dict[str, Any], only_declared: bool) -> None:
-        for flag in ("foreach", "fused", "capturable", "differentiable"):
+        for flag in _PLAIN_ONLY:
             if group.get(flag):
                 raise ValueError(
-                    f"{flag}=True is not supported for declared weights; leave it out, or put "
-                    "the undeclared ones in a group of their own (manifoldnet.param_groups)"
+                    f"{flag}=True is not supported for declared weights; leave it out, or make "
+                    f"the groups with param_groups(model, {flag}=True), which gives it to the "
+                    "others only"
                 )
         if only_declared and group["weight_decay"] != 0:
             raise ValueError(
@@ -140,8 +147,14 @@ class RiemannianOptimizer(Optimizer, ABC):
                 entry = self._cache[id(p)]
             if entry[1] is None:
                 plain.append(p)
-            else:
-                declared.append((p, entry[1]))
+                continue
+            if p.grad.is_sparse:
+                name = self._names(group)[next(i for i, q in enumerate(group["params"]) if q is p)]
+                raise RuntimeError(
+                    f"{name} has a sparse gradient, and a step on {entry[1]} needs all of a "
+                    "slice: make the layer with sparse=False, or undeclare it"
+                )
+            declared.append((p, entry[1]))
         return plain, declared
 
     def _resolve(self) -> None:
@@ -207,7 +220,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 # Under `detach` a ManifoldParameter is an ordinary tensor on the same memory.
                 self._step_declared(group, p.detach(), p.grad, self.state[p], manifold)
         self._steps += 1
-        if self._steps & (self._steps - 1) == 0 or self._steps % 100 == 0:
+        if self._steps <= 128 or self._steps % 100 == 0:
             self._watch_growth(work)
         return loss
 
@@ -227,17 +240,11 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Step one declared weight, in place."""
 
     def _verify(self, work: list[Any]) -> None:
-        """Before the first step and after loading: points on their manifolds, dense gradients."""
+        """Before the first step and after loading: are the points on their manifolds?"""
         for group, _, declared in work:
             manifold_of = {id(p): m for p, m in declared}
             for name, p in zip(self._names(group), group["params"], strict=True):
-                manifold = manifold_of.get(id(p))
-                _check_point(name, p, manifold)
-                if manifold is not None and p.grad.is_sparse:
-                    raise RuntimeError(
-                        f"{name} has a sparse gradient, and a step on {manifold} needs all of a "
-                        "slice: make the layer with sparse=False, or undeclare it"
-                    )
+                _check_point(name, p, manifold_of.get(id(p)))
         self._verified = True
 
     def _refuse_nonfinite(self, group: dict[str, Any]) -> None:
@@ -255,8 +262,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _watch_growth(self, work: list[Any]) -> None:
         """Warn while there is time if a norm that the scaled metric squares will overflow.
 
-        Norms grow by a constant factor a step at the most, so that ‖x‖² takes as many steps from
-        1 to √max as from there to max: looking at powers of two (and every 100 steps) is enough.
+        Under batch normalization norms grow by a constant factor a step at the most, so ‖x‖² takes
+        as many steps from 1 to √max as from there to max: after the first ones, every 100 steps
+        is often enough. Elsewhere a large rate can go from ordinary to infinite in a step or two.
         """
         for group, _, declared in work:
             for p, manifold in declared:
@@ -274,7 +282,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                     worst = int(largest.flatten().argmax())
                     warnings.warn(
                         f"{name}: {slices.label(worst, p.ndim, manifold.dim)} has norm "
-                        f"{float(largest.max()):.3g} and will overflow {p.dtype}. Where the loss "
+                        f"{float(largest.max()):.3g}, on its way out of {p.dtype}. Where the loss "
                         "does not depend on the norm (batch normalization), additive steps make "
                         "it grow without bound: use retraction='geodesic', which keeps it, or "
                         "lower the learning rate",
@@ -301,8 +309,12 @@ class RiemannianOptimizer(Optimizer, ABC):
         exact: dict[Tensor, dict[str, Any]] = {}
         for group, merged in zip(self.param_groups, aligned["param_groups"], strict=True):
             manifolds = [self._cache[id(p)][1] for p in group["params"]]
+            # What a checkpoint of other groups says of these is not for declared weights.
+            kept = _PLAIN_ONLY if any(m is not None for m in manifolds) else ()
             if manifolds and all(m is not None for m in manifolds):
-                merged["weight_decay"] = group["weight_decay"]
+                kept = ("weight_decay", *kept)
+            merged.update({key: group[key] for key in kept if key in group})
+            self._check_options({**self.defaults, **merged})
             for name, p, manifold in zip(
                 self._names(group), group["params"], manifolds, strict=True
             ):

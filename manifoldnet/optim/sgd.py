@@ -32,8 +32,8 @@ class RiemannianSGD(RiemannianOptimizer):
 
     Args:
         params: as in torch: tensors, named tensors, or groups (`manifoldnet.param_groups`).
-        lr: learning rate λ ≥ 0, a number or a tensor of one element. Under the scaled metric and
-            on spheres it is relative to the weight's length: a step of Riemannian length λ‖d‖.
+        lr: learning rate λ ≥ 0, a number or a tensor of one element. A step has the Riemannian
+            length λ‖d‖: under the scaled metric it is relative to the weight's length.
         momentum: μ ≥ 0. Buffers are tangent vectors, transported with every step; those of
             half-precision declared weights are float32.
         dampening: τ.
@@ -41,7 +41,7 @@ class RiemannianSGD(RiemannianOptimizer):
         nesterov: Nesterov momentum; needs a momentum and no dampening.
         maximize: ascend.
         foreach: for undeclared parameters, as in torch; True is refused where weights are declared.
-        differentiable: refused where weights are declared.
+        differentiable: refused; a step is taken without a graph.
         fused: as `foreach`.
         error_if_nonfinite: refuse to step, naming the parameter, when a gradient is NaN or
             infinite (a synchronization with the device in every step); otherwise as torch does.

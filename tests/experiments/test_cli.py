@@ -159,3 +159,19 @@ def test_the_command_line_loads_nothing_heavy_of_its_own():
     assert "manifoldnet.cli" in loaded
     assert not {"sklearn", "datasets", "matplotlib", "tqdm"} & set(loaded)
     assert "manifoldnet.experiments.training" not in loaded
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    below = str(tmp_path / "file" / "below")
+    assert cli.main(["train", "--epochs", "1", "--out", below]) == 2
+    assert "manifoldnet: " in capsys.readouterr().err
+    assert cli.main(["compare", "--epochs", "1", "--seeds", "1", "--csv", below]) == 2
+    out, err = capsys.readouterr()
+    assert "cannot be written" in err
+    assert out == ""
+
+
+def test_bench_refuses_what_train_refuses(capsys):
+    assert cli.main(["bench", "--train-size", "101", "--epochs", "1"]) == 2
+    assert "last minibatch of one" in capsys.readouterr().err

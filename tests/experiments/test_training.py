@@ -313,3 +313,25 @@ def test_torchs_global_random_numbers_are_left_alone(tiny, tmp_path):
     before = torch.get_rng_state()
     train(SMALL, tmp_path, tiny)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore::manifoldnet.optim.NormGrowthWarning")
+@pytest.mark.parametrize("update", ["sm", "un"])
+def test_a_diverged_run_that_was_stopped_before_its_result_is_completed(tiny, tmp_path, update):
+    config = dataclasses.replace(SMALL, update=update, architecture="arch1", lr=1e30)
+    with pytest.raises(Stop):
+        train(config, tmp_path, tiny, on_epoch=stop_after(1))
+    record = train(config, tmp_path, tiny, resume=True)
+    assert record.result is not None
+    assert record.result.diverged
+
+
+def test_a_checkpoint_without_all_its_states_is_refused(tiny, tmp_path):
+    with pytest.raises(Stop):
+        train(SMALL, tmp_path, tiny, on_epoch=stop_after(2))
+    path = rundir.checkpoint_path(tmp_path)
+    content = torch.load(path, weights_only=True)
+    del content["states"]["optimizer"]
+    torch.save(content, path)
+    with pytest.raises(RecordError, match=r"does not hold the state of this run.*--overwrite"):
+        train(SMALL, tmp_path, tiny, resume=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import source
 
-from manifoldnet.geometry import Manifold, Oblique, from_geoopt, from_spec
+from manifoldnet.geometry import Euclidean, Manifold, Oblique, from_geoopt, from_spec
 
 # A manifold, a shape, and whether geoopt has its logarithm and distance.
 BASES = {
@@ -236,3 +236,17 @@ def test_what_geoopt_does_not_have_is_said():
     x = stiefel.random(5, 3)
     with pytest.raises(NotImplementedError):
         stiefel.logmap(x, x)
+
+
+def test_products_are_told_apart_by_their_parts_and_shapes() -> None:
+    def product(first: int, second: int) -> Manifold:
+        parts = ((geoopt.Sphere(), first), (geoopt.Euclidean(), second))
+        return from_geoopt(geoopt.ProductManifold(*parts))
+
+    assert product(4, 4) == product(4, 4)
+    assert hash(product(4, 4)) == hash(product(4, 4))
+    assert product(4, 4) != product(2, 6)
+
+
+def test_geoopts_flat_space_is_ours() -> None:
+    assert from_geoopt(geoopt.Euclidean(ndim=1)) == Euclidean()

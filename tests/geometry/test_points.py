@@ -1,5 +1,6 @@
 """Points that are none, and what is said about them."""
 
+import math
 import re
 
 import pytest
@@ -222,3 +223,12 @@ def test_retractions_without_sense(kind, retraction):
     with pytest.raises(ValueError, match="has no use for") as error:
         kind(retraction=retraction)
     assert f"'{retraction}'" not in str(error.value).split("there are")[1]
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_slices_whose_square_is_out_of_range_are_no_points_of_the_scaled_metric(size) -> None:
+    x = torch.ones(3, 4)
+    x[1] *= size
+    assert ScaledEuclidean().violation(x).flatten().tolist() == [0.0, math.inf, 0.0]
+    with pytest.raises(ValueError, match="row 1, which is too small or too large to be squared"):
+        ScaledEuclidean().assert_check_point_on_manifold(x)

@@ -135,7 +135,7 @@ def test_numbers_out_of_range(options: dict[str, Any], named: str) -> None:
         mn.RiemannianAdam([nn.Parameter(torch.zeros(3))], **options)
 
 
-@pytest.mark.parametrize("flag", ["foreach", "fused", "capturable", "differentiable"])
+@pytest.mark.parametrize("flag", ["foreach", "fused", "capturable"])
 def test_flags_that_declared_weights_do_not_support(flag: str) -> None:
     module = _declared(mn.Oblique(), (4, 3), torch.float32)
     with pytest.raises(ValueError, match=f"{flag}=True is not supported"):

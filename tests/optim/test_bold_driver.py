@@ -47,6 +47,16 @@ def test_bounds_tensors_and_errors_that_are_nan() -> None:
     assert seen == pytest.approx([0.1, 0.15, 0.075, 0.15, 0.075, 0.04, 0.04])
 
 
+def test_an_infinite_error_never_raises_the_rate() -> None:
+    optimizer = _optimizer(0.8)
+    driver = BoldDriver(optimizer)
+    rates = []
+    for error in (1.0, math.inf, math.inf, math.nan, math.inf, 5.0):
+        driver.step(error)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.8, 0.4, 0.2, 0.1, 0.05, 0.0525])
+
+
 def test_it_goes_on_from_its_state() -> None:
     def run(errors: list[float], resume: bool) -> list[float]:
         optimizer = _optimizer(0.1)

@@ -230,3 +230,49 @@ def test_schedulers_and_gradient_scaler() -> None:
     plain.step()
     assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.05]
     torch.testing.assert_close(model.body.weight, reference.body.weight)
+
+
+def test_two_models_with_the_same_names_keep_their_own_state() -> None:
+    first, second = _model(), _model()
+    groups = mn.param_groups(first) + mn.param_groups(second)
+    optimizer = mn.RiemannianSGD(groups, lr=0.01, momentum=0.9)
+    _train(first, optimizer, 2, seed=0)
+    _train(second, optimizer, 2, seed=1)
+    expected = {p: optimizer.state[p]["momentum_buffer"].clone() for p in optimizer.state}
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert len(expected) == 8
+    for p, buffer in expected.items():
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], buffer)
+
+
+def test_unnamed_torch_groups_are_not_matched_by_position_to_groups_in_another_order() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    plain = torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.1)
+    mn.declare(model, "1.weight", mn.Oblique(), project=True)
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.1)
+    with pytest.raises(ValueError, match="cannot be matched by name"):
+        optimizer.load_state_dict(plain.state_dict())
+
+
+def test_a_compiled_models_state_is_the_plain_models() -> None:
+    model = _model()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = mn.RiemannianSGD(mn.param_groups(compiled), lr=0.01, momentum=0.9)
+    _train(model, optimizer, 2, seed=0)
+    again = mn.RiemannianSGD(mn.param_groups(model), lr=0.3, momentum=0.9)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[0]["lr"] == 0.01
+
+
+def test_flags_of_a_torch_checkpoint_do_not_reach_declared_weights() -> None:
+    model = _model()
+    plain = torch.optim.SGD(model.parameters(), lr=0.01, foreach=True, weight_decay=0.1)
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.3)
+    optimizer.load_state_dict(plain.state_dict())
+    assert [g["foreach"] for g in optimizer.param_groups] == [None, True]
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1]
+    bad = optimizer.state_dict()
+    bad["param_groups"][1]["lr"] = -1.0
+    with pytest.raises(ValueError, match="lr must be"):
+        optimizer.load_state_dict(bad)
+    assert optimizer.param_groups[1]["lr"] == 0.01

@@ -275,7 +275,35 @@ def test_numbers_out_of_range(options: dict[str, Any], named: str) -> None:
         mn.RiemannianSGD([nn.Parameter(torch.zeros(3))], **options)
 
 
-@pytest.mark.parametrize("flag", ["foreach", "fused", "differentiable"])
+def test_a_step_without_batch_normalization_that_leaves_the_numbers_at_once_is_told_of() -> None:
+    """Norms can go from ordinary to infinite in a step or two; then, too, there is a warning."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
+    mn.declare_all(model, mn.rules.scaled_metric("2", "additive"))
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _train(model, optimizer, 20, dtype=torch.float32)
+    assert NormGrowthWarning in {w.category for w in caught}
+
+
+def test_variants_for_the_others_only() -> None:
+    model = nn.Linear(3, 4)
+    mn.declare(model, "weight", mn.Oblique(), project=True)
+    for flag in ("foreach", "fused"):
+        groups = mn.param_groups(model, lr=0.1, **{flag: True})
+        assert [g[flag] for g in groups] == [None, True]
+        optimizer = mn.RiemannianSGD(groups)
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+
+
+def test_differentiable_is_refused() -> None:
+    with pytest.raises(ValueError, match="differentiable=True is not supported"):
+        mn.RiemannianSGD([nn.Parameter(torch.zeros(3))], lr=0.1, differentiable=True)
+
+
+@pytest.mark.parametrize("flag", ["foreach", "fused"])
 def test_flags_that_declared_weights_do_not_support(flag: str) -> None:
     module = _layer(mn.Oblique(), (4, 3))
     with pytest.raises(ValueError, match=f"{flag}=True is not supported for declared"):
@@ -329,6 +357,18 @@ def test_sparse_gradients_of_declared_weights() -> None:
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(RuntimeError, match=r"weight has a sparse gradient.*sparse=False"):
         optimizer.step()
+
+    # Also when it comes later than the first step: before anything has moved.
+    model = nn.ModuleDict({"linear": nn.Linear(4, 2), "embedding": embedding})
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.1)
+    optimizer.zero_grad()
+    model["linear"](torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    embedding(torch.tensor([1, 2])).sum().backward()
+    before = model["linear"].weight.detach().clone()
+    with pytest.raises(RuntimeError, match="sparse gradient"):
+        optimizer.step()
+    assert torch.equal(model["linear"].weight, before)
 
 
 def test_weights_off_their_manifold() -> None:
