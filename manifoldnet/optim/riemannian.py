@@ -14,6 +14,7 @@ the groups carry about them serves to verify checkpoints. `.grad` is never chang
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -287,7 +288,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                         "it grow without bound: use retraction='geodesic', which keeps it, or "
                         "lower the learning rate",
                         NormGrowthWarning,
-                        stacklevel=5,  # past the wrappers that torch puts around `step`
+                        stacklevel=_users_level(),
                     )
 
     # --- checkpoints --------------------------------------------------------------------------
@@ -380,6 +381,16 @@ def _manifold(p: Tensor, homes: dict[int, registry.Home]) -> Manifold | None:
 def _check_point(name: str, p: Tensor, manifold: Manifold | None) -> None:
     if manifold is not None and not p.is_meta:
         manifold.assert_check_point_on_manifold(p.detach(), tol=_GROSS, name=name)
+
+
+def _users_level() -> int:
+    """The `stacklevel` of a warning that points past us and the wrappers of torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        ("torch.", "manifoldnet.optim")
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _said(spec: Any) -> str:

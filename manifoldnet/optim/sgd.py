@@ -9,7 +9,8 @@ For a declared weight x with buffer b, both tangent at every step:
 
 Without momentum, under the additive scaled metric it is the paper's update (7), on the oblique
 manifold (9) of [badrinarayanan2015symmetry]; convergence: [bonnabel2013stochastic]. Undeclared
-parameters go to `torch.optim.sgd.sgd`. The single-tensor path below is the specification.
+parameters go to `torch.optim.sgd.sgd`. The single-tensor path below is the specification;
+`manifoldnet.optim.lean` takes the same step without momentum in fewer passes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.optim import sgd as torch_sgd
 
 from manifoldnet.geometry import Manifold, slices
+from manifoldnet.optim.lean import lean_step
 from manifoldnet.optim.riemannian import RiemannianOptimizer, check_number, plain_tensors
 
 __all__ = ["RiemannianSGD"]
@@ -40,7 +42,9 @@ class RiemannianSGD(RiemannianOptimizer):
         weight_decay: for undeclared parameters only.
         nesterov: Nesterov momentum; needs a momentum and no dampening.
         maximize: ascend.
-        foreach: for undeclared parameters, as in torch; True is refused where weights are declared.
+        foreach: for undeclared parameters, as in torch. For declared ones None chooses fewer passes
+            where there are such (`manifoldnet.optim.lean`), False the plain formulas; True is
+            refused.
         differentiable: refused; a step is taken without a graph.
         fused: as `foreach`.
         error_if_nonfinite: refuse to step, naming the parameter, when a gradient is NaN or
@@ -124,12 +128,18 @@ class RiemannianSGD(RiemannianOptimizer):
         state: dict[str, Any],
         manifold: Manifold,
     ) -> None:
+        lr = group["lr"]
+        if group["momentum"] == 0 and group["foreach"] is None and not isinstance(lr, Tensor):
+            step = lean_step(manifold) if x.dtype in (torch.float32, torch.float64) else None
+            if step is not None:
+                step(x, grad, lr if group["maximize"] else -lr)
+                return
         _single_tensor_sgd(
             x,
             grad,
             state,
             manifold,
-            lr=group["lr"],
+            lr=lr,
             momentum=group["momentum"],
             dampening=group["dampening"],
             nesterov=group["nesterov"],
