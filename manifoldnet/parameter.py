@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 # Options that only undeclared parameters can honour; with these values every optimizer can.
-_FOR_DECLARED = {"weight_decay": 0.0, "foreach": None, "fused": None}
+_FOR_DECLARED = {"weight_decay": 0.0, "foreach": None, "fused": None, "capturable": False}
 
 #: Says where a parameter lives: (qualified name, module, parameter) -> manifold, or None for free.
 Rule = Callable[[str, nn.Module, nn.Parameter], Manifold | None]
@@ -374,7 +374,8 @@ def param_groups(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
     """The parameter groups of a model for an optimizer: declared weights, and all others.
 
     Weight decay is for the others only: on a norm-constrained weight it has no effect, and it
-    would break the invariance of the scaled metric. So are torch's `foreach` and `fused` variants.
+    would break the invariance of the scaled metric. So are torch's `foreach`, `fused` and
+    `capturable`.
 
     Args:
         model: the network.
@@ -397,12 +398,15 @@ def param_groups(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
             if (id(named[1]) in declared) is wanted
         ]
         if found:
-            group = {
+            group: dict[str, Any] = {
                 **options,
                 "params": [named for _, named in found],
                 "model_order": [place for place, _ in found],
             }
-            groups.append({**group, **_FOR_DECLARED} if wanted else group)
+            if wanted:
+                group["weight_decay"] = 0.0
+                group.update({k: v for k, v in _FOR_DECLARED.items() if k in options})
+            groups.append(group)
     if not groups:
         raise ValueError(f"{type(model).__name__} has no parameters")
     return groups

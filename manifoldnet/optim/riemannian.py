@@ -94,7 +94,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 self._names(group), group["params"], found, strict=True
             ):
                 _check_point(name, parameter, manifold)
-        except ValueError:
+        except Exception:
             self.param_groups.pop()
             raise
         for parameter, manifold in zip(group["params"], found, strict=True):
