@@ -14,6 +14,8 @@ Sections 2 and 4.
 
 from __future__ import annotations
 
+from typing import ClassVar, final
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,38 @@ class MaxPoolPairs(nn.Module):
         return features.view(features.shape[0], -1, 2).max(-1).values
 
 
-class Arch1(nn.Module):
+class _Network(nn.Module):
+    """What Arch1 and Arch2 share: everything but the normalization."""
+
+    normalized: ClassVar[bool]
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        *,
+        depth: int = 2,
+        features: int = 64,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        widths = [inputs] + [features // 2] * depth
+        self.hidden = nn.Sequential()
+        for width in widths[:-1]:
+            self.hidden.append(_unit_rows(features, width, generator))
+            if self.normalized:
+                self.hidden.append(nn.BatchNorm1d(features))
+            self.hidden.extend([nn.ReLU(), MaxPoolPairs()])
+        self.head = _unit_rows(classes, widths[-1], generator)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores ``(batch, classes)``, before the soft-max, of images ``(batch, inputs)``."""
+        scores: Tensor = self.head(self.hidden(images))
+        return scores
+
+
+@final
+class Arch1(_Network):
     """The plain network: linear maps, ReLU, max-pooling, linear classifier.
 
     Args:
@@ -38,68 +71,18 @@ class Arch1(nn.Module):
         generator: where the start is drawn from; torch's global one by default.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        classes: int,
-        *,
-        depth: int = 2,
-        features: int = 64,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        widths = [inputs] + [features // 2] * depth
-        self.hidden = nn.Sequential()
-        for width in widths[:-1]:
-            self.hidden.extend([_unit_rows(features, width, generator), nn.ReLU(), MaxPoolPairs()])
-        self.head = _unit_rows(classes, widths[-1], generator)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores ``(batch, classes)``, before the soft-max, of images ``(batch, inputs)``."""
-        scores: Tensor = self.head(self.hidden(images))
-        return scores
+    normalized = False
 
 
-class Arch2(nn.Module):
+@final
+class Arch2(_Network):
     """Arch1 with batch normalization (trainable scale and shift) before each ReLU.
 
     The normalization is torch's, with its default ε = 1e-5 and running averages for evaluation; the
-    paper gives neither.
-
-    Args:
-        inputs: pixels of an image, rasterized.
-        classes: scores to give.
-        depth: hidden layers.
-        features: filters per hidden layer; even.
-        generator: where the start is drawn from; torch's global one by default.
+    paper gives neither. The arguments are Arch1's.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        classes: int,
-        *,
-        depth: int = 2,
-        features: int = 64,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__()
-        widths = [inputs] + [features // 2] * depth
-        self.hidden = nn.Sequential()
-        for width in widths[:-1]:
-            layer = [
-                _unit_rows(features, width, generator),
-                nn.BatchNorm1d(features),
-                nn.ReLU(),
-                MaxPoolPairs(),
-            ]
-            self.hidden.extend(layer)
-        self.head = _unit_rows(classes, widths[-1], generator)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores ``(batch, classes)``, before the soft-max, of images ``(batch, inputs)``."""
-        scores: Tensor = self.head(self.hidden(images))
-        return scores
+    normalized = True
 
 
 def build(

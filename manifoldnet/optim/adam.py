@@ -101,8 +101,6 @@ class RiemannianAdam(RiemannianOptimizer):
             check_number(f"betas[{i}]", beta, below=1.0)
         if group["slice_scale"] not in ("norm", "rms"):
             raise ValueError(f"slice_scale must be 'norm' or 'rms', not {group['slice_scale']!r}")
-        if group["fused"] and (group["foreach"] or group["differentiable"]):
-            raise ValueError("fused=True excludes foreach=True and differentiable=True")
         if isinstance(group["lr"], Tensor) and group["foreach"] and not group["capturable"]:
             raise ValueError("lr as a tensor needs capturable=True with foreach=True")
 

@@ -84,6 +84,8 @@ class RiemannianOptimizer(Optimizer, ABC):
                 raise ValueError(
                     "differentiable=True is not supported: a step is taken without a graph"
                 )
+            if group["fused"] and group["foreach"]:
+                raise ValueError("fused=True excludes foreach=True")
             self._check_options(group)
             homes = registry.index()
             found = [_manifold(p, homes) for p in group["params"]]

@@ -91,8 +91,6 @@ class RiemannianSGD(RiemannianOptimizer):
             check_number(name, group[name])
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("nesterov=True needs momentum > 0 and dampening = 0")
-        if group["fused"] and (group["foreach"] or group["differentiable"]):
-            raise ValueError("fused=True excludes foreach=True and differentiable=True")
 
     def _step_plain(self, group: dict[str, Any], plain: list[Tensor]) -> None:
         buffers: list[Tensor | None] = []
