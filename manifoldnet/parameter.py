@@ -51,6 +51,7 @@ _FOR_DECLARED = {"weight_decay": 0.0, "foreach": None, "fused": None, "capturabl
 Rule = Callable[[str, nn.Module, nn.Parameter], Manifold | None]
 
 
+# geoopt carries no types, so its class is Any to the type checker.
 class ManifoldParameter(geoopt.ManifoldParameter):  # type: ignore[misc]
     """A parameter on a manifold: a declaration that is made by assigning it to a module.
 
@@ -343,7 +344,7 @@ def load_state_dict(
             Nothing has been loaded then.
     """
     checked: dict[str, Any] = OrderedDict(state)
-    if hasattr(state, "_metadata"):
+    if hasattr(state, "_metadata"):  # torch keeps the modules' versions there
         checked._metadata = state._metadata  # type: ignore[attr-defined]
     troubles = []
     for name, (parameter, manifold) in declared_parameters(model, tied=True).items():

@@ -208,6 +208,7 @@ class Manifold(ABC):
             generator: the source of randomness; torch's default one if left out.
         """
         shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        # A shape given as numbers is a tuple of them; the type checker cannot tell from above.
         x = torch.randn(shape, dtype=dtype, device=device, generator=generator)  # type: ignore[arg-type]
         return self.projx(x)
 

@@ -27,10 +27,12 @@ class Parts(Protocol):
     """What a retraction needs of a manifold."""
 
     @property
-    def projection(self) -> Projection: ...  # noqa: D102
+    def projection(self) -> Projection:
+        """To the set, and to its tangent spaces."""
 
     @property
-    def geodesics(self) -> Geodesics: ...  # noqa: D102
+    def geodesics(self) -> Geodesics:
+        """The exact curves of the metric."""
 
 
 class Retraction(ABC):

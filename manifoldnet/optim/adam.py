@@ -127,7 +127,7 @@ class RiemannianAdam(RiemannianOptimizer):
         beta1, beta2 = group["betas"]
         torch_adam.adam(
             list(plain_tensors(plain)),
-            [p.grad for p in plain],  # type: ignore[misc]
+            [p.grad for p in plain if p.grad is not None],  # all of them: so chosen by _split
             [s["exp_avg"] for s in states],
             [s["exp_avg_sq"] for s in states],
             [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [],

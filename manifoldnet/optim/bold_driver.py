@@ -65,6 +65,7 @@ class BoldDriver(LRScheduler):
         self.last_epoch = 0
         self._last_lr: list[Any] = self._rates()
 
+    # Driven by a number, as ReduceLROnPlateau, which departs from its base in the same way.
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
         """Take note of an error, and change the rates.
 
