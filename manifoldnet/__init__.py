@@ -1,6 +1,6 @@
 """manifoldnet: weights on manifolds for PyTorch, with explicit geometry and proven invariance."""
 
-from manifoldnet import optim, rules
+from manifoldnet import optim, rules, symmetry
 from manifoldnet.geometry import (
     Additive,
     Euclidean,
@@ -52,6 +52,7 @@ __all__ = [
     "param_groups",
     "project_",
     "rules",
+    "symmetry",
     "undeclare",
     "verify",
     "violations",

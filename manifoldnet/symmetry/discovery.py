@@ -1,0 +1,405 @@
+"""Discovery: all scaling symmetries of a model, from its gradients alone.
+
+    equations (one row ⟨wᵢ, ∂L/∂wᵢ⟩ᵢ per sample or minibatch)
+      -> null space -> sparse basis -> verified with finite elements -> ScalingGroup
+
+No layer is known by name: whatever makes the loss invariant is found, whether it is ReLU, batch
+normalization, attention or something of the user's own. What comes out is a symmetry at every
+weight that was tried, far from the identity; a proof for all weights it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from manifoldnet.symmetry.basis import Gap, Shift, row_space, sparse_basis
+from manifoldnet.symmetry.equations import Equations, Layout
+from manifoldnet.symmetry.evaluation import (
+    Batch,
+    LossFunction,
+    cast,
+    eps_fields,
+    frozen_randomness,
+    working_copy,
+    working_loss,
+)
+from manifoldnet.symmetry.group import Generator, ScalingGroup, trivial_generators
+from manifoldnet.symmetry.scaling import Slice, describe_slices
+from manifoldnet.symmetry.verification import FalseSymmetryError, Verifier
+
+__all__ = ["Discovery", "FalseSymmetryError", "NoGapError", "discover"]
+
+# Up to this many slices, gradients are computed in float64; above, in float32.
+_MANY = 2000
+_MOST = 16_000
+_BATCHES = 64
+
+# Relative to the largest singular value: what rounding leaves of a zero.
+_FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6}
+# … and of a column of zeros, where the ε of normalization layers has been made small.
+_ZERO_LITTLE_EPS = 1e-8
+# Fresh equations that are this near to the span of the earlier ones add nothing to it.
+_KNOWN = {torch.float64: 1e-8, torch.float32: 5e-5}
+# … if there are so many of them, at several random weights.
+_BLOCK = 160
+_CLEAR, _CLEAR_WITH_EPS = 30.0, 10.0
+# Null vectors of small whole numbers are taken for exact if they are this near.
+_ROUNDED = {torch.float64: 1e-7, torch.float32: 1e-3}
+_UNREACHED, _ALONE, _TIED = 0, 1, 2
+
+
+class NoGapError(RuntimeError):
+    """The singular values do not tell what is zero from what is not."""
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """How a group was found.
+
+    Attributes:
+        slices: how many slices were looked at: the columns of M.
+        equations: how many rows of M were taken.
+        coupled: whether samples are coupled, so that a row takes a minibatch.
+        gap: the singular values around the cut.
+        dtype: the type that gradients were computed in.
+        unreached: what no gradient reached, in words; these slices were left out.
+        verified: the largest relative change of the loss under random elements.
+        spread: ln of the largest factor of one generator in these.
+        eps: the largest ε of normalization layers.
+        eps_kept: whether it was left in while looking.
+        blur: the same change with ε in place; equal to `verified` if there is none.
+    """
+
+    slices: int
+    equations: int
+    coupled: bool
+    gap: Gap
+    dtype: torch.dtype
+    unreached: tuple[str, ...]
+    verified: float
+    spread: float
+    eps: float
+    eps_kept: bool
+    blur: float
+
+    def __str__(self) -> str:
+        each = "minibatch" if self.coupled else "sample"
+        lines = [
+            f"found in {self.equations} equations (one per {each}, {str(self.dtype)[6:]}) for "
+            f"{self.slices} slices",
+            f"singular values, relative: {self.gap}",
+            f"verified: random elements, factors up to e^{self.spread:g} each, change the loss by "
+            f"{self.verified:.1e} relative",
+        ]
+        if self.gap.nearly:
+            lines.append(
+                f"in {self.gap.nearly} more directions the loss hardly changes: symmetries but for "
+                "an ε that is written into the model, or gradients that all but vanish"
+            )
+        if self.eps:
+            how = "left in" if self.eps_kept else "taken out"
+            lines.append(
+                f"normalization has ε up to {self.eps:g}, {how} while looking; with it, small "
+                f"elements (factors up to e^0.5) change the loss by {self.blur:.1e}"
+            )
+        if self.unreached:
+            lines.append("left out, as no gradient reaches them: " + "; ".join(self.unreached))
+        return "\n".join(lines)
+
+
+def discover(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Batch],
+    *,
+    parameters: Iterable[str] | None = None,
+    keep_eps: bool = False,
+    minibatch: int | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> ScalingGroup:
+    """All scalings of rows, columns and entries of parameters that leave the loss as it is.
+
+    The model is looked at in the mode it is in (training or evaluation), on a copy. Time grows with
+    the cube of the number of slices, memory with its square: some 5000 of them, a residual network
+    of 700,000 weights, take minutes and 2 GiB.
+
+    Args:
+        model: any differentiable module. Frozen parameters (`requires_grad=False`) are constants.
+        loss_fn: `loss_fn(output, target)`, one number, as torch's losses.
+        batches: `(input, target)` pairs; the first 64 are used. The input goes to the model, a
+            tuple as positional arguments, a dict as keyword arguments.
+        parameters: the names of those to look at; the others stay as they are.
+        keep_eps: leave ε in normalization layers. It blurs their symmetries, the more the smaller
+            the variance of the features; by default it is taken out while looking, and the report
+            says what it blurs.
+        minibatch: samples per equation, for models that couple samples; found out if left out.
+        dtype: the type that gradients are computed in; by default float64 up to 2000 slices and
+            float32 above. Verification is in float64. A model or loss that brings numbers of
+            another type along is looked at in float32.
+        seed: decides the random weights and samples.
+        on_progress: called with (what is done, how much of it, of how much).
+
+    Returns:
+        The group, with a sparse basis; `group.report` is a `Discovery`. Its dimension is 0 if there
+        is no symmetry.
+
+    Raises:
+        ValueError: if the model has no parameters to look at, one of them gets no gradient, there
+            are no batches, there are too many slices, or the loss is not one finite number.
+        NoGapError: if the singular values have no clear gap.
+        FalseSymmetryError: if what holds to first order fails for finite elements.
+    """
+    tell = on_progress or (lambda *_: None)
+    names = _names(model, parameters)
+    if minibatch is not None and minibatch < 1:
+        raise ValueError(f"minibatch is {minibatch}: an equation takes one sample or more")
+    if dtype is not None and dtype not in _FLOOR:
+        raise ValueError(f"dtype is {dtype}: gradients are computed in float64 or float32")
+    with frozen_randomness(seed):  # a shuffling loader gives the same batches again
+        pairs = _pairs(batches)
+    layout = Layout({n: tuple(p.shape) for n, p in model.named_parameters() if n in names})
+    slices = layout.slices
+    if len(slices) > _MOST:
+        raise ValueError(
+            f"{len(slices)} slices need {8 * len(slices) ** 2 / 2**30:.0f} GiB and more; at most "
+            f"{_MOST} are looked at. Use a narrower copy of the model (its symmetries have the "
+            "same form), or name some parameters with parameters=[...]"
+        )
+    verifier = Verifier(model, loss_fn, pairs, names, seed, keep_eps)
+    if dtype is None:
+        dtype = verifier.dtype if len(slices) <= _MANY else torch.float32
+    device = next(model.parameters()).device
+    source = torch.Generator().manual_seed(seed)
+    equations = Equations(
+        working_copy(model, dtype, keep_eps=keep_eps),
+        working_loss(loss_fn, dtype, device),
+        [cast(pair, dtype, device) for pair in pairs],
+        layout,
+        source,
+        minibatch,
+        keep_eps,
+    )
+    floor = _FLOOR[dtype]
+    if keep_eps:
+        floor = max(floor, _blur(equations))
+    rows, count = _collect(equations, _KNOWN[dtype], tell)
+    unreached = _unreached(equations)
+    tell("factorizing", 0, 1)
+    zero = max(floor, _ZERO_LITTLE_EPS) if eps_fields(model) else floor
+    used = _classify(rows, equations.reached, zero)
+    gap, space = row_space(rows[:, used == _TIED], floor)
+    if gap.ratio < (_CLEAR_WITH_EPS if keep_eps else _CLEAR):
+        raise NoGapError(
+            f"no clear gap in the singular values: {gap.kept:.1e} and {gap.dropped:.1e} (relative) "
+            f"are next to each other, and {gap.floor:.1e} may come from rounding or ε. Give more "
+            "varied batches"
+            + (", or leave out keep_eps=True" if keep_eps else ", or dtype=torch.float64")
+        )
+    basis = _basis(layout, space, used, source, max(_ROUNDED[dtype], 10 * floor))
+    tell("factorizing", 1, 1)
+    group = ScalingGroup.of(model, basis)
+    verified = verifier.check(group, 100 * floor if keep_eps else 0.0, tell)
+    eps = max((value or 0.0 for _, _, value in eps_fields(model)), default=0.0)
+    report = Discovery(
+        slices=len(slices),
+        equations=count,
+        coupled=equations.coupled,
+        gap=gap,
+        dtype=dtype,
+        unreached=unreached,
+        verified=verified,
+        spread=verifier.spread,
+        eps=eps,
+        eps_kept=keep_eps,
+        blur=verifier.blur(group) if eps else verified,
+    )
+    return replace(group, report=report)
+
+
+def _names(model: nn.Module, parameters: Iterable[str] | None) -> list[str]:
+    """The names of the parameters to look at."""
+    named = dict(model.named_parameters())
+    if not named:
+        raise ValueError(f"{type(model).__name__} has no parameters: there is nothing to scale")
+    if parameters is None:
+        names = [n for n, p in named.items() if p.requires_grad and p.is_floating_point()]
+        if not names:
+            raise ValueError(
+                f"all {len(named)} parameters of {type(model).__name__} are frozen "
+                "(requires_grad=False), or not real numbers: name those to look at"
+            )
+        return names
+    first = {id(p): name for name, p in named.items()}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    wanted = [parameters] if isinstance(parameters, str) else list(parameters)
+    unknown = [name for name in wanted if name not in every]
+    if unknown or not wanted:
+        raise ValueError(
+            f"parameters={wanted} names nothing"
+            if not wanted
+            else f"there is no parameter {', '.join(map(repr, unknown))} (there are: "
+            f"{', '.join(every)})"
+        )
+    names = [first[id(every[name])] for name in wanted]  # weights may be tied
+    unreal = [name for name in names if not named[name].is_floating_point()]
+    if unreal:
+        dtype = named[unreal[0]].dtype
+        raise ValueError(f"{', '.join(unreal)}: only real numbers are scaled, not {dtype}")
+    return names
+
+
+def _pairs(batches: Iterable[Any]) -> list[Batch]:
+    """The batches as a list of pairs."""
+    pairs = []
+    for batch in islice(iter(batches), _BATCHES):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(
+                "batches must give pairs (input, target), as a DataLoader does; they gave "
+                f"{type(batch).__name__}"
+                + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
+                + ". One batch alone is [(input, target)]"
+            )
+        pairs.append((batch[0], batch[1]))
+    if not pairs:
+        raise ValueError("batches is empty: at least one pair (input, target) is needed")
+    return pairs
+
+
+def _collect(
+    equations: Equations, known: float, tell: Callable[[str, int, int], None]
+) -> tuple[Tensor, int]:
+    """Rows of M until fresh ones say nothing new, and how many there were.
+
+    They are at most two for each column: then the triangular factor of M takes its place.
+    """
+    columns = len(equations.reached)
+    block = max(_BLOCK, columns // 32)
+    rows = basis = torch.zeros(0, columns, dtype=torch.float64)
+    count = 0
+    for draw in (partial(equations.rows, block), equations.large_rows):
+        news = True
+        while news:
+            new = draw()
+            if count == 0 and not bool(equations.reached.all()):
+                new = torch.cat([new, equations.large_rows()])
+                _unreached(equations)  # if that is a whole parameter, there is no need to go on
+            count += len(new)
+            tell("equations", min(count, columns), columns + block)
+            rows = torch.cat([rows, new])
+            if len(rows) > 2 * columns + block:
+                rows = torch.linalg.qr(rows, mode="r").R
+            for _ in range(2):
+                new = new - (new @ basis.mT) @ basis
+            news = bool((new.norm(dim=1) > known).any())
+            if news:
+                _, sizes, directions = torch.linalg.svd(new, full_matrices=False)
+                basis = torch.cat([basis, directions[sizes > known]])
+    tell("equations", columns + block, columns + block)
+    return rows, count
+
+
+def _unreached(equations: Equations) -> tuple[str, ...]:
+    """What no gradient has reached, in words.
+
+    Raises:
+        ValueError: if that is a whole parameter.
+    """
+    layout, reached = equations.layout, equations.reached
+    missed: dict[tuple[str, int | None], list[int]] = {}
+    for where, there in zip(layout.slices, reached.tolist(), strict=True):
+        if not there:
+            missed.setdefault((where.parameter, where.dim), []).append(where.index)
+    words = []
+    for (name, dim), indices in missed.items():
+        shape = layout.shapes[name]
+        if dim is None or len(indices) == shape[dim]:
+            raise ValueError(
+                f"{name} gets no gradient from these batches: the loss does not depend on it, and "
+                "every scaling of it would count as a symmetry. Freeze it (requires_grad_(False)), "
+                "or name the parameters to look at with parameters=[...]"
+            )
+        words.append(describe_slices(name, dim, indices, len(shape)))
+    return tuple(words)
+
+
+def _classify(rows: Tensor, reached: Tensor, zero: float) -> Tensor:
+    """By column: not reached by any gradient, zero (a symmetry by itself), or neither."""
+    sizes = rows.norm(dim=0)
+    top = sizes  # near to the first singular vector after some power iterations
+    for _ in range(8):
+        top = normalize(rows.mT @ (rows @ top), dim=0)
+    alone = sizes <= zero * (rows @ top).norm()
+    return torch.where(reached, torch.where(alone, _ALONE, _TIED), _UNREACHED)
+
+
+def _blur(equations: Equations) -> float:
+    """The largest singular value that ε makes: it grows by half or more when ε is doubled."""
+    fields = eps_fields(equations.model)
+    state = equations.generator.get_state()
+    count = len(equations.reached) + _BLOCK
+    here = equations.rows(count)
+    try:
+        for module, name, value in fields:
+            setattr(module, name, value and 2 * value)
+        equations.generator.set_state(state)
+        there = equations.rows(count)
+    finally:
+        for module, name, value in fields:
+            setattr(module, name, value)
+    if here.shape != there.shape:
+        return 0.0
+    _, sizes, directions = torch.linalg.svd(here, full_matrices=False)
+    moved = ((there - here) @ directions.mT).norm(dim=0)
+    return float((sizes * (moved > sizes / 2)).max() / sizes[0])
+
+
+def _basis(
+    layout: Layout, space: Tensor, used: Tensor, source: torch.Generator, tolerance: float
+) -> list[Generator]:
+    """The generators of the null space.
+
+    Args:
+        layout: the columns.
+        space: orthonormal rows over the columns of `used`.
+        used: what `_classify` says of each column.
+        source: of random choices.
+        tolerance: of rounding.
+    """
+    slices = layout.slices
+    places = (used == _TIED).nonzero().flatten().tolist()
+    alone = (used == _ALONE).nonzero().flatten().tolist()
+    place_of = {slices[column]: i for i, column in enumerate(places)}
+    shifts, trivial = [], []
+    for name, shape in layout.shapes.items():
+        if len(shape) < 2:
+            continue
+        up = [place_of[w] for i in range(shape[0]) if (w := Slice(name, 0, i)) in place_of]
+        down = [place_of[w] for j in range(shape[1]) if (w := Slice(name, 1, j)) in place_of]
+        if up or down:
+            shifts.append(
+                Shift(torch.tensor(up, dtype=torch.long), torch.tensor(down, dtype=torch.long))
+            )
+        else:
+            # Rows and columns are symmetries one by one; the last column says nothing new.
+            alone.remove(max(c for c in alone if slices[c].parameter == name))
+        trivial.append(name)
+    found, _ = sparse_basis(space, shifts, source, tolerance)
+    generators = [Generator({slices[column]: 1.0}) for column in alone]
+    for vector in found:
+        entries = vector.nonzero().flatten().tolist()
+        generators.append(
+            Generator({slices[places[i]]: round(float(vector[i]), 9) for i in entries})
+        )
+    order = {where: i for i, where in enumerate(slices)}
+    generators.sort(key=lambda generator: [order[w] for w in generator.exponents])
+    return generators + trivial_generators(layout.shapes, trivial)

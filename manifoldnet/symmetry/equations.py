@@ -1,0 +1,332 @@
+"""The linear equations that log-scales of a symmetry satisfy, from gradients alone.
+
+If scaling slice i by e^(sᵢ t) leaves a loss L as it is, then at every weight and for every batch
+
+    d/dt L = Σᵢ sᵢ ⟨wᵢ, ∂L/∂wᵢ⟩ = 0.
+
+One backward pass gives one row ⟨wᵢ, ∂L/∂wᵢ⟩ᵢ of a matrix M, whose null space is the Lie algebra of
+all scaling symmetries. A row is had from every single sample, by vectorized gradients, unless
+samples are coupled (batch normalization): then from every small minibatch. Each few rows are taken
+at other random weights, so that a unit that happens to be dead, or a bias that happens to be zero,
+is not taken for a symmetry. Rows from large parts of the batches reach what few samples reach.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value, vmap
+
+from manifoldnet.symmetry.evaluation import (
+    Batch,
+    LossFunction,
+    count_samples,
+    frozen_randomness,
+    scalar_loss,
+    take,
+)
+from manifoldnet.symmetry.scaling import Slice
+
+__all__ = ["Equations", "Layout", "random_weights"]
+
+# Samples in a row that is had from a large part of a batch, and how many such rows at a time.
+_LARGE = 128
+_LARGE_ROWS = 16
+# The vectorized gradients of one pass take this many bytes, or those of one row. Few rows are taken
+# at the same weights: a unit that is dead there says nothing in any of them.
+_BYTES_AT_ONCE = 2**27
+_ROWS_AT_ONCE = 12
+# Minibatches of coupled samples: two would not do, since batch normalization maps any two numbers
+# to ±1, whatever the weights are. Where ε blurs, variances should not be small by chance.
+_COUPLED, _COUPLED_WITH_EPS = 4, 64
+# A gradient is rounding alone if w ⊙ ∂L/∂w is smaller than this many units in the last place of L.
+_NOISE = 100
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which slice is which column of M, for parameters of these shapes.
+
+    Matrices and weights of higher order have rows (dim 0) and columns (dim 1), vectors have
+    entries.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def slices(self) -> list[Slice]:
+        """All slices, in the order of the columns."""
+        return [
+            Slice(name, dim, i)
+            for name, shape in self.shapes.items()
+            for dim in self.dims(shape)
+            for i in range(1 if dim is None else shape[dim])
+        ]
+
+    @staticmethod
+    def dims(shape: tuple[int, ...]) -> tuple[int | None, ...]:
+        """The dimensions along which a parameter has slices."""
+        return (None,) if not shape else (0,) if len(shape) == 1 else (0, 1)
+
+    def sums(self, products: Mapping[str, Tensor]) -> Tensor:
+        """Sums over slices of batched tensors `(rows, *shape)`, as `(rows, columns)`."""
+        parts = []
+        for name, shape in self.shapes.items():
+            e = products[name]
+            for dim in self.dims(shape):
+                index = 1 if dim is None else dim + 1
+                if e.ndim == 1:
+                    parts.append(e.unsqueeze(1))
+                else:
+                    parts.append(e.movedim(index, 1).flatten(2).sum(2) if e.ndim > 2 else e)
+        return torch.cat(parts, dim=1)
+
+
+def random_weights(
+    model: nn.Module, names: Iterable[str], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Random weights of about the size of a model's own, and anything from like to unlike them.
+
+    cos θ · w ⊙ e^(0.3 ν) + sin θ · σ ⊙ ν′ with standard Gaussian ν, ν′, sizes σ and θ uniform in
+    [π/8, π/2]: no number is left at zero, and units that are dead at the model's weights come
+    alive. The sizes follow a scaling of w, so that badly scaled weights give the same equations.
+    """
+    drawn = {}
+    by_entry = bool(torch.rand((), generator=generator) < 0.5)
+    for name, w in model.named_parameters():
+        if name in names:
+            angle = math.pi * (1 + 3 * float(torch.rand((), generator=generator))) / 8
+            jitter, fresh = (
+                torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
+                for _ in range(2)
+            )
+            near = w.detach() * (0.3 * jitter).exp()
+            drawn[name] = math.cos(angle) * near + math.sin(angle) * _sizes(w, by_entry) * fresh
+    return drawn
+
+
+@torch.no_grad()
+def _sizes(w: Tensor, by_entry: bool) -> Tensor:
+    """The size of w: rᵢcⱼ for row i and column j, so that it scales with them; 0.3 if it is zero.
+
+    Those of a vector are one number or, `by_entry`, those of its entries. The first is wrong where
+    a scaling has taken the entries far apart, the second where one is small by chance: both are
+    tried.
+    """
+    there = w != 0
+    if not there.any():
+        return torch.full_like(w, 0.3)
+    logs = w.abs().log()
+    typical = logs[there].mean()
+    off = torch.where(there, logs - typical, 0.0)
+    if w.ndim < 2:
+        return (typical + off * by_entry).exp().expand(w.shape)
+    others = [[d for d in range(w.ndim) if d != dim] for dim in (0, 1)]
+    # Geometric means first: a root mean square would be that of the largest columns.
+    for dims in others:
+        typical = typical + off.sum(dims, keepdim=True) / there.sum(dims, keepdim=True).clamp(min=1)
+    size = typical.exp()
+    for dims in 2 * others:
+        ratio = (w / size).pow(2).mean(dims, keepdim=True).sqrt()
+        size = size * torch.where(ratio > 0, ratio, 1.0)
+    return size.expand(w.shape)
+
+
+class Equations:
+    """Rows of M for one model, loss and list of batches.
+
+    Args:
+        model: a working copy; its type is the type that gradients are computed in.
+        loss_fn: `loss_fn(output, target)`.
+        batches: at least one, in the model's type.
+        layout: the columns.
+        generator: the source of randomness.
+        minibatch: how many samples share an equation when samples are coupled.
+        keep_eps: whether the model's normalization layers have their ε.
+
+    Attributes:
+        coupled: whether the loss of a batch is not a sum over its samples.
+        reached: by column, whether any gradient in that slice was not zero so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batches: list[Batch],
+        layout: Layout,
+        generator: torch.Generator,
+        minibatch: int | None = None,
+        keep_eps: bool = False,
+    ) -> None:
+        self.model, self.loss_fn, self.batches = model, loss_fn, batches
+        self.layout, self.generator = layout, generator
+        self.names = set(layout.shapes)
+        self.vectorized, self.whole = True, False
+        self.reached = torch.zeros(len(layout.slices), dtype=torch.bool)
+        parameters = dict(model.named_parameters())
+        first = next(iter(parameters.values()))
+        self.eps = torch.finfo(first.dtype).eps
+        self.coupled = minibatch is not None or self._samples_are_coupled()
+        self.samples = 1
+        if self.coupled:
+            self.samples = minibatch or (_COUPLED_WITH_EPS if keep_eps else _COUPLED)
+            # What a loader gives last may be too small to normalize.
+            sizes = [count_samples(batch) or self.samples for batch in batches]
+            least = min(self.samples, max(sizes))
+            self.batches = [b for b, size in zip(batches, sizes, strict=True) if size >= least]
+        numbers = sum(parameters[name].numel() for name in layout.shapes)
+        fitting = _BYTES_AT_ONCE // (first.element_size() * numbers)
+        self.at_once = max(1, min(_ROWS_AT_ONCE, fitting))
+
+    def rows(self, count: int) -> Tensor:
+        """At least `count` new rows from single samples or small minibatches.
+
+        Each has norm one (or is zero, if all of it is rounding), in float64. There are fewer if
+        gradients were zero or not finite.
+
+        Raises:
+            ValueError: if no gradient was finite and not zero.
+        """
+        parts: list[Tensor] = []
+        found = asked = 0
+        while found < count and asked < 4 * count + 64:
+            batch = self.batches[self._integer(len(self.batches))]
+            size = None if self.whole else count_samples(batch)
+            if size is None:
+                new, more = self._one_by_one([batch]), 1
+            else:
+                each = min(self.samples, size)
+                more = self.at_once if size > each else 1
+                orders = [torch.randperm(size, generator=self.generator) for _ in range(more)]
+                places = torch.stack([order[:each] for order in orders])
+                new = self._at_once(batch, places)
+            parts.append(new)
+            found, asked = found + len(new), asked + more
+        if found == 0:
+            raise ValueError(
+                "no gradient of the loss was finite and not zero, at any of "
+                f"{asked} random weights like the model's own"
+            )
+        return torch.cat(parts)
+
+    def large_rows(self) -> Tensor:
+        """Rows from large parts of the batches, each at other weights.
+
+        Every sample is seen as long as there are slices that no gradient has reached.
+        """
+        parts: list[tuple[Batch, Any]] = []
+        for batch in self.batches:
+            size = None if self.whole else count_samples(batch)
+            if size is None:
+                parts.append((batch, ...))
+            else:
+                order = torch.randperm(size, generator=self.generator)
+                parts += [(batch, places) for places in order.tensor_split(-(-size // _LARGE))]
+        rows: list[Tensor] = []
+        for i in torch.randperm(len(parts), generator=self.generator).tolist():
+            if len(rows) >= _LARGE_ROWS and bool(self.reached.all()):
+                break
+            batch, places = parts[i]
+            rows.append(self._one_by_one([take(batch, places)]))
+        return torch.cat(rows)
+
+    def _at_once(self, batch: Batch, places: Tensor) -> Tensor:
+        """Rows at the same weights, for the samples in each row of `places`."""
+        if self.vectorized and len(places) > 1:
+            try:
+                return self._vectorized(take(batch, places))
+            except Exception:  # whatever the model does that cannot be vectorized, a loop can do
+                self.vectorized = False
+        return self._one_by_one([take(batch, row) for row in places])
+
+    def _vectorized(self, groups: Any) -> Tensor:
+        weights, buffers = self._weights(), self._buffers()
+
+        def products(group: Any) -> tuple[dict[str, Tensor], Tensor]:
+            def loss(leaves: dict[str, Tensor]) -> Tensor:
+                return scalar_loss(self.model, self.loss_fn, group, buffers | leaves)
+
+            gradients, value = grad_and_value(loss)(weights)
+            return {name: w * gradients[name] for name, w in weights.items()}, value
+
+        with frozen_randomness(self._integer(2**31)), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # some loop inside
+            return self._rows(*vmap(products, randomness="different")(groups))
+
+    def _one_by_one(self, groups: list[Any]) -> Tensor:
+        weights = self._weights()
+        rows = []
+        for group in groups:
+            # Plain autograd: models that cannot be vectorized may know no functional one.
+            leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
+            with frozen_randomness(self._integer(2**31)):
+                value = scalar_loss(self.model, self.loss_fn, group, self._buffers() | leaves)
+                found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+            products = {
+                name: torch.zeros_like(w)[None] if g is None else (w.detach() * g)[None]
+                for (name, w), g in zip(leaves.items(), found, strict=True)
+            }
+            rows.append(self._rows(products, value.detach()[None]))
+        return torch.cat(rows)
+
+    def _rows(self, products: dict[str, Tensor], values: Tensor) -> Tensor:
+        """Rows of norm one, from w ⊙ ∂L/∂w and L."""
+        if not bool(self.reached.all()):
+            sizes = self.layout.sums({name: e.abs() for name, e in products.items()})
+            self.reached |= (sizes > 0).any(dim=0).cpu()
+        rows = self.layout.sums(products).double().cpu()
+        norms = rows.norm(dim=1)
+        noise = norms <= _NOISE * self.eps * values.abs().double().cpu()
+        good = norms.isfinite() & (norms > 0) & values.isfinite().cpu()
+        return torch.where(noise[:, None], 0.0, rows / norms[:, None])[good]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return random_weights(self.model, self.names, self.generator)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+    def _integer(self, below: int) -> int:
+        return int(torch.randint(below, (), generator=self.generator))
+
+    def _samples_are_coupled(self) -> bool:
+        """Whether the loss is not additive over samples.
+
+        With sets A, B, C, D of samples of equal size, a sum or mean over samples has
+        L(A, B) − L(A, C) − L(D, B) + L(D, C) = 0. A model that takes no such subsets is taken to
+        couple all samples of a batch.
+        """
+        batch = max(self.batches, key=lambda b: count_samples(b) or 0)
+        count = count_samples(batch)
+        if count is None:
+            return True
+        if count == 1:
+            return False
+        each = min(max(count // 4, 1), 2)
+        # A may be B, and C may be D, where there are too few samples for more.
+        sets = range(4) if count >= 4 else (0, 0, 1, 1)
+        for _ in range(3):
+            order = torch.randperm(count, generator=self.generator)
+            a, b, c, d = (order[i * each : (i + 1) * each] for i in sets)
+            weights = self._weights()
+            pairs = [torch.cat(pair) for pair in ((a, b), (a, c), (d, b), (d, c))]
+            try:
+                values = [self._value(weights, take(batch, pair)) for pair in pairs]
+            except (RuntimeError, ValueError, IndexError):
+                self.whole = True
+                return True
+            mixed = values[0] - values[1] - values[2] + values[3]
+            if abs(mixed) > 1e4 * self.eps * max(map(abs, values)):
+                return True
+        return False
+
+    def _value(self, weights: dict[str, Tensor], batch: Batch) -> float:
+        with torch.no_grad(), frozen_randomness():
+            return float(scalar_loss(self.model, self.loss_fn, batch, self._buffers() | weights))

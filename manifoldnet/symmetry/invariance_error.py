@@ -1,0 +1,431 @@
+"""How far from invariant something is under a scaling g, as numbers: 0 is exact, 1 is not at all.
+
+    loss         |L(g·w) − L(w)|                      relative to the loss
+    metric       |‖g·dw‖ at g·w  −  ‖dw‖ at w|        relative, worst parameter
+    update       step, then scale, against scale, then step; relative to the step
+    trajectory   N steps from w and from g·w: losses at every step, and weights at the end
+
+They take any model, loss, batch and optimizer: AdamW, geoopt's, the user's own. Weights are
+compared in the original coordinates, g⁻¹·w̃ with w, where slices have comparable sizes.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from manifoldnet.geometry import Euclidean, slices
+from manifoldnet.registry import declared_parameters
+from manifoldnet.symmetry.evaluation import (
+    Batch,
+    LossFunction,
+    evaluate,
+    frozen_randomness,
+    relative_change,
+    scalar_loss,
+)
+from manifoldnet.symmetry.reparameterize import (
+    reparameterize,
+    resolve,
+    scaled_tensors,
+    write,
+)
+from manifoldnet.symmetry.scaling import ScalingElement, Slice
+
+__all__ = [
+    "Deviation",
+    "OptimizerFactory",
+    "Run",
+    "loss",
+    "make",
+    "metric",
+    "run",
+    "trajectory",
+    "update",
+    "worst_parameter",
+]
+
+#: Makes an optimizer for a model: `lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3)`.
+OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@final
+class Deviation(float):
+    """A relative error: a number, which also knows where it is largest.
+
+    Attributes:
+        where: in words, the worst parameter, its worst slice and that slice's factor.
+        parameter: the worst parameter; empty for the loss of a whole batch.
+    """
+
+    where: str
+    parameter: str
+
+    def __new__(cls, value: float, where: str = "", parameter: str = "") -> Deviation:
+        """A number with a place."""
+        self = super().__new__(cls, value)
+        self.where, self.parameter = where, parameter
+        return self
+
+    def __getnewargs__(self) -> tuple[float, str, str]:  # type: ignore[override]
+        return float(self), self.where, self.parameter
+
+
+def loss(
+    model: nn.Module, element: ScalingElement, loss_fn: LossFunction, batch: Batch
+) -> Deviation:
+    """|L(g·w) − L(w)| relative to the larger of the two.
+
+    Normalization layers blur it by O(ε/var); see `without_eps`.
+
+    Args:
+        model: in the mode that matters (batch normalization: training); it is not changed.
+        element: g.
+        loss_fn: `loss_fn(output, target)`.
+        batch: `(input, target)`.
+
+    Raises:
+        ValueError: if the model does not have what the element scales, or a loss is not finite.
+    """
+    _check_batch(batch)
+    before = evaluate(model, loss_fn, batch)
+    after = evaluate(_scaled(model, element), loss_fn, batch)
+    return Deviation(
+        relative_change(before, after), f"the loss is {before:.9g}, and {after:.9g} when scaled"
+    )
+
+
+def metric(
+    model: nn.Module, element: ScalingElement, *, generator: torch.Generator | None = None
+) -> Deviation:
+    """|‖g·dw‖ − ‖dw‖| / ‖dw‖ for random dw, of the parameter where it is largest.
+
+    Norms are those of the metrics that the model is declared with; undeclared parameters have the
+    Euclidean one.
+
+    Args:
+        model: with its declarations.
+        element: g.
+        generator: where dw is drawn from; the same dw each time if left out.
+
+    Raises:
+        ValueError: if the model does not have what the element scales.
+    """
+    declared = declared_parameters(model)
+    element = resolve(model, element)
+    source = torch.Generator().manual_seed(0) if generator is None else generator
+    worst = Deviation(0.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in element.parameters:
+                continue
+            manifold = declared[name][1] if name in declared else Euclidean()
+            # In float64, so that what is measured is the metric and not the rounding.
+            w = parameter.double()
+            dw = torch.randn(w.shape, dtype=torch.float64, generator=source).to(w)
+            dw = manifold.proju(w, dw)
+            here = float(manifold.norm(w, dw))
+            there = float(manifold.norm(element.apply(name, w), element.apply(name, dw)))
+            value = relative_change(here, there)
+            if value > worst:
+                where = (
+                    f"{name} ({manifold}): a step of length {here:.6g} has length {there:.6g} when "
+                    f"both are scaled ({_extreme(element, name, w)})"
+                )
+                worst = Deviation(value, where, name)
+    return worst
+
+
+def update(
+    model: nn.Module,
+    element: ScalingElement,
+    loss_fn: LossFunction,
+    batch: Batch,
+    optimizer: OptimizerFactory,
+    *,
+    steps: int = 1,
+) -> Deviation:
+    """‖g⁻¹·w̃⁺ − w⁺‖ / ‖w⁺ − w‖: step and scale against scale and step, in the worst parameter.
+
+    A parameter whose gradient is zero but for rounding (a bias before batch normalization) moves by
+    noise: one that moves less than √ε times as far as the one that moves most, ε of its type, is
+    compared with that distance.
+
+    Args:
+        model: it is not changed.
+        element: g.
+        loss_fn: `loss_fn(output, target)`.
+        batch: `(input, target)`.
+        optimizer: makes the optimizer of a model.
+        steps: how many steps to take on the batch; more than one brings momentum in.
+
+    Raises:
+        ValueError: as `loss`; if a declared weight cannot be scaled (`reparameterize`); if the run
+            from the model's own weights diverges. If only that from scaled weights does, the
+            error is ∞.
+    """
+    _check_steps(steps)
+    element = resolve(model, element)
+    here, there = _both(model, element, loss_fn, [batch], optimizer, steps)
+    if there.diverged:
+        return _DIVERGED
+    start = {name: w.detach() for name, w in model.named_parameters()}
+    return worst_parameter(here.weights, there.weights, start, element)
+
+
+def trajectory(
+    model: nn.Module,
+    element: ScalingElement,
+    loss_fn: LossFunction,
+    batches: Iterable[Batch],
+    optimizer: OptimizerFactory,
+    *,
+    steps: int = 100,
+) -> Deviation:
+    """The largest relative difference between two runs, from w and from g·w.
+
+    Compared are the losses before each step and, at the end, ‖g⁻¹·w̃ − w‖ / ‖w‖ of each parameter.
+    What is small beside the largest loss, or weight, is compared as in `update`.
+
+    Args:
+        model: it is not changed.
+        element: g.
+        loss_fn: `loss_fn(output, target)`.
+        batches: used over and over, in this order.
+        optimizer: makes the optimizer of a model.
+        steps: the length N of the runs.
+
+    Raises:
+        ValueError: as `update`.
+    """
+    _check_steps(steps)
+    element = resolve(model, element)
+    with frozen_randomness():  # a loader may shuffle
+        given = list(islice(batches, steps))
+    here, there = _both(model, element, loss_fn, given, optimizer, steps)
+    if there.diverged:
+        return _DIVERGED
+    worst = Deviation(0.0)
+    least = max(map(abs, here.losses)) * max(map(_small, here.weights.values()), default=0.0)
+    for i, (a, b) in enumerate(zip(here.losses, there.losses, strict=True)):
+        value = 0.0 if a == b else abs(b - a) / max(abs(a), abs(b), least)
+        if value > worst:
+            worst = Deviation(
+                value, f"the loss at step {i} is {a:.9g}, and {b:.9g} from scaled weights"
+            )
+    zero = {name: torch.zeros_like(w) for name, w in here.weights.items()}
+    return max(worst, worst_parameter(here.weights, there.weights, zero, element))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Some steps of training.
+
+    Attributes:
+        losses: before each step.
+        weights: after the last, by parameter.
+    """
+
+    losses: tuple[float, ...]
+    weights: Mapping[str, Tensor]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss or a weight is not finite."""
+        finite = (bool(w.isfinite().all()) for w in self.weights.values())
+        return not (all(map(math.isfinite, self.losses)) and all(finite))
+
+
+def run(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Sequence[Batch],
+    optimizer: OptimizerFactory,
+    *,
+    steps: int,
+) -> Run:
+    """Train a copy of a model.
+
+    Random layers and optimizers draw the same numbers at step i of every run.
+
+    Args:
+        model: it is not changed.
+        loss_fn: `loss_fn(output, target)`.
+        batches: used over and over.
+        optimizer: makes the optimizer of a model.
+        steps: how many; fewer if a loss is not finite.
+
+    Raises:
+        ValueError: if there are no batches, `optimizer` makes none, or nothing can be trained.
+    """
+    if not batches:
+        raise ValueError("batches is empty: at least one pair (input, target) is needed")
+    for batch in batches:
+        _check_batch(batch)
+    work = copy.deepcopy(model)
+    losses: list[float] = []
+    with frozen_randomness():
+        made = make(optimizer, work)
+        for i in range(steps):
+
+            def closure(i: int = i) -> Tensor:
+                with torch.enable_grad(), frozen_randomness(i):
+                    work.zero_grad()
+                    result = scalar_loss(work, loss_fn, batches[i % len(batches)], None)
+                    if not result.requires_grad:
+                        raise ValueError(
+                            "the loss depends on no parameter that requires a gradient"
+                        )
+                    result.backward()
+                return result.detach()
+
+            losses.append(float(closure()))
+            if not math.isfinite(losses[-1]):
+                break
+            take_step(made, closure)
+    return Run(tuple(losses), {name: w.detach().clone() for name, w in work.named_parameters()})
+
+
+def make(optimizer: OptimizerFactory, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a model; ValueError if the function makes something else."""
+    made = optimizer(model)
+    if isinstance(made, type) or not callable(getattr(made, "step", None)):
+        raise ValueError(
+            "optimizer must be a function that makes an optimizer of a model, as lambda model: "
+            f"torch.optim.SGD(model.parameters(), lr=0.1); it gave {type(made).__name__}"
+        )
+    own = set(map(id, model.parameters()))
+    for group in getattr(made, "param_groups", ()):
+        if any(id(p) not in own for p in group["params"]):
+            raise ValueError(
+                "optimizer made one that steps tensors of something else than the model it was "
+                "given: take the parameters of its argument, as lambda model: "
+                "torch.optim.SGD(model.parameters(), lr=0.1)"
+            )
+    return made
+
+
+def take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> None:
+    """One step, after the gradients are there; with the closure if it cannot be left out."""
+    parameters = inspect.signature(optimizer.step).parameters.values()
+    ways = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    # A scheduler's wrapper shows `self`, too.
+    if any(p.default is p.empty and p.kind in ways and p.name != "self" for p in parameters):
+        optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, and means a loss
+    else:
+        optimizer.step()
+
+
+_DIVERGED = Deviation(math.inf, "the run from scaled weights diverges, the other does not")
+
+
+def _both(
+    model: nn.Module,
+    element: ScalingElement,
+    loss_fn: LossFunction,
+    batches: Sequence[Batch],
+    optimizer: OptimizerFactory,
+    steps: int,
+) -> tuple[Run, Run]:
+    """A run from w, and one from g·w.
+
+    Raises:
+        ValueError: if the first one diverges.
+    """
+    scaled = reparameterize(model, element)
+    here = run(model, loss_fn, batches, optimizer, steps=steps)
+    if here.diverged:
+        raise ValueError(
+            f"the run from the model's own weights is not finite after {len(here.losses)} of "
+            f"{steps} steps: use a smaller learning rate"
+        )
+    return here, run(scaled, loss_fn, batches, optimizer, steps=steps)
+
+
+def _scaled(model: nn.Module, element: ScalingElement) -> nn.Module:
+    """A scaled copy, also where a declared weight leaves its manifold: it is only looked at."""
+    target = copy.deepcopy(model)
+    write(target, scaled_tensors(target, element))
+    return target
+
+
+def worst_parameter(
+    here: Mapping[str, Tensor],
+    there: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    element: ScalingElement,
+) -> Deviation:
+    """max over parameters of ‖g⁻¹·w̃ − w‖ / ‖w − w₀‖.
+
+    Args:
+        here: w, by parameter.
+        there: w̃, from scaled weights.
+        start: w₀; zeros for an error relative to the weights.
+        element: g, by first names.
+    """
+    back = element.inverse()
+    apart: dict[str, Tensor] = {}
+    sizes: dict[str, float] = {}
+    for name, w in here.items():
+        now, origin = _wide(w), _wide(start[name])
+        other = _wide(there[name]) * back.factors(name, w)
+        apart[name] = other - now
+        sizes[name] = max(float((now - origin).norm()), float((other - origin).norm()))
+    largest = max(sizes.values(), default=0.0)
+    worst = Deviation(0.0)
+    for name, difference in apart.items():
+        off = float(difference.norm())
+        if off == 0:
+            continue
+        value = off / max(sizes[name], largest * _small(here[name]))
+        if not value <= worst:  # NaN too: ∞/∞
+            value = math.inf if math.isnan(value) else value
+            where = f"{name} is off by {value:.3g} relative ({_worst(element, name, difference)})"
+            worst = Deviation(value, where, name)
+    return worst
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float64))
+
+
+def _small(x: Tensor) -> float:
+    """The relative size below which a difference may be all rounding: √ε of the type."""
+    return math.sqrt(torch.finfo(x.dtype).eps)
+
+
+def _worst(element: ScalingElement, name: str, apart: Tensor) -> str:
+    """The slice of a parameter where two values differ most, in words, and its factor."""
+    dims = sorted({w.dim for w in element.slices if w.parameter == name}, key=str) or [0]
+    dim = dims[0] if apart.ndim else None
+    norms = slices.norm(apart, dim).flatten()
+    index = int(norms.argmax())
+    label = slices.label(index, apart.ndim, dim)
+    if dim is None:
+        return f"{label}, factor {element.factor(Slice(name, None)):.4g}"
+    return f"most of it in {label}, factor {element.factor(Slice(name, dim, index)):.4g}"
+
+
+def _extreme(element: ScalingElement, name: str, x: Tensor) -> str:
+    """The slice of a parameter whose factor is farthest from 1, in words."""
+    named = [w for w in element.slices if w.parameter == name]
+    worst = max(named, key=lambda w: abs(element.log2(w)))
+    return f"{slices.label(worst.index, x.ndim, worst.dim)}, factor {element.factor(worst):.4g}"
+
+
+def _check_batch(batch: Any) -> None:
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise ValueError(f"a batch is a pair (input, target), not {type(batch).__name__}")
+
+
+def _check_steps(steps: Any) -> None:
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; at least one step is needed")

@@ -1,0 +1,143 @@
+"""Reparameterizing a model: the same network, its weights scaled by a group element.
+
+    scaled = reparameterize(model, element)          a new model w̃ = g·w
+    reparameterize(scaled, element.inverse(), in_place=True)
+
+With factors that are powers of two the second line gives back every bit (unless a number overflows
+or underflows, which is refused); with others, each number to rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from manifoldnet.registry import declared_parameters
+from manifoldnet.symmetry.scaling import ScalingElement
+
+__all__ = ["named_tensors", "reparameterize", "resolve", "scaled_tensors", "write"]
+
+
+def reparameterize(
+    model: nn.Module, element: ScalingElement, *, in_place: bool = False, project: bool = False
+) -> nn.Module:
+    """The model with its weights scaled.
+
+    Running averages of batch normalization are buffers: they are scaled if the element names them
+    (the groups of `manifoldnet.experiments.models` do), and otherwise belong to the old weights;
+    `torch.optim.swa_utils.update_bn` computes them anew.
+
+    Args:
+        model: any module. Tied weights are scaled once, under any of their names.
+        element: which factors; it may name parameters and floating-point buffers.
+        in_place: change this model, and drop the gradients of what is scaled, instead of copying.
+        project: put scaled weights back on their manifolds; what is scaled along with them (running
+            averages) is not.
+
+    Returns:
+        The new model, or this one.
+
+    Raises:
+        ValueError: if the element names something that the model does not have, or the same tensor
+            twice; if a parameter has no shape or no values yet; if a number overflows or
+            underflows; or if a declared weight leaves its manifold and `project` is not set.
+            Nothing has been changed then.
+    """
+    element = resolve(model, element)  # before anything is copied
+    target = model if in_place else copy.deepcopy(model)
+    scaled = scaled_tensors(target, element)
+    declared = declared_parameters(target)
+    for name, y in scaled.items():
+        if name in declared:
+            manifold = declared[name][1]
+            if project:
+                scaled[name] = manifold.projx(y, name=name)
+                continue
+            trouble = manifold.explain(y, name=name)
+            if trouble:
+                raise ValueError(
+                    f"the scaling moves a declared weight off its manifold, which does not have "
+                    f"this symmetry: {trouble}"
+                )
+    write(target, scaled)
+    return target
+
+
+@torch.no_grad()
+def write(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Put values in place of a model's tensors, by name; their gradients are dropped."""
+    tensors = named_tensors(model)
+    for name, value in values.items():
+        tensors[name].copy_(value)
+        tensors[name].grad = None
+
+
+def scaled_tensors(model: nn.Module, element: ScalingElement) -> dict[str, Tensor]:
+    """g·w of what the element names, by (first) name; the model is not changed.
+
+    Raises:
+        ValueError: as `reparameterize`, but for manifolds.
+    """
+    tensors = named_tensors(model)
+    known = resolve(model, element)
+    for name in known.parameters:
+        if tensors[name].is_meta:
+            raise ValueError(f"{name} has no values to scale: it is on the meta device")
+    with torch.no_grad():
+        return {name: known.apply(name, tensors[name].detach()) for name in known.parameters}
+
+
+def resolve(model: nn.Module, element: ScalingElement) -> ScalingElement:
+    """The same element, with each tensor of the model under its first name (weights may be tied).
+
+    Raises:
+        ValueError: if it names something that the model does not have, or one tensor twice.
+    """
+    tensors = named_tensors(model)
+    every: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    every |= dict(model.named_buffers(remove_duplicate=False))
+    first = {id(tensor): name for name, tensor in tensors.items()}
+    names: dict[str, str] = {}
+    for name in element.parameters:
+        if name not in every or id(every[name]) not in first:
+            raise ValueError(
+                f"the element scales {name!r}, which {type(model).__name__} does not have "
+                f"(it has: {', '.join(tensors)}){_parametrized(model, name)}"
+            )
+        canonical = first[id(every[name])]
+        other = next((n for n, c in names.items() if c == canonical), None)
+        if other is not None:
+            raise ValueError(f"{other} and {name} are one tensor: scale it under one of its names")
+        names[name] = canonical
+    return element.renamed(names)
+
+
+def _parametrized(model: nn.Module, name: str) -> str:
+    """A hint, if something of this name is computed from the parameters of a parametrization."""
+    prefix, _, local = name.rpartition(".")
+    owner = dict(model.named_modules()).get(prefix)
+    if owner is None or not parametrize.is_parametrized(owner, local):
+        return ""
+    parts = ", ".join(f"{prefix}.{n}" if prefix else n for n, _ in owner.named_parameters())
+    return f"; {local} is parametrized: scale what it is computed from, one of {parts}"
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and floating-point buffers of a model, each once.
+
+    Raises:
+        ValueError: if one has no shape yet.
+    """
+    found: dict[str, Tensor] = dict(model.named_parameters())
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point():
+            found[name] = buffer
+    for name, tensor in found.items():
+        if is_lazy(tensor):
+            raise ValueError(f"{name} has no shape yet (a lazy module): run the model once first")
+    return found
