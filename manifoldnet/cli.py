@@ -1,4 +1,4 @@
-"""The command line: `manifoldnet train`, `manifoldnet compare` and `manifoldnet bench`.
+"""The command line: `manifoldnet train`, `compare`, `bench` and `symmetries`.
 
 It parses arguments and prints; the work is in `manifoldnet.experiments`.
 
@@ -46,6 +46,12 @@ _FIELDS = {
 }
 _TYPES = {"N": int, "RATE": float, "FACTOR": float}
 
+_SYMMETRIES = """the function takes no arguments and gives
+  (model, loss_fn, batches)   or   (model, loss_fn, batches, make_optimizer)
+with loss_fn(output, target), pairs (input, target) in batches, and make_optimizer(model), which
+gives a column for the optimizer that you use. Each update respects a symmetry (step and scale is
+scale and step), fixes it (a scaled weight is off its manifold), or ignores it (relative error)."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -57,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(argv)
     try:
-        arguments = _parser().parse_args(argv)
-        {"train": _train, "compare": _compare, "bench": _bench}[arguments.command](arguments)
+        arguments.run(arguments)
     except ExperimentError as error:
         print(f"manifoldnet: {error}", file=sys.stderr)
         return 2
@@ -67,12 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"manifoldnet: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = [a for a in argv if a not in ("--resume", "--overwrite")]
-        print(
-            "\nmanifoldnet: interrupted; finished epochs are kept. Go on with: "
-            + shlex.join(["manifoldnet", *again, "--resume"]),
-            file=sys.stderr,
-        )
+        ending = ""
+        if "resume" in arguments:
+            again = [a for a in argv if a not in ("--resume", "--overwrite")]
+            ending = "; finished epochs are kept. Go on with: " + shlex.join(
+                ["manifoldnet", *again, "--resume"]
+            )
+        print(f"\nmanifoldnet: interrupted{ending}", file=sys.stderr)
         return 130
     return 0
 
@@ -122,6 +129,21 @@ def _bench(arguments: argparse.Namespace) -> None:
     print(ratio_table(epoch_times(config, arguments.updates, arguments.data_dir)))
 
 
+def _symmetries(arguments: argparse.Namespace) -> None:
+    from manifoldnet.experiments import symmetries
+    from manifoldnet.experiments.status import StatusLine
+
+    with StatusLine(enabled=not arguments.quiet) as status:
+        found = symmetries.find(
+            arguments.target,
+            classifier=arguments.classifier,
+            keep_eps=arguments.keep_eps,
+            seed=arguments.seed,
+            on_progress=status,
+        )
+    print(found)
+
+
 def _config(arguments: argparse.Namespace, **more: Any) -> TrainConfig:
     return TrainConfig(**{name: getattr(arguments, name) for name in _FIELDS}, **more)
 
@@ -155,10 +177,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     updates = "\n".join(f"  {name:12} {update.summary}" for name, update in UPDATES.items())
-    for name, summary in (
-        ("train", "train one configuration"),
-        ("compare", "train several updates on several seeds, side by side"),
-        ("bench", "time an epoch of each update against torch.optim.SGD"),
+    for name, summary, run in (
+        ("train", "train one configuration", _train),
+        ("compare", "train several updates on several seeds, side by side", _compare),
+        ("bench", "time an epoch of each update against torch.optim.SGD", _bench),
     ):
         command = commands.add_parser(
             name,
@@ -168,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        command.set_defaults(run=run)
         _add_configuration(command)
         if name == "train":
             command.add_argument(
@@ -183,7 +206,41 @@ def _parser() -> argparse.ArgumentParser:
         _add_data_dir(command)
         if name != "bench":
             _add_files(command)
+    _add_symmetries(commands)
     return parser
+
+
+def _add_symmetries(commands: Any) -> None:
+    summary = "find the scaling symmetries of a model, and which updates respect them"
+    command = commands.add_parser(
+        "symmetries",
+        help=summary,
+        description=summary.capitalize() + ".",
+        epilog=_SYMMETRIES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_symmetries)
+    command.add_argument(
+        "target", metavar="module:factory", help="or file.py:factory; the function is called"
+    )
+    command.add_argument(
+        "--classifier",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the layer that classifies: where the updates of the paper treat it as such "
+        "(may be given several times; default: they follow the symmetries)",
+    )
+    command.add_argument(
+        "--keep-eps",
+        action="store_true",
+        help="leave ε in normalization layers while looking; it blurs their symmetries",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of all random choices (%(default)s)"
+    )
+    command.add_argument("--quiet", action="store_true", help="no progress line")
 
 
 def _add_configuration(command: argparse.ArgumentParser) -> None:

@@ -44,7 +44,12 @@ ALLOWED = {
     "cli": set(),
 }
 
-REPORTS = ("experiments.report", "experiments.tables", "experiments.plots")
+REPORTS = (
+    "experiments.report",
+    "experiments.tables",
+    "experiments.plots",
+    "experiments.invariance_report",
+)
 TRAINING = ("experiments.training", "experiments.comparison", "experiments.models", "optim")
 
 

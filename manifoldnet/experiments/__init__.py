@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         MissingExtraError,
         RecordError,
     )
-    from manifoldnet.experiments.models import Arch1, Arch2
+    from manifoldnet.experiments.models import Arch1, Arch2, ConvArch1, ConvArch2
     from manifoldnet.experiments.plots import plot_test_error
     from manifoldnet.experiments.records import Epoch, Record, Result
     from manifoldnet.experiments.report import Report, write_report
@@ -38,7 +38,7 @@ _HOME = {
     "data": ["Dataset"],
     "epoch_time": ["epoch_times"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
-    "models": ["Arch1", "Arch2"],
+    "models": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
     "plots": ["plot_test_error"],
     "records": ["Epoch", "Record", "Result"],
     "report": ["Report", "write_report"],
@@ -53,6 +53,8 @@ __all__ = [
     "Arch1",
     "Arch2",
     "ConfigError",
+    "ConvArch1",
+    "ConvArch2",
     "DataError",
     "Dataset",
     "Epoch",

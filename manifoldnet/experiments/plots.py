@@ -20,8 +20,14 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; an update has the same colour
 # in every picture.
-_COLOURS = {"b-sgd": "#555555", "sm": "#0072B2", "sm-geodesic": "#009E73", "un": "#D55E00"}
-_INK, _MUTED, _FAINT = "#222222", "#666666", "#DDDDDD"
+COLOURS = {
+    "b-sgd": "#555555",
+    "sm": "#0072B2",
+    "sm-geodesic": "#009E73",
+    "un": "#D55E00",
+    "adamw": "#CC79A7",
+}
+INK, MUTED, FAINT = "#222222", "#666666", "#DDDDDD"
 
 
 @dataclass(frozen=True)
@@ -87,10 +93,10 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
     figure = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _style(axes)
+    style(axes)
     for curve in drawn:
         epochs = range(1, len(curve.mean) + 1)
-        colour = _COLOURS.get(curve.update, _INK)
+        colour = COLOURS.get(curve.update, INK)
         axes.fill_between(epochs, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(
             epochs,
@@ -103,28 +109,29 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
         _scale(axes, drawn)
         _label(axes, drawn)
     else:
-        axes.text(0.5, 0.5, "every run diverged", transform=axes.transAxes, ha="center", color=_INK)
-    axes.set_title(title, loc="left", fontsize=11, color=_INK, pad=22)
+        axes.text(0.5, 0.5, "every run diverged", transform=axes.transAxes, ha="center", color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, pad=22)
     axes.text(
         0,
         1.025,
         "lines: mean over seeds; bands: from the best to the worst seed",
         transform=axes.transAxes,
         fontsize=9,
-        color=_MUTED,
+        color=MUTED,
     )
-    axes.set_xlabel("epoch", color=_INK)
-    axes.set_ylabel("test error (%)", color=_INK)
+    axes.set_xlabel("epoch", color=INK)
+    axes.set_ylabel("test error (%)", color=INK)
     with replacing(path) as stream:
         figure.savefig(stream, format="png")
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
+    """No frame, faint horizontal lines."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.grid(axis="y", which="major", color=_FAINT, linewidth=0.7)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.grid(axis="y", which="major", color=FAINT, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, labelcolor=_INK, labelsize=9)
+    axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
 
 
 def _scale(axes: Axes, drawn: Sequence[Curve]) -> None:
@@ -167,7 +174,7 @@ def _label(axes: Axes, drawn: Sequence[Curve]) -> None:
             va="center",
             fontsize=10,
             fontweight="bold",
-            color=_COLOURS.get(curve.update, _INK),
+            color=COLOURS.get(curve.update, INK),
             annotation_clip=False,
         )
 
