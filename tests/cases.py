@@ -1,4 +1,4 @@
-"""The one list of manifolds that every law runs over, and makers of points and vectors on them.
+"""The one list of manifolds that every law runs over, and what tests share about them.
 
     from cases import each_manifold, few, point, seeds, sizes, tangent
 
@@ -9,8 +9,9 @@
         x = point(manifold, shape, seed)
         u = tangent(manifold, x, seed + 1, size)
 
-An example is a seed and some sizes: a failing one prints as numbers, repeats, and shrinks. A new
-manifold is one row in `MANIFOLDS`.
+An example is a seed and some sizes: a failing one prints as numbers, repeats, and shrinks. Points
+and vectors are drawn as the package offers it to everyone (`manifoldnet.testing`); what they are
+judged by is written here a second time. A new manifold is one row in `MANIFOLDS`.
 """
 
 import itertools
@@ -20,15 +21,20 @@ from collections.abc import Iterable
 import pytest
 import torch
 from hypothesis import settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from manifoldnet.geometry import Euclidean, Manifold, Oblique, ScaledEuclidean, Sphere
+from manifoldnet.testing import point as point
+from manifoldnet.testing import sizes as sizes
+from manifoldnet.testing import strategies
+from manifoldnet.testing import tangent as tangent
+from manifoldnet.testing import unit as unit
+from manifoldnet.testing.samples import source as source
 
 Row = tuple[Manifold, tuple[int, ...]]
 
 _ON_SPHERES = ("projective", "geodesic")
-_SCALED = ("geodesic", "additive")
+_SCALED = ("additive", "geodesic")
 
 MANIFOLDS: list[Row] = [
     (Euclidean(), (7,)),
@@ -97,7 +103,8 @@ def over(rows: Iterable[Row]) -> pytest.MarkDecorator:
 SPHERES = [row for row in MANIFOLDS if isinstance(row[0], Oblique | Sphere)]
 SCALED = [row for row in MANIFOLDS if isinstance(row[0], ScaledEuclidean)]
 
-# One of each two that differ in their retraction alone: for laws in which none takes part.
+# One of each two that differ in their retraction alone (the one whose retraction is exact): for
+# laws in which none takes part.
 GEOMETRIES = list({(row[0].geodesics, row[1]): row for row in MANIFOLDS}.values())
 
 each_manifold = over(MANIFOLDS)
@@ -108,52 +115,12 @@ each_scaled = over(SCALED)
 # The rows give the variety; more examples of each would be the same again.
 few = settings(max_examples=4)
 
-seeds = st.integers(0, 2**32 - 1)
-
-
-def sizes(smallest: float = 1e-8, largest: float = 30.0) -> st.SearchStrategy[float]:
-    """Lengths of vectors, equally likely at every order of magnitude; in radians on spheres."""
-    return st.floats(math.log10(smallest), math.log10(largest)).map(lambda e: 10.0**e)
-
-
-def source(seed: int) -> torch.Generator:
-    """A generator of random numbers of its own."""
-    return torch.Generator().manual_seed(seed)
-
-
-def point(
-    manifold: Manifold,
-    shape: tuple[int, ...],
-    seed: int,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """A random point; under the scaled metric its slices have norms from 1e-3 to 1e3."""
-    generator = source(seed)
-    x = manifold.random(shape, dtype=torch.float64, generator=generator)
-    if isinstance(manifold, ScaledEuclidean):
-        r = lengths(x, manifold.dim)
-        exponent = 6 * torch.rand(r.shape, dtype=r.dtype, generator=generator) - 3
-        x = scale_slices(x, 10**exponent / r, manifold.dim)
-    return x.to(dtype)
-
-
-def tangent(manifold: Manifold, x: Tensor, seed: int, size: float = 1.0) -> Tensor:
-    """A random tangent vector whose longest slice has the length `size` (× ρ on spheres)."""
-    u = manifold.random_tangent(x.double(), generator=source(seed))
-    longest = manifold.component_inner(x.double(), u).sqrt().max()
-    u = u * (size * unit(manifold) / longest)
-    # Again: of a short slice (on a circle, what is left of a projection) more is normal than ε.
-    return manifold.proju(x.double(), u).to(x.dtype)
+seeds = strategies.seeds()
 
 
 def away_from_zero(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
     """The same step, turned round in slices where x + u would be nearer to zero than x."""
     return u * torch.where(manifold.component_inner(x, x, u) < 0, -1.0, 1.0).to(u.dtype)
-
-
-def unit(manifold: Manifold) -> float:
-    """The natural unit of length: the radius of a sphere, 1 elsewhere."""
-    return getattr(manifold, "radius", 1.0)
 
 
 # --- slices, written a second time and differently: tests must not lean on what they test -------

@@ -28,38 +28,6 @@ def moderate(manifold, shape, seed, dtype):
     return x.to(dtype)
 
 
-@each_type
-@each_manifold
-def test_results_have_the_type_of_the_point(manifold, shape, dtype):
-    x, y = (moderate(manifold, shape, seed, dtype) for seed in (0, 1))
-    u, v = (tangent(manifold, x, seed, 0.1) for seed in (2, 3))
-    assert u.dtype == dtype
-    for result in (
-        manifold.projx(x),
-        manifold.proju(x, u),
-        manifold.egrad2rgrad(x, u),
-        manifold.expmap(x, u),
-        manifold.retr(x, u),
-        manifold.logmap(x, y),
-        manifold.transp(x, y, v),
-        *manifold.expmap_transp(x, u, v),
-        *manifold.retr_transp(x, u, v),
-    ):
-        assert result.dtype == dtype
-        assert result.shape == x.shape
-    accumulated = torch.float32 if dtype in HALF else dtype
-    for number in (
-        manifold.component_inner(x, u, v),
-        manifold.inner(x, u, v),
-        manifold.norm(x, u),
-        manifold.dist(x, y),
-        manifold.dist2(x, y),
-        manifold.violation(x),
-        manifold.tangent_violation(x, u),
-    ):
-        assert number.dtype == accumulated
-
-
 @each_half
 def test_half_types_are_summed_in_single_precision(dtype):
     # In half precision the sum of 4096 ones stops at 256 (bfloat16) or at 2048 (float16).

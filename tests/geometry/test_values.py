@@ -1,13 +1,8 @@
-"""Manifolds are values: frozen, equal by their fields, and back again from every description."""
-
-import copy
-import dataclasses
-import json
-import pickle
+"""Manifolds are values: equal by their fields; what is known of them beyond the laws of all."""
 
 import pytest
 import torch
-from cases import MANIFOLDS, each_manifold
+from cases import MANIFOLDS
 
 from manifoldnet.geometry import (
     Additive,
@@ -59,49 +54,6 @@ def test_defaults():
     assert ScaledEuclidean().retraction == Geodesic()
     assert (Oblique().dim, ScaledEuclidean().dim, Sphere().dim) == (0, 0, None)
     assert Oblique().radius == Sphere().radius == 1.0
-
-
-@each_manifold
-def test_repr_is_the_call_that_makes_it(manifold, shape):
-    names = {c.__name__: c for c in (Euclidean, Oblique, Sphere, ScaledEuclidean)}
-    names |= {c.__name__: c for c in (Additive, Projective, Geodesic)}
-    assert eval(repr(manifold), names) == manifold
-
-
-@each_manifold
-def test_copies_and_pickles_are_equal(manifold, shape):
-    for other in (
-        copy.copy(manifold),
-        copy.deepcopy(manifold),
-        *(pickle.loads(pickle.dumps(manifold, p)) for p in range(2, pickle.HIGHEST_PROTOCOL + 1)),
-    ):
-        assert other == manifold
-        assert hash(other) == hash(manifold)
-        x = manifold.random(shape)
-        u = manifold.random_tangent(x)
-        assert torch.equal(other.retr(x, u), manifold.retr(x, u))
-
-
-@each_manifold
-def test_frozen(manifold, shape):
-    for field in ("dim", "radius", "retraction", "metric", "projection", "geodesics", "new"):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(manifold, field, 1)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        del manifold.retraction
-    for part in (manifold.metric, manifold.projection, manifold.retraction, manifold.geodesics):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            part.dim = 5
-
-
-@each_manifold
-def test_specs_survive_json(manifold, shape):
-    spec = manifold.spec()
-    assert set(spec) == {"manifold", "version", "fields"}
-    back = json.loads(json.dumps(spec, allow_nan=False))
-    assert back == spec
-    assert from_spec(back) == manifold
-    assert from_spec(back).spec() == spec
 
 
 def test_specs_do_not_change():

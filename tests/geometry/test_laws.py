@@ -1,0 +1,55 @@
+"""The laws of every manifold, as the package offers them to everyone, over the one list of them.
+
+Each row of `MANIFOLDS` is a class: `pytest -k "Oblique-dim=1"`, or `-k log_inverts_exp`. Two rows
+that differ in their retraction alone share the laws in which none takes part.
+"""
+
+import math
+
+from cases import GEOMETRIES, MANIFOLDS, SCALED, SPHERES, away_from_zero, name
+
+from manifoldnet.geometry import Additive
+from manifoldnet.testing import ManifoldLaws, RetractionLaws
+
+
+class HalfLines:
+    """Slices of one number ≠ 0: two pieces each, the positive ones and the negative ones."""
+
+    def pair(self, seed):
+        x, y = super().pair(seed)
+        return x, y.abs() * x.sign()
+
+
+class Straight:
+    """x + u under the scaled metric, where lengths at the end are measured by its distance to 0."""
+
+    def tangent(self, x, seed, size=1.0):
+        return away_from_zero(self.manifold, x, super().tangent(x, seed, size))
+
+    # Vectors are carried along unchanged; the metric is another one at the end.
+    test_transport_along_a_step_is_isometric = None
+
+
+def laws_of(manifold, shape):
+    """The class of laws for one row of the list."""
+    row = (manifold, shape)
+    numbers = [n for d, n in enumerate(shape) if d != manifold.dim]  # of one slice
+    fields = {"manifold": manifold, "shape": shape, "__module__": __name__}
+    if row in SPHERES or (row in SCALED and numbers):
+        fields["injectivity"] = math.pi
+    bases = [ManifoldLaws if row in GEOMETRIES else RetractionLaws]
+    if row in SCALED and not numbers:
+        bases.insert(0, HalfLines)
+    if row in SCALED and isinstance(manifold.retraction, Additive):
+        bases.insert(0, Straight)
+    return type(f"Test-{name(manifold, shape)}", tuple(bases), fields)
+
+
+globals().update({laws.__name__: laws for laws in (laws_of(*row) for row in MANIFOLDS)})
+
+
+def test_every_row_has_its_laws():
+    found = [value for key, value in globals().items() if key.startswith("Test-")]
+    assert len(found) == len(MANIFOLDS)
+    whole = [laws for laws in found if issubclass(laws, ManifoldLaws)]
+    assert [laws.manifold.geodesics for laws in whole] == [m.geodesics for m, _ in GEOMETRIES]

@@ -1,0 +1,368 @@
+"""Every law can fail: for each a wrong manifold that breaks it, and what is said about it.
+
+A wrong manifold is a right one with one method exchanged, of itself or of one of its parts:
+
+    wrong(SPHERES, "metric", component_inner=lambda self, x, u, v: …)
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from manifoldnet.geometry import (
+    Euclidean,
+    Geodesic,
+    Manifold,
+    Oblique,
+    ScaledEuclidean,
+    slices,
+)
+from manifoldnet.testing import ManifoldLaws
+
+SHAPE = (4, 3)
+FLAT, SPHERES, SCALED = Euclidean(), Oblique(retraction="geodesic"), ScaledEuclidean()
+
+
+def exchanged(value, **methods):
+    """The same value with some methods exchanged."""
+    kind = type(value)
+    other = object.__new__(type(kind.__name__, (kind,), methods))
+    vars(other).update(vars(value))
+    return other
+
+
+def wrong(manifold, part=None, **methods):
+    """The manifold with some methods exchanged, or with some methods of one part."""
+    if part is None:
+        return exchanged(manifold, **methods)
+    other = exchanged(manifold)
+    vars(other)[part] = exchanged(getattr(manifold, part), **methods)
+    return other
+
+
+@dataclass(frozen=True, init=False)
+class Forgetful(Manifold):
+    """Its description leaves a field out."""
+
+    retraction: Geodesic
+
+    def __init__(self, retraction=SPHERES.retraction):
+        parts = {"metric": SPHERES.metric, "projection": SPHERES.projection}
+        self._compose(dim=0, retraction=retraction, geodesics=SPHERES.geodesics, **parts)
+
+    def __repr__(self):
+        return "Forgetful()"
+
+    def _fields(self):
+        return {}
+
+
+def turned(x):
+    """Another point of the same sphere."""
+    return x.roll(1, 1)
+
+
+def unit(x):
+    return slices.normalize(x, 0)
+
+
+# Law, wrong manifold, and words of the message.
+WRONG = [
+    # --- values
+    (
+        "equal_to_its_copies",
+        wrong(FLAT, __eq__=object.__eq__, __hash__=object.__hash__),
+        "not equal",
+    ),
+    ("copies_step_alike", wrong(SPHERES, __copy__=lambda self: Oblique()), "retr of its copy"),
+    ("frozen", wrong(FLAT, __setattr__=object.__setattr__), "'dim' can be set"),
+    ("spec_survives_json", Forgetful(Oblique().retraction), "from_spec(spec) is Forgetful"),
+    ("repr_is_the_call_that_makes_it", Forgetful(Oblique().retraction), "not equal to it"),
+    (
+        "arguments_are_not_changed",
+        wrong(FLAT, "retraction", step=lambda self, parts, x, u: x.add_(u)),
+        "retr changes its arguments",
+    ),
+    (
+        "results_have_the_type_of_the_point",
+        wrong(FLAT, "metric", component_inner=lambda self, x, u, v: (u * v).double()),
+        "component_inner of torch.float32 gives torch.float64",
+    ),
+    # --- points
+    (
+        "projection_lands_on_the_manifold",
+        wrong(SPHERES, "projection", to_set=lambda self, x: 1.1 * unit(x)),
+        "violation(projx(z)) is 0.1",
+    ),
+    (
+        "projection_is_idempotent",
+        wrong(SPHERES, "projection", to_set=lambda self, x: unit(turned(x))),
+        "projx(projx(z)) − projx(z)",
+    ),
+    (
+        "projection_leaves_points_where_they_are",
+        wrong(SPHERES, "projection", to_set=lambda self, x: -unit(x)),
+        "projx(x) − x, relative, is 2",
+    ),
+    (
+        "points_are_accepted",
+        wrong(SPHERES, "projection", violation=lambda self, x: (slices.norm(x, 0) - 1.01).abs()),
+        "refuses projx(z) in torch.float64: the data is not on",
+    ),
+    (
+        "what_is_no_point_is_refused",
+        wrong(SPHERES, "projection", violation=lambda self, x: torch.zeros(4, 1)),
+        "check_point_on_manifold accepts an entry nan",
+    ),
+    (
+        "random_points_are_points",
+        wrong(SPHERES, random=lambda self, *size, **options: torch.randn(*size, **options)),
+        "violation(random(…)) in torch.float64",
+    ),
+    (
+        "random_points_repeat",
+        wrong(SPHERES, random=lambda self, *size, **_: self.projx(torch.randn(*size))),
+        "two points for one seed",
+    ),
+    (
+        "random_tangent_vectors_are_tangent",
+        wrong(SPHERES, random_tangent=lambda self, x, generator: x + 0.0),
+        "random_tangent is not tangent",
+    ),
+    # --- tangent vectors
+    (
+        "tangent_projection_is_idempotent",
+        wrong(
+            SPHERES, "projection", to_tangent=lambda self, x, u: u - 1.1 * (x * u).sum(1, True) * x
+        ),
+        "proju(x, proju(x, z)) − proju(x, z)",
+    ),
+    (
+        "tangent_projection_is_orthogonal",
+        # Along the coordinates instead of along the point.
+        wrong(
+            SPHERES,
+            "projection",
+            to_tangent=lambda self, x, u: u - (x * u).sum(1, True) / x.sum(1, True),
+        ),
+        "⟨z − proju(x, z), v⟩",
+    ),
+    (
+        "tangent_projection_keeps_tangent_vectors",
+        wrong(FLAT, "projection", to_tangent=lambda self, x, u: u / 2),
+        "proju(x, u) − u, relative, is 0.25",
+    ),
+    (
+        "metric_is_symmetric",
+        wrong(FLAT, "metric", component_inner=lambda self, x, u, v: u * (v + 0.1 * turned(v))),
+        "⟨u, v⟩ − ⟨v, u⟩",
+    ),
+    (
+        "metric_is_bilinear",
+        wrong(FLAT, "metric", component_inner=lambda self, x, u, v: (u * v).abs()),
+        "⟨cu + v, w⟩ − c⟨u, w⟩ − ⟨v, w⟩",
+    ),
+    (
+        "metric_is_positive_definite",
+        wrong(FLAT, "metric", component_inner=lambda self, x, u, v: u * turned(v) + u * v),
+        "in one slice",
+    ),
+    (
+        "inner_is_the_sum_of_its_components",
+        wrong(
+            FLAT,
+            inner=lambda self, x, u, v=None, keepdim=False: (u * (u if v is None else v)).mean(),
+        ),
+        "inner − Σ component_inner",
+    ),
+    (
+        "gradient_represents_the_differential",
+        wrong(SCALED, "metric", sharp=lambda self, x, g: g),
+        "⟨egrad2rgrad(x, g), v⟩ − g·v",
+    ),
+    (
+        "gradient_is_tangent",
+        wrong(SPHERES, egrad2rgrad=lambda self, x, g: g),
+        "proju(x, gradient) − gradient",
+    ),
+    # --- geodesics
+    (
+        "geodesic_without_velocity_stays",
+        wrong(FLAT, "geodesics", exp=lambda self, x, u: x + u + 1e-6),
+        "exp(x, 0) − x",
+    ),
+    (
+        "geodesic_starts_with_its_velocity",
+        wrong(FLAT, "geodesics", exp=lambda self, x, u: x + 2 * u),
+        "d/dt exp(x, tu) − u at t = 0, relative, is 1",
+    ),
+    (
+        "geodesics_stay_on_the_manifold",
+        wrong(SPHERES, "geodesics", exp=lambda self, x, u: x + u),
+        "violation(exp(x, u))",
+    ),
+    (
+        "geodesics_have_constant_speed_and_go_on_as_they_began",
+        wrong(SPHERES, "geodesics", exp=lambda self, x, u: unit(x + u)),
+        "‖γ'(0.6)‖²/‖γ'(0)‖² − 1",
+    ),
+    (
+        "log_inverts_exp",
+        wrong(FLAT, "geodesics", log=lambda self, x, y: 1.1 * (y - x)),
+        "log(x, exp(x, u)) − u is 0.1",
+    ),
+    (
+        "exp_inverts_log",
+        wrong(SPHERES, "geodesics", log=lambda self, x, y: y - x),
+        "log(x, y) is not tangent",
+    ),
+    (
+        "distance_is_the_length_of_the_geodesic",
+        wrong(SPHERES, "geodesics", component_dist=lambda self, x, y: slices.norm(y - x, 0)),
+        "dist(x, y)/∫‖γ'‖ dt − 1",
+    ),
+    (
+        "no_curve_is_shorter_than_the_distance",
+        wrong(FLAT, "geodesics", component_dist=lambda self, x, y: (y - x).square()),
+        "dist(x, y) − Σ dist(xᵢ, xᵢ₊₁)",
+    ),
+    (
+        "distance_to_itself_is_zero",
+        # What acos(⟨x, y⟩) makes of rounding.
+        wrong(
+            SPHERES,
+            "geodesics",
+            component_dist=lambda self, x, y: slices.inner(x, y, 0).clamp(max=1 - 1e-15).acos(),
+        ),
+        "dist(x, x) is",
+    ),
+    (
+        "distance_is_symmetric",
+        wrong(FLAT, "geodesics", component_dist=lambda self, x, y: (y - x).abs() + 0.1 * (y - x)),
+        "dist(x, y) − dist(y, x)",
+    ),
+    (
+        "distance_obeys_the_triangle_inequality",
+        wrong(FLAT, "geodesics", component_dist=lambda self, x, y: (y - x).abs() ** 3),
+        "dist(x, y) − dist(x, z) − dist(z, y)",
+    ),
+    # --- transport
+    (
+        "transport_is_isometric",
+        # What geoopt's sphere and pymanopt's do.
+        wrong(SPHERES, "geodesics", transport=lambda self, x, y, v: SPHERES.proju(y, v)),
+        "the change of an inner product ⟨v, w⟩ by transp(x, y, v)",
+    ),
+    (
+        "transport_back_undoes_transport",
+        wrong(FLAT, "geodesics", transport=lambda self, x, y, v: 1.1 * v),
+        "transp(y, x, transp(x, y, v)) − v",
+    ),
+    (
+        "transport_follows_the_geodesic",
+        wrong(FLAT, "geodesics", transport=lambda self, x, y, v: -v),
+        "transp_follow_expmap(x, u, v) − transp(x, y, v), relative, is 2",
+    ),
+    (
+        "transport_is_linear",
+        wrong(FLAT, "geodesics", transport=lambda self, x, y, v: v.abs()),
+        "transp(a v + b w) − a transp(v) − b transp(w)",
+    ),
+    (
+        "transport_along_a_geodesic_is_isometric",
+        wrong(FLAT, "geodesics", exp_transport=lambda self, x, u, v: (x + u, 1.1 * v)),
+        "by expmap_transp(x, u, v)",
+    ),
+    (
+        "transport_along_a_geodesic_keeps_its_velocity",
+        wrong(FLAT, "geodesics", exp_transport=lambda self, x, u, v: (x + u, -v)),
+        "transp_follow_expmap(x, u, u) − d/dt exp(x, tu)",
+    ),
+    # --- retractions
+    (
+        "no_step_is_no_move",
+        wrong(FLAT, "retraction", step=lambda self, parts, x, u: x + u + 1e-6),
+        "retr(x, 0) − x",
+    ),
+    (
+        "retraction_starts_with_the_velocity_asked_for",
+        wrong(FLAT, "retraction", step=lambda self, parts, x, u: x + 2 * u),
+        "d/dt retr(x, tu) − u at t = 0, relative, is 1",
+    ),
+    (
+        "retraction_agrees_with_the_geodesic_to_first_order",
+        wrong(
+            SPHERES, "retraction", step=lambda self, parts, x, u: parts.geodesics.exp(x, 1.1 * u)
+        ),
+        "falls like t^1.00",
+    ),
+    (
+        "steps_end_on_the_manifold",
+        wrong(SPHERES, "retraction", step=lambda self, parts, x, u: x + u),
+        "violation(retr(x, u)) is",
+    ),
+    (
+        "steps_in_single_precision_end_on_the_manifold",
+        wrong(
+            SPHERES,
+            "retraction",
+            step=lambda self, parts, x, u: (1 + 1e9 * torch.finfo(x.dtype).eps ** 2) * unit(x + u),
+        ),
+        "violation of retr(x, u) in float32 is",
+    ),
+    (
+        "transport_along_a_step_goes_with_it",
+        wrong(
+            SPHERES, "retraction", step_transport=lambda self, parts, x, u, v: (parts.retr(x, u), v)
+        ),
+        "not tangent",
+    ),
+    (
+        "transport_along_a_step_is_linear",
+        wrong(FLAT, "retraction", step_transport=lambda self, parts, x, u, v: (x + u, v.abs())),
+        "T(a v + b w) − a T(v) − b T(w)",
+    ),
+    (
+        "transport_along_a_step_is_isometric",
+        wrong(FLAT, "retraction", step_transport=lambda self, parts, x, u, v: (x + u, 1.1 * v)),
+        "by transp_follow_retr(x, u, v)",
+    ),
+]
+
+SIZES = {"size": 1.0, "factor": 3.0, "a": 0.5, "b": -2.0}
+
+
+def laws_of(wrong):
+    radius = math.pi if wrong.dim == 0 else math.inf
+    fields = {"manifold": wrong, "shape": SHAPE, "injectivity": radius, "examples": 2}
+    return type("Laws", (ManifoldLaws,), fields)
+
+
+def check(laws, law):
+    """The law at a few seeds and one ordinary size, without hypothesis."""
+    test = getattr(laws, f"test_{law}")
+    if not hasattr(test, "hypothesis"):
+        test(laws())
+        return
+    inner = test.hypothesis.inner_test
+    sizes = {key: SIZES[key] for key in inspect.signature(inner).parameters if key in SIZES}
+    for seed in range(3):
+        inner(laws(), seed=seed, **sizes)
+
+
+@pytest.mark.parametrize(("law", "manifold", "words"), WRONG, ids=[law for law, *_ in WRONG])
+def test_a_wrong_manifold_is_caught(law, manifold, words):
+    torch.manual_seed(0)
+    with pytest.raises(AssertionError) as error:
+        check(laws_of(manifold), law)
+    said = str(error.value)
+    assert said.startswith(f"{manifold} with points of shape (4, 3) breaks the law test_{law} (")
+    assert words in said
+
+
+def test_each_law_has_its_wrong_manifold():
+    laws = [name for name in dir(ManifoldLaws) if name.startswith("test_")]
+    assert laws == sorted(f"test_{law}" for law, *_ in WRONG)
