@@ -36,3 +36,15 @@ hypothesis.settings.load_profile("dev")
 def _same_random_numbers() -> None:
     """Every test starts from the same state of torch's generator."""
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="takes minutes: run it with --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)

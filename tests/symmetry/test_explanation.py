@@ -1,0 +1,246 @@
+"""Declaring by symmetries, and the table of what updates do with them."""
+
+import geoopt
+import pytest
+import torch
+from cases import source
+from torch import nn
+
+import manifoldnet as mn
+from manifoldnet.experiments.models import Arch1, Arch2
+from manifoldnet.symmetry import Generator, ScalingElement, ScalingGroup, Slice, explain, rule
+
+
+def generator(*slices, **more):
+    return Generator({Slice(name, dim, index): power for name, dim, index, power in slices}, **more)
+
+
+def pairs(first, second, features=8, entries=()):
+    """Two pooled filters of one weight (and entries of vectors) against a column of the next."""
+    return [
+        generator(
+            *((first, 0, i, 1.0) for i in (2 * j, 2 * j + 1)),
+            (second, 1, j, -1.0),
+        )
+        for j in range(features // 2)
+    ]
+
+
+def arch1():
+    model = Arch1(6, 3, features=8, generator=source(1))
+    inner = pairs("hidden.0.weight", "hidden.3.weight")
+    outer = pairs("hidden.3.weight", "head.weight")
+    trivial = generator(
+        *(("head.weight", 0, i, 1.0) for i in range(3)),
+        *(("head.weight", 1, j, -1.0) for j in range(4)),
+        trivial=True,
+    )
+    return model, ScalingGroup.of(model, [*inner, *outer, trivial]), inner, outer
+
+
+def arch2():
+    model = Arch2(6, 3, features=8, generator=source(1))
+    rows = [generator(("hidden.4.weight", 0, i, 1.0)) for i in range(8)]
+    # Scale and shift of two pooled features against a column: of a hidden layer, of the classifier.
+    first, second = (
+        [
+            generator(
+                *(
+                    (f"hidden.{norm}.{name}", 0, i, 1.0)
+                    for name in ("weight", "bias")
+                    for i in (2 * j, 2 * j + 1)
+                ),
+                (after, 1, j, -1.0),
+            )
+            for j in range(4)
+        ]
+        for norm, after in ((1, "hidden.4.weight"), (5, "head.weight"))
+    )
+    return model, ScalingGroup.of(model, [*rows, *first, *second])
+
+
+def sgd(model):
+    return mn.RiemannianSGD(mn.param_groups(model), lr=1e-2)
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+def test_the_rule_of_arch1_is_the_papers():
+    model, group, inner, _ = arch1()
+    declared = mn.declare_all(model, rule(group))
+    assert declared == {
+        "hidden.0.weight": mn.ScaledEuclidean(0),
+        "hidden.3.weight": mn.ScaledEuclidean(0),
+        "head.weight": mn.ScaledEuclidean(1),
+    }
+    # The paper's metric is not invariant under rows of W1 against columns of W2.
+    assert list(rule(group).uncovered) == inner
+
+
+def test_a_weight_that_is_scaled_as_a_whole_is_one_vector():
+    model, _, _, outer = arch1()
+    whole = generator(
+        *(("hidden.0.weight", 0, i, 1.0) for i in range(8)),
+        *(("head.weight", 1, j, -1.0) for j in range(4)),
+    )
+    by_rows = ScalingGroup.of(model, [whole])
+    by_name = ScalingGroup.of(
+        model, [generator(("hidden.0.weight", None, 0, 1.0), ("head.weight", None, 0, -1.0))]
+    )
+    for group in (by_rows, by_name):
+        assert rule(group).manifolds == {
+            "hidden.0.weight": mn.ScaledEuclidean(None),
+            "head.weight": mn.ScaledEuclidean(None),
+        }
+    both = rule(ScalingGroup.of(model, [whole, *outer]))
+    assert both.manifolds["head.weight"] == mn.ScaledEuclidean(1)  # columns cover the whole
+    assert both.uncovered == ()
+
+
+def test_more_generators_win_where_rows_and_columns_are_scaled():
+    model = nn.Linear(3, 5, bias=False)
+    rows = [generator(("weight", 0, i, 1.0)) for i in range(2)]
+    columns = [generator(("weight", 1, j, 1.0)) for j in range(3)]
+    assert rule(ScalingGroup.of(model, rows + columns)).manifolds["weight"].dim == 1
+    assert rule(ScalingGroup.of(model, rows + columns[:2])).manifolds["weight"].dim == 0
+    assert list(rule(ScalingGroup.of(model, rows + columns)).uncovered) == rows
+
+
+def test_vectors_stay_free_and_uncovered_and_buffers_do_not_count():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    with_bias = generator(("0.weight", 0, 1, 1.0), ("0.bias", 0, 1, 1.0))
+    with_buffers = generator(("0.weight", 0, 0, 1.0), ("1.running_var", 0, 0, 2.0))
+    found = rule(ScalingGroup.of(model, [with_bias, with_buffers]))
+    assert found.manifolds == {"0.weight": mn.ScaledEuclidean(0)}
+    assert list(found.uncovered) == [with_bias]
+
+
+def test_rules_refuse_what_they_cannot_declare():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    vectors = ScalingGroup.of(model, [generator(("1.weight", 0, 0, 1.0), ("1.bias", 0, 0, 1.0))])
+    for group in (vectors, ScalingGroup.of(model, [])):
+        with pytest.raises(ValueError, match="scales no weight of order two or more"):
+            rule(group)
+    other = rule(ScalingGroup.of(model, [generator(("0.weight", 0, 0, 1.0))]))
+    with pytest.raises(ValueError, match=r"another model's: Linear has no 0\.weight"):
+        mn.declare_all(nn.Linear(4, 3), other)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def verdicts(table):
+    return {update: [row.verdicts[update] for row in table.rows] for update in table.updates}
+
+
+def test_arch1():
+    model, group, _, _ = arch1()
+    table = explain(model, group, lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2))
+    # Rows of W1 against columns of W2; rows of W2 against columns of θ; the trivial one.
+    assert verdicts(table) == {
+        "B-SGD": ["ignores", "ignores", "respects"],
+        "SM": ["ignores", "respects", "respects"],
+        "UN": ["fixes", "fixes", "respects"],
+        "yours": ["ignores", "ignores", "respects"],
+    }
+    assert [row.size for row in table.rows] == [4, 4, 1]
+    for row in table.rows:
+        for update, error in row.errors.items():
+            low, high = {"ignores": (1e-2, 1e3), "respects": (0, 1e-12), "fixes": (0, 0)}[
+                row.verdicts[update]
+            ]
+            assert low <= error <= high, (row.name, update, error)
+
+
+def test_arch2_filters_are_fixed_by_their_norms_but_what_works_through_them_is_not():
+    model, group = arch2()
+    table = explain(model, group)
+    # γ and β against a column of W2: unit rows of W2 are reached again by scaling rows, which is
+    # a symmetry too, so UN is left with a free direction, and does not follow it.
+    assert verdicts(table) == {
+        "B-SGD": ["ignores", "ignores", "ignores"],
+        "SM": ["respects", "ignores", "ignores"],
+        "UN": ["fixes", "ignores", "ignores"],
+    }
+
+
+def test_the_users_update_is_judged_as_the_model_is_declared():
+    model, group, _, _ = arch1()
+    mn.declare_all(model, mn.rules.scaled_metric("head", retraction="additive"))
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    for make in (
+        sgd,
+        lambda m: mn.RiemannianSGD(mn.param_groups(m), lr=1e-2, momentum=0.9, nesterov=True),
+        lambda m: mn.RiemannianAdam(mn.param_groups(m), lr=1e-2),
+    ):
+        table = explain(model, group, make)
+        assert verdicts(table)["yours"] == ["ignores", "respects", "respects"]
+        assert verdicts(table)["B-SGD"] == ["ignores", "ignores", "respects"]
+    assert mn.manifolds(model)["head.weight"] == mn.ScaledEuclidean(1, "additive")
+    assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_geoopts_optimizer_and_sphere_can_be_judged():
+    model = nn.Linear(4, 3, bias=False)
+    sphere = geoopt.Sphere()
+    model.weight = geoopt.ManifoldParameter(sphere.random(3, 4), sphere)
+    group = ScalingGroup.of(model, [generator(("weight", 0, i, 1.0)) for i in range(3)])
+    table = explain(model, group, lambda m: geoopt.optim.RiemannianSGD(m.parameters(), lr=0.1))
+    assert verdicts(table) == {
+        "B-SGD": ["ignores"],
+        "SM": ["respects"],
+        "UN": ["fixes"],
+        "yours": ["fixes"],
+    }
+
+
+def test_the_scale_of_a_stage_on_a_sphere_is_fixed_and_under_the_scaled_metric_respected():
+    model = nn.Linear(4, 3, bias=False)
+    group = ScalingGroup.of(model, [generator(("weight", None, 0, 1.0))])
+    mn.declare(model, "weight", mn.Sphere(), project=True)
+    assert verdicts(explain(model, group, sgd))["yours"] == ["fixes"]
+    mn.undeclare(model, "weight")
+    mn.declare(model, "weight", mn.ScaledEuclidean(None))
+    assert verdicts(explain(model, group, sgd))["yours"] == ["respects"]
+
+
+def test_a_classifier_can_be_named_as_in_the_rules():
+    model, group, _, _ = arch1()
+    assert verdicts(explain(model, group, classifier="head")) == verdicts(explain(model, group))
+    with pytest.raises(ValueError, match="classifier='tail' is no linear"):
+        explain(model, group, classifier="tail")
+
+
+def test_the_table_reads_well():
+    model, group, _, _ = arch1()
+    lines = str(explain(model, group)).splitlines()
+    assert lines[0].split() == ["B-SGD", "SM", "UN", "symmetry"]
+    assert lines[2].split("  ")[0].startswith("ignores (")
+    assert lines[2].endswith(
+        "hidden.3.weight[rows 0,1] × s, head.weight[column 0] ÷ s, and 3 more like it"
+    )
+    assert "respects" in lines[2]
+    assert lines[3].endswith("(trivial)")
+    assert len({line.index("h", 40) for line in lines[1:]}) == 1  # columns are aligned
+
+
+def test_there_must_be_something_to_explain():
+    model, _, _, _ = arch1()
+    with pytest.raises(ValueError, match="no symmetry to explain"):
+        explain(model, ScalingGroup.of(model, []))
+    with pytest.raises(ValueError, match="no parameter 'other'"):
+        ScalingGroup.of(model, [generator(("other", 0, 0, 1.0))])
+
+
+def test_a_group_of_another_model_is_refused():
+    _, group, _, _ = arch1()
+    with pytest.raises(ValueError, match="another model's"):
+        explain(nn.Linear(4, 3), group)
+
+
+def test_an_element_is_no_update():
+    model, group, _, _ = arch1()
+    with pytest.raises(ValueError, match="makes an optimizer"):
+        explain(model, group, lambda m: ScalingElement.identity())
