@@ -27,6 +27,8 @@ __all__ = ["Gap", "Shift", "row_space", "sparse_basis"]
 _ROUNDS = 8
 # Exponents are multiples of 1/12: halves, thirds, quarters.
 _DENOMINATOR = 12
+# Entries of null vectors that are not fractions, relative to the largest, are zero below this.
+_TINY = 1e-7
 # A gap among the singular values that count is worth a word from here on.
 _NEARLY = 1e3
 
@@ -100,36 +102,42 @@ def find_gap(singular: Tensor, columns: int, floor: float) -> Gap:
     )
 
 
-def row_space(rows: Tensor, floor: float) -> tuple[Gap, Tensor]:
-    """The gap in the singular values of some rows, and an orthonormal basis of their span.
+def row_space(rows: Tensor, floor: float) -> tuple[Gap, Tensor, Tensor]:
+    """The gap in the singular values of some rows, those above it, and their right vectors.
 
     Args:
         rows: M, float64.
         floor: as in `find_gap`.
 
     Returns:
-        The gap, and a matrix of `gap.rank` rows.
+        The gap, `gap.rank` singular values relative to the largest, and as many orthonormal rows.
     """
     columns = rows.shape[1]
     if columns == 0:
-        return Gap(0, 0.0, 0.0, floor), rows[:0]
+        return Gap(0, 0.0, 0.0, floor), rows.new_zeros(0), rows[:0]
     if len(rows) > columns:
         rows = torch.linalg.qr(rows, mode="r").R
     _, singular, basis = torch.linalg.svd(rows, full_matrices=False)
-    gap = find_gap(singular / singular[0], columns, floor)
-    return gap, basis[: gap.rank]
+    singular = singular / singular[0]
+    gap = find_gap(singular, columns, floor)
+    return gap, singular[: gap.rank], basis[: gap.rank]
 
 
 def sparse_basis(
-    rows: Tensor, shifts: Sequence[Shift], generator: torch.Generator, tolerance: float
+    sizes: Tensor,
+    rows: Tensor,
+    shifts: Sequence[Shift],
+    generator: torch.Generator,
+    tolerance: float,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """A sparse basis of the null space of orthonormal rows.
+    """A sparse basis of the null space of M.
 
     Args:
-        rows: orthonormal, rank × columns.
+        sizes: the singular values of M that are not zero, relative to the largest.
+        rows: their right vectors, orthonormal, rank × columns.
         shifts: the trivial null vectors.
         generator: decides the random choices.
-        tolerance: how far a null vector may be off after rounding, relative.
+        tolerance: how large M may make a rounded null vector, relative.
 
     Returns:
         The non-trivial vectors and the trivial ones; rounded where rounding leaves a null vector.
@@ -144,7 +152,9 @@ def sparse_basis(
         chosen.add(vector)
     candidates: dict[tuple[tuple[int, float], ...], Tensor] = {}
     for _ in range(_ROUNDS):
-        for vector in _round(rows, shifts, _circuits(rows, shifts, generator), tolerance):
+        for vector in _round(
+            sizes[:, None] * rows, shifts, _circuits(rows, shifts, generator), tolerance
+        ):
             places = vector.nonzero().flatten().tolist()
             key = tuple((i, round(float(vector[i]), 6)) for i in places)
             candidates.setdefault(key, vector)
@@ -198,7 +208,7 @@ def _round(
             good.append(_whole(vector))
         else:
             plain = plain / plain.abs().max()
-            plain = torch.where(plain.abs() > tolerance, plain, 0.0)
+            plain = torch.where(plain.abs() > max(tolerance, _TINY), plain, 0.0)
             good.append(plain * plain[plain.nonzero()[0, 0]].sign())
     return good
 
@@ -224,13 +234,14 @@ def _most_frequent(values: Tensor) -> Tensor:
 def _shorten(vectors: list[Tensor], shifts: Sequence[Shift]) -> list[Tensor]:
     """The same span (with the trivial ones) by shorter vectors: each less a multiple of another.
 
-    Of two that are equally short, the one with the earlier slices is better, so that the result
-    depends little on the choices before.
+    Of two that are equally short, the one with the later slices is better (of what may stand for
+    all that writes to a residual stream, what does so last), so that the result depends little on
+    the choices before.
     """
 
     def length(vector: Tensor) -> tuple[int, list[int]]:
-        places = vector.nonzero().flatten().tolist()
-        return len(places), places
+        places = vector.nonzero().flatten()
+        return len(places), (-places).tolist()
 
     if not vectors:
         return []
@@ -241,7 +252,7 @@ def _shorten(vectors: list[Tensor], shifts: Sequence[Shift]) -> list[Tensor]:
     while changed:
         changed = False
         for i in sorted(whole.nonzero().flatten().tolist(), key=lengths.__getitem__, reverse=True):
-            count, places = lengths[i]
+            count, places = lengths[i][0], basis[i].nonzero().flatten()
             near = whole & (basis[:, places] != 0).any(dim=1)
             near[i] = False
             others = basis[near]

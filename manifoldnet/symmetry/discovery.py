@@ -25,7 +25,7 @@ from manifoldnet.symmetry.equations import Equations, Layout
 from manifoldnet.symmetry.evaluation import (
     Batch,
     LossFunction,
-    cast,
+    count_bytes,
     eps_fields,
     frozen_randomness,
     working_copy,
@@ -40,19 +40,18 @@ __all__ = ["Discovery", "FalseSymmetryError", "NoGapError", "discover"]
 # Up to this many slices, gradients are computed in float64; above, in float32.
 _MANY = 2000
 _MOST = 16_000
-_BATCHES = 64
+# The first so many batches are used, or as many as take so many bytes.
+_BATCHES, _BYTES = 64, 2**30
 
 # Relative to the largest singular value: what rounding leaves of a zero.
 _FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6}
 # … and of a column of zeros, where the ε of normalization layers has been made small.
-_ZERO_LITTLE_EPS = 1e-8
+_FLOOR_NORMALIZED = 1e-8
 # Fresh equations that are this near to the span of the earlier ones add nothing to it.
 _KNOWN = {torch.float64: 1e-8, torch.float32: 5e-5}
 # … if there are so many of them, at several random weights.
 _BLOCK = 160
 _CLEAR, _CLEAR_WITH_EPS = 30.0, 10.0
-# Null vectors of small whole numbers are taken for exact if they are this near.
-_ROUNDED = {torch.float64: 1e-7, torch.float32: 1e-3}
 _UNREACHED, _ALONE, _TIED = 0, 1, 2
 
 
@@ -131,13 +130,13 @@ def discover(
 
     The model is looked at in the mode it is in (training or evaluation), on a copy. Time grows with
     the cube of the number of slices, memory with its square: some 5000 of them, a residual network
-    of 700,000 weights, take minutes and 2 GiB.
+    of 700,000 weights, take minutes and 1.3 GiB.
 
     Args:
         model: any differentiable module. Frozen parameters (`requires_grad=False`) are constants.
         loss_fn: `loss_fn(output, target)`, one number, as torch's losses.
-        batches: `(input, target)` pairs; the first 64 are used. The input goes to the model, a
-            tuple as positional arguments, a dict as keyword arguments.
+        batches: `(input, target)` pairs; the first 64 are used, or what fits into 1 GiB. The input
+            goes to the model, a tuple as positional arguments, a dict as keyword arguments.
         parameters: the names of those to look at; the others stay as they are.
         keep_eps: leave ε in normalization layers. It blurs their symmetries, the more the smaller
             the variance of the features; by default it is taken out while looking, and the report
@@ -178,12 +177,11 @@ def discover(
     verifier = Verifier(model, loss_fn, pairs, names, seed, keep_eps)
     if dtype is None:
         dtype = verifier.dtype if len(slices) <= _MANY else torch.float32
-    device = next(model.parameters()).device
     source = torch.Generator().manual_seed(seed)
     equations = Equations(
         working_copy(model, dtype, keep_eps=keep_eps),
-        working_loss(loss_fn, dtype, device),
-        [cast(pair, dtype, device) for pair in pairs],
+        working_loss(loss_fn, dtype, next(model.parameters()).device),
+        pairs,
         layout,
         source,
         minibatch,
@@ -195,17 +193,18 @@ def discover(
     rows, count = _collect(equations, _KNOWN[dtype], tell)
     unreached = _unreached(equations)
     tell("factorizing", 0, 1)
-    zero = max(floor, _ZERO_LITTLE_EPS) if eps_fields(model) else floor
+    zero = 3 * (max(floor, _FLOOR_NORMALIZED) if eps_fields(model) else floor)
     used = _classify(rows, equations.reached, zero)
-    gap, space = row_space(rows[:, used == _TIED], floor)
+    gap, sizes, space = row_space(rows[:, used == _TIED], floor)
     if gap.ratio < (_CLEAR_WITH_EPS if keep_eps else _CLEAR):
         raise NoGapError(
             f"no clear gap in the singular values: {gap.kept:.1e} and {gap.dropped:.1e} (relative) "
             f"are next to each other, and {gap.floor:.1e} may come from rounding or ε. Give more "
             "varied batches"
-            + (", or leave out keep_eps=True" if keep_eps else ", or dtype=torch.float64")
+            + (", or leave out keep_eps=True" if keep_eps else "")
+            + (", or use dtype=torch.float64" if dtype != torch.float64 else "")
         )
-    basis = _basis(layout, space, used, source, max(_ROUNDED[dtype], 10 * floor))
+    basis = _basis(layout, sizes, space, used, source, max(zero, 2 * gap.dropped))
     tell("factorizing", 1, 1)
     group = ScalingGroup.of(model, basis)
     verified = verifier.check(group, 100 * floor if keep_eps else 0.0, tell)
@@ -242,13 +241,12 @@ def _names(model: nn.Module, parameters: Iterable[str] | None) -> list[str]:
     first = {id(p): name for name, p in named.items()}
     every = dict(model.named_parameters(remove_duplicate=False))
     wanted = [parameters] if isinstance(parameters, str) else list(parameters)
-    unknown = [name for name in wanted if name not in every]
-    if unknown or not wanted:
+    if not wanted:
+        raise ValueError("parameters names nothing: leave it out to look at all of them")
+    unknown = [repr(name) for name in wanted if name not in every]
+    if unknown:
         raise ValueError(
-            f"parameters={wanted} names nothing"
-            if not wanted
-            else f"there is no parameter {', '.join(map(repr, unknown))} (there are: "
-            f"{', '.join(every)})"
+            f"there is no parameter {', '.join(unknown)} (there are: {', '.join(every)})"
         )
     names = [first[id(every[name])] for name in wanted]  # weights may be tied
     unreal = [name for name in names if not named[name].is_floating_point()]
@@ -260,7 +258,8 @@ def _names(model: nn.Module, parameters: Iterable[str] | None) -> list[str]:
 
 def _pairs(batches: Iterable[Any]) -> list[Batch]:
     """The batches as a list of pairs."""
-    pairs = []
+    pairs: list[Batch] = []
+    size = 0
     for batch in islice(iter(batches), _BATCHES):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise ValueError(
@@ -270,6 +269,9 @@ def _pairs(batches: Iterable[Any]) -> list[Batch]:
                 + ". One batch alone is [(input, target)]"
             )
         pairs.append((batch[0], batch[1]))
+        size += count_bytes(pairs[-1])
+        if size > _BYTES:
+            break
     if not pairs:
         raise ValueError("batches is empty: at least one pair (input, target) is needed")
     return pairs
@@ -290,7 +292,7 @@ def _collect(
         news = True
         while news:
             new = draw()
-            if count == 0 and not bool(equations.reached.all()):
+            if count == 0 and bool((equations.reached == 0).any()):
                 new = torch.cat([new, equations.large_rows()])
                 _unreached(equations)  # if that is a whole parameter, there is no need to go on
             count += len(new)
@@ -314,7 +316,7 @@ def _unreached(equations: Equations) -> tuple[str, ...]:
     Raises:
         ValueError: if that is a whole parameter.
     """
-    layout, reached = equations.layout, equations.reached
+    layout, reached = equations.layout, equations.reached > 0
     missed: dict[tuple[str, int | None], list[int]] = {}
     for where, there in zip(layout.slices, reached.tolist(), strict=True):
         if not there:
@@ -339,7 +341,7 @@ def _classify(rows: Tensor, reached: Tensor, zero: float) -> Tensor:
     for _ in range(8):
         top = normalize(rows.mT @ (rows @ top), dim=0)
     alone = sizes <= zero * (rows @ top).norm()
-    return torch.where(reached, torch.where(alone, _ALONE, _TIED), _UNREACHED)
+    return torch.where(reached > 0, torch.where(alone, _ALONE, _TIED), _UNREACHED)
 
 
 def _blur(equations: Equations) -> float:
@@ -364,13 +366,19 @@ def _blur(equations: Equations) -> float:
 
 
 def _basis(
-    layout: Layout, space: Tensor, used: Tensor, source: torch.Generator, tolerance: float
+    layout: Layout,
+    sizes: Tensor,
+    space: Tensor,
+    used: Tensor,
+    source: torch.Generator,
+    tolerance: float,
 ) -> list[Generator]:
     """The generators of the null space.
 
     Args:
         layout: the columns.
-        space: orthonormal rows over the columns of `used`.
+        sizes: the singular values that are not zero.
+        space: their right vectors, over the columns of `used` that are tied.
         used: what `_classify` says of each column.
         source: of random choices.
         tolerance: of rounding.
@@ -393,7 +401,7 @@ def _basis(
             # Rows and columns are symmetries one by one; the last column says nothing new.
             alone.remove(max(c for c in alone if slices[c].parameter == name))
         trivial.append(name)
-    found, _ = sparse_basis(space, shifts, source, tolerance)
+    found, _ = sparse_basis(sizes, space, shifts, source, tolerance)
     generators = [Generator({slices[column]: 1.0}) for column in alone]
     for vector in found:
         entries = vector.nonzero().flatten().tolist()

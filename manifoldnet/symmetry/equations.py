@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.func import grad_and_value, vmap
 from manifoldnet.symmetry.evaluation import (
     Batch,
     LossFunction,
+    cast,
     count_samples,
     frozen_randomness,
     scalar_loss,
@@ -33,18 +34,22 @@ from manifoldnet.symmetry.evaluation import (
 )
 from manifoldnet.symmetry.scaling import Slice
 
-__all__ = ["Equations", "Layout", "random_weights"]
+__all__ = ["Equations", "Layout", "RandomWeights"]
 
-# Samples in a row that is had from a large part of a batch, and how many such rows at a time.
+# Samples in a row that is had from a large part of a batch, and how many such rows at a time, if
+# there are no slices that fewer rows have reached than this.
 _LARGE = 128
 _LARGE_ROWS = 16
+_SELDOM = 20
 # The vectorized gradients of one pass take this many bytes, or those of one row. Few rows are taken
 # at the same weights: a unit that is dead there says nothing in any of them.
 _BYTES_AT_ONCE = 2**27
 _ROWS_AT_ONCE = 12
+# A row at weights of its own says as much as so many at the same.
+_APART = 4
 # Minibatches of coupled samples: two would not do, since batch normalization maps any two numbers
 # to ±1, whatever the weights are. Where ε blurs, variances should not be small by chance.
-_COUPLED, _COUPLED_WITH_EPS = 4, 64
+_COUPLED, _COUPLED_WITH_EPS = 4, 32
 # A gradient is rounding alone if w ⊙ ∂L/∂w is smaller than this many units in the last place of L.
 _NOISE = 100
 
@@ -88,27 +93,40 @@ class Layout:
         return torch.cat(parts, dim=1)
 
 
-def random_weights(
-    model: nn.Module, names: Iterable[str], generator: torch.Generator
-) -> dict[str, Tensor]:
+class RandomWeights:
     """Random weights of about the size of a model's own, and anything from like to unlike them.
 
-    cos θ · w ⊙ e^(0.3 ν) + sin θ · σ ⊙ ν′ with standard Gaussian ν, ν′, sizes σ and θ uniform in
-    [π/8, π/2]: no number is left at zero, and units that are dead at the model's weights come
-    alive. The sizes follow a scaling of w, so that badly scaled weights give the same equations.
+        cos θ · w ⊙ e^(0.3 ν) + sin θ · σ ⊙ ν′
+
+    with standard Gaussian ν, ν′, sizes σ and θ uniform in [π/8, π/2]: no number is left at zero,
+    and units that are dead at the model's weights come alive. The sizes follow a scaling of w, so
+    that badly scaled weights give the same equations.
+
+    Args:
+        model: where w is from; it is not changed.
+        names: the parameters to draw.
     """
-    drawn = {}
-    by_entry = bool(torch.rand((), generator=generator) < 0.5)
-    for name, w in model.named_parameters():
-        if name in names:
+
+    def __init__(self, model: nn.Module, names: Container[str]) -> None:
+        self.own = {n: p.detach() for n, p in model.named_parameters() if n in names}
+        self.sizes = [
+            {name: _sizes(w, by_entry) for name, w in self.own.items()}
+            for by_entry in (False, True)
+        ]
+
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """New weights, by name."""
+        sizes = self.sizes[int(torch.randint(2, (), generator=generator))]
+        drawn = {}
+        for name, w in self.own.items():
             angle = math.pi * (1 + 3 * float(torch.rand((), generator=generator))) / 8
             jitter, fresh = (
                 torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
                 for _ in range(2)
             )
-            near = w.detach() * (0.3 * jitter).exp()
-            drawn[name] = math.cos(angle) * near + math.sin(angle) * _sizes(w, by_entry) * fresh
-    return drawn
+            near = w * (0.3 * jitter).exp()
+            drawn[name] = math.cos(angle) * near + math.sin(angle) * sizes[name] * fresh
+        return drawn
 
 
 @torch.no_grad()
@@ -144,7 +162,7 @@ class Equations:
     Args:
         model: a working copy; its type is the type that gradients are computed in.
         loss_fn: `loss_fn(output, target)`.
-        batches: at least one, in the model's type.
+        batches: at least one.
         layout: the columns.
         generator: the source of randomness.
         minibatch: how many samples share an equation when samples are coupled.
@@ -152,7 +170,7 @@ class Equations:
 
     Attributes:
         coupled: whether the loss of a batch is not a sum over its samples.
-        reached: by column, whether any gradient in that slice was not zero so far.
+        reached: by column, in how many rows the gradient in that slice was not zero.
     """
 
     def __init__(
@@ -167,12 +185,12 @@ class Equations:
     ) -> None:
         self.model, self.loss_fn, self.batches = model, loss_fn, batches
         self.layout, self.generator = layout, generator
-        self.names = set(layout.shapes)
+        self.weights = RandomWeights(model, layout.shapes)
         self.vectorized, self.whole = True, False
-        self.reached = torch.zeros(len(layout.slices), dtype=torch.bool)
+        self.reached = torch.zeros(len(layout.slices), dtype=torch.long)
         parameters = dict(model.named_parameters())
         first = next(iter(parameters.values()))
-        self.eps = torch.finfo(first.dtype).eps
+        self.dtype, self.device = first.dtype, first.device
         self.coupled = minibatch is not None or self._samples_are_coupled()
         self.samples = 1
         if self.coupled:
@@ -186,10 +204,10 @@ class Equations:
         self.at_once = max(1, min(_ROWS_AT_ONCE, fitting))
 
     def rows(self, count: int) -> Tensor:
-        """At least `count` new rows from single samples or small minibatches.
+        """About `count` new rows from single samples or small minibatches.
 
         Each has norm one (or is zero, if all of it is rounding), in float64. There are fewer if
-        gradients were zero or not finite.
+        each was taken at other weights, or if gradients were zero or not finite.
 
         Raises:
             ValueError: if no gradient was finite and not zero.
@@ -200,15 +218,15 @@ class Equations:
             batch = self.batches[self._integer(len(self.batches))]
             size = None if self.whole else count_samples(batch)
             if size is None:
-                new, more = self._one_by_one([batch]), 1
+                new, more = self._one_by_one([self._take(batch, ...)]), 1
             else:
                 each = min(self.samples, size)
-                more = self.at_once if size > each else 1
+                more = self.at_once if size > each and self.vectorized else 1
                 orders = [torch.randperm(size, generator=self.generator) for _ in range(more)]
                 places = torch.stack([order[:each] for order in orders])
                 new = self._at_once(batch, places)
             parts.append(new)
-            found, asked = found + len(new), asked + more
+            found, asked = found + len(new) * (_APART if more == 1 else 1), asked + more
         if found == 0:
             raise ValueError(
                 "no gradient of the loss was finite and not zero, at any of "
@@ -219,7 +237,7 @@ class Equations:
     def large_rows(self) -> Tensor:
         """Rows from large parts of the batches, each at other weights.
 
-        Every sample is seen as long as there are slices that no gradient has reached.
+        Every sample is seen as long as there are slices that few gradients have reached.
         """
         parts: list[tuple[Batch, Any]] = []
         for batch in self.batches:
@@ -231,23 +249,23 @@ class Equations:
                 parts += [(batch, places) for places in order.tensor_split(-(-size // _LARGE))]
         rows: list[Tensor] = []
         for i in torch.randperm(len(parts), generator=self.generator).tolist():
-            if len(rows) >= _LARGE_ROWS and bool(self.reached.all()):
+            if len(rows) >= _LARGE_ROWS and not self._seldom():
                 break
             batch, places = parts[i]
-            rows.append(self._one_by_one([take(batch, places)]))
+            rows.append(self._one_by_one([self._take(batch, places)]))
         return torch.cat(rows)
 
     def _at_once(self, batch: Batch, places: Tensor) -> Tensor:
         """Rows at the same weights, for the samples in each row of `places`."""
         if self.vectorized and len(places) > 1:
             try:
-                return self._vectorized(take(batch, places))
+                return self._vectorized(self._take(batch, places))
             except Exception:  # whatever the model does that cannot be vectorized, a loop can do
                 self.vectorized = False
-        return self._one_by_one([take(batch, row) for row in places])
+        return self._one_by_one([self._take(batch, row) for row in places])
 
     def _vectorized(self, groups: Any) -> Tensor:
-        weights, buffers = self._weights(), self._buffers()
+        weights, buffers = self.weights.draw(self.generator), self._buffers()
 
         def products(group: Any) -> tuple[dict[str, Tensor], Tensor]:
             def loss(leaves: dict[str, Tensor]) -> Tensor:
@@ -261,7 +279,7 @@ class Equations:
             return self._rows(*vmap(products, randomness="different")(groups))
 
     def _one_by_one(self, groups: list[Any]) -> Tensor:
-        weights = self._weights()
+        weights = self.weights.draw(self.generator)
         rows = []
         for group in groups:
             # Plain autograd: models that cannot be vectorized may know no functional one.
@@ -278,17 +296,23 @@ class Equations:
 
     def _rows(self, products: dict[str, Tensor], values: Tensor) -> Tensor:
         """Rows of norm one, from w ⊙ ∂L/∂w and L."""
-        if not bool(self.reached.all()):
+        if self._seldom():
             sizes = self.layout.sums({name: e.abs() for name, e in products.items()})
-            self.reached |= (sizes > 0).any(dim=0).cpu()
+            self.reached += (sizes > 0).sum(dim=0).cpu()
         rows = self.layout.sums(products).double().cpu()
         norms = rows.norm(dim=1)
-        noise = norms <= _NOISE * self.eps * values.abs().double().cpu()
+        noise = norms <= _NOISE * torch.finfo(self.dtype).eps * values.abs().double().cpu()
         good = norms.isfinite() & (norms > 0) & values.isfinite().cpu()
         return torch.where(noise[:, None], 0.0, rows / norms[:, None])[good]
 
-    def _weights(self) -> dict[str, Tensor]:
-        return random_weights(self.model, self.names, self.generator)
+    def _seldom(self) -> bool:
+        """Whether some slices have been reached in few rows, or none."""
+        return bool((self.reached < _SELDOM).any())
+
+    def _take(self, batch: Batch, places: Any) -> Batch:
+        """Some samples, in the model's type."""
+        taken: Batch = cast(take(batch, places), self.dtype, self.device)
+        return taken
 
     def _buffers(self) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -315,15 +339,15 @@ class Equations:
         for _ in range(3):
             order = torch.randperm(count, generator=self.generator)
             a, b, c, d = (order[i * each : (i + 1) * each] for i in sets)
-            weights = self._weights()
+            weights = self.weights.draw(self.generator)
             pairs = [torch.cat(pair) for pair in ((a, b), (a, c), (d, b), (d, c))]
             try:
-                values = [self._value(weights, take(batch, pair)) for pair in pairs]
+                values = [self._value(weights, self._take(batch, pair)) for pair in pairs]
             except (RuntimeError, ValueError, IndexError):
                 self.whole = True
                 return True
             mixed = values[0] - values[1] - values[2] + values[3]
-            if abs(mixed) > 1e4 * self.eps * max(map(abs, values)):
+            if abs(mixed) > 1e4 * torch.finfo(self.dtype).eps * max(map(abs, values)):
                 return True
         return False
 

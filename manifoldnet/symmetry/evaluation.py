@@ -25,6 +25,7 @@ __all__ = [
     "Batch",
     "LossFunction",
     "cast",
+    "count_bytes",
     "count_samples",
     "eps_fields",
     "evaluate",
@@ -151,6 +152,12 @@ def count_samples(batch: Any) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def count_bytes(batch: Any) -> int:
+    """How much memory the tensors of a batch take."""
+    leaves = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+
+
 def working_copy(model: nn.Module, dtype: torch.dtype, *, keep_eps: bool = True) -> nn.Module:
     """A copy of a model to compute with: in a type, without running averages, frozen or not.
 
@@ -158,7 +165,7 @@ def working_copy(model: nn.Module, dtype: torch.dtype, *, keep_eps: bool = True)
     them the loss is a function of the parameters that can be vectorized. Gradients are those of the
     loss: embeddings have no padding that they pass by.
     """
-    work = copy.deepcopy(model).to(dtype)
+    work = copy.deepcopy(model).to(dtype).requires_grad_(False)
     for module in work.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
             module.track_running_stats = False

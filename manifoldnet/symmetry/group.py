@@ -177,7 +177,8 @@ class ScalingGroup:
     def __contains__(self, item: object) -> bool:
         """Whether an element, a generator or a whole group lies inside, to 1e-9.
 
-        What counts is how weights are scaled: "the whole tensor" is "all rows" and "all columns".
+        What counts is how parameters are scaled: "the whole tensor" is "all rows" and "all
+        columns", and what is done to buffers makes no difference.
         """
         if isinstance(item, ScalingGroup):
             wanted = [generator.exponents for generator in item.generators]
@@ -191,14 +192,22 @@ class ScalingGroup:
             return False
         if any(_missing(where, self.shapes) for exponents in wanted for where in exponents):
             return False
-        mine = list(filter(None, (_rates(g.exponents, self.shapes) for g in self.generators)))
-        theirs = list(filter(None, (_rates(exponents, self.shapes) for exponents in wanted)))
+        mine = self._rates_of(generator.exponents for generator in self.generators)
+        theirs = self._rates_of(wanted)
         if not (mine and theirs):
             return not theirs
         rows = _matrix([*mine, *theirs])
         span, vectors = rows[: len(mine)].mT, rows[len(mine) :].mT
-        rest = vectors - span @ torch.linalg.lstsq(span, vectors, driver="gelsd").solution
+        rest = vectors - span @ torch.linalg.lstsq(span, vectors, driver="gelsy").solution
         return bool((rest.norm(dim=0) <= 1e-9 * vectors.norm(dim=0)).all())
+
+    def _rates_of(self, every: Iterable[Mapping[Slice, float]]) -> list[Mapping[Slice, float]]:
+        """How parameters, buffers aside, are scaled; without what does not scale any."""
+        kept = (
+            {w: a for w, a in exponents.items() if w.parameter not in self.buffers}
+            for exponents in every
+        )
+        return [rates for exponents in kept if (rates := _rates(exponents, self.shapes))]
 
     # --- elements -----------------------------------------------------------------------------
 

@@ -75,16 +75,14 @@ class Deviation(float):
         self.where, self.parameter = where, parameter
         return self
 
-    def __getnewargs__(self) -> tuple[float, str, str]:  # type: ignore[override]
-        return float(self), self.where, self.parameter
-
 
 def loss(
     model: nn.Module, element: ScalingElement, loss_fn: LossFunction, batch: Batch
 ) -> Deviation:
     """|L(g·w) − L(w)| relative to the larger of the two.
 
-    Normalization layers blur it by O(ε/var); see `without_eps`.
+    Normalization layers blur it by O(ε/var); see `without_eps`. Of a loss that is zero but for
+    rounding it says nothing.
 
     Args:
         model: in the mode that matters (batch normalization: training); it is not changed.
@@ -96,6 +94,7 @@ def loss(
         ValueError: if the model does not have what the element scales, or a loss is not finite.
     """
     _check_batch(batch)
+    element = resolve(model, element)
     before = evaluate(model, loss_fn, batch)
     after = evaluate(_scaled(model, element), loss_fn, batch)
     return Deviation(
@@ -290,7 +289,7 @@ def run(
             losses.append(float(closure()))
             if not math.isfinite(losses[-1]):
                 break
-            take_step(made, closure)
+            _take_step(made, closure)
     return Run(tuple(losses), {name: w.detach().clone() for name, w in work.named_parameters()})
 
 
@@ -313,7 +312,7 @@ def make(optimizer: OptimizerFactory, model: nn.Module) -> torch.optim.Optimizer
     return made
 
 
-def take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> None:
+def _take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> None:
     """One step, after the gradients are there; with the closure if it cannot be left out."""
     parameters = inspect.signature(optimizer.step).parameters.values()
     ways = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

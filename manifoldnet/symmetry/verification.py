@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.symmetry.equations import random_weights
+from manifoldnet.symmetry.equations import RandomWeights
 from manifoldnet.symmetry.evaluation import (
     Batch,
     LossFunction,
@@ -90,7 +90,7 @@ class Verifier:
         def prepare(dtype: torch.dtype) -> None:
             self.dtype = dtype
             self.loss_fn = working_loss(loss_fn, dtype, device)
-            self.batches = [_few(cast(batch, dtype, device)) for batch in full[:_BATCHES]]
+            self.batches = [cast(_few(batch), dtype, device) for batch in full[:_BATCHES]]
             self.original = working_copy(model, dtype)
             for batch in self.batches:
                 evaluate(self.original, self.loss_fn, batch)
@@ -102,8 +102,9 @@ class Verifier:
         self.model = working_copy(model, self.dtype, keep_eps=keep_eps)
         own = {name: p.detach() for name, p in self.model.named_parameters()}
         self.weights, self.scale = [own], math.inf
+        random = RandomWeights(self.model, names)
         for _ in range(_RANDOM_WEIGHTS):
-            weights = own | random_weights(self.model, set(names), self.source)
+            weights = own | random.draw(self.source)
             try:
                 losses = [
                     abs(evaluate(self.model, self.loss_fn, batch, weights))

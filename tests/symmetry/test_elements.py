@@ -1,0 +1,417 @@
+"""Group elements: the laws of an abelian group, exact powers of two, and refusals that say why."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manifoldnet.symmetry import ScalingElement, Slice
+from manifoldnet.symmetry.scaling import describe_slices
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(6,), (6, 4), (6, 4, 3), (6, 4, 3, 2)]
+
+slices = st.one_of(
+    st.builds(Slice, st.sampled_from(["a.weight", "b.weight"]), st.just(None)),
+    st.builds(
+        Slice, st.sampled_from(["a.weight", "b.weight"]), st.integers(0, 1), st.integers(0, 3)
+    ),
+)
+factors = st.floats(1e-3, 1e3)
+powers_of_two = st.integers(-10, 10).map(lambda k: 2.0**k)
+
+
+def elements(size=factors):
+    return st.dictionaries(slices, size, max_size=6).map(ScalingElement)
+
+
+def weight(shape=(6, 4), dtype=torch.float64, seed=0):
+    # Away from zero, so that no relative error is blurred.
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (x + 0.5).to(dtype) * torch.where(x > 0.5, 1, -1).to(dtype)
+
+
+def same(a, b):
+    """Equal to rounding: every named slice has the same factor."""
+    return all(
+        math.isclose(a.factor(w), b.factor(w), rel_tol=1e-13) for w in {*a.slices, *b.slices}
+    )
+
+
+# --- the group ----------------------------------------------------------------------------------
+
+
+@given(elements(), elements(), elements())
+def test_the_laws_of_an_abelian_group(a, b, c):
+    one = ScalingElement.identity()
+    assert a * b == b * a
+    assert same((a * b) * c, a * (b * c))
+    assert a * one == one * a == a
+    assert a * a.inverse() == one
+    assert a.inverse().inverse() == a
+    assert (a * b).inverse() == a.inverse() * b.inverse()
+
+
+@given(elements(powers_of_two), elements(powers_of_two), elements(powers_of_two))
+def test_powers_of_two_compose_without_rounding(a, b, c):
+    assert (a * b) * c == a * (b * c)
+    for where in {*a.slices, *b.slices}:
+        assert (a * b).factor(where) == a.factor(where) * b.factor(where)
+        assert a.inverse().factor(where) == 1 / a.factor(where)
+
+
+@given(elements(), st.floats(-3, 3), st.floats(-3, 3))
+def test_powers_are_a_one_parameter_group(a, s, t):
+    assert same((a**s) * (a**t), a ** (s + t))
+    assert same((a**s) ** t, a ** (s * t))
+    assert a**1 == a
+    assert a**0 == ScalingElement.identity()
+    assert a**-1 == a.inverse()
+    assert same((a**0.5) * (a**0.5), a)
+
+
+@given(elements(), elements(), st.sampled_from(SHAPES[1:]), st.integers(0, 99))
+def test_acting_one_after_the_other_is_acting_with_the_product(a, b, shape, seed):
+    x = weight(shape, seed=seed)
+    once = (a * b).apply("a.weight", x)
+    torch.testing.assert_close(a.apply("a.weight", b.apply("a.weight", x)), once)
+    torch.testing.assert_close(a.inverse().apply("a.weight", a.apply("a.weight", x)), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(element=elements(st.integers(-2, 2).map(lambda k: 2.0**k)), seed=st.integers(0, 99))
+def test_powers_of_two_are_undone_bit_for_bit(dtype, element, seed):
+    x = weight(dtype=dtype, seed=seed)
+    y = element.apply("a.weight", x)
+    assert y.dtype == dtype
+    assert torch.equal(element.inverse().apply("a.weight", y), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(element=elements(st.floats(0.5, 2)), seed=st.integers(0, 99))
+def test_other_factors_are_undone_to_rounding(dtype, element, seed):
+    # In float64 the factors themselves are rounded too.
+    tolerance = torch.finfo(dtype).eps * (4 if dtype == torch.float64 else 1)
+    x = weight(dtype=dtype, seed=seed)
+    y = element.apply("a.weight", x)
+    back = element.inverse().apply("a.weight", y)
+    assert float(((back.double() - x.double()) / x.double()).abs().max()) <= tolerance
+
+
+def test_every_power_of_two_is_exact():
+    exponents = range(-1000, 1001)
+    element = ScalingElement({("w", 0): [2.0**k for k in exponents]})
+    assert [element.log2(Slice("w", 0, i)) for i in range(2001)] == list(exponents)
+    expected = torch.tensor([2.0**k for k in exponents], dtype=torch.float64)
+    assert torch.equal(element.factors("w", expected), expected)
+
+
+# --- what is scaled -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"), [(shape, dim) for shape in SHAPES for dim in (None, *range(len(shape)))]
+)
+def test_factors_go_to_the_right_slices(shape, dim):
+    x = weight(shape)
+    values = 3.0 if dim is None else torch.arange(1.0, shape[dim] + 1)
+    y = ScalingElement({("w", dim): values}).apply("w", x)
+    for index in torch.cartesian_prod(*map(torch.arange, shape)).reshape(-1, len(shape)).tolist():
+        factor = 3.0 if dim is None else index[dim] + 1.0
+        assert float(y[tuple(index)] / x[tuple(index)]) == pytest.approx(factor, rel=1e-15)
+
+
+def test_rows_columns_and_the_whole_multiply():
+    element = ScalingElement({Slice("w", 0, 1): 2, Slice("w", 1, 2): 8, Slice("w", None): 0.5})
+    expected = torch.full((3, 4), 0.5, dtype=torch.float64)
+    expected[1] *= 2
+    expected[:, 2] *= 8
+    assert torch.equal(element.factors("w", expected), expected)
+
+
+def test_a_number_is_scaled_as_a_whole():
+    assert ScalingElement({Slice("w", None): 4.0}).apply("w", torch.tensor(3.0)) == 12
+    with pytest.raises(ValueError, match=r"w of shape \(\) has no slice 0 along dim=0"):
+        ScalingElement({Slice("w", 0, 0): 4.0}).apply("w", torch.tensor(3.0))
+
+
+@given(s=factors, shape=st.sampled_from(SHAPES[1:]), seed=st.integers(0, 99))
+def test_all_rows_up_and_all_columns_down_is_exactly_nothing(s, shape, seed):
+    element = ScalingElement.from_log2(
+        {Slice("w", 0, i): math.log2(s) for i in range(shape[0])}
+        | {Slice("w", 1, j): -math.log2(s) for j in range(shape[1])}
+    )
+    x = weight(shape, seed=seed)
+    assert torch.equal(element.apply("w", x), x)
+
+
+def test_other_parameters_and_slices_stay():
+    element = ScalingElement({Slice("w", 0, 1): 2.0})
+    x = weight()
+    assert torch.equal(element.apply("other", x), x)
+    assert torch.equal(element.apply("w", x)[0], x[0])
+    assert element.factor(Slice("other", None)) == 1
+
+
+def test_a_vector_may_end_early():
+    element = ScalingElement({("w", 0): [2.0, 4.0]})
+    assert element.factors("w", torch.ones(3, 1)).flatten().tolist() == [2, 4, 1]
+
+
+def test_the_argument_is_not_changed_and_shares_no_memory():
+    x = weight()
+    before = x.clone()
+    y = ScalingElement.identity().apply("w", x)
+    y.zero_()
+    ScalingElement({Slice("w", None): 2.0}).apply("w", x)
+    assert torch.equal(x, before)
+
+
+def test_complex_weights_are_scaled_too():
+    x = torch.complex(weight((3, 2)), weight((3, 2), seed=1)).to(torch.complex64)
+    y = ScalingElement({("w", 0): [2.0, 4.0, 8.0]}).apply("w", x)
+    assert y.dtype == torch.complex64
+    assert torch.equal(y[1], 4 * x[1])
+
+
+def test_whats_not_finite_stays():
+    x = torch.tensor([1.0, math.nan, math.inf, -math.inf, 0.0])
+    y = ScalingElement({Slice("w", None): 2.0}).apply("w", x)
+    torch.testing.assert_close(y, 2 * x, equal_nan=True)
+
+
+def test_without_values_there_is_only_a_shape():
+    x = torch.empty(3, 2, device="meta")
+    assert ScalingElement({Slice("w", 0, 1): 2.0}).apply("w", x).is_meta
+
+
+# --- negative factors ---------------------------------------------------------------------------
+
+
+def test_negative_factors_where_they_are_allowed():
+    where, other = Slice("w", 0, 0), Slice("w", 1, 1)
+    a = ScalingElement({where: -2.0}, signed=True)
+    b = ScalingElement({where: -4.0, other: -1.0}, signed=True)
+    assert a.factor(where) == -2
+    assert (a * b).factor(where) == 8
+    assert (a * b).factor(other) == -1
+    assert a * a.inverse() == ScalingElement.identity()
+    assert b**2 == b * b
+    assert b**3 == b * b * b
+    assert a.apply("w", torch.ones(2, 2)).tolist() == [[-2, -2], [1, 1]]
+    assert b.apply("w", torch.ones(2, 2)).tolist() == [[-4, 4], [1, -1]]
+    assert not b.is_identity
+    assert a != ScalingElement({where: 2.0})
+    with pytest.raises(ValueError, match=r"the power 0.5 of a negative factor .* w \(slice 0"):
+        a**0.5
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+@given(elements(), st.integers(2, pickle.HIGHEST_PROTOCOL))
+def test_elements_are_values(a, protocol):
+    for twin in (
+        pickle.loads(pickle.dumps(a, protocol)),
+        copy.deepcopy(a),
+        copy.copy(a),
+        ScalingElement({where: a.factor(where) for where in a.slices}) ** 1,
+    ):
+        assert same(twin, a)
+    twin = pickle.loads(pickle.dumps(a, protocol))
+    assert twin == a
+    assert hash(twin) == hash(a)
+    assert repr(twin) == repr(a)
+
+
+def test_a_factor_of_one_is_no_difference():
+    a = ScalingElement({Slice("w", 0, 1): 2.0})
+    b = ScalingElement({Slice("w", 0, 0): 1.0, Slice("w", 0, 1): 2.0})
+    assert a == b
+    assert hash(a) == hash(b)
+    assert ScalingElement({Slice("w", None): 1.0}).is_identity
+    assert not a.is_identity
+    assert a != ScalingElement({Slice("w", 0, 1): 4.0})
+    assert a != "a string"
+    assert a.parameters == ("w",)
+
+
+@given(elements(), st.booleans())
+def test_repr_is_the_call_that_makes_it(a, signed):
+    if signed:
+        a = a * ScalingElement({Slice("c", 0, 2): -2.0}, signed=True)
+    assert same(eval(repr(a)), a)
+
+
+def test_repr_of_many_is_short():
+    assert repr(ScalingElement({("w", 0): [2.0] * 99})).endswith("… 91 more})")
+
+
+def test_renamed_keeps_factors_and_signs():
+    a = ScalingElement({Slice("w", 0, 1): -2.0, Slice("v", None): 3.0}, signed=True)
+    b = a.renamed({"w": "body.w"})
+    assert b.factor(Slice("body.w", 0, 1)) == -2
+    assert b.factor(Slice("v", None)) == pytest.approx(3)
+    assert "w" not in b.parameters
+    assert a.renamed({"w": "w"}) is a
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+TOO_MUCH = [
+    (torch.float32, 1.0, 2.0**130),
+    (torch.bfloat16, 1.0, 2.0**130),
+    (torch.float16, 1.0, 2.0**17),
+    (torch.float64, 1e300, 2.0**100),
+    (torch.float32, 1.0, 2.0**-150),
+    (torch.bfloat16, 1.0, 2.0**-150),
+    (torch.float16, 1.0, 2.0**-30),
+    (torch.float64, 1e-300, 2.0**-100),
+    # Not to zero, but to where digits are lost: scaling back would not restore them.
+    (torch.float32, 1.2345678, 2.0**-130),
+    (torch.bfloat16, 1.234, 2.0**-130),
+    (torch.float16, 1.234, 2.0**-18),
+    (torch.float64, 1.2345678e-300, 2.0**-40),
+]
+
+
+@pytest.mark.parametrize(("dtype", "size", "factor"), TOO_MUCH, ids=str)
+def test_overflow_and_underflow_are_refused(dtype, size, factor):
+    x = torch.ones(5, dtype=dtype)
+    x[2] = size
+    element = ScalingElement({Slice("bias", 0, 2): factor})
+    with pytest.raises(ValueError, match=r"bias: 1 of 5 numbers overflow or underflow in torch"):
+        element.apply("bias", x)
+
+
+def test_zeros_and_numbers_that_are_tiny_already_are_no_underflow():
+    x = torch.tensor([0.0, 1e-42, 1.0])
+    assert torch.equal(ScalingElement({Slice("w", 0, 2): 0.5}).apply("w", x)[:2], x[:2])
+    assert ScalingElement({Slice("w", 0, 0): 0.5}).apply("w", x)[0] == 0
+    assert ScalingElement({Slice("w", 0, 1): 2.0}).apply("w", x)[1] == 2 * x[1]
+
+
+def test_types_that_have_no_fractions_are_refused():
+    with pytest.raises(ValueError, match=r"steps has the type torch.int64"):
+        ScalingElement({Slice("steps", None): 2.0}).apply("steps", torch.ones(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("factor", [0.0, -0.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("signed", [False, True])
+def test_impossible_factors_are_refused(factor, signed):
+    with pytest.raises(ValueError, match=r"w \(slice 3 along dim=0\) has the factor .*finite"):
+        ScalingElement({Slice("w", 0, 3): factor}, signed=signed)
+
+
+def test_negative_factors_are_refused_unless_asked_for():
+    with pytest.raises(ValueError, match=r"w \(slice 1 along dim=0\) has the factor -2.*signed"):
+        ScalingElement({("w", 0): [1.0, -2.0]})
+
+
+@pytest.mark.parametrize("factor", [5e-324, 1e308])
+def test_factors_without_an_inverse_are_refused(factor):
+    with pytest.raises(ValueError, match=r"w has the factor 2\^.* nearer to 1"):
+        ScalingElement({Slice("w", None): factor})
+
+
+@pytest.mark.parametrize("log2", [math.nan, math.inf, -math.inf, 1001.0])
+def test_impossible_logarithms_are_refused(log2):
+    with pytest.raises(ValueError, match=r"w \(slice 3 along dim=1\) has the factor 2\^"):
+        ScalingElement.from_log2({Slice("w", 1, 3): log2})
+    with pytest.raises(ValueError, match=r"has the factor 2\^"):
+        ScalingElement({Slice("w", 1, 3): 2.0}) ** log2
+
+
+def test_a_slice_is_given_once():
+    with pytest.raises(ValueError, match=r"w \(slice 1 along dim=0\) is given two factors"):
+        ScalingElement({Slice("w", 0, 1): 2.0, ("w", 0): [1.0, 2.0]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("w", 2.0, r"'w' names no slices: give a Slice, or a pair"),
+        (("w", 0, 1), 2.0, r"\('w', 0, 1\) names no slices"),
+        ((0, "w"), 2.0, r"\(0, 'w'\) names no slices"),
+        (("w", 0), 2.0, r"\('w', 0\) needs a vector, .*\(\)"),
+        (("w", 0), torch.ones(2, 2), r"\('w', 0\) needs a vector, .*\(2, 2\)"),
+        (("w", None), [1.0, 2.0], r"\('w', None\) needs one number, .*\(2,\)"),
+        (Slice("w", 0, 1), [1.0, 2.0], r"Slice.*needs one number, .*\(2,\)"),
+        (Slice("w", 0, 1), "two", r"the factors of Slice.* are no numbers: 'two'"),
+        (("w", 0), ["two"], r"the factors of \('w', 0\) are no numbers"),
+        (("w", 0), None, r"the factors of \('w', 0\) are no numbers"),
+        (("w", 0), 2j, r"the factors of \('w', 0\) are no numbers"),
+        (("w", -1), [2.0], r"w: dim=-1 is not a whole number"),
+        (("w", "rows"), [2.0], r"w: dim='rows' is not a whole number"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(key, value, message):
+    with pytest.raises(ValueError, match=message):
+        ScalingElement({key: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("w", -1), "w: dim=-1"),
+        (("w", 0, -1), "w: index=-1"),
+        (("w", None, 1), r"w: the whole tensor \(dim=None\) has the index 0 only"),
+        (("w", 0, 1.5), "w: index=1.5"),
+        (("w", True, 1), "w: dim=True"),
+        ((3, 0, 1), "3 is no name"),
+    ],
+)
+def test_impossible_slices_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Slice(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (Slice("w", 0, 6), r"w of shape \(6, 4\) has no slice 6 along dim=0 \(there are 6\)"),
+        (Slice("w", 1, 9), r"w of shape \(6, 4\) has no slice 9 along dim=1 \(there are 4\)"),
+        (Slice("w", 2, 0), r"w of shape \(6, 4\) has no slice 0 along dim=2 \(there are 0\)"),
+    ],
+)
+def test_slices_that_are_not_there_are_refused(where, message):
+    with pytest.raises(ValueError, match=message):
+        ScalingElement({where: 2.0}).apply("w", weight())
+
+
+def test_a_vector_that_is_too_long_is_refused():
+    with pytest.raises(ValueError, match=r"has no slice 6 along dim=0"):
+        ScalingElement({("w", 0): [2.0] * 7}).apply("w", weight())
+
+
+def test_an_element_is_multiplied_by_elements_only():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        ScalingElement.identity() * 2.0
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dim", "indices", "ndim", "size", "words"),
+    [
+        (None, [0], 2, None, "w"),
+        (0, [1], 1, 4, "w[entry 1]"),
+        (0, [0, 2], 1, 4, "w[entries 0,2]"),
+        (0, [0], 2, 4, "w[row 0]"),
+        (0, [1, 0], 2, 4, "w[rows 0,1]"),
+        (1, [3, 4, 5, 9], 2, 10, "w[columns 3–5,9]"),
+        (0, [0, 1, 2], 2, 3, "w[all rows]"),
+        (0, [0, 1, 2], 2, None, "w[rows 0–2]"),
+        (0, [0, 1], 2, 2, "w[rows 0,1]"),
+        (0, [5], 4, 8, "w[filter 5]"),
+        (1, [5, 6], 4, 8, "w[channels 5,6]"),
+        (2, [1], 4, 3, "w[slice of dim 2 1]"),
+    ],
+)
+def test_what_a_reader_calls_slices(dim, indices, ndim, size, words):
+    assert describe_slices("w", dim, indices, ndim, size) == words
