@@ -150,16 +150,15 @@ def sparse_basis(
     chosen = _Independent(columns)
     for vector in trivial:
         chosen.add(vector)
+    matrix = sizes[:, None] * rows  # M, up to a rotation
     candidates: dict[tuple[tuple[int, float], ...], Tensor] = {}
     for _ in range(_ROUNDS):
-        for vector in _round(
-            sizes[:, None] * rows, shifts, _circuits(rows, shifts, generator), tolerance
-        ):
+        for vector in _round(matrix, shifts, _circuits(rows, shifts, generator), tolerance):
             places = vector.nonzero().flatten().tolist()
             key = tuple((i, round(float(vector[i]), 6)) for i in places)
             candidates.setdefault(key, vector)
     found: list[Tensor] = []
-    # Whole numbers first, then few entries, then the order of the model.
+    # Few entries first, then the order of the model.
     for _, vector in sorted(candidates.items(), key=lambda item: (len(item[0]), item[0])):
         if len(found) < wanted and chosen.add(vector):
             found.append(vector)
@@ -196,12 +195,12 @@ def _circuits(rows: Tensor, shifts: Sequence[Shift], generator: torch.Generator)
 
 
 def _round(
-    rows: Tensor, shifts: Sequence[Shift], vectors: Tensor, tolerance: float
+    matrix: Tensor, shifts: Sequence[Shift], vectors: Tensor, tolerance: float
 ) -> list[Tensor]:
-    """The vectors, shifted to have many zeros, with small coprime whole entries."""
+    """The vectors, shifted to have many zeros, with small coprime whole entries where they may."""
     vectors = _shifted(vectors, shifts)
     rounded = vectors.mul(_DENOMINATOR).round().div(_DENOMINATOR)
-    off = (rounded @ rows.mT).norm(dim=1) / rounded.norm(dim=1)
+    off = (rounded @ matrix.mT).norm(dim=1) / rounded.norm(dim=1)
     good = []
     for vector, plain, wrong in zip(rounded, vectors, off.tolist(), strict=True):
         if wrong <= tolerance:

@@ -286,7 +286,9 @@ class Equations:
             leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
             with frozen_randomness(self._integer(2**31)):
                 value = scalar_loss(self.model, self.loss_fn, group, self._buffers() | leaves)
-                found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+                found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+                if value.requires_grad:
+                    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
             products = {
                 name: torch.zeros_like(w)[None] if g is None else (w.detach() * g)[None]
                 for (name, w), g in zip(leaves.items(), found, strict=True)
@@ -325,7 +327,7 @@ class Equations:
 
         With sets A, B, C, D of samples of equal size, a sum or mean over samples has
         L(A, B) − L(A, C) − L(D, B) + L(D, C) = 0. A model that takes no such subsets is taken to
-        couple all samples of a batch.
+        couple all samples of a batch; one whose loss is nowhere finite, to couple some.
         """
         batch = max(self.batches, key=lambda b: count_samples(b) or 0)
         count = count_samples(batch)
@@ -336,6 +338,7 @@ class Equations:
         each = min(max(count // 4, 1), 2)
         # A may be B, and C may be D, where there are too few samples for more.
         sets = range(4) if count >= 4 else (0, 0, 1, 1)
+        tried = False
         for _ in range(3):
             order = torch.randperm(count, generator=self.generator)
             a, b, c, d = (order[i * each : (i + 1) * each] for i in sets)
@@ -349,7 +352,8 @@ class Equations:
             mixed = values[0] - values[1] - values[2] + values[3]
             if abs(mixed) > 1e4 * torch.finfo(self.dtype).eps * max(map(abs, values)):
                 return True
-        return False
+            tried = tried or math.isfinite(mixed)
+        return not tried
 
     def _value(self, weights: dict[str, Tensor], batch: Batch) -> float:
         with torch.no_grad(), frozen_randomness():

@@ -27,7 +27,7 @@ from manifoldnet.parameter import declare_all, manifolds, param_groups, undeclar
 from manifoldnet.symmetry.declaring import Rule, rule
 from manifoldnet.symmetry.equations import Layout
 from manifoldnet.symmetry.group import Generator, ScalingGroup
-from manifoldnet.symmetry.invariance_error import OptimizerFactory, make
+from manifoldnet.symmetry.runs import OptimizerFactory, make
 from manifoldnet.symmetry.scaling import ScalingElement
 
 __all__ = ["Explanation", "Row", "explain"]

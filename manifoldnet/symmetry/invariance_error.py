@@ -12,10 +12,8 @@ compared in the original coordinates, g⁻¹·w̃ with w, where slices have comp
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, final
 
@@ -30,7 +28,6 @@ from manifoldnet.symmetry.evaluation import (
     evaluate,
     frozen_randomness,
     relative_change,
-    scalar_loss,
 )
 from manifoldnet.symmetry.reparameterize import (
     reparameterize,
@@ -38,6 +35,7 @@ from manifoldnet.symmetry.reparameterize import (
     scaled_tensors,
     write,
 )
+from manifoldnet.symmetry.runs import OptimizerFactory, Run, check_batch, run
 from manifoldnet.symmetry.scaling import ScalingElement, Slice
 
 __all__ = [
@@ -45,16 +43,12 @@ __all__ = [
     "OptimizerFactory",
     "Run",
     "loss",
-    "make",
     "metric",
     "run",
     "trajectory",
     "update",
     "worst_parameter",
 ]
-
-#: Makes an optimizer for a model: `lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3)`.
-OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 @final
@@ -93,7 +87,7 @@ def loss(
     Raises:
         ValueError: if the model does not have what the element scales, or a loss is not finite.
     """
-    _check_batch(batch)
+    check_batch(batch)
     element = resolve(model, element)
     before = evaluate(model, loss_fn, batch)
     after = evaluate(_scaled(model, element), loss_fn, batch)
@@ -224,105 +218,6 @@ def trajectory(
     return max(worst, worst_parameter(here.weights, there.weights, zero, element))
 
 
-@dataclass(frozen=True)
-class Run:
-    """Some steps of training.
-
-    Attributes:
-        losses: before each step.
-        weights: after the last, by parameter.
-    """
-
-    losses: tuple[float, ...]
-    weights: Mapping[str, Tensor]
-
-    @property
-    def diverged(self) -> bool:
-        """Whether a loss or a weight is not finite."""
-        finite = (bool(w.isfinite().all()) for w in self.weights.values())
-        return not (all(map(math.isfinite, self.losses)) and all(finite))
-
-
-def run(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batches: Sequence[Batch],
-    optimizer: OptimizerFactory,
-    *,
-    steps: int,
-) -> Run:
-    """Train a copy of a model.
-
-    Random layers and optimizers draw the same numbers at step i of every run.
-
-    Args:
-        model: it is not changed.
-        loss_fn: `loss_fn(output, target)`.
-        batches: used over and over.
-        optimizer: makes the optimizer of a model.
-        steps: how many; fewer if a loss is not finite.
-
-    Raises:
-        ValueError: if there are no batches, `optimizer` makes none, or nothing can be trained.
-    """
-    if not batches:
-        raise ValueError("batches is empty: at least one pair (input, target) is needed")
-    for batch in batches:
-        _check_batch(batch)
-    work = copy.deepcopy(model)
-    losses: list[float] = []
-    with frozen_randomness():
-        made = make(optimizer, work)
-        for i in range(steps):
-
-            def closure(i: int = i) -> Tensor:
-                with torch.enable_grad(), frozen_randomness(i):
-                    work.zero_grad()
-                    result = scalar_loss(work, loss_fn, batches[i % len(batches)], None)
-                    if not result.requires_grad:
-                        raise ValueError(
-                            "the loss depends on no parameter that requires a gradient"
-                        )
-                    result.backward()
-                return result.detach()
-
-            losses.append(float(closure()))
-            if not math.isfinite(losses[-1]):
-                break
-            _take_step(made, closure)
-    return Run(tuple(losses), {name: w.detach().clone() for name, w in work.named_parameters()})
-
-
-def make(optimizer: OptimizerFactory, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a model; ValueError if the function makes something else."""
-    made = optimizer(model)
-    if isinstance(made, type) or not callable(getattr(made, "step", None)):
-        raise ValueError(
-            "optimizer must be a function that makes an optimizer of a model, as lambda model: "
-            f"torch.optim.SGD(model.parameters(), lr=0.1); it gave {type(made).__name__}"
-        )
-    own = set(map(id, model.parameters()))
-    for group in getattr(made, "param_groups", ()):
-        if any(id(p) not in own for p in group["params"]):
-            raise ValueError(
-                "optimizer made one that steps tensors of something else than the model it was "
-                "given: take the parameters of its argument, as lambda model: "
-                "torch.optim.SGD(model.parameters(), lr=0.1)"
-            )
-    return made
-
-
-def _take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> None:
-    """One step, after the gradients are there; with the closure if it cannot be left out."""
-    parameters = inspect.signature(optimizer.step).parameters.values()
-    ways = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    # A scheduler's wrapper shows `self`, too.
-    if any(p.default is p.empty and p.kind in ways and p.name != "self" for p in parameters):
-        optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, and means a loss
-    else:
-        optimizer.step()
-
-
 _DIVERGED = Deviation(math.inf, "the run from scaled weights diverges, the other does not")
 
 
@@ -418,11 +313,6 @@ def _extreme(element: ScalingElement, name: str, x: Tensor) -> str:
     named = [w for w in element.slices if w.parameter == name]
     worst = max(named, key=lambda w: abs(element.log2(w)))
     return f"{slices.label(worst.index, x.ndim, worst.dim)}, factor {element.factor(worst):.4g}"
-
-
-def _check_batch(batch: Any) -> None:
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise ValueError(f"a batch is a pair (input, target), not {type(batch).__name__}")
 
 
 def _check_steps(steps: Any) -> None:

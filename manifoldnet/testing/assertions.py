@@ -22,7 +22,8 @@ from torch import nn
 
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error, without_eps
 from manifoldnet.symmetry.evaluation import Batch, LossFunction, eps_fields
-from manifoldnet.symmetry.invariance_error import Deviation, OptimizerFactory
+from manifoldnet.symmetry.invariance_error import Deviation
+from manifoldnet.symmetry.runs import OptimizerFactory
 
 __all__ = [
     "assert_loss_invariant",

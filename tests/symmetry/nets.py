@@ -715,11 +715,11 @@ class Factors(nn.Module):
 
 @net
 def shared_factors() -> Net:
-    """One product of four parameters: three symmetries for a channel, but gain is in all."""
+    """One product of three for each channel, with a column to read it; gain is in all of them."""
     return Net(
         Factors(),
         [
-            *(generator(layer("hidden", i), row("scale", i)) for i in range(4)),
+            *(generator(layer("hidden", i), column("head.weight", i)) for i in range(4)),
             *(generator(row("scale", i), column("head.weight", i)) for i in range(4)),
             generator([Slice("gain", None)], row("head.weight", *range(CLASSES))),
         ],

@@ -562,6 +562,7 @@ X, T = BATCHES[0]
         (Unused(), cross_entropy, BATCHES, {}, r"spare.weight gets no gradient.*requires_grad_"),
         (perceptron(Act(torch.round)), cross_entropy, BATCHES, {}, "0.weight gets no gradient"),
         (plain(), lambda o, t: 0 * o.sum(), BATCHES, {}, "no gradient .* was finite and not zero"),
+        (plain(), lambda o, t: o.detach().sum(), BATCHES, {}, "no gradient .* was finite"),
         (plain(), cross_entropy, [], {}, "batches is empty"),
         (plain(), cross_entropy, [X], {}, r"pairs \(input, target\).*they gave Tensor"),
         (plain(), cross_entropy, BATCHES[0], {}, r"One batch alone is \[\(input, target\)\]"),

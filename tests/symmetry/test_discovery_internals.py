@@ -287,6 +287,12 @@ def test_whether_samples_are_coupled(network, coupled, samples, reduction):
     assert equations(network(), [batch(samples)], loss_fn).coupled == coupled
 
 
+def test_samples_count_as_coupled_where_nothing_can_be_told():
+    model = nn.Linear(INPUTS, CLASSES)
+    assert equations(model, [batch()], lambda o, t: (o - t[:, None]).sum() * math.inf).coupled
+    assert not equations(model, [batch()], lambda o, t: (o - t[:, None]).sum()).coupled
+
+
 def test_samples_are_counted_where_all_tensors_agree():
     x = torch.randn(5, 2)
     assert count_samples((x, x[:, 0])) == 5
