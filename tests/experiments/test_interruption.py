@@ -12,8 +12,8 @@ from test_training import equal, numbers, states
 from manifoldnet import cli
 from manifoldnet.experiments import TrainConfig, records, train
 
-CONFIG = TrainConfig(train_size=200, epochs=40, update="un", momentum=0.5)
-ARGUMENTS = ["train", "--update", "un", "--train-size", "200", "--epochs", "40"]
+CONFIG = TrainConfig(train_size=200, epochs=100, update="un", momentum=0.5)
+ARGUMENTS = ["train", "--update", "un", "--train-size", "200", "--epochs", "100"]
 ARGUMENTS += ["--momentum", "0.5", "--quiet", "--out"]
 
 
