@@ -12,8 +12,8 @@ from test_training import equal, numbers, states
 from manifoldnet import cli
 from manifoldnet.experiments import TrainConfig, records, train
 
-CONFIG = TrainConfig(train_size=200, epochs=100, update="un", momentum=0.5)
-ARGUMENTS = ["train", "--update", "un", "--train-size", "200", "--epochs", "100"]
+CONFIG = TrainConfig(train_size=200, epochs=40, update="un", momentum=0.5)
+ARGUMENTS = ["train", "--update", "un", "--train-size", "200", "--epochs", "40"]
 ARGUMENTS += ["--momentum", "0.5", "--quiet", "--out"]
 
 
@@ -26,6 +26,8 @@ def start(directory):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        # A shell's background job ignores Ctrl-C, and hands that down to its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     record = directory / "record.jsonl"
     deadline = time.monotonic() + 60
