@@ -96,8 +96,9 @@ class Manifold(ABC):
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
         """√⟨u, u⟩ₓ of the whole parameter."""
         squared = self.inner(x, u, keepdim=keepdim)
-        # The derivative of the root is infinite at 0; there the norm's own is taken as 0.
-        return torch.where(squared > 0, torch.where(squared > 0, squared, 1.0).sqrt(), 0.0)
+        # The derivative of the root is infinite at 0; there the norm's own is taken as 0. NaN stays.
+        zero = squared <= 0
+        return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """The Riemannian gradient at `x` for the Euclidean gradient `u`.

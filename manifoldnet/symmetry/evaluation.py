@@ -5,7 +5,7 @@
 An input that is a tuple is passed on as positional arguments, a dict as keyword arguments. Random
 layers draw the same numbers at every call, and buffers are left alone: what changes from one call
 to the next is only what the caller changes. `without_eps` takes the ε out of normalization layers,
-which otherwise blurs their scale invariance by O(ε/var) (`docs/references.bib`: ioffe2015batch).
+which otherwise blurs their scale invariance by O(ε/var) [ioffe2015batch].
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def count_bytes(batch: Any) -> int:
 
 
 def working_copy(model: nn.Module, dtype: torch.dtype, *, keep_eps: bool = True) -> nn.Module:
-    """A copy of a model to compute with: in a type, without running averages, frozen or not.
+    """A frozen copy of a model to compute with: in a type, and without running averages.
 
     In training mode the running averages of normalization layers do nothing to the loss; without
     them the loss is a function of the parameters that can be vectorized. Gradients are those of the

@@ -13,6 +13,7 @@ g⁻¹·∇L(w), and are otherwise anything; so random ones will do.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
@@ -26,8 +27,9 @@ from manifoldnet.optim import RiemannianSGD
 from manifoldnet.parameter import declare_all, manifolds, param_groups, undeclare
 from manifoldnet.symmetry.declaring import Rule, rule
 from manifoldnet.symmetry.equations import Layout
+from manifoldnet.symmetry.evaluation import frozen_randomness
 from manifoldnet.symmetry.group import Generator, ScalingGroup
-from manifoldnet.symmetry.runs import OptimizerFactory, make
+from manifoldnet.symmetry.runs import OptimizerFactory, make, take_step
 from manifoldnet.symmetry.scaling import ScalingElement
 
 __all__ = ["Explanation", "Row", "explain"]
@@ -49,7 +51,8 @@ class Row:
         size: how many there are.
         trivial: whether it changes no weight.
         verdicts: by update: "respects", "fixes" or "ignores".
-        errors: by update: ‖w̃⁺ − g·w⁺‖ / ‖w⁺ − w‖ of the worst parameter; 0 where it is fixed.
+        errors: by update: ‖w̃⁺ − g·w⁺‖ / ‖w⁺ − w‖ of the worst parameter; 0 where it is fixed, ∞
+            where weights do not stay finite.
     """
 
     name: str
@@ -192,9 +195,12 @@ def _rates(
     rates = [torch.zeros(1, dtype=torch.float64)]
     for name, manifold in constrained.items():
         w = tensors[name].detach()
+        layout = Layout({name: tuple(w.shape)})
+        if name not in element.parameters:
+            rates.append(torch.zeros(len(layout.slices), dtype=torch.float64))
+            continue
         velocity = w * element.factors(name, w).log2()
         normal = velocity - manifold.proju(w, velocity)
-        layout = Layout({name: tuple(w.shape)})
         rates.append(layout.sums({name: (w * normal)[None]})[0])
     return torch.cat(rates)
 
@@ -216,16 +222,21 @@ def _error(
     with torch.no_grad():
         for name, parameter in there.named_parameters():
             parameter.mul_(factors[name])
-    first, second = make(optimizer, here), make(optimizer, there)
-    for _ in range(_STEPS):
+    with frozen_randomness(seed):
+        first = make(optimizer, here)
+    with frozen_randomness(seed):
+        second = make(optimizer, there)
+    for i in range(_STEPS):
         now = _factors(here, element)
         gradients = {
             name: torch.randn(w.shape, generator=source, dtype=torch.float64).to(w)
             for name, w in start.items()
         }
         back = {name: g / now[name] for name, g in gradients.items()}
-        _step(here, first, gradients)
-        _step(there, second, back)
+        _step(here, first, gradients, i)
+        _step(there, second, back, i)
+        if not (_finite(here) and _finite(there)):
+            return math.inf
     worst = 0.0
     end, now = _weights(there), _factors(here, element)
     for name, w in _weights(here).items():
@@ -255,13 +266,21 @@ def _factors(model: nn.Module, element: ScalingElement) -> dict[str, Tensor]:
     return found
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, gradients: dict[str, Tensor]) -> None:
-    def closure() -> float:
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, gradients: dict[str, Tensor], seed: int
+) -> None:
+    def closure() -> Tensor:
         for name, w in model.named_parameters():
             w.grad = gradients[name].clone()
-        return 0.0
+        return torch.zeros((), dtype=torch.float64)
 
-    optimizer.step(closure)
+    closure()
+    with frozen_randomness(seed):  # an update that adds noise adds the same
+        take_step(optimizer, closure)
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(bool(w.isfinite().all()) for w in model.parameters())
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -110,7 +110,8 @@ def metric(
         generator: where dw is drawn from; the same dw each time if left out.
 
     Raises:
-        ValueError: if the model does not have what the element scales.
+        ValueError: if the model does not have what the element scales, or a weight is off its
+            manifold so that steps have no length there.
     """
     declared = declared_parameters(model)
     element = resolve(model, element)
@@ -127,7 +128,11 @@ def metric(
             dw = manifold.proju(w, dw)
             here = float(manifold.norm(w, dw))
             there = float(manifold.norm(element.apply(name, w), element.apply(name, dw)))
-            value = relative_change(here, there)
+            if not math.isfinite(here):
+                raise ValueError(
+                    f"{name} is no point of {manifold}: a step there has the length {here}"
+                )
+            value = relative_change(here, there) if math.isfinite(there) else math.inf
             if value > worst:
                 where = (
                     f"{name} ({manifold}): a step of length {here:.6g} has length {there:.6g} when "

@@ -22,7 +22,7 @@ from manifoldnet.symmetry.evaluation import (
     scalar_loss,
 )
 
-__all__ = ["OptimizerFactory", "Run", "check_batch", "make", "run"]
+__all__ = ["OptimizerFactory", "Run", "check_batch", "make", "run", "take_step"]
 
 #: Makes an optimizer for a model: `lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3)`.
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
@@ -93,7 +93,7 @@ def run(
             losses.append(float(closure()))
             if not math.isfinite(losses[-1]):
                 break
-            _take_step(made, closure)
+            take_step(made, closure)
     return Run(tuple(losses), {name: w.detach().clone() for name, w in work.named_parameters()})
 
 
@@ -116,8 +116,13 @@ def make(optimizer: OptimizerFactory, model: nn.Module) -> torch.optim.Optimizer
     return made
 
 
-def _take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> None:
-    """One step, after the gradients are there; with the closure if it cannot be left out."""
+def take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> None:
+    """One step, after the gradients are there; with the closure if it cannot be left out.
+
+    Args:
+        optimizer: any; some ignore a closure, some take none, and LBFGS asks for one.
+        closure: sets the gradients again and gives the loss.
+    """
     parameters = inspect.signature(optimizer.step).parameters.values()
     ways = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     # A scheduler's wrapper shows `self`, too.

@@ -102,7 +102,7 @@ class ScalingElement:
             `{Slice("head.weight", 1, 0): 0.5, ("hidden.weight", 0): torch.tensor([...])}`.
             The first of the vector is for slice 0; slices beyond its end keep 1.
         signed: allow negative factors. They are not connected to 1, and most symmetries do not
-            extend to them (`maths`: batch normalization passes the sign on).
+            extend to them (behind batch normalization a negative factor flips a feature's sign).
 
     Raises:
         ValueError: for a factor that is zero, not finite, of absurd size, or negative without

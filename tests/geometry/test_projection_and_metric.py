@@ -142,3 +142,11 @@ def test_random_points_are_uniform_on_the_sphere(dim):
 def test_random_points_are_gaussian_where_there_is_no_constraint(manifold, shape):
     x = manifold.random(shape, generator=source(0))
     assert torch.equal(x, torch.randn(shape, generator=source(0)))
+
+
+@over(GEOMETRIES)
+def test_a_norm_of_what_is_no_number_is_no_number(manifold, shape):
+    x = point(manifold, shape, 0)
+    u = tangent(manifold, x, 1)
+    u.view(-1)[0] = math.nan
+    assert math.isnan(float(manifold.norm(x, u)))

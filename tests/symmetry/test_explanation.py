@@ -244,3 +244,60 @@ def test_an_element_is_no_update():
     model, group, _, _ = arch1()
     with pytest.raises(ValueError, match="makes an optimizer"):
         explain(model, group, lambda m: ScalingElement.identity())
+
+
+# --- optimizers that do as they please ------------------------------------------------------------
+
+
+class IgnoresItsClosure(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step()
+
+
+class TakesNoClosure(torch.optim.SGD):
+    def step(self):
+        return super().step()
+
+
+class Spoils(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.fill_(float("nan"))
+
+
+class AddsNoise(torch.optim.SGD):
+    """Multiplicative noise, so that it respects a scaling if it draws the same numbers."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.mul_(1 + 0.1 * torch.rand(()))
+
+
+def rows_of_a_layer():
+    model = nn.Linear(4, 3, bias=False)
+    return model, ScalingGroup.of(model, [generator(("weight", 0, i, 1.0)) for i in range(3)])
+
+
+@pytest.mark.parametrize("kind", [IgnoresItsClosure, TakesNoClosure, torch.optim.LBFGS])
+def test_an_update_is_judged_by_steps_that_it_really_takes(kind):
+    model, group = rows_of_a_layer()
+    row = explain(model, group, lambda m: kind(m.parameters(), lr=0.1)).rows[0]
+    assert row.verdicts["yours"] == "ignores"
+    assert row.errors["yours"] > 1e-2
+
+
+def test_an_update_that_ends_in_nan_respects_nothing():
+    model, group = rows_of_a_layer()
+    row = explain(model, group, lambda m: Spoils(m.parameters(), lr=0.1)).rows[0]
+    assert (row.verdicts["yours"], row.errors["yours"]) == ("ignores", float("inf"))
+
+
+def test_a_random_update_draws_the_same_numbers_twice_and_leaves_the_users_alone():
+    model, group = rows_of_a_layer()
+    before = torch.get_rng_state()
+    row = explain(model, group, lambda m: AddsNoise(m.parameters(), lr=0.1)).rows[0]
+    assert row.verdicts["yours"] == "respects"
+    assert torch.equal(torch.get_rng_state(), before)

@@ -663,3 +663,12 @@ def test_a_run_that_diverges_from_scaled_weights_is_infinitely_far(measure):
     error = call(measure, Line(), element, half_square, BATCH, sgd, steps=9)
     assert error == math.inf
     assert "diverges" in error.where
+
+
+def test_a_metric_without_numbers_is_not_taken_for_invariant():
+    model = nn.Linear(4, 3, bias=False)
+    mn.declare(model, "weight", mn.ScaledEuclidean(0))
+    model.weight.data[0, 0] = float("nan")
+    element = ScalingElement({Slice("weight", 0, 0): 2.0})
+    with pytest.raises(ValueError, match=r"weight .* a step there has the length nan"):
+        invariance_error.metric(model, element)
