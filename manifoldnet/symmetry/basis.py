@@ -15,6 +15,7 @@ fractions, the sparsest independent ones of them kept, and these made shorter by
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -126,6 +127,7 @@ def row_space(rows: Tensor, floor: float) -> tuple[Gap, Tensor, Tensor]:
 def sparse_basis(
     sizes: Tensor,
     rows: Tensor,
+    sides: Sequence[int],
     shifts: Sequence[Shift],
     generator: torch.Generator,
     tolerance: float,
@@ -135,6 +137,7 @@ def sparse_basis(
     Args:
         sizes: the singular values of M that are not zero, relative to the largest.
         rows: their right vectors, orthonormal, rank × columns.
+        sides: by column, a number that all rows of a parameter share, or all its columns.
         shifts: the trivial null vectors.
         generator: decides the random choices.
         tolerance: how large M may make a rounded null vector, relative.
@@ -157,9 +160,15 @@ def sparse_basis(
             places = vector.nonzero().flatten().tolist()
             key = tuple((i, round(float(vector[i]), 6)) for i in places)
             candidates.setdefault(key, vector)
+
+    def kind(entries: tuple[tuple[int, float], ...]) -> frozenset[tuple[int, float]]:
+        return frozenset((sides[i], value) for i, value in entries)
+
+    families = Counter(map(kind, candidates))
     found: list[Tensor] = []
-    # Few entries first, then the order of the model.
-    for _, vector in sorted(candidates.items(), key=lambda item: (len(item[0]), item[0])):
+    # Few entries first; of these, what has many like it; then the order of the model.
+    for key in sorted(candidates, key=lambda key: (len(key), -families[kind(key)], key)):
+        vector = candidates[key]
         if len(found) < wanted and chosen.add(vector):
             found.append(vector)
     found = _shorten(found, shifts)

@@ -333,6 +333,11 @@ def _basis(
     places = (used == _TIED).nonzero().flatten().tolist()
     alone = (used == _ALONE).nonzero().flatten().tolist()
     place_of = {slices[column]: i for i, column in enumerate(places)}
+    numbers: dict[tuple[str, int | None], int] = {}
+    sides = [
+        numbers.setdefault((slices[column].parameter, slices[column].dim), len(numbers))
+        for column in places
+    ]
     shifts, trivial = [], []
     for name, shape in layout.shapes.items():
         if len(shape) < 2:
@@ -347,7 +352,7 @@ def _basis(
             # Rows and columns are symmetries one by one; the last column says nothing new.
             alone.remove(max(c for c in alone if slices[c].parameter == name))
         trivial.append(name)
-    found, _ = sparse_basis(sizes, space, shifts, source, tolerance)
+    found, _ = sparse_basis(sizes, space, sides, shifts, source, tolerance)
     generators = [Generator({slices[column]: 1.0}) for column in alone]
     for vector in found:
         entries = vector.nonzero().flatten().tolist()

@@ -255,6 +255,29 @@ def batch_norm_without_scale() -> Net:
 
 
 @net
+def pairs_rather_than_the_whole() -> Net:
+    """Three layers before the normalization: rows of each against columns of the next, those of the
+    last are free. So the first as a whole is free too; by its two columns that is as short as a
+    pair and might stand for one, but nothing is like it.
+    """
+    model = nn.Sequential(
+        nn.Linear(2, 4, bias=False),
+        nn.ReLU(),
+        nn.Linear(4, 5, bias=False),
+        nn.ReLU(),
+        nn.Linear(5, 4, bias=False),
+        nn.BatchNorm1d(4),
+        nn.ReLU(),
+        nn.Linear(4, CLASSES),
+    )
+    first = [generator(row("0.weight", i), column("2.weight", i)) for i in range(4)]
+    second = [generator(row("2.weight", i), column("4.weight", i)) for i in range(5)]
+    free = [generator(row("4.weight", i)) for i in range(4)]
+    units = hidden_units("5", "7", 4)
+    return Net(model, first + second + free + units, torch.randn(SAMPLES, 2))
+
+
+@net
 def residual_perceptron() -> Net:
     """A channel of the stream: all rows and biases that write to it, all columns that read it."""
     model = nn.Sequential(

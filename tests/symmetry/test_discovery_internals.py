@@ -75,11 +75,11 @@ def null_space_of(vectors):
     return torch.ones(len(rows), dtype=torch.float64), rows
 
 
-def recover(vectors, shifts=(), seed=0):
-    """What is found for the null space that they span with the shifts, as sets of entries."""
+def recover(vectors, shifts=(), seed=0, sides=None):
+    """What is found for the null space that they span with the shifts."""
     columns = len(vectors[0])
     sizes, rows = null_space_of([*vectors, *(s.vector(columns) for s in shifts)])
-    found, trivial = sparse_basis(sizes, rows, shifts, source(seed), 1e-9)
+    found, trivial = sparse_basis(sizes, rows, sides or range(columns), shifts, source(seed), 1e-9)
     assert len(trivial) == len(shifts)
     assert all((rows @ v).norm() <= 1e-9 * v.norm() for v in found)
     return found
