@@ -44,7 +44,7 @@ from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.invariance_report import Pair, draw, summary, write_csv
 from manifoldnet.experiments.status import StatusLine
 from manifoldnet.experiments.training import limited_threads
-from manifoldnet.optim.riemannian import NormGrowthWarning
+from manifoldnet.optim.growth import NormGrowthWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
 from manifoldnet.symmetry.evaluation import Batch
 

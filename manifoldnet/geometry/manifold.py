@@ -96,7 +96,8 @@ class Manifold(ABC):
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
         """√⟨u, u⟩ₓ of the whole parameter."""
         squared = self.inner(x, u, keepdim=keepdim)
-        # The derivative of the root is infinite at 0; there the norm's own is taken as 0. NaN stays.
+        # The derivative of the root is infinite at 0; there the norm's own is taken as 0.
+        # Written so that NaN stays NaN.
         zero = squared <= 0
         return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 

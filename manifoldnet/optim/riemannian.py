@@ -25,20 +25,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold, ScaledMetric, slices
+from manifoldnet.geometry import Euclidean, Manifold, slices
 from manifoldnet.optim import checkpoint
+from manifoldnet.optim.growth import NormGrowthWarning, overflowing
 
-__all__ = ["NormGrowthWarning", "RiemannianOptimizer"]
+__all__ = ["RiemannianOptimizer"]
 
 # A step puts a weight back on its manifold, so rounding (of a type conversion, say) is no reason
 # to refuse it; a weight that was never put there is.
 _GROSS = 1e-2
 # Variants of torch's own functions; a declared weight has the reference path only.
 _PLAIN_ONLY: tuple[str, ...] = ("foreach", "fused", "capturable")
-
-
-class NormGrowthWarning(UserWarning):
-    """A weight under the scaled metric is growing towards the largest number of its type."""
 
 
 class RiemannianOptimizer(Optimizer, ABC):
@@ -263,34 +260,18 @@ class RiemannianOptimizer(Optimizer, ABC):
                 )
 
     def _watch_growth(self, work: list[Any]) -> None:
-        """Warn while there is time if a norm that the scaled metric squares will overflow.
-
-        Under batch normalization norms grow by a constant factor a step at the most, so ‖x‖² takes
-        as many steps from 1 to √max as from there to max: after the first ones, every 100 steps
-        is often enough. Elsewhere a large rate can go from ordinary to infinite in a step or two.
-        """
+        """Warn once of each weight whose norm will overflow."""
         for group, _, declared in work:
             for p, manifold in declared:
-                if not isinstance(manifold.metric, ScaledMetric):
-                    continue
-                (x,) = slices.promote(p.detach())
-                limit = min(torch.finfo(x.dtype).max ** 0.25, torch.finfo(p.dtype).max ** 0.5)
-                largest = slices.norm(x, manifold.metric.dim)
-                if not bool((largest > limit).any()):
+                trouble = overflowing(p, manifold)
+                if trouble is None:
                     continue
                 number = next(i for i, q in enumerate(group["params"]) if q is p)
                 name = self._names(group)[number]
                 if name not in self._warned:
                     self._warned.add(name)
-                    worst = int(largest.flatten().argmax())
                     warnings.warn(
-                        f"{name}: {slices.label(worst, p.ndim, manifold.dim)} has norm "
-                        f"{float(largest.max()):.3g}, on its way out of {p.dtype}. Where the loss "
-                        "does not depend on the norm (batch normalization), additive steps make "
-                        "it grow without bound: use retraction='geodesic', which keeps it, or "
-                        "lower the learning rate",
-                        NormGrowthWarning,
-                        stacklevel=_users_level(),
+                        f"{name}: {trouble}", NormGrowthWarning, stacklevel=_users_level()
                     )
 
     # --- checkpoints --------------------------------------------------------------------------

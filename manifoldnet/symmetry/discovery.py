@@ -32,8 +32,9 @@ from manifoldnet.symmetry.evaluation import (
     working_loss,
 )
 from manifoldnet.symmetry.group import Generator, ScalingGroup, trivial_generators
+from manifoldnet.symmetry.names import describe_slices
 from manifoldnet.symmetry.report import Discovery
-from manifoldnet.symmetry.scaling import Slice, describe_slices
+from manifoldnet.symmetry.scaling import Slice
 from manifoldnet.symmetry.verification import FalseSymmetryError, Verifier
 
 __all__ = ["Discovery", "FalseSymmetryError", "NoGapError", "discover"]

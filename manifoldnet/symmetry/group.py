@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from manifoldnet.symmetry.names import describe, fraction
 from manifoldnet.symmetry.reparameterize import named_tensors
-from manifoldnet.symmetry.scaling import ScalingElement, Slice, describe_slices
+from manifoldnet.symmetry.report import Discovery
+from manifoldnet.symmetry.scaling import ScalingElement, Slice
 
 __all__ = ["Generator", "ScalingGroup", "trivial_generators"]
 
@@ -94,14 +95,14 @@ class ScalingGroup:
     generators: tuple[Generator, ...]
     shapes: Mapping[str, tuple[int, ...]]
     buffers: frozenset[str] = frozenset()
-    report: object = field(default=None, compare=False)
+    report: Discovery | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         named = []
         for generator in self.generators:
             for where in generator.exponents:
                 _check_slice(where, self.shapes)
-            name = generator.name or describe(generator, self.shapes)
+            name = generator.name or describe(generator.exponents, self.shapes)
             trivial = not _rates(generator.exponents, self.shapes)
             if generator.trivial and not trivial:
                 raise ValueError(f"{name} is said to be trivial, but it moves weights")
@@ -320,26 +321,6 @@ def trivial_generators(
     ]
 
 
-def describe(generator: Generator, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """`hidden.weight[rows 0,1] × s, head.weight[column 0] ÷ s`, in the order of the model."""
-    order = {name: i for i, name in enumerate(shapes)}
-    found: dict[tuple[int, str, int | None, float], list[int]] = {}
-    for where, exponent in generator.exponents.items():
-        key = (order[where.parameter], where.parameter, where.dim, exponent)
-        found.setdefault(key, []).append(where.index)
-    words = []
-    for _, name, dim, exponent in sorted(found, key=lambda k: (k[3] < 0, k[0], str(k[2]), -k[3])):
-        indices = found[order[name], name, dim, exponent]
-        shape = shapes[name]
-        size = None if dim is None else shape[dim]
-        label = describe_slices(name, dim, indices, len(shape), size)
-        power = _fraction(abs(exponent))
-        words.append(
-            f"{label} {'×' if exponent > 0 else '÷'} s" + ("" if power == 1 else f"^{power}")
-        )
-    return ", ".join(words)
-
-
 def _check_slice(where: Slice, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if where.parameter not in shapes:
         raise ValueError(
@@ -385,11 +366,7 @@ def _rates(
 
 def _denominator(generator: Generator) -> int:
     """The least q for which all exponents are multiples of 1/q."""
-    return math.lcm(*(_fraction(a).denominator for a in generator.exponents.values()))
-
-
-def _fraction(exponent: float) -> Fraction:
-    return Fraction(exponent).limit_denominator(1000)
+    return math.lcm(*(fraction(a).denominator for a in generator.exponents.values()))
 
 
 def _matrix(rows: Sequence[Mapping[Slice, float]]) -> Tensor:

@@ -12,14 +12,14 @@ with them can be compared bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-__all__ = ["ScalingElement", "Slice", "describe_slices"]
+__all__ = ["ScalingElement", "Slice"]
 
 # |log₂| of a factor: beyond it not even float64 has room for the factor and its inverse.
 _LARGEST = 1000
@@ -54,43 +54,6 @@ class Slice:
                 )
         if self.dim is None and self.index != 0:
             raise ValueError(f"{self.parameter}: the whole tensor (dim=None) has the index 0 only")
-
-
-def describe_slices(
-    parameter: str, dim: int | None, indices: Sequence[int], ndim: int, size: int | None = None
-) -> str:
-    """What a reader calls some slices of a parameter: "hidden.weight[rows 0,1]".
-
-    Args:
-        parameter: its name.
-        dim: the dimension that indexes them.
-        indices: which; runs of three or more are shortened ("0–7").
-        ndim: the order of the parameter, which decides between entries, rows and filters.
-        size: how many slices there are; if these are all of them (and more than two), "all rows".
-    """
-    if dim is None:
-        return parameter
-    one, many = _kind(dim, ndim)
-    if 2 < len(indices) == size:
-        return f"{parameter}[all {many}]"
-    runs: list[list[int]] = []
-    for i in sorted(indices):
-        if runs and runs[-1][-1] == i - 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    words = [f"{r[0]}–{r[-1]}" if len(r) > 2 else ",".join(map(str, r)) for r in runs]
-    return f"{parameter}[{one if len(indices) == 1 else many} {','.join(words)}]"
-
-
-def _kind(dim: int, ndim: int) -> tuple[str, str]:
-    if ndim == 1:
-        return "entry", "entries"
-    if dim > 1:
-        return f"slice of dim {dim}", f"slices of dim {dim}"
-    if ndim == 2:
-        return [("row", "rows"), ("column", "columns")][dim]
-    return [("filter", "filters"), ("channel", "channels")][dim]
 
 
 @final

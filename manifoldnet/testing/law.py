@@ -252,5 +252,6 @@ def derivative(
 ) -> tuple[Tensor, Tensor]:
     """Value and velocity of a curve at one time, by forward-mode differentiation."""
     t = torch.tensor(time, dtype=like.dtype)
+    # torch types the result as any tuple: it is a pair without has_aux.
     moved: tuple[Tensor, Tensor] = jvp(curve, (t,), (torch.ones_like(t),))  # type: ignore[assignment]
     return moved

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifoldnet.symmetry import ScalingElement, Slice
-from manifoldnet.symmetry.scaling import describe_slices
+from manifoldnet.symmetry.names import describe_slices
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(6,), (6, 4), (6, 4, 3), (6, 4, 3, 2)]

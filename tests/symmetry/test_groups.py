@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from manifoldnet.symmetry import Generator, ScalingElement, ScalingGroup, Slice
-from manifoldnet.symmetry.group import describe, trivial_generators
+from manifoldnet.symmetry.group import trivial_generators
+from manifoldnet.symmetry.names import describe
 
 HIDDEN, HEAD, BIAS = "hidden.weight", "head.weight", "hidden.bias"
 SHAPES = {HIDDEN: (8, 5), BIAS: (8,), HEAD: (3, 4), "conv.weight": (6, 3, 2, 2), "gain": ()}
@@ -72,7 +73,7 @@ def group(*generators):
     ],
 )
 def test_names_of_generators(slices, words):
-    assert describe(generator(*slices), SHAPES) == words
+    assert describe(generator(*slices).exponents, SHAPES) == words
     assert group(generator(*slices)).generators[0].name == words
 
 
@@ -83,7 +84,7 @@ def test_a_name_that_is_given_is_kept():
 def test_a_parameter_may_have_any_name():
     shapes = {"layers[0] weight": (3, 2)}
     made = generator(*(("layers[0] weight", 0, i, 1) for i in range(3)))
-    assert describe(made, shapes) == "layers[0] weight[all rows] × s"
+    assert describe(made.exponents, shapes) == "layers[0] weight[all rows] × s"
 
 
 def test_a_group_in_words():

@@ -1,0 +1,41 @@
+"""Growth of norms under the additive scaled metric, noticed while there is time.
+
+Under batch normalization norms grow by a constant factor a step at the most, so ‖x‖² takes as many
+steps from 1 to √max as from there to max: after the first steps, to look every 100 is often enough.
+Elsewhere a large rate can go from ordinary to infinite in a step or two.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manifoldnet.geometry import Manifold, ScaledMetric, slices
+
+__all__ = ["NormGrowthWarning", "overflowing"]
+
+
+class NormGrowthWarning(UserWarning):
+    """A weight under the scaled metric is growing towards the largest number of its type."""
+
+
+def overflowing(p: Tensor, manifold: Manifold) -> str | None:
+    """What to say of a weight whose norm, which the scaled metric squares, will overflow.
+
+    None for other metrics, and as long as ‖x‖² is below √max of the type it is computed in, and ‖x‖
+    below √max of the weight's.
+    """
+    if not isinstance(manifold.metric, ScaledMetric):
+        return None
+    (x,) = slices.promote(p.detach())
+    limit = min(torch.finfo(x.dtype).max ** 0.25, torch.finfo(p.dtype).max ** 0.5)
+    norms = slices.norm(x, manifold.metric.dim).flatten()
+    if not bool((norms > limit).any()):
+        return None
+    worst = int(norms.argmax())
+    return (
+        f"{slices.label(worst, p.ndim, manifold.dim)} has norm {float(norms[worst]):.3g}, on its "
+        f"way out of {p.dtype}. Where the loss does not depend on the norm (batch normalization), "
+        "additive steps make it grow without bound: use retraction='geodesic', which keeps it, or "
+        "lower the learning rate"
+    )
