@@ -50,7 +50,14 @@ REPORTS = (
     "experiments.plots",
     "experiments.invariance_report",
 )
-TRAINING = ("experiments.training", "experiments.comparison", "experiments.models", "optim")
+TRAINING = (
+    "experiments.run",
+    "experiments.selection",
+    "experiments.training",
+    "experiments.comparison",
+    "experiments.models",
+    "optim",
+)
 
 
 class Import(NamedTuple):

@@ -16,7 +16,8 @@ import torch
 
 from manifoldnet.experiments import sources
 from manifoldnet.experiments.config import TrainConfig
-from manifoldnet.experiments.training import Run, images_for, limited_threads
+from manifoldnet.experiments.run import Run, limited_threads
+from manifoldnet.experiments.training import images_for
 
 PLAIN = "torch.optim.SGD"
 
@@ -42,8 +43,9 @@ def epoch_times(
     with limited_threads(config.threads):
         runs = {PLAIN: Run(replace(config, update="b-sgd"), data)}
         plain = runs[PLAIN]
+        (rate,) = {group["lr"] for group in plain.optimizer.param_groups}
         plain.optimizer = torch.optim.SGD(
-            plain.network.parameters(), lr=config.lr, momentum=config.momentum
+            plain.network.parameters(), lr=rate, momentum=config.momentum
         )
         for update in updates:
             runs[update] = Run(replace(config, update=update), data)

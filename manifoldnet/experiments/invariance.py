@@ -42,8 +42,8 @@ from manifoldnet.experiments.config import UPDATES
 from manifoldnet.experiments.data import Dataset, seeded_generator, split
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.invariance_report import Pair, draw, summary, write_csv
+from manifoldnet.experiments.run import limited_threads
 from manifoldnet.experiments.status import StatusLine
-from manifoldnet.experiments.training import limited_threads
 from manifoldnet.optim.growth import NormGrowthWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
 from manifoldnet.symmetry.evaluation import Batch

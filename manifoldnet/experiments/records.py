@@ -1,10 +1,12 @@
 """The record of a run: a JSON-lines file that tells what was trained and how it went.
 
-    {"kind": "run", "format": 1, "config": {...}, "versions": {...}, "data": "<checksum>"}
+    {"kind": "run", "format": 2, "config": {...}, "versions": {...}, "data": "<checksum>"}
+    {"kind": "selection", "candidates": [...], "errors": [...], "lr": ..., "seconds": ...}
     {"kind": "epoch", "epoch": 1, "train_loss": ..., "test_error": ..., ...}
     {"kind": "result", "status": "finished", "test_error": ..., ...}
 
-one line that opens it, one for each epoch, and one when the run has ended.
+one line that opens it, one if the learning rate was chosen, one for each epoch, and one when the
+run has ended. Format 1, without selections and validation losses, is read as well.
 
 Reports read these files and nothing else. A number that is not finite is written as null, which is
 valid JSON everywhere, and read back as NaN. A line that cannot be read is an error with its place,
@@ -26,7 +28,8 @@ from manifoldnet.experiments.errors import ConfigError, RecordError
 from manifoldnet.experiments.files import write_text
 
 RECORD_NAME = "record.jsonl"
-_FORMAT = 1
+_FORMAT = 2
+_READABLE = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Epoch:
             declared).
         train_seconds: wall clock of the training pass.
         seconds: the same with the evaluation.
+        validation_loss: mean cross-entropy (nats) of a validation image after the epoch; None in
+            records of format 1.
     """
 
     epoch: int
@@ -55,6 +60,7 @@ class Epoch:
     violation: float
     train_seconds: float
     seconds: float
+    validation_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class Result:
         test_error: error rate on the test images after the last of them.
         validation_error: the same for the validation images.
         seconds: wall clock of all epochs, with evaluations, without interruptions.
+        stopped: the rule that ended the run early (`manifoldnet.experiments.stopping`); empty when
+            none did.
     """
 
     status: str
@@ -76,11 +84,29 @@ class Result:
     test_error: float
     validation_error: float
     seconds: float
+    stopped: str = ""
 
     @property
     def diverged(self) -> bool:
         """Whether the run's numbers are not worth comparing."""
         return self.status == "diverged"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How the base learning rate of a run was chosen.
+
+    Attributes:
+        candidates: the rates that were tried.
+        errors: the error rate that each ended with; 1 where the loss was not finite.
+        lr: the chosen one.
+        seconds: wall clock of all of it.
+    """
+
+    candidates: tuple[float, ...]
+    errors: tuple[float, ...]
+    lr: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -93,6 +119,7 @@ class Record:
         data: checksum of the data set.
         epochs: what has been trained.
         result: None while the run is unfinished.
+        selection: how the learning rate was chosen; None when it was given.
     """
 
     config: TrainConfig
@@ -100,6 +127,14 @@ class Record:
     data: str
     epochs: tuple[Epoch, ...] = ()
     result: Result | None = None
+    selection: Selection | None = None
+
+    @property
+    def lr(self) -> float:
+        """The base learning rate, given or chosen; NaN before the choice."""
+        if self.config.lr is not None:
+            return self.config.lr
+        return math.nan if self.selection is None else self.selection.lr
 
 
 def write(record: Record, path: Path) -> None:
@@ -111,114 +146,142 @@ def write(record: Record, path: Path) -> None:
         "versions": dict(record.versions),
         "data": record.data,
     }
-    lines = [header] + [{"kind": "epoch", **vars(epoch)} for epoch in record.epochs]
+    lines: list[dict[str, Any]] = [header]
+    if record.selection is not None:
+        lines.append(_line("selection", record.selection))
+    lines += [_line("epoch", epoch) for epoch in record.epochs]
     if record.result is not None:
-        lines.append({"kind": "result", **vars(record.result)})
+        lines.append(_line("result", record.result))
     write_text(
         path,
         "".join(json.dumps(_without_nonfinite(line), allow_nan=False) + "\n" for line in lines),
     )
 
 
-def read(path: Path) -> Record:
+def read(path: Path, way_out: str | None = None) -> Record:
     """Reads a record back.
+
+    Args:
+        path: the file.
+        way_out: what the user is told to do about a damaged one; by default what helps in a run's
+            own directory.
 
     Raises:
         RecordError: naming the file, the line and the way out, when any line is damaged or out of
             place.
     """
+    way_out = way_out or (
+        f"delete {path.name} and use --resume, which writes it again from the checkpoint beside "
+        "it, or train the run again with --overwrite"
+    )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} cannot be read ({error}): {_way_out(path)}") from error
-    if not text.endswith("\n"):
-        raise _damage(path, text.count("\n") + 1, "it is cut off")
-    lines = [_parse(path, number, line) for number, line in enumerate(text.splitlines(), start=1)]
-    header = lines[0]
-    if header.get("kind") != "run":
-        raise _damage(path, 1, "a record begins with a line of kind 'run'")
-    if header.get("format") != _FORMAT:
-        raise _damage(path, 1, f"its format is {header.get('format')!r}, this is format {_FORMAT}")
+        raise RecordError(f"{path} cannot be read ({error}): {way_out}") from error
     try:
-        config = TrainConfig.from_dict(header["config"])
-        record = Record(config, dict(header["versions"]), str(header["data"]))
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise _damage(
-            path, 1, f"it does not describe a run ({type(error).__name__}: {error})"
-        ) from error
+        return _record(text)
+    except _DamageError as error:
+        raise RecordError(f"{path}, line {error.line} is damaged: {error}; {way_out}") from error
+
+
+class _DamageError(Exception):
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(what)
+        self.line = line
+
+
+def _record(text: str) -> Record:
+    if not text.endswith("\n"):
+        raise _DamageError(text.count("\n") + 1, "it is cut off")
+    lines = [_parse(number, line) for number, line in enumerate(text.splitlines(), start=1)]
+    record = _header(lines[0])
     epochs: list[Epoch] = []
     result: Result | None = None
+    selection: Selection | None = None
     for number, line in enumerate(lines[1:], start=2):
         kind = line.pop("kind", None)
         if result is not None:
-            raise _damage(path, number, "it comes after the result, which is the last line")
+            raise _DamageError(number, "it comes after the result, which is the last line")
         if kind == "epoch":
-            epoch = _row(Epoch, line, path, number)
+            epoch = _row(Epoch, line, number)
             if epoch.epoch != len(epochs) + 1:
-                raise _damage(
-                    path, number, f"it is epoch {epoch.epoch} where epoch {len(epochs) + 1} belongs"
-                )
+                what = f"it is epoch {epoch.epoch} where epoch {len(epochs) + 1} belongs"
+                raise _DamageError(number, what)
             epochs.append(epoch)
         elif kind == "result":
-            result = _row(Result, line, path, number)
+            result = _row(Result, line, number)
             if result.epochs != len(epochs):
-                raise _damage(
-                    path,
-                    number,
-                    f"the result is of {result.epochs} epochs, there are {len(epochs)}",
-                )
+                what = f"the result is of {result.epochs} epochs, there are {len(epochs)}"
+                raise _DamageError(number, what)
+        elif kind == "selection" and number == 2:
+            selection = _row(Selection, line, number)
         else:
-            raise _damage(path, number, f"its kind is {kind!r}, not 'epoch' or 'result'")
-    return dataclasses.replace(record, epochs=tuple(epochs), result=result)
+            what = f"its kind is {kind!r}, not 'epoch' or 'result'"
+            raise _DamageError(number, what)
+    return dataclasses.replace(record, epochs=tuple(epochs), result=result, selection=selection)
+
+
+def _header(line: dict[str, Any]) -> Record:
+    if line.get("kind") != "run":
+        raise _DamageError(1, "a record begins with a line of kind 'run'")
+    if line.get("format") not in _READABLE:
+        what = f"its format is {line.get('format')!r}, this is format {_FORMAT}"
+        raise _DamageError(1, what)
+    try:
+        config = TrainConfig.from_dict(line["config"])
+        return Record(config, dict(line["versions"]), str(line["data"]))
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        what = f"it does not describe a run ({type(error).__name__}: {error})"
+        raise _DamageError(1, what) from error
 
 
 # What JSON may hold for a field of each type; null is a float that is not finite.
 _WANTED: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float, type(None)),
+    "float | None": (int, float, type(None)),
     "str": (str,),
+    "tuple[float, ...]": (list,),
 }
-_Row = TypeVar("_Row", Epoch, Result)
+_Row = TypeVar("_Row", Epoch, Result, Selection)
 
 
-def _row(cls: type[_Row], values: dict[str, Any], path: Path, number: int) -> _Row:
-    values = dict(values)
-    types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
-    if set(values) != set(types):
-        odd = ", ".join(sorted(set(values) ^ set(types)))
-        raise _damage(path, number, f"fields are missing or unknown: {odd}")
-    for name, value in values.items():
-        kind = types[name]
+def _row(cls: type[_Row], given: dict[str, Any], line: int) -> _Row:
+    values = dict(given)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    wanted = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
+    odd = (wanted - set(values)) | (set(values) - set(fields))
+    if odd:
+        raise _DamageError(line, f"fields are missing or unknown: {', '.join(sorted(odd))}")
+    for name, value in given.items():
+        kind = str(fields[name].type)
         if isinstance(value, bool) or not isinstance(value, _WANTED[kind]):
-            raise _damage(path, number, f"{name} is {value!r}, not of type {kind}")
-        if isinstance(value, (int, type(None))) and kind == "float":
+            raise _DamageError(line, f"{name} is {value!r}, not of type {kind}")
+        if isinstance(value, list):
+            if not all(isinstance(number, float) for number in value):
+                raise _DamageError(line, f"{name} is {value!r}, not of type {kind}")
+            values[name] = tuple(value)
+        elif isinstance(value, (int, type(None))) and kind.startswith("float"):
             values[name] = math.nan if value is None else float(value)
     return cls(**values)
 
 
-def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parse(number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise _damage(path, number, f"it is not valid JSON ({error})") from error
+        raise _DamageError(number, f"it is not valid JSON ({error})") from error
     if not isinstance(value, dict):
-        raise _damage(path, number, "it is not a JSON object")
+        raise _DamageError(number, "it is not a JSON object")
     return value
+
+
+def _line(kind: str, row: Epoch | Result | Selection) -> dict[str, Any]:
+    """A row's fields; what was not measured is left out, since null stands for no number."""
+    return {"kind": kind, **{name: value for name, value in vars(row).items() if value is not None}}
 
 
 def _without_nonfinite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nonfinite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _damage(path: Path, number: int, what: str) -> RecordError:
-    return RecordError(f"{path}, line {number} is damaged: {what}; {_way_out(path)}")
-
-
-def _way_out(path: Path) -> str:
-    return (
-        f"delete {path.name} and use --resume, which writes it again from the checkpoint beside "
-        "it, "
-        "or train the run again with --overwrite"
-    )

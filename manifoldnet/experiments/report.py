@@ -59,9 +59,10 @@ def write_report(records: Sequence[Record], directory: Path) -> Report:
 
 def describe(config: TrainConfig) -> str:
     """What the runs of a comparison share, in one line."""
+    rate = "λ chosen for each run" if config.lr is None else f"λ = {config.lr:g}"
     schedule = {
-        "exponential": f"λ = {config.lr:g} × {config.decay:g} per epoch",
-        "bold-driver": f"λ = {config.lr:g}, bold driver",
+        "exponential": f"{rate} × {config.decay:g} per epoch",
+        "bold-driver": f"{rate}, bold driver",
     }[config.schedule]
     layers = "1 hidden layer" if config.depth == 1 else f"{config.depth} hidden layers"
     return f"{config.dataset}, {config.architecture.capitalize()} with {layers}, {schedule}"

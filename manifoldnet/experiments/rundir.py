@@ -20,10 +20,11 @@ from manifoldnet.experiments import records
 from manifoldnet.experiments.config import TrainConfig
 from manifoldnet.experiments.errors import ConfigError, RecordError
 from manifoldnet.experiments.files import remove_leftovers, replacing
-from manifoldnet.experiments.records import Epoch, Record
+from manifoldnet.experiments.records import Epoch, Record, Selection
 
 CHECKPOINT_NAME = "checkpoint.pt"
-_FORMAT = 1
+_FORMAT = 2
+_READABLE = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Checkpoint:
         epochs: what has been trained.
         states: ``state_dict`` of the model, the optimizer and the scheduler, and the state of the
             random generator.
+        selection: how the learning rate was chosen; None when it was given, or is yet to be chosen.
     """
 
     config: TrainConfig
@@ -44,10 +46,11 @@ class Checkpoint:
     data: str
     epochs: tuple[Epoch, ...]
     states: Mapping[str, Any]
+    selection: Selection | None = None
 
     def record(self) -> Record:
         """The record of the run up to here, without a result."""
-        return Record(self.config, self.versions, self.data, self.epochs)
+        return Record(self.config, self.versions, self.data, self.epochs, selection=self.selection)
 
 
 def record_path(directory: Path) -> Path:
@@ -69,6 +72,7 @@ def save(checkpoint: Checkpoint, directory: Path) -> None:
         "data": checkpoint.data,
         "epochs": [dict(vars(epoch)) for epoch in checkpoint.epochs],
         "states": dict(checkpoint.states),
+        "selection": None if checkpoint.selection is None else dict(vars(checkpoint.selection)),
     }
     with replacing(checkpoint_path(directory)) as stream:
         torch.save(content, stream)
@@ -142,15 +146,17 @@ def _load(path: Path) -> Checkpoint:
         raise RecordError(
             f"{path} is truncated or damaged ({type(error).__name__}): {way_out}"
         ) from error
-    if version != _FORMAT:
+    if version not in _READABLE:
         raise RecordError(f"{path} has format {version!r}, this is format {_FORMAT}: {way_out}")
     try:
+        selection = content.get("selection")  # absent in format 1
         return Checkpoint(
             config=TrainConfig.from_dict(content["config"]),
             versions=content["versions"],
             data=content["data"],
             epochs=tuple(Epoch(**epoch) for epoch in content["epochs"]),
             states=content["states"],
+            selection=None if selection is None else Selection(**selection),
         )
     except (ConfigError, KeyError, TypeError) as error:
         raise RecordError(

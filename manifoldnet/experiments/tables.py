@@ -81,7 +81,7 @@ def rows(records: Iterable[Record]) -> list[dict[str, str]]:
             "depth": str(record.config.depth),
             "update": record.config.update,
             "schedule": record.config.schedule,
-            "lr": repr(record.config.lr),
+            "lr": repr(record.lr),
             "seed": str(record.config.seed),
             "epochs": str(record.config.epochs),
             "test_error": f"{record.result.test_error:.6g}",

@@ -7,7 +7,7 @@ import pytest
 
 import manifoldnet
 from manifoldnet import cli
-from manifoldnet.experiments import UPDATES, TrainConfig, comparison, records, training
+from manifoldnet.experiments import UPDATES, TrainConfig, comparison, records, run
 
 SHORT = ["--epochs", "2", "--seeds", "2"]
 
@@ -58,7 +58,7 @@ def test_compare_goes_on_where_it_was_stopped(capsys, monkeypatch):
     assert err.endswith("Go on with: manifoldnet compare --epochs 2 --seeds 2 --resume\n")
     assert "already holds a run" in complaint(capsys, "compare", *SHORT)
     monkeypatch.setattr(
-        training, "error_rate", lambda *_, real=training.error_rate: done.append(None) or real(*_)
+        run, "evaluate", lambda *_, real=run.evaluate: done.append(None) or real(*_)
     )
     assert cli.main(["compare", *SHORT, "--resume"]) == 0
     assert done.count(None) == 3 * 2 * 2  # three runs of two epochs: validation and test

@@ -1,4 +1,10 @@
+import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -7,6 +13,8 @@ from hypothesis import strategies as st
 from manifoldnet import rules
 from manifoldnet.experiments import UPDATES, ConfigError, TrainConfig
 from manifoldnet.experiments.config import ARCHITECTURES, SCHEDULES
+
+ROOT = str(Path(__file__).parents[2])
 
 configurations = st.builds(
     TrainConfig,
@@ -22,6 +30,9 @@ configurations = st.builds(
     seed=st.integers(0, 2**40),
     train_size=st.none() | st.integers(1, 10**6),
     decay=st.floats(0, 1, exclude_min=True),
+    lr_candidates=st.lists(st.floats(1e-9, 9), min_size=1, max_size=4, unique=True).map(tuple),
+    min_epochs=st.none() | st.integers(1, 30),
+    validation_measure=st.sampled_from(["loss", "error"]),
 )
 
 
@@ -55,6 +66,16 @@ def test_json_gives_the_same_configuration_back(config):
         ("seed", -1, "seed is -1"),
         ("validation_size", 0, "validation_size is 0"),
         ("threads", 0, "threads is 0"),
+        ("lr_candidates", (), "lr_candidates is .*; it must name different rates"),
+        ("lr_candidates", (1e-2, 0.01), "it must name different rates"),
+        ("lr_candidates", (1e-2, -1), "lr_candidates is -1"),
+        ("lr_candidates", "fast", "lr_candidates is 'fast'; it must be a tuple"),
+        ("selection_epochs", 0, "selection_epochs is 0"),
+        ("selection_schedule", "mine", "selection_schedule is 'mine'; choose one of constant, own"),
+        ("min_epochs", 31, "min_epochs is 31; it must not exceed epochs, which is 30"),
+        ("stop_train_error", -1.0, "stop_train_error is -1.0"),
+        ("validation_measure", "rate", "validation_measure is 'rate'; choose one of loss, error"),
+        ("diverged_above", 0, "diverged_above is 0"),
     ],
 )
 def test_nonsense_is_refused_by_name(field, value, message):
@@ -78,3 +99,56 @@ def test_every_update_of_the_table_can_be_made(name):
     update = UPDATES[name]
     if update.rule is not None:
         assert callable(getattr(rules, update.rule)(classifier="head", **update.options))
+
+
+def test_the_identity_is_the_same_in_every_process():
+    code = "from manifoldnet.experiments import TrainConfig as C; print(C(seed=3).identity())"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": ROOT},
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert found == {TrainConfig(seed=3).identity()}
+    assert re.fullmatch(r"[0-9a-f]{16}", found.pop())
+
+
+OTHER_VALUES = {
+    "dataset": "mnist",
+    "architecture": "arch1",
+    "update": "un",
+    "schedule": "bold-driver",
+    "features": 32,
+    "lr": None,
+    "lr_candidates": (1e-2, 1e-3),
+    "selection_schedule": "own",
+    "training_measure": "loss",
+    "validation_measure": "error",
+    "train_size": 5,
+    "validation_size": 5,
+    "min_epochs": 5,
+    "epochs": 31,
+}
+
+
+def test_the_identity_changes_with_any_field():
+    default = TrainConfig()
+    found = [default.identity()]
+    for field in dataclasses.fields(TrainConfig):
+        value = getattr(default, field.name)
+        other = OTHER_VALUES.get(field.name)
+        if field.name not in OTHER_VALUES:
+            other = value + 1 if isinstance(value, int) else (value + 1.0) / 2
+            other = 2.0 if field.name == "grow" else other
+        found.append(dataclasses.replace(default, **{field.name: other}).identity())
+    assert len(set(found)) == len(found) == 1 + len(dataclasses.fields(TrainConfig))
+
+
+@given(configurations)
+def test_equal_configurations_have_one_identity(config):
+    again = TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again.identity() == config.identity()

@@ -13,7 +13,7 @@ from manifoldnet.experiments import (
     rundir,
     train,
 )
-from manifoldnet.experiments.training import error_rate
+from manifoldnet.experiments.run import evaluate
 
 SMALL = TrainConfig(dataset="tiny", features=8, batch_size=25, epochs=4, lr=1e-2)
 
@@ -117,7 +117,7 @@ def test_errors_are_those_of_the_network(tiny, tmp_path):
     test = split(tiny, 0).test
     wrong = model(test.pixels / 255).argmax(1) != test.labels
     assert record.result.test_error == wrong.double().mean().item()
-    assert error_rate(model, test) == record.result.test_error
+    assert evaluate(model, test)[1] == record.result.test_error
 
 
 @pytest.mark.parametrize("schedule", ["exponential", "bold-driver"])

@@ -1,0 +1,121 @@
+"""The stopping rules of the paper, on made-up epochs."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manifoldnet.experiments import Epoch, TrainConfig
+from manifoldnet.experiments.stopping import stopping_rule, verdict
+
+PAPER = TrainConfig(schedule="bold-driver", epochs=60, min_epochs=25)
+
+
+def epoch(number, validation_loss, train_error=0.01, validation_error=0.02, train_loss=0.1):
+    return Epoch(
+        *(number, 0.01, train_loss, train_error, validation_error, 0.03, 0.0, 1.0, 2.0),
+        validation_loss=validation_loss,
+    )
+
+
+def epochs(losses, **fields):
+    return [epoch(number, loss, **fields) for number, loss in enumerate(losses, start=1)]
+
+
+def falling(count, step=1e-3):
+    return [1.0 - step * number for number in range(count)]
+
+
+def test_a_run_whose_validation_loss_falls_trains_to_the_last_epoch():
+    assert verdict(PAPER, epochs(falling(59))) is None
+    result = verdict(PAPER, epochs(falling(60)))
+    assert (result.status, result.epochs, result.stopped) == ("finished", 60, "")
+
+
+def test_rule_1_no_training_image_was_wrong():
+    last = epoch(30, 0.5, train_error=0.0)
+    assert stopping_rule(PAPER, [*epochs(falling(29)), last]) == (
+        "the training error fell below 1e-05"
+    )
+    one_of_50_000 = dataclasses.replace(last, train_error=2e-5)
+    assert stopping_rule(PAPER, [*epochs(falling(29)), one_of_50_000]) == ""
+
+
+def test_rule_2_the_validation_loss_is_above_that_of_5_epochs_earlier():
+    losses = falling(25)
+    assert stopping_rule(PAPER, epochs([*losses, losses[20] + 1e-9])) == (
+        "the validation loss rose over 5 epochs"
+    )
+    # above the last one alone is no reason
+    assert stopping_rule(PAPER, epochs([*losses, losses[-1] + 1e-4])) == ""
+
+
+def test_rule_3_successive_validation_losses_are_nearly_the_same():
+    losses = falling(29)
+    assert stopping_rule(PAPER, epochs([*losses, losses[-1] - 9e-6])) == (
+        "the validation loss changed by less than 1e-05"
+    )
+    assert stopping_rule(PAPER, epochs([*losses, losses[-1] - 2e-5])) == ""
+
+
+def test_the_measures_are_fields():
+    by_error = dataclasses.replace(PAPER, validation_measure="error")
+    same_error = epochs(falling(25))  # 0.02 in every epoch
+    assert stopping_rule(by_error, same_error).startswith("the validation error changed")
+    by_loss = dataclasses.replace(PAPER, training_measure="loss")
+    learned = epochs(falling(25), train_loss=1e-6)
+    assert stopping_rule(by_loss, learned) == "the training loss fell below 1e-05"
+    assert stopping_rule(PAPER, learned) == ""
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=60))
+def test_no_rule_is_asked_before_the_first_epoch_for_it(losses):
+    for count in range(1, min(len(losses), 24) + 1):
+        assert verdict(PAPER, epochs(losses[:count], train_error=0.0)) is None
+
+
+@given(st.lists(st.floats(0, 10), min_size=25, max_size=60), st.sampled_from([1, 5, 24]))
+def test_the_rules_are_what_they_say(losses, back):
+    config = dataclasses.replace(PAPER, stop_validation_epochs=back)
+    stops = (losses[-1] > losses[-1 - back]) or abs(losses[-1] - losses[-2]) < 1e-5
+    assert bool(stopping_rule(config, epochs(losses))) == stops
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=60))
+def test_without_the_bold_driver_or_a_first_epoch_for_them_there_are_no_rules(losses):
+    exponential = dataclasses.replace(PAPER, schedule="exponential")
+    unasked = dataclasses.replace(PAPER, min_epochs=None)
+    made_up = epochs(losses, train_error=0.0)
+    for config in (exponential, unasked):
+        assert stopping_rule(config, made_up) == ""
+        assert (verdict(config, made_up) is None) == (len(losses) < 60)
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=60), st.integers(1, 60))
+def test_a_run_ends_once(losses, first):
+    """Whatever the losses are, one epoch is the last, and it is not before the first allowed."""
+    config = (
+        dataclasses.replace(PAPER, min_epochs=first, epochs=len(losses))
+        if first <= len(losses)
+        else dataclasses.replace(PAPER, min_epochs=None, epochs=len(losses))
+    )
+    ended = [n for n in range(1, len(losses) + 1) if verdict(config, epochs(losses[:n]))]
+    assert ended
+    assert config.min_epochs is None or ended[0] >= config.min_epochs
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_training_loss_that_is_not_finite_ends_a_run_at_once(loss):
+    result = verdict(PAPER, [epoch(1, 0.5, train_loss=loss)])
+    assert result.diverged
+    assert "not finite in epoch 1" in result.reason
+
+
+def test_a_run_that_a_rule_ends_may_have_diverged():
+    result = verdict(PAPER, epochs([*falling(24), 5.0], validation_error=0.6))
+    assert result.diverged
+    assert result.stopped == "the validation loss rose over 5 epochs"
+    kept = dataclasses.replace(PAPER, diverged_above=0.7)
+    assert not verdict(kept, epochs([*falling(24), 5.0], validation_error=0.6)).diverged
