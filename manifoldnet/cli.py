@@ -1,4 +1,4 @@
-"""The command line: `manifoldnet train`, `compare`, `bench` and `symmetries`.
+"""The command line: `manifoldnet train`, `compare`, `bench`, `symmetries`, `reproduce`.
 
 It parses arguments and prints; the work is in `manifoldnet.experiments`.
 
@@ -12,15 +12,19 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from manifoldnet.experiments.cells import AXES, EXPERIMENTS, GEODESIC, REPETITIONS, TABLE2, named
+from manifoldnet.experiments.cells import configurations as cells_configurations
 from manifoldnet.experiments.config import ARCHITECTURES, SCHEDULES, UPDATES, TrainConfig
 from manifoldnet.experiments.errors import ConfigError, ExperimentError
 
 _DEFAULT_UPDATES = ("b-sgd", "sm", "un")
 _DEFAULT_SEEDS = 5
+_REPRODUCED = Path("runs") / "symmetry-paper"
 
 # The fields of a configuration that are options of both commands: their help, and the placeholder
 # for their value.
@@ -74,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         ending = ""
-        if "resume" in arguments:
+        if "repetitions" in arguments:
+            ending = "; finished runs are kept. Go on with the same command"
+        elif "resume" in arguments:
             again = [a for a in argv if a not in ("--resume", "--overwrite")]
             ending = "; finished epochs are kept. Go on with: " + shlex.join(
                 ["manifoldnet", *again, "--resume"]
@@ -144,6 +150,29 @@ def _symmetries(arguments: argparse.Namespace) -> None:
     print(found)
 
 
+def _reproduce(arguments: argparse.Namespace) -> None:
+    cells = named(arguments.cells) if arguments.cells else EXPERIMENTS[arguments.experiment]
+    runs = cells_configurations(cells, arguments.repetitions)
+    from manifoldnet.experiments.sweep import sweep
+    from manifoldnet.experiments.workers import cluster
+
+    workers = nullcontext(None) if arguments.cluster is None else cluster(arguments.cluster)
+    with workers as executor:
+        records = sweep(
+            runs,
+            arguments.out,
+            axes=AXES,
+            jobs=arguments.jobs,
+            executor=executor,
+            data_dir=arguments.data_dir,
+            progress=not arguments.quiet,
+            notice=_notice(arguments),
+        )
+    diverged = sum(record.result is not None and record.result.diverged for record in records)
+    print(f"{len(records)} runs of {len(cells)} cells are in {arguments.out}, {diverged} diverged")
+    print(shlex.join(["report:", "manifoldnet", "report", str(arguments.out)]))
+
+
 def _config(arguments: argparse.Namespace, **more: Any) -> TrainConfig:
     return TrainConfig(**{name: getattr(arguments, name) for name in _FIELDS}, **more)
 
@@ -154,8 +183,12 @@ def _how(arguments: argparse.Namespace) -> dict[str, Any]:
         "resume": arguments.resume,
         "overwrite": arguments.overwrite,
         "progress": not arguments.quiet,
-        "notice": None if arguments.quiet else lambda line: print(line, file=sys.stderr),
+        "notice": _notice(arguments),
     }
+
+
+def _notice(arguments: argparse.Namespace) -> Callable[[str], None] | None:
+    return None if arguments.quiet else lambda line: print(line, file=sys.stderr)
 
 
 def _default_output(config: TrainConfig) -> Path:
@@ -207,7 +240,49 @@ def _parser() -> argparse.ArgumentParser:
         if name != "bench":
             _add_files(command)
     _add_symmetries(commands)
+    _add_reproduce(commands)
     return parser
+
+
+def _add_reproduce(commands: Any) -> None:
+    summary = "run the experiments of the symmetry paper, or what is missing of them"
+    names = "\n".join(f"  {cell.name}" for cell in (*TABLE2, *GEODESIC))
+    command = commands.add_parser(
+        "reproduce",
+        help=summary,
+        description=f"{summary.capitalize()}. Stopped in any way, the same command goes on.",
+        epilog=f"cells (the last {len(GEODESIC)}, not the paper's, run when named):\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_reproduce)
+    command.add_argument("experiment", choices=list(EXPERIMENTS), help="what to run")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=_REPRODUCED,
+        metavar="DIR",
+        help="where records go; both experiments share them (%(default)s)",
+    )
+    command.add_argument(
+        "--repetitions",
+        type=int,
+        default=REPETITIONS,
+        metavar="N",
+        help="runs of each cell (%(default)s)",
+    )
+    workers = command.add_mutually_exclusive_group()
+    workers.add_argument(
+        "--jobs", type=int, metavar="N", help="worker processes (default: one a processor)"
+    )
+    workers.add_argument(
+        "--cluster", metavar="ADDRESS", help="a Dask scheduler whose workers do it instead"
+    )
+    command.add_argument(
+        "--cells", nargs="+", metavar="NAME", help="these cells only; patterns work: 'arch1-*'"
+    )
+    _add_data_dir(command)
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _add_symmetries(commands: Any) -> None:

@@ -40,7 +40,7 @@ ALLOWED = {
     "geometry.from_geoopt": {"torch", "geoopt"},
     "testing": LIGHT | {"hypothesis"},
     "interop": LIGHT | {"pymanopt"},
-    "experiments": LIGHT | {"datasets", "matplotlib", "PIL", "sklearn", "tqdm"},
+    "experiments": LIGHT | {"datasets", "distributed", "matplotlib", "PIL", "sklearn", "tqdm"},
     "cli": set(),
 }
 
@@ -55,6 +55,7 @@ TRAINING = (
     "experiments.selection",
     "experiments.training",
     "experiments.comparison",
+    "experiments.sweep",
     "experiments.models",
     "optim",
 )

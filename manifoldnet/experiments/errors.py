@@ -24,10 +24,20 @@ class RecordError(ExperimentError):
 
 
 class MissingExtraError(ExperimentError, ImportError):
-    """A package that only the experiments need is not installed."""
+    """A package that only the experiments need is not installed.
 
-    def __init__(self, package: str, purpose: str) -> None:
+    Args:
+        package: its name.
+        purpose: what needs it.
+        extra: the extra of manifoldnet that brings it.
+    """
+
+    def __init__(self, package: str, purpose: str, extra: str = "experiments") -> None:
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed: "
-            "pip install 'manifoldnet[experiments]'"
+            f"pip install 'manifoldnet[{extra}]'"
         )
+        self._arguments = (package, purpose, extra)
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        return type(self), self._arguments  # a worker's errors are pickled on their way here

@@ -6,6 +6,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from manifoldnet.experiments.config import TrainConfig
 from manifoldnet.experiments.errors import MissingExtraError
 from manifoldnet.experiments.records import Epoch, Record
 
@@ -78,18 +79,81 @@ class Progress:
     def _make(self, name: str, total: int, done: int, position: int, leave: bool) -> Any:
         if not self._enabled:
             return None
-        try:
-            from tqdm import tqdm
-        except ImportError as error:
-            raise MissingExtraError("tqdm", "a progress bar (all but --quiet)") from error
-        return tqdm(
-            desc=name,
-            total=total,
-            initial=done,
-            position=position,
-            leave=leave,
-            unit="epoch",
-            file=sys.stderr,
-            mininterval=0.1 if self._terminal else 10.0,
-            dynamic_ncols=self._terminal,
-        )
+        return make_bar(name, total, done, position=position, leave=leave)
+
+
+class SweepProgress:
+    """One bar over all runs of a sweep, with the time left; use as a context manager.
+
+    It counts epochs, but moves when a run ends: runs are trained elsewhere.
+
+    Args:
+        total: epochs of all runs together.
+        done: how many of them were trained before (they do not count for the time left).
+        runs: how many runs there are.
+        ended: how many of them had ended before.
+        enabled: False shows nothing.
+
+    Raises:
+        MissingExtraError: when enabled without `tqdm`.
+    """
+
+    def __init__(
+        self, total: int, done: int, *, runs: int, ended: int, enabled: bool = True
+    ) -> None:
+        self._runs, self._ended, self._failed = runs, ended, 0
+        # Workers finish side by side: only the mean over all of it says how long the rest takes.
+        self._bar: Any = make_bar("sweep", total, done, smoothing=0.0) if enabled else None
+        self._show()
+
+    def end(self, record: Record) -> None:
+        """Counts a run that has ended; what it did not train is not waited for."""
+        self._ended += 1
+        if self._bar is not None:
+            self._bar.total -= record.config.epochs - len(record.epochs)
+            self._bar.update(len(record.epochs))
+        self._show()
+
+    def fail(self, config: TrainConfig) -> None:
+        """Counts a run that will not end."""
+        self._failed += 1
+        if self._bar is not None:
+            self._bar.total -= config.epochs
+        self._show()
+
+    def __enter__(self) -> SweepProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            failed = f", {self._failed} failed" if self._failed else ""
+            self._bar.set_postfix_str(
+                f"{self._ended}/{self._runs} runs{failed}", refresh=sys.stderr.isatty()
+            )
+
+
+def make_bar(name: str, total: int, done: int, **options: Any) -> Any:
+    """A bar of `tqdm` that counts epochs.
+
+    Raises:
+        MissingExtraError: without that package.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise MissingExtraError("tqdm", "a progress bar (all but --quiet)") from error
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=name,
+        total=total,
+        initial=done,
+        unit="epoch",
+        file=sys.stderr,
+        mininterval=0.1 if terminal else 10.0,
+        dynamic_ncols=terminal,
+        **options,
+    )

@@ -68,7 +68,7 @@ def train(
     fingerprint = data.fingerprint()
     if found is None:
         rundir.clear(directory)
-        found = Checkpoint(config, _versions(), fingerprint, epochs=(), states={})
+        found = Checkpoint(config, versions(), fingerprint, epochs=(), states={})
         records.write(found.record(), rundir.record_path(directory))
     elif found.data != fingerprint:
         raise RecordError(
@@ -109,7 +109,7 @@ def train_whole(config: TrainConfig, data: Dataset) -> Record:
         run = Run(_decided(config, selection), data)
         while (result := verdict(config, epochs)) is None:
             epochs += (run.epoch(len(epochs) + 1, images),)
-    return Record(config, _versions(), data.fingerprint(), epochs, result, selection)
+    return Record(config, versions(), data.fingerprint(), epochs, result, selection)
 
 
 def images_for(config: TrainConfig, data: Dataset) -> Split:
@@ -141,7 +141,8 @@ def _restore(run: Run, checkpoint: Checkpoint, directory: Path) -> None:
         ) from error
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What decides the numbers besides the configuration, for the record."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

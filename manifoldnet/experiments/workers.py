@@ -1,0 +1,158 @@
+"""Who does the work of a sweep: processes of this machine, or a Dask cluster.
+
+Both are a `concurrent.futures.Executor`. A worker process that dies takes down its own run only:
+each has a pool of its own, since a shared one would lose the runs of all. When the parent dies, its
+workers end themselves, whatever they are doing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor as Threads
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from manifoldnet.experiments.errors import ConfigError, MissingExtraError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class Processes(Executor):
+    """Worker processes, each behind a thread that hands it one call after the other.
+
+    A call whose worker died raises `BrokenExecutor`; the next one gets a new worker. Leaving the
+    ``with`` block by an exception kills the workers.
+
+    Args:
+        jobs: how many.
+
+    Raises:
+        ValueError: when that is less than one.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._threads = Threads(jobs, thread_name_prefix="worker")
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._pools: dict[ProcessPoolExecutor, int] = {}
+        self._stopped = False
+
+    def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Calls a function in one of the workers; it and its arguments are pickled."""
+        return self._threads.submit(self._call, fn, args, kwargs)
+
+    def pids(self) -> list[int]:
+        """The workers that have been started and are not known to be dead."""
+        with self._lock:
+            return list(self._pools.values())
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Ends the workers once they are done; with `cancel_futures`, only with what they do."""
+        self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
+        with self._lock:
+            pools, self._pools = list(self._pools), {}
+        for pool in pools:
+            pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def kill(self) -> None:
+        """Ends the workers at once; what they are doing is lost."""
+        self._stopped = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for pid in self.pids():
+            _kill(pid)
+        self.shutdown()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.shutdown()
+        else:
+            self.kill()
+
+    def _call(self, fn: Callable[..., _T], args: Any, kwargs: Any) -> _T:
+        pool: ProcessPoolExecutor | None = getattr(self._local, "pool", None)
+        try:
+            if pool is None:
+                pool = self._local.pool = self._start()
+            return pool.submit(fn, *args, **kwargs).result()
+        except BrokenExecutor:
+            self._local.pool = None
+            if pool is not None:
+                with self._lock:
+                    self._pools.pop(pool, None)
+                pool.shutdown()
+            raise
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._stopped:
+            raise BrokenExecutor("the workers have been stopped")
+        # Forking a process that has run torch is not safe.
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin)
+        pid = pool.submit(os.getpid).result()
+        with self._lock:
+            self._pools[pool] = pid
+        if self._stopped:  # while it was being started
+            _kill(pid)
+        return pool
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _begin() -> None:
+    """Begins a worker: Ctrl-C is the parent's to handle, and its death is the worker's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def available() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Executor]:
+    """The workers of a Dask cluster, as an executor.
+
+    Every worker needs this version of manifoldnet and the data, and should have one thread
+    (``dask worker --nthreads 1``). A worker that dies is Dask's to replace.
+
+    Args:
+        address: of the scheduler, such as ``tcp://127.0.0.1:8786``.
+
+    Raises:
+        ConfigError: when nobody answers there.
+        MissingExtraError: without `distributed`.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise MissingExtraError("distributed", "a cluster", extra="cluster") from error
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no Dask scheduler answers at {address!r} ({error})") from error
+    with client:
+        # Not "pure": a run that is tried again is not answered with what failed before.
+        yield client.get_executor(pure=False)
