@@ -1,4 +1,4 @@
-"""The command line: `manifoldnet train`, `compare`, `bench`, `symmetries`, `reproduce`.
+"""The command line: `manifoldnet train`, `compare`, `bench`, `symmetries`, `reproduce`, `report`.
 
 It parses arguments and prints; the work is in `manifoldnet.experiments`.
 
@@ -173,6 +173,15 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     print(shlex.join(["report:", "manifoldnet", "report", str(arguments.out)]))
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from manifoldnet.experiments.paper_report import write_paper_report
+
+    report = write_paper_report(arguments.directory, arguments.out)
+    print(report.text)
+    for path in report.files:
+        print(path)
+
+
 def _config(arguments: argparse.Namespace, **more: Any) -> TrainConfig:
     return TrainConfig(**{name: getattr(arguments, name) for name in _FIELDS}, **more)
 
@@ -241,7 +250,20 @@ def _parser() -> argparse.ArgumentParser:
             _add_files(command)
     _add_symmetries(commands)
     _add_reproduce(commands)
+    _add_report(commands)
     return parser
+
+
+def _add_report(commands: Any) -> None:
+    summary = "set the runs of `reproduce` beside the paper's numbers; trains nothing"
+    command = commands.add_parser(
+        "report", help=summary, description=summary.capitalize() + ".", allow_abbrev=False
+    )
+    command.set_defaults(run=_report)
+    command.add_argument("directory", type=Path, metavar="DIR", help="where the records are")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the report goes (default: beside them)"
+    )
 
 
 def _add_reproduce(commands: Any) -> None:

@@ -49,6 +49,9 @@ REPORTS = (
     "experiments.tables",
     "experiments.plots",
     "experiments.invariance_report",
+    "experiments.paper_report",
+    "experiments.trajectories",
+    "experiments.claims",
 )
 TRAINING = (
     "experiments.run",

@@ -30,8 +30,13 @@ def path_of(folder: Path, config: TrainConfig) -> Path:
     return folder / "records" / f"{config.identity()}.jsonl"
 
 
-def read_all(folder: Path) -> dict[str, Record]:
-    """All records of a folder, by identity, in the order of their names. Changes nothing.
+def read_all(folder: Path, *, exact: bool = True) -> dict[str, Record]:
+    """All records of a folder, by name, in the order of their names. Changes nothing.
+
+    Args:
+        folder: with the records.
+        exact: whether each must have the name that this version gives it. Reports do without, and
+            so can read what an earlier version left, whose configurations had fewer fields.
 
     Raises:
         RecordError: for a file that is no record of a finished run, or not the one that its name
@@ -50,15 +55,15 @@ def read_all(folder: Path) -> dict[str, Record]:
             raise RecordError(
                 f"{path} is none of the records of a sweep: move it away, or choose another folder"
             )
-        found[path.stem] = _read(path)
+        found[path.stem] = _read(path, exact)
     return found
 
 
-def _read(path: Path) -> Record:
+def _read(path: Path, exact: bool) -> Record:
     record = records.read(
         path, "move it away, and the same command trains that run again, or choose another folder"
     )
-    if record.config.identity() != path.stem:
+    if exact and record.config.identity() != path.stem:
         version = record.versions.get("manifoldnet", "unknown")
         raise RecordError(
             f"{path} does not hold the run that its name promises ({record.config.identity()}): it "
