@@ -69,7 +69,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt torch
 	$(PIP) install --constraint constraints.txt hatchling
 	$(PIP) install --constraint constraints.txt --no-build-isolation \
-		--editable '.[experiments,docs,dev]'
+		--editable '.[cluster,experiments,docs,dev]'
 	@rm -f $(UNFINISHED)
 	@touch $@
 

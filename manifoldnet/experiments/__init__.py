@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from manifoldnet.experiments.cells import Cell
     from manifoldnet.experiments.comparison import compare, configurations
     from manifoldnet.experiments.config import UPDATES, TrainConfig, Update
     from manifoldnet.experiments.data import Dataset
@@ -25,24 +26,29 @@ if TYPE_CHECKING:
         RecordError,
     )
     from manifoldnet.experiments.models import Arch1, Arch2, ConvArch1, ConvArch2
+    from manifoldnet.experiments.paper_report import PaperReport, write_paper_report
     from manifoldnet.experiments.plots import plot_test_error
-    from manifoldnet.experiments.records import Epoch, Record, Result
+    from manifoldnet.experiments.records import Epoch, Record, Result, Selection
     from manifoldnet.experiments.report import Report, write_report
     from manifoldnet.experiments.sources import load
+    from manifoldnet.experiments.sweep import SweepError
     from manifoldnet.experiments.tables import merge_csv, summary
     from manifoldnet.experiments.training import train
 
 _HOME = {
+    "cells": ["Cell"],
     "comparison": ["compare", "configurations"],
     "config": ["UPDATES", "TrainConfig", "Update"],
     "data": ["Dataset"],
     "epoch_time": ["epoch_times"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
     "models": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
+    "paper_report": ["PaperReport", "write_paper_report"],
     "plots": ["plot_test_error"],
-    "records": ["Epoch", "Record", "Result"],
+    "records": ["Epoch", "Record", "Result", "Selection"],
     "report": ["Report", "write_report"],
     "sources": ["load"],
+    "sweep": ["SweepError"],
     "tables": ["merge_csv", "summary"],
     "training": ["train"],
 }
@@ -52,6 +58,7 @@ __all__ = [
     "UPDATES",
     "Arch1",
     "Arch2",
+    "Cell",
     "ConfigError",
     "ConvArch1",
     "ConvArch2",
@@ -60,10 +67,13 @@ __all__ = [
     "Epoch",
     "ExperimentError",
     "MissingExtraError",
+    "PaperReport",
     "Record",
     "RecordError",
     "Report",
     "Result",
+    "Selection",
+    "SweepError",
     "TrainConfig",
     "Update",
     "compare",
@@ -74,6 +84,7 @@ __all__ = [
     "plot_test_error",
     "summary",
     "train",
+    "write_paper_report",
     "write_report",
 ]
 

@@ -132,7 +132,7 @@ def available() -> int:
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[Executor]:
+def cluster(address: str, timeout: float = 10.0) -> Iterator[Executor]:
     """The workers of a Dask cluster, as an executor.
 
     Every worker needs this version of manifoldnet and the data, and should have one thread
@@ -140,6 +140,7 @@ def cluster(address: str) -> Iterator[Executor]:
 
     Args:
         address: of the scheduler, such as ``tcp://127.0.0.1:8786``.
+        timeout: seconds to wait for an answer.
 
     Raises:
         ConfigError: when nobody answers there.
@@ -150,7 +151,7 @@ def cluster(address: str) -> Iterator[Executor]:
     except ImportError as error:
         raise MissingExtraError("distributed", "a cluster", extra="cluster") from error
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=timeout)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Dask scheduler answers at {address!r} ({error})") from error
     with client:
