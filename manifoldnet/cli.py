@@ -17,10 +17,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from manifoldnet.experiments.cells import AXES, EXPERIMENTS, GEODESIC, REPETITIONS, TABLE2, named
-from manifoldnet.experiments.cells import configurations as cells_configurations
-from manifoldnet.experiments.config import ARCHITECTURES, SCHEDULES, UPDATES, TrainConfig
+from manifoldnet.experiments.config import ARCHITECTURES, SCHEDULES, TrainConfig
 from manifoldnet.experiments.errors import ConfigError, ExperimentError
+from manifoldnet.experiments.symmetry_paper.cells import (
+    AXES,
+    EXPERIMENTS,
+    GEODESIC,
+    REPETITIONS,
+    TABLE2,
+    named,
+)
+from manifoldnet.experiments.symmetry_paper.cells import configurations as cells_configurations
+from manifoldnet.experiments.updates import UPDATES
 
 _DEFAULT_UPDATES = ("b-sgd", "sm", "un")
 _DEFAULT_SEEDS = 5
@@ -154,11 +162,13 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     cells = named(arguments.cells) if arguments.cells else EXPERIMENTS[arguments.experiment]
     runs = cells_configurations(cells, arguments.repetitions)
     from manifoldnet.experiments.sweep import sweep
+    from manifoldnet.experiments.training import EXPERIMENT
     from manifoldnet.experiments.workers import cluster
 
     workers = nullcontext(None) if arguments.cluster is None else cluster(arguments.cluster)
     with workers as executor:
         records = sweep(
+            EXPERIMENT,
             runs,
             arguments.out,
             axes=AXES,
@@ -174,7 +184,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from manifoldnet.experiments.paper_report import write_paper_report
+    from manifoldnet.experiments.symmetry_paper.report import write_paper_report
 
     report = write_paper_report(arguments.directory, arguments.out)
     print(report.text)

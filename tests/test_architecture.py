@@ -49,13 +49,14 @@ REPORTS = (
     "experiments.tables",
     "experiments.plots",
     "experiments.invariance_report",
-    "experiments.paper_report",
-    "experiments.trajectories",
-    "experiments.claims",
+    "experiments.symmetry_paper.report",
+    "experiments.symmetry_paper.trajectories",
+    "experiments.symmetry_paper.claims",
 )
 TRAINING = (
     "experiments.run",
     "experiments.selection",
+    "experiments.loop",
     "experiments.training",
     "experiments.comparison",
     "experiments.sweep",

@@ -13,9 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manifoldnet.experiments.cells import Cell
     from manifoldnet.experiments.comparison import compare, configurations
-    from manifoldnet.experiments.config import UPDATES, TrainConfig, Update
+    from manifoldnet.experiments.config import TrainConfig
     from manifoldnet.experiments.data import Dataset
     from manifoldnet.experiments.epoch_time import epoch_times
     from manifoldnet.experiments.errors import (
@@ -26,31 +25,34 @@ if TYPE_CHECKING:
         RecordError,
     )
     from manifoldnet.experiments.models import Arch1, Arch2, ConvArch1, ConvArch2
-    from manifoldnet.experiments.paper_report import PaperReport, write_paper_report
     from manifoldnet.experiments.plots import plot_test_error
     from manifoldnet.experiments.records import Epoch, Record, Result, Selection
     from manifoldnet.experiments.report import Report, write_report
     from manifoldnet.experiments.sources import load
     from manifoldnet.experiments.sweep import SweepError
+    from manifoldnet.experiments.symmetry_paper.cells import Cell
+    from manifoldnet.experiments.symmetry_paper.report import PaperReport, write_paper_report
     from manifoldnet.experiments.tables import merge_csv, summary
     from manifoldnet.experiments.training import train
+    from manifoldnet.experiments.updates import UPDATES, Update
 
 _HOME = {
-    "cells": ["Cell"],
     "comparison": ["compare", "configurations"],
-    "config": ["UPDATES", "TrainConfig", "Update"],
+    "config": ["TrainConfig"],
     "data": ["Dataset"],
     "epoch_time": ["epoch_times"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
     "models": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
-    "paper_report": ["PaperReport", "write_paper_report"],
     "plots": ["plot_test_error"],
     "records": ["Epoch", "Record", "Result", "Selection"],
     "report": ["Report", "write_report"],
     "sources": ["load"],
     "sweep": ["SweepError"],
+    "symmetry_paper.cells": ["Cell"],
+    "symmetry_paper.report": ["PaperReport", "write_paper_report"],
     "tables": ["merge_csv", "summary"],
     "training": ["train"],
+    "updates": ["UPDATES", "Update"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -19,7 +19,7 @@ from manifoldnet.experiments.config import TrainConfig
 from manifoldnet.experiments.data import Dataset
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.progress import Progress
-from manifoldnet.experiments.records import Record
+from manifoldnet.experiments.records import CLASSIFICATION, Record, RunRecord
 from manifoldnet.experiments.training import train
 
 
@@ -106,10 +106,11 @@ def train_all(
         RecordError: when a directory cannot be used (`rundir.inspect`).
     """
     found = [
-        rundir.inspect(where, config, resume=resume, overwrite=overwrite) for config, where in runs
+        rundir.inspect(where, config, CLASSIFICATION, resume=resume, overwrite=overwrite)
+        for config, where in runs
     ]
     done = [0 if run is None else len(run.epochs) for run in found]
-    if data is None and not all(isinstance(run, Record) for run in found):
+    if data is None and not all(isinstance(run, RunRecord) for run in found):
         data = sources.load(runs[0][0].dataset, data_dir, notice)
     result = []
     with Progress(sum(config.epochs for config, _ in runs), sum(done), enabled=progress) as bars:

@@ -1,9 +1,4 @@
-"""One training run as data: all that decides its numbers, nothing about where its files are.
-
-Two runs with equal `TrainConfig` on the same data, machine and versions give the same bits. The
-weight updates that are compared are data too (`UPDATES`): a row says which rule of
-`manifoldnet.rules` declares the weights, with which options; the training loop knows no update by
-name.
+"""One run of image classification as data.
 
 The setting is that of Badrinarayanan, Mishra and Cipolla, "Symmetry-invariant optimization in deep
 networks", Sections 2-4. What the paper leaves open is a field with a documented default.
@@ -11,17 +6,21 @@ networks", Sections 2-4. What the paper leaves open is a field with a documented
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
+from manifoldnet.experiments.configuration import (
+    Bounds,
+    Configuration,
+    check_choice,
+    check_integer,
+    checked_real,
+)
 from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.updates import UPDATES
 
 ARCHITECTURES = ("arch1", "arch2")
 SCHEDULES = ("exponential", "bold-driver")
@@ -29,50 +28,12 @@ MEASURES = ("loss", "error")
 SELECTION_SCHEDULES = ("constant", "own")
 
 
-@dataclass(frozen=True)
-class Update:
-    """A weight update of the comparison: which weights it declares on which manifolds.
-
-    Attributes:
-        rule: name of the factory in `manifoldnet.rules`; None declares nothing (Euclidean weights).
-        options: keyword arguments of that factory, besides ``classifier="head"``.
-        summary: one line for people.
-    """
-
-    summary: str
-    rule: str | None = None
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-
-
-UPDATES: Mapping[str, Update] = MappingProxyType(
-    {
-        "b-sgd": Update("balanced SGD: Euclidean updates from a unit-norm start"),
-        "sm": Update(
-            "scaled metric, additive step (Table 1)",
-            "scaled_metric",
-            MappingProxyType({"retraction": "additive"}),
-        ),
-        "sm-geodesic": Update(
-            "scaled metric, exact geodesic step",
-            "scaled_metric",
-            MappingProxyType({"retraction": "geodesic"}),
-        ),
-        "un": Update(
-            "unit-norm filters, projective step (Table 1)",
-            "unit_norm",
-            MappingProxyType({"retraction": "projective"}),
-        ),
-    }
-)
-"""The updates of the comparison, by name."""
-
 _COUNTS = (
     *("depth", "features", "batch_size", "epochs", "threads"),
     *("selection_epochs", "selection_train_size", "selection_validation_size"),
     "stop_validation_epochs",
 )
-# Every bound is (lower, is it allowed, upper, is it allowed).
-_BOUNDS: Mapping[str, tuple[float, bool, float, bool]] = {
+_BOUNDS: Mapping[str, Bounds] = {
     "lr": (0.0, False, math.inf, False),
     "momentum": (0.0, True, 1.0, False),
     "decay": (0.0, False, 1.0, True),
@@ -86,8 +47,8 @@ _DATASET_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One run. Checked on construction, so a `TrainConfig` that exists can be trained.
+class TrainConfig(Configuration):
+    """One run of image classification.
 
     Attributes:
         dataset: ``"digits"`` (embedded), ``"mnist"``, ``"cifar10"``, or any image-classification
@@ -138,6 +99,8 @@ class TrainConfig:
             does not say what that means.
     """
 
+    experiment: ClassVar[str] = "classification"
+
     dataset: str = "digits"
     architecture: str = "arch2"
     depth: int = 2
@@ -174,18 +137,18 @@ class TrainConfig:
                 f"dataset is {self.dataset!r}; give a name such as 'digits', 'mnist', or "
                 "'owner/name' on the hub"
             )
-        _check_choice("architecture", self.architecture, ARCHITECTURES)
-        _check_choice("update", self.update, tuple(UPDATES))
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("selection_schedule", self.selection_schedule, SELECTION_SCHEDULES)
-        _check_choice("training_measure", self.training_measure, MEASURES)
-        _check_choice("validation_measure", self.validation_measure, MEASURES)
+        check_choice("architecture", self.architecture, ARCHITECTURES)
+        check_choice("update", self.update, tuple(UPDATES))
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("selection_schedule", self.selection_schedule, SELECTION_SCHEDULES)
+        check_choice("training_measure", self.training_measure, MEASURES)
+        check_choice("validation_measure", self.validation_measure, MEASURES)
         for name in _COUNTS:
-            _check_integer(name, getattr(self, name), at_least=1)
-        _check_integer("seed", self.seed, at_least=0)
+            check_integer(name, getattr(self, name), at_least=1)
+        check_integer("seed", self.seed, at_least=0)
         for name in ("train_size", "validation_size", "min_epochs"):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), at_least=1)
+                check_integer(name, getattr(self, name), at_least=1)
         if self.features % 2:
             raise ConfigError(
                 f"features is {self.features}; it must be even, because 2x1 max-pooling pairs "
@@ -193,7 +156,7 @@ class TrainConfig:
             )
         for name, bounds in _BOUNDS.items():
             if name != "lr" or self.lr is not None:
-                value = _checked_real(name, getattr(self, name), *bounds)
+                value = checked_real(name, getattr(self, name), bounds)
                 object.__setattr__(self, name, value)
         self._check_candidates()
         if self.min_epochs is not None and self.min_epochs > self.epochs:
@@ -206,67 +169,15 @@ class TrainConfig:
                 "batch_size is 1; arch2 normalizes over the minibatch and needs 2 or more"
             )
 
+    @property
+    def label(self) -> str:
+        """The cell of Table 2 that a run is of: ``arch1-2-b-sgd-exponential``."""
+        return f"{self.architecture}-{self.depth}-{self.update}-{self.schedule}"
+
     def _check_candidates(self) -> None:
         if isinstance(self.lr_candidates, str) or not isinstance(self.lr_candidates, Sequence):
             raise ConfigError(f"lr_candidates is {self.lr_candidates!r}; it must be a tuple")
-        rates = tuple(_checked_real("lr_candidates", r, *_BOUNDS["lr"]) for r in self.lr_candidates)
+        rates = tuple(checked_real("lr_candidates", r, _BOUNDS["lr"]) for r in self.lr_candidates)
         if not rates or len(set(rates)) < len(rates):
             raise ConfigError(f"lr_candidates is {rates}; it must name different rates")
         object.__setattr__(self, "lr_candidates", rates)
-
-    def identity(self) -> str:
-        """A hash of all fields (16 hexadecimal digits), the same in every process.
-
-        A sweep knows its runs by it. It changes with any field, and when the library gains one.
-        """
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON types; `from_dict` is the inverse."""
-        return {**dataclasses.asdict(self), "lr_candidates": list(self.lr_candidates)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
-        """Builds the configuration that `to_dict` described; absent fields take their defaults.
-
-        Raises:
-            ConfigError: for a field that does not exist, or a value that is refused.
-        """
-        known = [f.name for f in dataclasses.fields(cls)]
-        unknown = sorted(set(fields) - set(known))
-        if unknown:
-            raise ConfigError(
-                f"unknown fields {', '.join(unknown)}; a configuration has {', '.join(known)}"
-            )
-        return cls(**fields)
-
-    def differences(self, other: TrainConfig) -> str:
-        """What sets ``other`` apart, as text: ``"lr 0.01 there, 0.1 here"``; empty when equal."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        return ", ".join(
-            f"{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]
-        )
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def _check_integer(name: str, value: object, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{name} is {value!r}; it must be an integer, {at_least} or more")
-
-
-def _checked_real(
-    name: str, value: object, lower: float, with_lower: bool, upper: float, with_upper: bool
-) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name} is {value!r}; it must be a number")
-    above = value >= lower if with_lower else value > lower
-    below = value <= upper if with_upper else value < upper
-    if not (above and below):  # also refuses NaN, for which every comparison is false
-        interval = f"{'[' if with_lower else '('}{lower:g}, {upper:g}{']' if with_upper else ')'}"
-        raise ConfigError(f"{name} is {value}; it must be a number in {interval}")
-    return float(value)

@@ -16,7 +16,8 @@ import torch
 
 from manifoldnet.experiments import sources
 from manifoldnet.experiments.config import TrainConfig
-from manifoldnet.experiments.run import Run, limited_threads
+from manifoldnet.experiments.loop import limited_threads
+from manifoldnet.experiments.run import Run
 from manifoldnet.experiments.training import images_for
 
 PLAIN = "torch.optim.SGD"

@@ -1,6 +1,7 @@
 """A folder of finished runs: one record each, named by the hash of its configuration.
 
     <folder>/records/<identity>.jsonl
+    <folder>/runs/<identity>/            of long runs: record and checkpoint after every epoch
     <folder>/lock
 
 A record appears in one atomic step when its run has ended, so whatever is in the folder is whole,
@@ -12,29 +13,33 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from manifoldnet.experiments import records
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.records import Record
+from manifoldnet.experiments.records import C, E, Kind, R, RunRecord
 
 _NAME = re.compile(r"[0-9a-f]{16}\.jsonl")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.jsonl\..*\.tmp")
 
 
-def path_of(folder: Path, config: TrainConfig) -> Path:
+def path_of(folder: Path, config: Configuration) -> Path:
     """Where the record of a configuration is, or will be."""
     return folder / "records" / f"{config.identity()}.jsonl"
 
 
-def read_all(folder: Path, *, exact: bool = True) -> dict[str, Record]:
+def read_all(
+    folder: Path, kind: Kind[C, E, R], *, exact: bool = True
+) -> dict[str, RunRecord[C, E, R]]:
     """All records of a folder, by name, in the order of their names. Changes nothing.
 
     Args:
         folder: with the records.
+        kind: what they should hold.
         exact: whether each must have the name that this version gives it. Reports do without, and
             so can read what an earlier version left, whose configurations had fewer fields.
 
@@ -47,7 +52,7 @@ def read_all(folder: Path, *, exact: bool = True) -> dict[str, Record]:
     place = folder / "records"
     if place.exists() and not place.is_dir():
         raise RecordError(f"{place} is a file; records need a folder: choose another one")
-    found: dict[str, Record] = {}
+    found: dict[str, RunRecord[C, E, R]] = {}
     for path in sorted(place.iterdir()) if place.is_dir() else []:
         if _TEMPORARY.fullmatch(path.name):
             continue  # a killed process left it; `clean` takes it away
@@ -55,13 +60,15 @@ def read_all(folder: Path, *, exact: bool = True) -> dict[str, Record]:
             raise RecordError(
                 f"{path} is none of the records of a sweep: move it away, or choose another folder"
             )
-        found[path.stem] = _read(path, exact)
+        found[path.stem] = _read(path, kind, exact)
     return found
 
 
-def _read(path: Path, exact: bool) -> Record:
+def _read(path: Path, kind: Kind[C, E, R], exact: bool) -> RunRecord[C, E, R]:
     record = records.read(
-        path, "move it away, and the same command trains that run again, or choose another folder"
+        path,
+        kind,
+        "move it away, and the same command trains that run again, or choose another folder",
     )
     if exact and record.config.identity() != path.stem:
         version = record.versions.get("manifoldnet", "unknown")
@@ -77,8 +84,8 @@ def _read(path: Path, exact: bool) -> Record:
 
 def check(
     folder: Path,
-    found: dict[str, Record],
-    configs: Sequence[TrainConfig],
+    found: Mapping[str, RunRecord[C, E, R]],
+    configs: Sequence[C],
     axes: Sequence[str],
     versions: dict[str, str],
 ) -> None:
@@ -110,6 +117,27 @@ def check(
                 f"{path} belongs to another sweep ({wanted.differences(moved)}): choose another "
                 "folder"
             )
+
+
+def run_directory(folder: Path, config: Configuration) -> Path:
+    """Where a long run keeps what it needs to go on."""
+    return folder / "runs" / config.identity()
+
+
+def experiment(folder: Path) -> str:
+    """The experiment that the records of a folder are of, by the first of them.
+
+    Raises:
+        RecordError: when there is none, or it does not say.
+    """
+    place = folder / "records"
+    paths = [p for p in sorted(place.glob("*.jsonl")) if _NAME.fullmatch(p.name)]
+    if not paths:
+        raise RecordError(
+            f"{folder} holds no records of a sweep: make some with manifoldnet reproduce "
+            f"--out {folder}"
+        )
+    return records.experiment(paths[0])
 
 
 def clean(folder: Path) -> None:
@@ -149,7 +177,7 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def keep(folder: Path, record: Record) -> None:
+def keep(folder: Path, record: RunRecord[Any, Any, Any]) -> None:
     """Puts the record of a finished run into the folder, in one atomic step.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Image-classification sets in the format of Hugging Face `datasets`, decoded into tensors.
+"""Image sets in the format of Hugging Face `datasets`, and those for classification as tensors.
 
 A set is a folder of parquet files, or a repository on the hub. Wanted are the splits `train` and
 `test`, and in each a column of images (`image` or `img`), all of one size, and one of integer
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ LABEL_COLUMNS = ("label",)
 # How a picture's own mode is read. Left out are those where something would be lost in silence:
 # 16-bit gray, alpha.
 _MODES = {"1": "L", "L": "L", "RGB": "RGB", "P": "RGB"}
+_MODE_WORDS = {"L": "8-bit gray ('L')", "RGB": "colour ('RGB')", "P": "a palette ('P')"}
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,7 @@ def read(source: Source) -> Dataset:
             that cannot be used.
         MissingExtraError: without `datasets`, or without Pillow.
     """
-    splits = _open(source)
-    missing = [name for name in ("train", "test") if name not in splits]
-    if missing:
-        raise DataError(
-            f"{source.location} has no split {' and no split '.join(map(repr, missing))}, only "
-            f"{', '.join(map(repr, splits))}: name the files train-*.parquet and test-*.parquet"
-        )
+    splits = open_splits(source, ("train", "test"))
     decoded = {
         name: _decode_split(splits[name], f"{source.location}, split {name!r}")
         for name in ("train", "test")
@@ -121,7 +116,13 @@ def read(source: Source) -> Dataset:
     return Dataset(source.name, train_images, train_labels, test_images, test_labels, classes)
 
 
-def _open(source: Source) -> dict[str, datasets.Dataset]:
+def open_splits(source: Source, wanted: Sequence[str]) -> dict[str, datasets.Dataset]:
+    """Opens a set, whose pictures are not decoded yet.
+
+    Raises:
+        DataError: when it cannot be opened or lacks one of the ``wanted`` splits.
+        MissingExtraError: without `datasets`.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -150,7 +151,14 @@ def _open(source: Source) -> dict[str, datasets.Dataset]:
                 f"cannot load {source.location} with Hugging Face datasets "
                 f"({type(error).__name__}: {reason[0]}): {way_out}"
             ) from error
-    return dict(loaded)
+    missing = [name for name in wanted if name not in loaded]
+    if missing:
+        names = " and ".join(f"{name}-*.parquet" for name in wanted)
+        raise DataError(
+            f"{source.location} has no split {' and no split '.join(map(repr, missing))}, only "
+            f"{', '.join(map(repr, loaded))}: name the files {names}"
+        )
+    return {name: loaded[name] for name in wanted}
 
 
 @contextmanager
@@ -169,21 +177,8 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 def _decode_split(split: datasets.Dataset, where: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images, labels and class names (empty when the labels are bare numbers) of one split."""
-    import datasets
-
-    image_column = _column(split, IMAGE_COLUMNS, where)
     label_column = _column(split, LABEL_COLUMNS, where)
-    if len(split) == 0:
-        raise DataError(f"{where}: it is empty")
-    try:
-        encoded = split.select_columns([image_column]).cast_column(
-            image_column, datasets.Image(decode=False)
-        )
-    except Exception as error:
-        raise DataError(
-            f"{where}: column {image_column!r} holds {split.features[image_column]}, not images"
-        ) from error
-    images = _decode_images(encoded.with_format("arrow")[:].column(image_column).to_pylist(), where)
+    images = _decode_images(encoded(split, IMAGE_COLUMNS, where), where)
     feature = split.features[label_column]
     labels = split.with_format("arrow")[:].column(label_column).to_pylist()
     for row, label in enumerate(labels):
@@ -194,6 +189,34 @@ def _decode_split(split: datasets.Dataset, where: str) -> tuple[Tensor, Tensor, 
                 "datasets)"
             )
     return images, torch.tensor(labels), tuple(getattr(feature, "names", None) or ())
+
+
+def encoded(
+    split: datasets.Dataset, accepted: tuple[str, ...], where: str
+) -> list[dict[str, Any] | None]:
+    """A column of pictures as they are stored, for `decode`.
+
+    Args:
+        split: part of a set.
+        accepted: names that the column may have.
+        where: what messages call the split.
+
+    Raises:
+        DataError: when there is no such column, it holds something else, or nothing.
+    """
+    import datasets
+
+    name = _column(split, accepted, where)
+    if len(split) == 0:
+        raise DataError(f"{where}: it is empty")
+    try:
+        column = split.select_columns([name]).cast_column(name, datasets.Image(decode=False))
+    except Exception as error:
+        raise DataError(
+            f"{where}: column {name!r} holds {split.features[name]}, not images"
+        ) from error
+    rows: list[dict[str, Any] | None] = column.with_format("arrow")[:].column(name).to_pylist()
+    return rows
 
 
 def _column(split: datasets.Dataset, accepted: tuple[str, ...], where: str) -> str:
@@ -211,7 +234,7 @@ def _decode_images(rows: list[dict[str, Any] | None], where: str) -> Tensor:
 
     Where some are RGB, gray ones become RGB as well.
     """
-    arrays = [_decode_image(row, f"{where}, row {index}") for index, row in enumerate(rows)]
+    arrays = [decode(row, f"{where}, row {index}") for index, row in enumerate(rows)]
     for index, array in enumerate(arrays):
         if array.shape[:2] != arrays[0].shape[:2]:
             raise DataError(
@@ -227,7 +250,20 @@ def _decode_images(rows: list[dict[str, Any] | None], where: str) -> Tensor:
     return torch.from_numpy(stacked)
 
 
-def _decode_image(row: dict[str, Any] | None, where: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode(
+    row: dict[str, Any] | None, where: str, modes: Mapping[str, str] = _MODES
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A picture as an array of ``(height, width, channels)``.
+
+    Args:
+        row: as it is stored.
+        where: what messages call it.
+        modes: the modes of Pillow that are read, and as what.
+
+    Raises:
+        DataError: when there is none, it is damaged, or has another mode.
+        MissingExtraError: without Pillow.
+    """
     try:
         from PIL import Image
     except ImportError as error:
@@ -237,11 +273,11 @@ def _decode_image(row: dict[str, Any] | None, where: str) -> np.ndarray[Any, np.
     content = row.get("bytes")
     try:
         with Image.open(io.BytesIO(content) if content is not None else row["path"]) as picture:
-            mode = _MODES.get(picture.mode)
+            mode = modes.get(picture.mode)
             if mode is None:
                 raise DataError(
-                    f"{where}: the image has mode {picture.mode!r}; "
-                    "convert it to 8-bit gray ('L') or colour ('RGB')"
+                    f"{where}: the image has mode {picture.mode!r}; convert it to "
+                    f"{' or '.join(_MODE_WORDS[name] for name in sorted(set(modes.values())))}"
                 )
             pixels = np.asarray(picture if mode == picture.mode else picture.convert(mode))
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged pictures

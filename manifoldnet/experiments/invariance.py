@@ -38,12 +38,12 @@ from torch.nn.functional import cross_entropy
 import manifoldnet as mn
 from manifoldnet import symmetry
 from manifoldnet.experiments import models, sources
-from manifoldnet.experiments.config import UPDATES
 from manifoldnet.experiments.data import Dataset, seeded_generator, split
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.invariance_report import Pair, draw, summary, write_csv
-from manifoldnet.experiments.run import limited_threads
+from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.updates import UPDATES
 from manifoldnet.optim.growth import NormGrowthWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
 from manifoldnet.symmetry.evaluation import Batch

@@ -114,13 +114,7 @@ class _Network(nn.Module):
         for (layer, _), (norm, module) in pairwise(self.hidden.named_children()):
             if isinstance(module, _BatchNorm):
                 for i in range(module.num_features):
-                    yield Generator(
-                        {
-                            Slice(f"hidden.{layer}.weight", 0, i): 1,
-                            Slice(f"hidden.{norm}.running_mean", 0, i): 1,
-                            Slice(f"hidden.{norm}.running_var", 0, i): 2,
-                        }
-                    )
+                    yield scaled_filter(f"hidden.{layer}", f"hidden.{norm}", i)
 
 
 class _Dense(_Network):
@@ -165,7 +159,7 @@ class _Convolutional(_Network):
             )
         self.channels = features
         widths = [inputs] + [features] * (depth - 1)
-        layers = (_convolution(features, width, generator) for width in widths)
+        layers = (convolution(features, width, generator) for width in widths)
         self.hidden = self._stack(layers, nn.BatchNorm2d, partial(nn.MaxPool2d, 2))
         self.hidden.append(nn.Flatten())
         self.head = _linear(classes, features * pixels, generator)
@@ -237,6 +231,17 @@ def build(
     return network(inputs, classes, depth=depth, features=features, generator=generator)
 
 
+def scaled_filter(layer: str, norm: str, i: int) -> Generator:
+    """A filter of a layer that a batch normalization follows, with its running averages."""
+    return Generator(
+        {
+            Slice(f"{layer}.weight", 0, i): 1,
+            Slice(f"{norm}.running_mean", 0, i): 1,
+            Slice(f"{norm}.running_var", 0, i): 2,
+        }
+    )
+
+
 def _against_head(weight: str, filters: range, columns: range) -> Generator:
     up = {Slice(weight, 0, i): 1 for i in filters}
     return Generator(up | {Slice("head.weight", 1, j): -1 for j in columns})
@@ -250,7 +255,8 @@ def _linear(rows: int, columns: int, generator: torch.Generator | None) -> nn.Li
     return _start(nn.utils.skip_init(nn.Linear, columns, rows, bias=False), generator)
 
 
-def _convolution(filters: int, channels: int, generator: torch.Generator | None) -> nn.Conv2d:
+def convolution(filters: int, channels: int, generator: torch.Generator | None) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size, without biases, with the papers' start."""
     layer = nn.utils.skip_init(nn.Conv2d, channels, filters, 3, padding=1, bias=False)
     return _start(layer, generator)
 

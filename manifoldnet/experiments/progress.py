@@ -6,9 +6,9 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import MissingExtraError
-from manifoldnet.experiments.records import Epoch, Record
+from manifoldnet.experiments.records import Epoch, Record, RunRecord
 
 
 class Progress:
@@ -85,7 +85,8 @@ class Progress:
 class SweepProgress:
     """One bar over all runs of a sweep, with the time left; use as a context manager.
 
-    It counts epochs, but moves when a run ends: runs are trained elsewhere.
+    Runs are trained elsewhere: it counts their epochs when they have ended, or as far as their
+    directories tell.
 
     Args:
         total: epochs of all runs together.
@@ -102,23 +103,32 @@ class SweepProgress:
         self, total: int, done: int, *, runs: int, ended: int, enabled: bool = True
     ) -> None:
         self._runs, self._ended, self._failed = runs, ended, 0
+        self._begun: dict[str, int] = {}  # epochs of runs that go on, by identity
         # Workers finish side by side: only the mean over all of it says how long the rest takes.
         self._bar: Any = make_bar("sweep", total, done, smoothing=0.0) if enabled else None
         self._show()
 
-    def end(self, record: Record) -> None:
+    def reach(self, config: Configuration, epochs: int) -> None:
+        """Counts the epochs of a run that goes on."""
+        new = epochs - self._begun.get(config.identity(), 0)
+        if new > 0:
+            self._begun[config.identity()] = epochs
+            if self._bar is not None:
+                self._bar.update(new)
+
+    def end(self, record: RunRecord[Any, Any, Any]) -> None:
         """Counts a run that has ended; what it did not train is not waited for."""
         self._ended += 1
         if self._bar is not None:
             self._bar.total -= record.config.epochs - len(record.epochs)
-            self._bar.update(len(record.epochs))
+        self.reach(record.config, len(record.epochs))
         self._show()
 
-    def fail(self, config: TrainConfig) -> None:
+    def fail(self, config: Configuration) -> None:
         """Counts a run that will not end."""
         self._failed += 1
         if self._bar is not None:
-            self._bar.total -= config.epochs
+            self._bar.total -= config.epochs - self._begun.get(config.identity(), 0)
         self._show()
 
     def __enter__(self) -> SweepProgress:

@@ -1,12 +1,13 @@
 """The record of a run: a JSON-lines file that tells what was trained and how it went.
 
-    {"kind": "run", "format": 2, "config": {...}, "versions": {...}, "data": "<checksum>"}
+    {"kind": "run", "format": 2, "experiment": ..., "config": {...}, "versions": {...}, "data": ...}
     {"kind": "selection", "candidates": [...], "errors": [...], "lr": ..., "seconds": ...}
     {"kind": "epoch", "epoch": 1, "train_loss": ..., "test_error": ..., ...}
     {"kind": "result", "status": "finished", "test_error": ..., ...}
 
 one line that opens it, one if the learning rate was chosen, one for each epoch, and one when the
-run has ended. Format 1, without selections and validation losses, is read as well.
+run has ended. What an epoch and a result tell depends on the experiment (`Kind`): a row that all
+have in common, and more. Format 1, without selections and validation losses, is read as well.
 
 Reports read these files and nothing else. A number that is not finite is written as null, which is
 valid JSON everywhere, and read back as NaN. A line that cannot be read is an error with its place,
@@ -21,9 +22,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, RecordError
 from manifoldnet.experiments.files import write_text
 
@@ -32,47 +34,36 @@ _FORMAT = 2
 _READABLE = (1, 2)
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch of one run. Errors are rates in [0, 1].
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """What every experiment tells of an epoch.
 
     Attributes:
         epoch: counted from 1.
         lr: learning rate during this epoch.
-        train_loss: mean cross-entropy (nats) of a training image, when its minibatch came up.
-        train_error: error rate on the training images, likewise measured while training.
-        validation_error: error rate on the validation images after the epoch.
-        test_error: error rate on the test images after the epoch.
+        train_loss: mean loss of the training data, when their minibatch came up.
         violation: how far the worst declared weight is off its manifold (0 when nothing is
             declared).
         train_seconds: wall clock of the training pass.
         seconds: the same with the evaluation.
-        validation_loss: mean cross-entropy (nats) of a validation image after the epoch; None in
-            records of format 1.
     """
 
     epoch: int
     lr: float
     train_loss: float
-    train_error: float
-    validation_error: float
-    test_error: float
     violation: float
     train_seconds: float
     seconds: float
-    validation_loss: float | None = None
 
 
-@dataclass(frozen=True)
-class Result:
-    """How a run ended.
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """How a run of any experiment ended.
 
     Attributes:
         status: ``"finished"`` or ``"diverged"``.
         reason: why it counts as diverged; empty otherwise.
         epochs: trained epochs.
-        test_error: error rate on the test images after the last of them.
-        validation_error: the same for the validation images.
         seconds: wall clock of all epochs, with evaluations, without interruptions.
         stopped: the rule that ended the run early (`manifoldnet.experiments.stopping`); empty when
             none did.
@@ -81,8 +72,6 @@ class Result:
     status: str
     reason: str
     epochs: int
-    test_error: float
-    validation_error: float
     seconds: float
     stopped: str = ""
 
@@ -90,6 +79,37 @@ class Result:
     def diverged(self) -> bool:
         """Whether the run's numbers are not worth comparing."""
         return self.status == "diverged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(EpochRow):
+    """One epoch of image classification. The loss is the cross-entropy in nats.
+
+    Attributes:
+        train_error: error rate on the training images, in [0, 1], as they came up.
+        validation_error: error rate on the validation images after the epoch.
+        test_error: error rate on the test images after the epoch.
+        validation_loss: mean loss of a validation image after the epoch; None in records of
+            format 1.
+    """
+
+    train_error: float
+    validation_error: float
+    test_error: float
+    validation_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(ResultRow):
+    """How a run of image classification ended.
+
+    Attributes:
+        test_error: error rate on the test images after the last epoch.
+        validation_error: the same for the validation images.
+    """
+
+    test_error: float
+    validation_error: float
 
 
 @dataclass(frozen=True)
@@ -109,8 +129,28 @@ class Selection:
     seconds: float
 
 
+C = TypeVar("C", bound=Configuration)
+E = TypeVar("E", bound=EpochRow)
+R = TypeVar("R", bound=ResultRow)
+
+
 @dataclass(frozen=True)
-class Record:
+class Kind(Generic[C, E, R]):
+    """What the records of an experiment hold.
+
+    Attributes:
+        config: the class of its configurations, whose `experiment` names it.
+        epoch: what is told of an epoch.
+        result: what is told at the end.
+    """
+
+    config: type[C]
+    epoch: type[E]
+    result: type[R]
+
+
+@dataclass(frozen=True)
+class RunRecord(Generic[C, E, R]):
     """A run as far as it has come.
 
     Attributes:
@@ -122,11 +162,11 @@ class Record:
         selection: how the learning rate was chosen; None when it was given.
     """
 
-    config: TrainConfig
+    config: C
     versions: Mapping[str, str]
     data: str
-    epochs: tuple[Epoch, ...] = ()
-    result: Result | None = None
+    epochs: tuple[E, ...] = ()
+    result: R | None = None
     selection: Selection | None = None
 
     @property
@@ -137,11 +177,17 @@ class Record:
         return math.nan if self.selection is None else self.selection.lr
 
 
-def write(record: Record, path: Path) -> None:
+CLASSIFICATION = Kind(TrainConfig, Epoch, Result)
+Record = RunRecord[TrainConfig, Epoch, Result]
+"""A run of image classification."""
+
+
+def write(record: RunRecord[Any, Any, Any], path: Path) -> None:
     """Writes a record in one atomic step."""
     header = {
         "kind": "run",
         "format": _FORMAT,
+        "experiment": record.config.experiment,
         "config": record.config.to_dict(),
         "versions": dict(record.versions),
         "data": record.data,
@@ -158,17 +204,18 @@ def write(record: Record, path: Path) -> None:
     )
 
 
-def read(path: Path, way_out: str | None = None) -> Record:
+def read(path: Path, kind: Kind[C, E, R], way_out: str | None = None) -> RunRecord[C, E, R]:
     """Reads a record back.
 
     Args:
         path: the file.
+        kind: what it should hold.
         way_out: what the user is told to do about a damaged one; by default what helps in a run's
             own directory.
 
     Raises:
-        RecordError: naming the file, the line and the way out, when any line is damaged or out of
-            place.
+        RecordError: naming the file, the line and the way out, when it is of another experiment, or
+            any line is damaged or out of place.
     """
     way_out = way_out or (
         f"delete {path.name} and use --resume, which writes it again from the checkpoint beside "
@@ -179,9 +226,23 @@ def read(path: Path, way_out: str | None = None) -> Record:
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} cannot be read ({error}): {way_out}") from error
     try:
-        return _record(text)
+        return _record(text, kind)
     except _DamageError as error:
         raise RecordError(f"{path}, line {error.line} is damaged: {error}; {way_out}") from error
+
+
+def experiment(path: Path) -> str:
+    """The experiment that a record is of.
+
+    Raises:
+        RecordError: when the file does not begin like a record.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            line = json.loads(stream.readline())
+        return str(line.get("experiment", CLASSIFICATION.config.experiment))
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecordError(f"{path}, line 1 is damaged ({error}): move it away") from error
 
 
 class _DamageError(Exception):
@@ -190,46 +251,51 @@ class _DamageError(Exception):
         self.line = line
 
 
-def _record(text: str) -> Record:
+def _record(text: str, kind: Kind[C, E, R]) -> RunRecord[C, E, R]:
     if not text.endswith("\n"):
         raise _DamageError(text.count("\n") + 1, "it is cut off")
     lines = [_parse(number, line) for number, line in enumerate(text.splitlines(), start=1)]
-    record = _header(lines[0])
-    epochs: list[Epoch] = []
-    result: Result | None = None
+    record = _header(lines[0], kind)
+    epochs: list[E] = []
+    result: R | None = None
     selection: Selection | None = None
     for number, line in enumerate(lines[1:], start=2):
-        kind = line.pop("kind", None)
+        what = line.pop("kind", None)
         if result is not None:
             raise _DamageError(number, "it comes after the result, which is the last line")
-        if kind == "epoch":
-            epoch = _row(Epoch, line, number)
+        if what == "epoch":
+            epoch = _row(kind.epoch, line, number)
             if epoch.epoch != len(epochs) + 1:
-                what = f"it is epoch {epoch.epoch} where epoch {len(epochs) + 1} belongs"
-                raise _DamageError(number, what)
+                raise _DamageError(
+                    number, f"it is epoch {epoch.epoch} where epoch {len(epochs) + 1} belongs"
+                )
             epochs.append(epoch)
-        elif kind == "result":
-            result = _row(Result, line, number)
+        elif what == "result":
+            result = _row(kind.result, line, number)
             if result.epochs != len(epochs):
-                what = f"the result is of {result.epochs} epochs, there are {len(epochs)}"
-                raise _DamageError(number, what)
-        elif kind == "selection" and number == 2:
+                raise _DamageError(
+                    number, f"the result is of {result.epochs} epochs, there are {len(epochs)}"
+                )
+        elif what == "selection" and number == 2:
             selection = _row(Selection, line, number)
         else:
-            what = f"its kind is {kind!r}, not 'epoch' or 'result'"
-            raise _DamageError(number, what)
+            raise _DamageError(number, f"its kind is {what!r}, not 'epoch' or 'result'")
     return dataclasses.replace(record, epochs=tuple(epochs), result=result, selection=selection)
 
 
-def _header(line: dict[str, Any]) -> Record:
+def _header(line: dict[str, Any], kind: Kind[C, E, R]) -> RunRecord[C, E, R]:
     if line.get("kind") != "run":
         raise _DamageError(1, "a record begins with a line of kind 'run'")
     if line.get("format") not in _READABLE:
         what = f"its format is {line.get('format')!r}, this is format {_FORMAT}"
         raise _DamageError(1, what)
+    experiment = line.get("experiment", CLASSIFICATION.config.experiment)
+    if experiment != kind.config.experiment:
+        what = f"it is of the experiment {experiment!r}, not {kind.config.experiment!r}"
+        raise _DamageError(1, what)
     try:
-        config = TrainConfig.from_dict(line["config"])
-        return Record(config, dict(line["versions"]), str(line["data"]))
+        config = kind.config.from_dict(line["config"])
+        return RunRecord(config, dict(line["versions"]), str(line["data"]))
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         what = f"it does not describe a run ({type(error).__name__}: {error})"
         raise _DamageError(1, what) from error
@@ -240,10 +306,11 @@ _WANTED: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float, type(None)),
     "float | None": (int, float, type(None)),
+    "tuple[int, ...] | None": (list, type(None)),
     "str": (str,),
     "tuple[float, ...]": (list,),
 }
-_Row = TypeVar("_Row", Epoch, Result, Selection)
+_Row = TypeVar("_Row", bound=EpochRow | ResultRow | Selection)
 
 
 def _row(cls: type[_Row], given: dict[str, Any], line: int) -> _Row:
@@ -258,7 +325,8 @@ def _row(cls: type[_Row], given: dict[str, Any], line: int) -> _Row:
         if isinstance(value, bool) or not isinstance(value, _WANTED[kind]):
             raise _DamageError(line, f"{name} is {value!r}, not of type {kind}")
         if isinstance(value, list):
-            if not all(isinstance(number, float) for number in value):
+            number = float if "float" in kind else int
+            if not all(type(entry) is number for entry in value):
                 raise _DamageError(line, f"{name} is {value!r}, not of type {kind}")
             values[name] = tuple(value)
         elif isinstance(value, (int, type(None))) and kind.startswith("float"):
@@ -276,7 +344,7 @@ def _parse(number: int, line: str) -> dict[str, Any]:
     return value
 
 
-def _line(kind: str, row: Epoch | Result | Selection) -> dict[str, Any]:
+def _line(kind: str, row: EpochRow | ResultRow | Selection) -> dict[str, Any]:
     """A row's fields; what was not measured is left out, since null stands for no number."""
     return {"kind": kind, **{name: value for name, value in vars(row).items() if value is not None}}
 

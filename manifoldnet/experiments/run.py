@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,10 +20,11 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
 from manifoldnet.experiments import models
-from manifoldnet.experiments.config import UPDATES, TrainConfig
+from manifoldnet.experiments.config import TrainConfig
 from manifoldnet.experiments.data import Dataset, Images, Split, seeded_generator
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.records import Epoch
+from manifoldnet.experiments.updates import UPDATES
 
 _EVALUATION_BATCH = 1000
 
@@ -52,10 +52,7 @@ class Run:
             features=config.features,
             generator=seeded_generator(config.seed, "start"),
         )
-        update = UPDATES[config.update]
-        if update.rule is not None:
-            rule = getattr(mn.rules, update.rule)
-            mn.declare_all(self.network, rule(classifier="head", **update.options))
+        declare(self.network, config.update)
         self.optimizer: torch.optim.Optimizer = mn.RiemannianSGD(
             mn.param_groups(self.network), lr=config.lr, momentum=config.momentum
         )
@@ -139,6 +136,14 @@ _SCHEDULES: dict[str, Callable[[Any, TrainConfig], Any]] = {
 }
 
 
+def declare(network: nn.Module, update: str) -> None:
+    """Declares the weights of a network, whose classifier is `head`, as an update wants them."""
+    row = UPDATES[update]
+    if row.rule is not None:
+        rule = getattr(mn.rules, row.rule)
+        mn.declare_all(network, rule(classifier="head", **row.options))
+
+
 def evaluate(network: nn.Module, images: Images) -> tuple[float, float]:
     """Mean cross-entropy (nats) and error rate, in [0, 1], of ``network`` on ``images``."""
     network.eval()
@@ -149,14 +154,3 @@ def evaluate(network: nn.Module, images: Images) -> tuple[float, float]:
             loss += cross_entropy(scores, labels, reduction="sum").item()
             wrong += int((scores.argmax(1) != labels).sum())
     return loss / len(images), wrong / len(images)
-
-
-@contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Within the block torch uses `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 
 from manifoldnet.experiments import records
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, RecordError
 from manifoldnet.experiments.files import remove_leftovers, replacing
-from manifoldnet.experiments.records import Epoch, Record, Selection
+from manifoldnet.experiments.records import C, E, EpochRow, Kind, R, RunRecord, Selection
 
 CHECKPOINT_NAME = "checkpoint.pt"
 _FORMAT = 2
@@ -28,7 +28,7 @@ _READABLE = (1, 2)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[C, E]):
     """All that a run needs to go on bit for bit.
 
     Attributes:
@@ -41,16 +41,18 @@ class Checkpoint:
         selection: how the learning rate was chosen; None when it was given, or is yet to be chosen.
     """
 
-    config: TrainConfig
+    config: C
     versions: Mapping[str, str]
     data: str
-    epochs: tuple[Epoch, ...]
+    epochs: tuple[E, ...]
     states: Mapping[str, Any]
     selection: Selection | None = None
 
-    def record(self) -> Record:
+    def record(self) -> RunRecord[C, E, Any]:
         """The record of the run up to here, without a result."""
-        return Record(self.config, self.versions, self.data, self.epochs, selection=self.selection)
+        return RunRecord(
+            self.config, self.versions, self.data, self.epochs, selection=self.selection
+        )
 
 
 def record_path(directory: Path) -> Path:
@@ -63,7 +65,7 @@ def checkpoint_path(directory: Path) -> Path:
     return directory / CHECKPOINT_NAME
 
 
-def save(checkpoint: Checkpoint, directory: Path) -> None:
+def save(checkpoint: Checkpoint[Any, Any], directory: Path) -> None:
     """Writes checkpoint and record of an unfinished run, each in one atomic step."""
     content = {
         "format": _FORMAT,
@@ -87,8 +89,8 @@ def clear(directory: Path) -> None:
 
 
 def inspect(
-    directory: Path, config: TrainConfig, *, resume: bool, overwrite: bool
-) -> Record | Checkpoint | None:
+    directory: Path, config: C, kind: Kind[C, E, R], *, resume: bool, overwrite: bool
+) -> RunRecord[C, E, R] | Checkpoint[C, E] | None:
     """What a run of ``config`` finds in ``directory``. Changes nothing.
 
     Returns:
@@ -111,7 +113,7 @@ def inspect(
             f"{directory} already holds a run: go on with it by --resume, train it again by "
             "--overwrite, or choose another --out"
         )
-    record = records.read(record_path(directory)) if has_record else None
+    record = records.read(record_path(directory), kind) if has_record else None
     if record is not None:
         _check_config(record.config, config, directory)
         if record.result is not None:
@@ -124,7 +126,7 @@ def inspect(
                 "with --overwrite"
             )
         return None
-    checkpoint = _load(checkpoint_path(directory))
+    checkpoint = _load(checkpoint_path(directory), kind)
     _check_config(checkpoint.config, config, directory)
     if record is not None and _as_text(record.epochs) != _as_text(
         checkpoint.epochs[: len(record.epochs)]
@@ -137,7 +139,7 @@ def inspect(
     return checkpoint
 
 
-def _load(path: Path) -> Checkpoint:
+def _load(path: Path, kind: Kind[C, E, R]) -> Checkpoint[C, E]:
     way_out = "put an intact copy there, or train the run again with --overwrite"
     try:
         content = torch.load(path, weights_only=True)
@@ -151,10 +153,10 @@ def _load(path: Path) -> Checkpoint:
     try:
         selection = content.get("selection")  # absent in format 1
         return Checkpoint(
-            config=TrainConfig.from_dict(content["config"]),
+            config=kind.config.from_dict(content["config"]),
             versions=content["versions"],
             data=content["data"],
-            epochs=tuple(Epoch(**epoch) for epoch in content["epochs"]),
+            epochs=tuple(kind.epoch(**epoch) for epoch in content["epochs"]),
             states=content["states"],
             selection=None if selection is None else Selection(**selection),
         )
@@ -164,7 +166,7 @@ def _load(path: Path) -> Checkpoint:
         ) from error
 
 
-def _check_config(found: TrainConfig, wanted: TrainConfig, directory: Path) -> None:
+def _check_config(found: Configuration, wanted: Configuration, directory: Path) -> None:
     if found != wanted:
         raise RecordError(
             f"{directory} belongs to another configuration ({wanted.differences(found)}): choose "
@@ -172,7 +174,7 @@ def _check_config(found: TrainConfig, wanted: TrainConfig, directory: Path) -> N
         )
 
 
-def _as_text(epochs: tuple[Epoch, ...]) -> str:
+def _as_text(epochs: Sequence[EpochRow]) -> str:
     # Equality that also holds where a number is NaN, or infinite, which a record reads as NaN.
     return repr(
         [

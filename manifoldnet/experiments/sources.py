@@ -40,9 +40,13 @@ def load(
     """
     if name == "digits":
         return load_digits()
+    return cache.load(find(name, data_dir), Dataset, hub.read, notice or (lambda line: None))
+
+
+def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> hub.Source:
+    """The folder or repository of a set, by its name; arguments and errors are those of `load`."""
     folder = data_dir if data_dir is not None else os.environ.get(hub.DATA_VARIABLE)
-    source = hub.find(name, Path(folder) if folder else None)
-    return cache.load(source, notice or (lambda line: None))
+    return hub.find(name, Path(folder) if folder else None)
 
 
 def load_digits() -> Dataset:

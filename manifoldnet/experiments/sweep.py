@@ -2,35 +2,38 @@
 
     configurations -> which are missing in the folder? -> workers train them -> records (`folder`)
 
-A run is known by the hash of its configuration. It is trained whole, in a worker, and its record is
-written by the parent when it has ended: a run of a minute is not worth checkpoints, and so a kill
-costs at most the runs that were in the works. Numbers do not depend on who trained a run, nor
-beside what.
+A run is known by the hash of its configuration. It is trained in a worker, and its record is
+written by the parent when it has ended. A run of a minute is not worth checkpoints: a kill costs at
+most the runs that were in the works. A long one keeps a checkpoint after every epoch and goes on
+from there. Numbers do not depend on who trained a run, nor beside what.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from manifoldnet.experiments import folder as folders
-from manifoldnet.experiments import sources
-from manifoldnet.experiments.config import TrainConfig
-from manifoldnet.experiments.data import Dataset
+from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, DataError, ExperimentError, RecordError
+from manifoldnet.experiments.loop import Data, Experiment, train_in, train_whole, versions
 from manifoldnet.experiments.progress import SweepProgress
-from manifoldnet.experiments.records import Record
-from manifoldnet.experiments.training import images_for, train_whole, versions
+from manifoldnet.experiments.records import C, E, R, RunRecord
+from manifoldnet.experiments.rundir import record_path
 from manifoldnet.experiments.workers import Processes, available
 from manifoldnet.optim import NormGrowthWarning
 
 # A run whose worker died, or failed in a way that is not the user's to mend, is tried once more.
 ATTEMPTS = 2
+
+# Seconds between two looks at how far long runs are.
+_LOOK = 5.0
 
 
 class SweepError(ExperimentError):
@@ -38,25 +41,30 @@ class SweepError(ExperimentError):
 
 
 def sweep(
-    configs: Sequence[TrainConfig],
+    experiment: Experiment[C, E, R],
+    configs: Sequence[C],
     folder: str | Path,
     *,
     axes: Sequence[str] | None = None,
+    checkpoints: bool = False,
     jobs: int | None = None,
     executor: Executor | None = None,
     data_dir: str | Path | None = None,
     progress: bool = True,
     notice: Callable[[str], None] | None = None,
-) -> list[Record]:
+) -> list[RunRecord[C, E, R]]:
     """Trains what is missing of some configurations, all of one data set.
 
     Everything is checked before the first run begins.
 
     Args:
+        experiment: what the configurations are of.
         configs: what is to be in the folder.
         folder: where records are kept.
         axes: the fields in which records of the folder may differ, besides those of `configs`; by
             default any.
+        checkpoints: whether each run keeps a directory of its own in the folder, and goes on from
+            there. Workers on other machines need to see the same folder then.
         jobs: worker processes; by default one for each processor.
         executor: who does the work instead; it is not shut down.
         data_dir: the folder of data sets, for loading; workers are given the same name.
@@ -74,24 +82,24 @@ def sweep(
             written.
         SweepError: when runs failed twice. The others have been done.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     jobs = available() if jobs is None else jobs
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}; at least one is needed")
     wanted = {config.identity(): config for config in configs}
     if not configs or len(wanted) < len(configs):
         raise ConfigError("a sweep needs configurations, each of them once")
-    if len({config.dataset for config in configs}) > 1:
+    if len({experiment.source(config) for config in configs}) > 1:
         raise ConfigError("the configurations of a sweep are of one data set")
-    folders.read_all(folder)  # complains before anything is made
+    folders.read_all(folder, experiment.kind)  # complains before anything is made
     with folders.lock(folder):
         folders.clean(folder)
-        found = folders.read_all(folder)
-        any_field = [field.name for field in dataclasses.fields(TrainConfig)]
+        found = folders.read_all(folder, experiment.kind)
+        any_field = [field.name for field in dataclasses.fields(configs[0])]
         folders.check(folder, found, configs, any_field if axes is None else axes, versions())
         missing = [config for identity, config in wanted.items() if identity not in found]
         if missing:
-            fingerprint = _check_data(missing, data_dir, found, notice)
+            fingerprint = _check_data(experiment, missing, data_dir, found, notice)
             done = sum(len(found[i].epochs) for i in wanted if i in found)
             bar = SweepProgress(
                 sum(config.epochs for config in missing) + done,
@@ -103,28 +111,32 @@ def sweep(
             workers: AbstractContextManager[Executor] = (
                 Processes(min(jobs, len(missing))) if executor is None else nullcontext(executor)
             )
+            place = None if data_dir is None else str(data_dir)
             with bar, workers as pool:
-                found |= _train(missing, folder, pool, data_dir, fingerprint, bar)
+
+                def begin(config: C) -> Future[RunRecord[C, E, R]]:
+                    directory = folders.run_directory(folder, config) if checkpoints else None
+                    return pool.submit(run_one, experiment, config, place, fingerprint, directory)
+
+                found |= _train(missing, folder, begin, bar, checkpoints)
     return [found[identity] for identity in wanted]
 
 
 def _check_data(
-    configs: Sequence[TrainConfig],
+    experiment: Experiment[C, E, R],
+    configs: Sequence[C],
     data_dir: str | Path | None,
-    found: dict[str, Record],
+    found: Mapping[str, RunRecord[C, E, R]],
     notice: Callable[[str], None] | None,
 ) -> str:
     """Loads the data, and refuses what does not fit them, before anything starts."""
-    data = sources.load(configs[0].dataset, data_dir, notice)
+    data = experiment.load(experiment.source(configs[0]), data_dir, notice)
     seen = set()
     for config in configs:
-        sizes = (
-            *(config.architecture, config.batch_size, config.train_size, config.validation_size),
-            *(config.lr is None, config.selection_train_size, config.selection_validation_size),
-        )
+        sizes = experiment.sizes(config)
         if sizes not in seen:
             seen.add(sizes)
-            images_for(config, data)
+            experiment.parts(config, data)
     fingerprint = data.fingerprint()
     for identity, record in found.items():
         if record.data != fingerprint:
@@ -136,24 +148,19 @@ def _check_data(
 
 
 def _train(
-    configs: Sequence[TrainConfig],
+    configs: Sequence[C],
     folder: Path,
-    pool: Executor,
-    data_dir: str | Path | None,
-    fingerprint: str,
+    begin: Callable[[C], Future[RunRecord[C, E, R]]],
     bar: SweepProgress,
-) -> dict[str, Record]:
-    place = None if data_dir is None else str(data_dir)
-
-    def begin(config: TrainConfig) -> Future[Record]:
-        return pool.submit(run_one, config, place, fingerprint)
-
-    done: dict[str, Record] = {}
+    checkpoints: bool,
+) -> dict[str, RunRecord[C, E, R]]:
+    done: dict[str, RunRecord[C, E, R]] = {}
     failed: list[str] = []
     pending = {begin(config): (config, 1) for config in configs}
     try:
         while pending:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            look = _LOOK if checkpoints else None
+            for future in wait(pending, timeout=look, return_when=FIRST_COMPLETED).done:
                 config, attempt = pending.pop(future)
                 error = future.exception()
                 if error is None:
@@ -166,6 +173,9 @@ def _train(
                 else:
                     failed.append(f"{_describe(config)}: {type(error).__name__}: {error}")
                     bar.fail(config)
+            if checkpoints:
+                for config, _ in pending.values():
+                    bar.reach(config, _epochs_in(folders.run_directory(folder, config)))
     finally:
         for future in pending:
             future.cancel()
@@ -177,18 +187,26 @@ def _train(
     return done
 
 
-def run_one(config: TrainConfig, data_dir: str | None, fingerprint: str) -> Record:
+def run_one(
+    experiment: Experiment[C, E, R],
+    config: C,
+    data_dir: str | None,
+    fingerprint: str,
+    directory: Path | None = None,
+) -> RunRecord[C, E, R]:
     """Trains one run in a worker.
 
     Args:
+        experiment: what it is of.
         config: the run.
         data_dir: the folder of data sets.
         fingerprint: checksum of the data that the sweep was checked with.
+        directory: where it keeps a checkpoint after every epoch, and goes on from; None keeps none.
 
     Raises:
         DataError: when the worker's data are others.
     """
-    data = _load(config.dataset, data_dir)
+    data = _load(experiment.load, experiment.source(config), data_dir)
     if data.fingerprint() != fingerprint:
         raise DataError(
             f"a worker has other data named {config.dataset!r} than the process that started the "
@@ -197,16 +215,23 @@ def run_one(config: TrainConfig, data_dir: str | None, fingerprint: str) -> Reco
     with warnings.catch_warnings():
         # The additive scaled metric: if norms overflow, the record says that the run diverged.
         warnings.simplefilter("ignore", NormGrowthWarning)
-        return train_whole(config, data)
+        if directory is None:
+            return train_whole(experiment, config, data)
+        return train_in(experiment, config, directory, data, resume=True)
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, data_dir: str | None) -> Dataset:
-    return sources.load(name, data_dir)
+def _load(load: Callable[..., Data], source: tuple[Any, ...], data_dir: str | None) -> Data:
+    return load(source, data_dir, None)
 
 
-def _describe(config: TrainConfig) -> str:
-    return (
-        f"{config.architecture}-{config.depth}-{config.update}-{config.schedule}, "
-        f"seed {config.seed}"
-    )
+def _epochs_in(directory: Path) -> int:
+    """How many epochs the record of a run that goes on tells of, as far as can be seen."""
+    try:
+        return record_path(directory).read_bytes().count(b'{"kind": "epoch"')
+    except OSError:
+        return 0
+
+
+def _describe(config: Configuration) -> str:
+    return f"{config.label}, seed {config.seed}"

@@ -8,6 +8,7 @@ import pytest
 import manifoldnet
 from manifoldnet import cli
 from manifoldnet.experiments import UPDATES, TrainConfig, comparison, records, run
+from manifoldnet.experiments.records import CLASSIFICATION
 
 SHORT = ["--epochs", "2", "--seeds", "2"]
 
@@ -32,7 +33,9 @@ def test_compare_prints_the_table_and_names_the_picture(tmp_path, capsys):
     assert f"picture: {folder}/test_error.png" in out
     for update in ("b-sgd", "sm", "un"):
         assert f"| {update} " in out
-        record = records.read(tmp_path / "here" / folder / update / "seed-1" / "record.jsonl")
+        record = records.read(
+            tmp_path / "here" / folder / update / "seed-1" / "record.jsonl", CLASSIFICATION
+        )
         assert record.config == TrainConfig(update=update, seed=1, epochs=2)
     assert "all runs" in err
     assert "12/12" in err

@@ -11,6 +11,7 @@ from test_training import equal, numbers, states
 
 from manifoldnet import cli
 from manifoldnet.experiments import TrainConfig, records, train
+from manifoldnet.experiments.records import CLASSIFICATION
 
 CONFIG = TrainConfig(train_size=200, epochs=40, update="un", momentum=0.5)
 ARGUMENTS = ["train", "--update", "un", "--train-size", "200", "--epochs", "40"]
@@ -45,10 +46,10 @@ def whole(digits, tmp_path_factory):
 
 
 def goes_on_to_the_same_end(directory, whole):
-    trained = records.read(directory / "record.jsonl").epochs
+    trained = records.read(directory / "record.jsonl", CLASSIFICATION).epochs
     assert 3 <= len(trained) < CONFIG.epochs
     assert cli.main([*ARGUMENTS, str(directory), "--resume"]) == 0
-    assert numbers(records.read(directory / "record.jsonl")) == numbers(whole[1])
+    assert numbers(records.read(directory / "record.jsonl", CLASSIFICATION)) == numbers(whole[1])
     assert equal(states(directory), states(whole[0]))
     assert sorted(p.name for p in directory.iterdir()) == ["checkpoint.pt", "record.jsonl"]
 

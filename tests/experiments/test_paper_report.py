@@ -12,11 +12,18 @@ import pytest
 import torch
 
 from manifoldnet import cli
-from manifoldnet.experiments import Epoch, Record, RecordError, Result, paper, results, training
-from manifoldnet.experiments.cells import FIGURE3, GEODESIC, TABLE2, Cell, configurations
-from manifoldnet.experiments.claims import claims
-from manifoldnet.experiments.paper_report import write_paper_report
-from manifoldnet.experiments.trajectories import trajectory
+from manifoldnet.experiments import Epoch, Record, RecordError, Result, loop
+from manifoldnet.experiments.symmetry_paper import paper, results
+from manifoldnet.experiments.symmetry_paper.cells import (
+    FIGURE3,
+    GEODESIC,
+    TABLE2,
+    Cell,
+    configurations,
+)
+from manifoldnet.experiments.symmetry_paper.claims import claims
+from manifoldnet.experiments.symmetry_paper.report import write_paper_report
+from manifoldnet.experiments.symmetry_paper.trajectories import trajectory
 
 FIXTURE = Path(__file__).parent / "fixtures" / "sweep"
 
@@ -25,11 +32,29 @@ def record(cell, seed, errors, seconds=1.0, diverged=False):
     """A made-up run of a cell."""
     config = configurations([cell], seed + 1)[-1]
     epochs = tuple(
-        Epoch(n, 1e-3, 1.0, 0.5, 0.4, error, 0.0, seconds, 2.0, 0.7)
+        Epoch(
+            epoch=n,
+            lr=0.001,
+            train_loss=1.0,
+            train_error=0.5,
+            validation_error=0.4,
+            test_error=error,
+            violation=0.0,
+            train_seconds=seconds,
+            seconds=2.0,
+            validation_loss=0.7,
+        )
         for n, error in enumerate(errors, 1)
     )
     status, reason = ("diverged", "it did") if diverged else ("finished", "")
-    result = Result(status, reason, len(errors), errors[-1], 0.4, 2.0 * len(errors))
+    result = Result(
+        status=status,
+        reason=reason,
+        epochs=len(errors),
+        test_error=errors[-1],
+        validation_error=0.4,
+        seconds=2.0 * len(errors),
+    )
     return Record(config, {"manifoldnet": "0"}, "00", epochs, result)
 
 
@@ -192,7 +217,7 @@ def test_the_picture_is_one(report):
 
 
 def test_the_report_trains_nothing_and_leaves_the_records_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "train_whole", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(loop, "train_whole", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("trained"))
     shutil.copytree(FIXTURE, tmp_path / "runs")
     before = {p: p.read_bytes() for p in (tmp_path / "runs" / "records").iterdir()}

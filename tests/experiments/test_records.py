@@ -7,35 +7,68 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifoldnet.experiments import Epoch, Record, RecordError, Result, TrainConfig, records
+from manifoldnet.experiments.records import CLASSIFICATION
 
 rates = st.floats(0, 1)
 seconds = st.floats(0, 1e6)
 losses = st.floats(0, allow_infinity=False)
 
 
+def result_of(epochs):
+    return Result(
+        status="finished",
+        reason="",
+        epochs=epochs,
+        test_error=0.3,
+        validation_error=0.4,
+        seconds=3.0,
+    )
+
+
 @st.composite
 def whole_records(draw):
     epochs = tuple(
-        Epoch(n + 1, draw(rates), draw(losses), *(draw(rates) for _ in range(4)), 0.5, 1.0)
+        Epoch(
+            epoch=n + 1,
+            lr=draw(rates),
+            train_loss=draw(losses),
+            train_error=draw(rates),
+            validation_error=draw(rates),
+            test_error=draw(rates),
+            violation=draw(rates),
+            train_seconds=0.5,
+            seconds=1.0,
+        )
         for n in range(draw(st.integers(0, 4)))
     )
-    result = draw(st.none() | st.just(Result("finished", "", len(epochs), 0.1, 0.2, 3.0)))
+    result = draw(st.none() | st.just(result_of(len(epochs))))
     return Record(TrainConfig(seed=draw(st.integers(0, 99))), {"torch": "2"}, "00", epochs, result)
 
 
 @pytest.fixture
 def record():
-    epochs = tuple(Epoch(n, 0.01, 1.0, 0.5, 0.4, 0.3, 0.0, 1.0, 2.0) for n in (1, 2, 3))
-    return Record(
-        TrainConfig(), {"torch": "2"}, "00", epochs, Result("finished", "", 3, 0.3, 0.4, 6)
+    epochs = tuple(
+        Epoch(
+            epoch=n,
+            lr=0.01,
+            train_loss=1.0,
+            train_error=0.5,
+            validation_error=0.4,
+            test_error=0.3,
+            violation=0.0,
+            train_seconds=1.0,
+            seconds=2.0,
+        )
+        for n in (1, 2, 3)
     )
+    return Record(TrainConfig(), {"torch": "2"}, "00", epochs, result_of(3))
 
 
 @given(record=whole_records())
 def test_what_is_written_is_read(tmp_path_factory, record):
     path = tmp_path_factory.mktemp("record") / "record.jsonl"
     records.write(record, path)
-    assert records.read(path) == record
+    assert records.read(path, CLASSIFICATION) == record
 
 
 def test_it_is_json_lines(tmp_path, record):
@@ -52,7 +85,7 @@ def test_a_number_that_is_not_finite_is_null_and_comes_back_as_nan(tmp_path, rec
     epoch = dataclasses.replace(record.epochs[0], train_loss=value)
     records.write(Record(TrainConfig(), {}, "00", (epoch,)), path)
     assert '"train_loss": null' in path.read_text()
-    assert math.isnan(records.read(path).epochs[0].train_loss)
+    assert math.isnan(records.read(path, CLASSIFICATION).epochs[0].train_loss)
 
 
 @pytest.mark.parametrize("cut", [1, 30, 150])
@@ -63,7 +96,7 @@ def test_a_truncated_line_is_named(tmp_path, record, cut):
     with pytest.raises(
         RecordError, match=r"record.jsonl, line 4 is damaged: it is cut off; delete"
     ):
-        records.read(path)
+        records.read(path, CLASSIFICATION)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +124,7 @@ def test_a_garbled_line_is_named_with_what_to_do(tmp_path, record, number, line,
     lines[number - 1] = line
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(RecordError, match=rf"line {number} is damaged: .*{message}.*--resume"):
-        records.read(path)
+        records.read(path, CLASSIFICATION)
 
 
 def test_lines_that_do_not_follow_each_other_are_named(tmp_path, record):
@@ -102,7 +135,7 @@ def test_lines_that_do_not_follow_each_other_are_named(tmp_path, record):
     def message(order):
         path.write_text("".join(lines[i] for i in order))
         with pytest.raises(RecordError) as caught:
-            records.read(path)
+            records.read(path, CLASSIFICATION)
         return str(caught.value)
 
     assert "line 3 is damaged: it is epoch 3 where epoch 2 belongs" in message([0, 1, 3, 4])
@@ -117,11 +150,11 @@ def test_a_field_of_the_wrong_type_is_named(tmp_path, record):
         path.read_text().replace('"lr": 0.01, "train_loss": 1.0', '"lr": "x", "train_loss": 1')
     )
     with pytest.raises(RecordError, match="line 2 is damaged: lr is 'x', not of type float"):
-        records.read(path)
+        records.read(path, CLASSIFICATION)
 
 
 def test_a_record_that_is_not_text(tmp_path):
     path = tmp_path / "record.jsonl"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecordError, match="cannot be read"):
-        records.read(path)
+        records.read(path, CLASSIFICATION)

@@ -9,8 +9,10 @@ from test_training import SMALL, Stop, numbers, stop_after
 from manifoldnet.experiments import ConfigError, TrainConfig, records, rundir, train
 from manifoldnet.experiments import selection as choosing
 from manifoldnet.experiments.data import split
+from manifoldnet.experiments.loop import train_whole
+from manifoldnet.experiments.records import CLASSIFICATION
 from manifoldnet.experiments.selection import parts, select
-from manifoldnet.experiments.training import train_whole
+from manifoldnet.experiments.training import EXPERIMENT
 
 CHOSEN = dataclasses.replace(
     SMALL, lr=None, selection_epochs=3, selection_train_size=60, selection_validation_size=30
@@ -68,20 +70,20 @@ def test_a_run_uses_and_records_what_was_chosen(tiny, tmp_path):
     record = train(CHOSEN, tmp_path, tiny)
     assert record.config.lr is None
     assert record.lr == record.selection.lr == record.epochs[0].lr
-    assert records.read(tmp_path / "record.jsonl") == record
+    assert records.read(tmp_path / "record.jsonl", CLASSIFICATION) == record
     fixed = train(dataclasses.replace(CHOSEN, lr=record.lr), tmp_path / "fixed", tiny)
     assert [e.test_error for e in fixed.epochs] == [e.test_error for e in record.epochs]
 
 
 def test_a_whole_run_in_memory_is_the_run_with_checkpoints(tiny, tmp_path):
-    in_memory, on_disk = train_whole(CHOSEN, tiny), train(CHOSEN, tmp_path, tiny)
+    in_memory, on_disk = train_whole(EXPERIMENT, CHOSEN, tiny), train(CHOSEN, tmp_path, tiny)
     assert numbers(in_memory) == numbers(on_disk)
     assert in_memory.data == on_disk.data
     assert without_clock(in_memory.selection) == without_clock(on_disk.selection)
 
 
 def test_a_stopped_run_does_not_choose_again(tiny, tmp_path, monkeypatch):
-    whole = train_whole(CHOSEN, tiny)
+    whole = train_whole(EXPERIMENT, CHOSEN, tiny)
     with pytest.raises(Stop):
         train(CHOSEN, tmp_path, tiny, on_epoch=stop_after(2))
     monkeypatch.setattr(choosing, "_final_error", lambda *_: pytest.fail("chose again"))
@@ -142,7 +144,7 @@ OLD_RECORD = """\
 def test_a_record_of_format_1_is_read(tmp_path):
     path = tmp_path / "record.jsonl"
     path.write_text(OLD_RECORD)
-    record = records.read(path)
+    record = records.read(path, CLASSIFICATION)
     assert record.config == TrainConfig(update="un", epochs=1, seed=3)
     assert record.lr == 0.01
     assert record.epochs[0].validation_loss is None

@@ -15,7 +15,15 @@ PAPER = TrainConfig(schedule="bold-driver", epochs=60, min_epochs=25)
 
 def epoch(number, validation_loss, train_error=0.01, validation_error=0.02, train_loss=0.1):
     return Epoch(
-        *(number, 0.01, train_loss, train_error, validation_error, 0.03, 0.0, 1.0, 2.0),
+        epoch=number,
+        lr=0.01,
+        train_loss=train_loss,
+        train_error=train_error,
+        validation_error=validation_error,
+        test_error=0.03,
+        violation=0.0,
+        train_seconds=1.0,
+        seconds=2.0,
         validation_loss=validation_loss,
     )
 

@@ -25,7 +25,8 @@ from manifoldnet.experiments import (
     records,
 )
 from manifoldnet.experiments import sweep as sweeping
-from manifoldnet.experiments.cells import (
+from manifoldnet.experiments.sweep import SweepError, sweep
+from manifoldnet.experiments.symmetry_paper.cells import (
     AXES,
     FIGURE3,
     GEODESIC,
@@ -35,7 +36,7 @@ from manifoldnet.experiments.cells import (
     configurations,
     named,
 )
-from manifoldnet.experiments.sweep import SweepError, sweep
+from manifoldnet.experiments.training import EXPERIMENT
 from manifoldnet.experiments.workers import Processes
 
 ROOT = str(Path(__file__).parents[2])
@@ -62,7 +63,7 @@ class Here(Executor):
         self.errors, self.calls = list(errors), []
 
     def submit(self, fn, /, *args, **kwargs):
-        self.calls.append(args[0])
+        self.calls.append(args[1])
         future = Future()
         error = self.errors.pop(0) if self.errors else None
         if error is not None:
@@ -73,7 +74,7 @@ class Here(Executor):
 
 
 def quiet(configs, where, executor=None, **options):
-    return sweep(configs, where, executor=executor or Here(), progress=False, **options)
+    return sweep(EXPERIMENT, configs, where, executor=executor or Here(), progress=False, **options)
 
 
 def content(where):
@@ -138,7 +139,7 @@ def test_a_second_call_does_what_is_missing(tmp_path):
 
 def test_processes_give_the_records_of_one_process(tmp_path, capfd):
     here = quiet(FEW, tmp_path / "here")
-    there = sweep(FEW, tmp_path / "there", jobs=2)
+    there = sweep(EXPERIMENT, FEW, tmp_path / "there", jobs=2)
     assert list(map(without_clock, here)) == list(map(without_clock, there))
     assert "3/3 runs" in capfd.readouterr().err
 
@@ -150,7 +151,7 @@ if __name__ == "__main__":
     sys.path.insert(0, {tests!r})
     from test_sweep import RUNS, AXES, sweep
 
-    sweep(RUNS, sys.argv[1], axes=AXES, jobs=2, progress=False)
+    sweep(EXPERIMENT, RUNS, sys.argv[1], axes=AXES, jobs=2, progress=False)
 """
 
 
@@ -271,7 +272,7 @@ def test_a_request_that_is_wrong_is_not_tried_again(tmp_path):
 
 def test_a_worker_with_other_data_is_refused():
     with pytest.raises(DataError, match="a worker has other data named 'digits'"):
-        sweeping.run_one(FEW[0], None, "00000000")
+        sweeping.run_one(EXPERIMENT, FEW[0], None, "00000000")
 
 
 def test_two_parents_do_not_share_a_folder(tmp_path):

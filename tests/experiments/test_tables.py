@@ -21,9 +21,27 @@ def run(update="un", seed=0, errors=(0.5, 0.1), status="finished", **fields):
     """A made-up run with the given test errors."""
     config = TrainConfig(update=update, seed=seed, epochs=len(errors), **fields)
     epochs = tuple(
-        Epoch(n, 0.01, 1.0, 0.5, 0.4, error, 0.0, 1.5, 2.0) for n, error in enumerate(errors, 1)
+        Epoch(
+            epoch=n,
+            lr=0.01,
+            train_loss=1.0,
+            train_error=0.5,
+            validation_error=0.4,
+            test_error=error,
+            violation=0.0,
+            train_seconds=1.5,
+            seconds=2.0,
+        )
+        for n, error in enumerate(errors, 1)
     )
-    result = Result(status, "", len(errors), errors[-1], 0.25, 2.0 * len(errors))
+    result = Result(
+        status=status,
+        reason="",
+        epochs=len(errors),
+        test_error=errors[-1],
+        validation_error=0.25,
+        seconds=2.0 * len(errors),
+    )
     return Record(config, {}, "00", epochs, result)
 
 

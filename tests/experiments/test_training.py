@@ -13,6 +13,7 @@ from manifoldnet.experiments import (
     rundir,
     train,
 )
+from manifoldnet.experiments.records import CLASSIFICATION
 from manifoldnet.experiments.run import evaluate
 
 SMALL = TrainConfig(dataset="tiny", features=8, batch_size=25, epochs=4, lr=1e-2)
@@ -101,7 +102,7 @@ def test_the_same_configuration_gives_the_same_bits_and_another_seed_others(tiny
 
 def test_the_record_on_disk_is_what_is_returned(tiny, tmp_path):
     record = train(SMALL, tmp_path, tiny)
-    assert records.read(tmp_path / "record.jsonl") == record
+    assert records.read(tmp_path / "record.jsonl", CLASSIFICATION) == record
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "record.jsonl"]
     assert record.result.epochs == len(record.epochs) == 4
 
@@ -131,7 +132,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, update, schedule):
     parts = train(config, tmp_path / "parts", tiny, resume=True)
     assert numbers(parts) == numbers(whole)
     assert equal(states(tmp_path / "parts"), states(tmp_path / "whole"))
-    assert numbers(records.read(tmp_path / "parts" / "record.jsonl")) == numbers(whole)
+    assert numbers(records.read(tmp_path / "parts" / "record.jsonl", CLASSIFICATION)) == numbers(
+        whole
+    )
 
 
 def test_the_bold_driver_follows_the_mean_training_loss(tiny, tmp_path):
@@ -269,7 +272,7 @@ def test_a_record_that_tells_of_other_epochs(tiny, tmp_path):
     with pytest.raises(Stop):
         train(SMALL, tmp_path, tiny, on_epoch=stop_after(2))
     path = tmp_path / "record.jsonl"
-    record = records.read(path)
+    record = records.read(path, CLASSIFICATION)
     changed = dataclasses.replace(record.epochs[0], test_error=0.0625)
     records.write(dataclasses.replace(record, epochs=(changed, record.epochs[1])), path)
     assert "tell of different epochs" in refused(SMALL, tmp_path, tiny, resume=True)
@@ -282,7 +285,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tiny, tmp_path):
     assert record.result.reason == f"the training loss was not finite in epoch {len(record.epochs)}"
     assert len(record.epochs) < 50
     assert 0 <= record.result.test_error <= 1
-    assert math.isnan(records.read(tmp_path / "record.jsonl").epochs[-1].train_loss)
+    assert math.isnan(records.read(tmp_path / "record.jsonl", CLASSIFICATION).epochs[-1].train_loss)
     assert train(config, tmp_path, tiny, resume=True).result.diverged
 
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
 
-from manifoldnet.experiments.cells import DEPTHS, PAPER_UPDATES, Cell
 from manifoldnet.experiments.config import SCHEDULES
-from manifoldnet.experiments.results import CellRuns, Table
 from manifoldnet.experiments.statistics import Estimate, paired
+from manifoldnet.experiments.symmetry_paper.cells import DEPTHS, PAPER_UPDATES, Cell
+from manifoldnet.experiments.symmetry_paper.results import CellRuns, Table
 
 NOTICEABLE = 1.25
 """How many times B-SGD's seconds are a noticeable cost; the paper gives no number."""

@@ -12,10 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manifoldnet.experiments import folder as folders
-from manifoldnet.experiments import paper, results, trajectories
-from manifoldnet.experiments.cells import PROTOCOL, TABLE2
-from manifoldnet.experiments.claims import Comparison, claims, time_ratio
-from manifoldnet.experiments.config import UPDATES
 from manifoldnet.experiments.document import (
     Block,
     Heading,
@@ -27,8 +23,12 @@ from manifoldnet.experiments.document import (
 )
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.files import write_text
-from manifoldnet.experiments.records import Record
+from manifoldnet.experiments.records import CLASSIFICATION, Record
 from manifoldnet.experiments.statistics import Estimate, paired
+from manifoldnet.experiments.symmetry_paper import paper, results, trajectories
+from manifoldnet.experiments.symmetry_paper.cells import PROTOCOL, TABLE2
+from manifoldnet.experiments.symmetry_paper.claims import Comparison, claims, time_ratio
+from manifoldnet.experiments.updates import UPDATES
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    found = folders.read_all(folder, exact=False)
+    found = folders.read_all(folder, CLASSIFICATION, exact=False)
     if not found:
         raise RecordError(
             f"{folder} holds no records: make some with manifoldnet reproduce table2 --out {folder}"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from manifoldnet.experiments.cells import Cell
+from manifoldnet.experiments.symmetry_paper.cells import Cell
 
 
 class Published(NamedTuple):

@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.cells import FIGURE3, Cell
 from manifoldnet.experiments.errors import MissingExtraError
 from manifoldnet.experiments.files import replacing
 from manifoldnet.experiments.plots import COLOURS, INK, MUTED, style
-from manifoldnet.experiments.results import CellRuns, Table, csv_text
+from manifoldnet.experiments.symmetry_paper.cells import FIGURE3, Cell
+from manifoldnet.experiments.symmetry_paper.results import CellRuns, Table, csv_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

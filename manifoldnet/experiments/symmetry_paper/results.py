@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from manifoldnet.experiments.cells import GEODESIC, TABLE2, Cell
 from manifoldnet.experiments.records import Record
 from manifoldnet.experiments.statistics import Estimate, estimate
+from manifoldnet.experiments.symmetry_paper.cells import GEODESIC, TABLE2, Cell
 
 COLUMNS = (
     *("architecture", "depth", "update", "schedule", "seed", "lr", "epochs"),

@@ -1,0 +1,44 @@
+"""What a record of SegNet tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from manifoldnet.experiments.records import EpochRow, Kind, ResultRow, RunRecord
+from manifoldnet.experiments.segmentation.config import SegmentationConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationEpoch(EpochRow):
+    """One epoch. The loss is the weighted mean cross-entropy (nats) of labelled pixels.
+
+    Attributes:
+        train_accuracy: global accuracy on the training images, in [0, 1], as they came up.
+        validation_confusion: confusion matrix (`scores.confusion`) of the validation images after
+            the epoch, row after row.
+        test_confusion: that of the test images, after the last epoch only.
+    """
+
+    train_accuracy: float
+    validation_confusion: tuple[int, ...]
+    test_confusion: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationResult(ResultRow):
+    """How a run ended. Scores (`scores.Scores`) are those of the test images after all epochs.
+
+    Attributes:
+        global_accuracy: share of the labelled pixels that are right; NaN for a diverged run.
+        class_accuracy: mean of the classes' accuracies.
+        mean_iou: mean of the classes' intersections over unions.
+    """
+
+    global_accuracy: float
+    class_accuracy: float
+    mean_iou: float
+
+
+SEGMENTATION = Kind(SegmentationConfig, SegmentationEpoch, SegmentationResult)
+SegmentationRecord = RunRecord[SegmentationConfig, SegmentationEpoch, SegmentationResult]
+"""A run of SegNet."""

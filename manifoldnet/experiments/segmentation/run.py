@@ -1,0 +1,204 @@
+"""SegNet under training, for the training loop (`manifoldnet.experiments.loop`).
+
+The loss is the class-balanced cross-entropy; void pixels have no part in it. Images are scaled to
+[0, 1] and nothing else is done to them: the first batch normalization centres what comes of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import ExponentialLR
+
+import manifoldnet as mn
+from manifoldnet.experiments.data import seeded_generator
+from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.loop import Experiment
+from manifoldnet.experiments.run import declare
+from manifoldnet.experiments.segmentation import images
+from manifoldnet.experiments.segmentation.config import SegmentationConfig
+from manifoldnet.experiments.segmentation.images import Scenes
+from manifoldnet.experiments.segmentation.network import SegNet
+from manifoldnet.experiments.segmentation.rows import (
+    SEGMENTATION,
+    SegmentationEpoch,
+    SegmentationResult,
+)
+from manifoldnet.experiments.segmentation.scores import confusion, scores
+
+_EVALUATION_BATCH = 8
+
+
+class Run:
+    """What changes while a run goes on: network, optimizer, schedule, source of randomness.
+
+    Args:
+        config: what is trained.
+        data: decides how many classes there are, and what they weigh.
+
+    Raises:
+        ConfigError: without a learning rate.
+    """
+
+    def __init__(self, config: SegmentationConfig, data: Scenes) -> None:
+        if config.lr is None:
+            raise ConfigError("lr is None; a run of SegNet needs a number")
+        self.config = config
+        self.network = SegNet(
+            len(data.classes),
+            width=config.filters,
+            generator=seeded_generator(config.seed, "start"),
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        declare(self.network, config.update)
+        self.optimizer = mn.RiemannianSGD(
+            mn.param_groups(self.network), lr=config.lr, momentum=config.momentum
+        )
+        self.scheduler = ExponentialLR(self.optimizer, config.decay)
+        self.generator = seeded_generator(config.seed, "order")
+        self.weights = class_weights(data) if config.class_balance != "none" else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, in tensors and plain types."""
+        return {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Takes up where `state_dict` was called."""
+        self.network.load_state_dict(states["model"])
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.scheduler.load_state_dict(states["scheduler"])
+        self.generator.set_state(states["generator"])
+
+    def epoch(self, number: int, data: Scenes) -> SegmentationEpoch:
+        """Trains one epoch, evaluates, and moves the schedule on."""
+        began = time.perf_counter()
+        lr = self.optimizer.param_groups[0]["lr"]
+        loss, accuracy = self.train_pass(*data.part("train"))
+        trained = time.perf_counter()
+        self.scheduler.step()
+        last = number == self.config.epochs and math.isfinite(loss)
+        return SegmentationEpoch(
+            epoch=number,
+            lr=lr,
+            train_loss=loss,
+            train_accuracy=accuracy,
+            validation_confusion=self._judge(data, "validation"),
+            test_confusion=self._judge(data, "test") if last else None,
+            violation=max(map(float, mn.violations(self.network).values()), default=0.0),
+            train_seconds=trained - began,
+            seconds=time.perf_counter() - began,
+        )
+
+    def train_pass(self, pictures: Tensor, masks: Tensor) -> tuple[float, float]:
+        """One pass over the training images; their mean loss and global accuracy as they came."""
+        self.network.train()
+        order = torch.randperm(len(pictures), generator=self.generator)
+        losses, right, labelled = [], 0, 0
+        for rows in order.split(self.config.batch_size):
+            chosen, labels = pictures[rows], masks[rows].long()
+            if self.config.mirror:
+                turned = torch.rand(len(rows), generator=self.generator) < 0.5
+                chosen[turned], labels[turned] = chosen[turned].flip(-1), labels[turned].flip(-1)
+            self.optimizer.zero_grad()
+            result = self.network(_pixels(chosen))
+            classes = result.shape[1]
+            loss = cross_entropy(result, labels, self.weights, ignore_index=classes)
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.detach() * len(rows))
+            matrix = confusion(labels, result.detach().argmax(1), classes)
+            right, labelled = right + int(matrix.diagonal().sum()), labelled + int(matrix.sum())
+        return torch.stack(losses).sum().item() / len(pictures), right / max(labelled, 1)
+
+    def _judge(self, data: Scenes, split: str) -> tuple[int, ...]:
+        pictures, masks = data.part(split)
+        called = predict(self.network, pictures)
+        return tuple(confusion(masks, called, len(data.classes)).flatten().tolist())
+
+
+def predict(network: SegNet, pictures: Tensor) -> Tensor:
+    """The class of each pixel (uint8, ``(images, height, width)``) of uint8 images."""
+    network.eval()
+    with torch.no_grad():
+        return torch.cat(
+            [network(_pixels(p)).argmax(1).byte() for p in pictures.split(_EVALUATION_BATCH)]
+        )
+
+
+def class_weights(data: Scenes) -> Tensor:
+    """Median-frequency weights of the classes on the training masks; see `SegmentationConfig`.
+
+    A class that no mask holds weighs 1: it is in no loss.
+    """
+    masks = data.train_masks.flatten(1).long()
+    classes = len(data.classes)
+    counts = torch.stack([torch.bincount(m, minlength=classes + 1) for m in masks])[:, :classes]
+    seen_in = (counts > 0).sum(0) * masks.shape[1]
+    frequency = counts.sum(0) / seen_in  # 0/0 is NaN: a class that is nowhere
+    weights = frequency.nanmedian() / frequency
+    return torch.where(weights.isnan(), 1.0, weights).float()
+
+
+def verdict(
+    config: SegmentationConfig, epochs: Sequence[SegmentationEpoch]
+) -> SegmentationResult | None:
+    """The result of a run: after all epochs, or when the loss is not finite."""
+    if not epochs:
+        return None
+    last = epochs[-1]
+    finite = math.isfinite(last.train_loss)
+    if finite and last.epoch < config.epochs:
+        return None
+    classes = math.isqrt(len(last.validation_confusion))
+    found = None
+    if last.test_confusion is not None:
+        found = scores(torch.tensor(last.test_confusion).reshape(classes, classes))
+    return SegmentationResult(
+        status="finished" if finite else "diverged",
+        reason="" if finite else f"the training loss was not finite in epoch {last.epoch}",
+        epochs=last.epoch,
+        seconds=sum(epoch.seconds for epoch in epochs),
+        global_accuracy=math.nan if found is None else found.global_accuracy,
+        class_accuracy=math.nan if found is None else found.class_accuracy,
+        mean_iou=math.nan if found is None else found.mean_iou,
+    )
+
+
+def _pixels(pictures: Tensor) -> Tensor:
+    return pictures.float().div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def _source(config: SegmentationConfig) -> tuple[Any, ...]:
+    return config.dataset, config.height, config.width
+
+
+def _parts(config: SegmentationConfig, data: Scenes) -> Scenes:
+    for split in images.SPLITS:
+        if len(data.part(split)[0]) == 0:
+            raise ConfigError(f"{data.name}: there are no {split} images")
+    return data
+
+
+def _sizes(config: SegmentationConfig) -> tuple[Any, ...]:
+    return ()
+
+
+EXPERIMENT: Experiment[SegmentationConfig, SegmentationEpoch, SegmentationResult] = Experiment(
+    kind=SEGMENTATION,
+    source=_source,
+    load=images.load,
+    parts=_parts,
+    sizes=_sizes,
+    start=Run,
+    verdict=verdict,
+)

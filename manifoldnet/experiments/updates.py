@@ -1,0 +1,50 @@
+"""The weight updates that are compared, as data: the training loops know none of them by name.
+
+A row says which rule of `manifoldnet.rules` declares the weights, with which options. They are
+those of Table 1 of [badrinarayanan2015symmetry], and the scaled metric with its exact geodesics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Update:
+    """A weight update of the comparison: which weights it declares on which manifolds.
+
+    Attributes:
+        rule: name of the factory in `manifoldnet.rules`; None declares nothing (Euclidean weights).
+        options: keyword arguments of that factory, besides ``classifier="head"``.
+        summary: one line for people.
+    """
+
+    summary: str
+    rule: str | None = None
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+UPDATES: Mapping[str, Update] = MappingProxyType(
+    {
+        "b-sgd": Update("balanced SGD: Euclidean updates from a unit-norm start"),
+        "sm": Update(
+            "scaled metric, additive step (Table 1)",
+            "scaled_metric",
+            MappingProxyType({"retraction": "additive"}),
+        ),
+        "sm-geodesic": Update(
+            "scaled metric, exact geodesic step",
+            "scaled_metric",
+            MappingProxyType({"retraction": "geodesic"}),
+        ),
+        "un": Update(
+            "unit-norm filters, projective step (Table 1)",
+            "unit_norm",
+            MappingProxyType({"retraction": "projective"}),
+        ),
+    }
+)
+"""The updates of the comparison, by name."""
