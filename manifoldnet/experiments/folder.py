@@ -12,7 +12,9 @@ is an error, and is left as it is.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,11 +158,15 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         RecordError: when another process has it, or the folder cannot be written.
     """
-    import fcntl  # not on Windows, where the rest of this module works
-
+    try:
+        import fcntl  # not on Windows, where the rest of this module works
+    except ImportError as error:
+        raise RecordError("sweeps need the file locks of a Unix system") from error
     path = folder / "lock"
     try:
         (folder / "records").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder / "records"):
+            pass  # is there a right to write?
         stream = path.open("a")
     except OSError as error:
         raise RecordError(
@@ -169,10 +175,14 @@ def lock(folder: Path) -> Iterator[None]:
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise RecordError(
                 f"another process is at work in {folder}: wait for it, stop it, or choose another "
                 "folder"
+            ) from error
+        except OSError as error:
+            raise RecordError(
+                f"{path} cannot be locked ({error.strerror}): choose a folder on another disk"
             ) from error
         yield
 
@@ -187,7 +197,9 @@ def keep(folder: Path, record: RunRecord[Any, Any, Any]) -> None:
     try:
         records.write(record, path)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "make room" if full else "mend that"
         raise RecordError(
             f"{path} cannot be written ({error.strerror or error}): the records of finished runs "
-            "are kept; make room and repeat the command, which does what is missing"
+            f"are kept; {way_out} and repeat the command, which does what is missing"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -86,13 +87,12 @@ class SweepProgress:
     """One bar over all runs of a sweep, with the time left; use as a context manager.
 
     Runs are trained elsewhere: it counts their epochs when they have ended, or as far as their
-    directories tell.
+    directories tell. Runs that have not ended are taken to have the share of their epochs that the
+    ended ones had, since rules may end a run early.
 
     Args:
-        total: epochs of all runs together.
-        done: how many of them were trained before (they do not count for the time left).
-        runs: how many runs there are.
-        ended: how many of them had ended before.
+        pending: the runs to come.
+        ended: those that are there.
         enabled: False shows nothing.
 
     Raises:
@@ -100,35 +100,41 @@ class SweepProgress:
     """
 
     def __init__(
-        self, total: int, done: int, *, runs: int, ended: int, enabled: bool = True
+        self,
+        pending: Iterable[Configuration],
+        ended: Iterable[RunRecord[Any, Any, Any]],
+        enabled: bool = True,
     ) -> None:
-        self._runs, self._ended, self._failed = runs, ended, 0
-        self._begun: dict[str, int] = {}  # epochs of runs that go on, by identity
+        self._pending = {config.identity(): config.epochs for config in pending}
+        self._reached = dict.fromkeys(self._pending, 0)
+        self._trained = self._allowed = self._ended = self._failed = 0
+        for record in ended:
+            self._count(record)
         # Workers finish side by side: only the mean over all of it says how long the rest takes.
-        self._bar: Any = make_bar("sweep", total, done, smoothing=0.0) if enabled else None
+        self._bar: Any = None
+        if enabled:
+            self._bar = make_bar("sweep", self._total(), self._trained, smoothing=0.0)
         self._show()
 
     def reach(self, config: Configuration, epochs: int) -> None:
         """Counts the epochs of a run that goes on."""
-        new = epochs - self._begun.get(config.identity(), 0)
-        if new > 0:
-            self._begun[config.identity()] = epochs
-            if self._bar is not None:
-                self._bar.update(new)
+        new = epochs - self._reached[config.identity()]
+        self._reached[config.identity()] = epochs
+        if self._bar is not None:
+            self._bar.update(new)
 
     def end(self, record: RunRecord[Any, Any, Any]) -> None:
-        """Counts a run that has ended; what it did not train is not waited for."""
-        self._ended += 1
-        if self._bar is not None:
-            self._bar.total -= record.config.epochs - len(record.epochs)
+        """Counts a run that has ended."""
         self.reach(record.config, len(record.epochs))
+        self._forget(record.config)
+        self._count(record)
         self._show()
 
     def fail(self, config: Configuration) -> None:
         """Counts a run that will not end."""
+        self.reach(config, 0)
+        self._forget(config)
         self._failed += 1
-        if self._bar is not None:
-            self._bar.total -= config.epochs - self._begun.get(config.identity(), 0)
         self._show()
 
     def __enter__(self) -> SweepProgress:
@@ -138,11 +144,25 @@ class SweepProgress:
         if self._bar is not None:
             self._bar.close()
 
+    def _count(self, record: RunRecord[Any, Any, Any]) -> None:
+        self._ended += 1
+        self._trained += len(record.epochs)
+        self._allowed += record.config.epochs
+
+    def _forget(self, config: Configuration) -> None:
+        del self._pending[config.identity()], self._reached[config.identity()]
+
+    def _total(self) -> int:
+        share = self._trained / self._allowed if self._allowed else 1.0
+        return self._trained + round(share * sum(self._pending.values()))
+
     def _show(self) -> None:
         if self._bar is not None:
+            runs = self._ended + self._failed + len(self._pending)
             failed = f", {self._failed} failed" if self._failed else ""
+            self._bar.total = max(self._total(), self._bar.n)
             self._bar.set_postfix_str(
-                f"{self._ended}/{self._runs} runs{failed}", refresh=sys.stderr.isatty()
+                f"{self._ended}/{runs} runs{failed}", refresh=sys.stderr.isatty()
             )
 
 

@@ -306,7 +306,8 @@ _WANTED: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float, type(None)),
     "float | None": (int, float, type(None)),
-    "tuple[int, ...] | None": (list, type(None)),
+    "tuple[int, ...]": (list,),
+    "tuple[int, ...] | None": (list,),
     "str": (str,),
     "tuple[float, ...]": (list,),
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +31,9 @@ from manifoldnet.optim import NormGrowthWarning
 
 # A run whose worker died, or failed in a way that is not the user's to mend, is tried once more.
 ATTEMPTS = 2
+
+# So many failures before any success, and the rest is not tried.
+_HOPELESS = 5
 
 # Seconds between two looks at how far long runs are.
 _LOOK = 5.0
@@ -55,7 +58,8 @@ def sweep(
 ) -> list[RunRecord[C, E, R]]:
     """Trains what is missing of some configurations, all of one data set.
 
-    Everything is checked before the first run begins.
+    Everything is checked before the first run begins. A script that calls this with worker
+    processes does so below ``if __name__ == "__main__":``, since workers import it.
 
     Args:
         experiment: what the configurations are of.
@@ -95,19 +99,14 @@ def sweep(
     with folders.lock(folder):
         folders.clean(folder)
         found = folders.read_all(folder, experiment.kind)
+        own = versions()
         any_field = [field.name for field in dataclasses.fields(configs[0])]
-        folders.check(folder, found, configs, any_field if axes is None else axes, versions())
+        folders.check(folder, found, configs, any_field if axes is None else axes, own)
         missing = [config for identity, config in wanted.items() if identity not in found]
         if missing:
             fingerprint = _check_data(experiment, missing, data_dir, found, notice)
-            done = sum(len(found[i].epochs) for i in wanted if i in found)
-            bar = SweepProgress(
-                sum(config.epochs for config in missing) + done,
-                done,
-                runs=len(configs),
-                ended=len(configs) - len(missing),
-                enabled=progress,
-            )
+            there = [found[identity] for identity in wanted if identity in found]
+            bar = SweepProgress(missing, there, enabled=progress)
             workers: AbstractContextManager[Executor] = (
                 Processes(min(jobs, len(missing))) if executor is None else nullcontext(executor)
             )
@@ -116,7 +115,15 @@ def sweep(
 
                 def begin(config: C) -> Future[RunRecord[C, E, R]]:
                     directory = folders.run_directory(folder, config) if checkpoints else None
-                    return pool.submit(run_one, experiment, config, place, fingerprint, directory)
+                    return pool.submit(
+                        run_one,
+                        experiment,
+                        config,
+                        place,
+                        fingerprint,
+                        own["manifoldnet"],
+                        directory,
+                    )
 
                 found |= _train(missing, folder, begin, bar, checkpoints)
     return [found[identity] for identity in wanted]
@@ -155,14 +162,14 @@ def _train(
     checkpoints: bool,
 ) -> dict[str, RunRecord[C, E, R]]:
     done: dict[str, RunRecord[C, E, R]] = {}
-    failed: list[str] = []
+    failed: dict[str, list[C]] = {}
     pending = {begin(config): (config, 1) for config in configs}
     try:
         while pending:
             look = _LOOK if checkpoints else None
             for future in wait(pending, timeout=look, return_when=FIRST_COMPLETED).done:
                 config, attempt = pending.pop(future)
-                error = future.exception()
+                error = _error(future)
                 if error is None:
                     record = future.result()
                     folders.keep(folder, record)
@@ -171,8 +178,10 @@ def _train(
                 elif attempt < ATTEMPTS and not isinstance(error, ExperimentError):
                     pending[begin(config)] = (config, attempt + 1)
                 else:
-                    failed.append(f"{_describe(config)}: {type(error).__name__}: {error}")
+                    failed.setdefault(f"{type(error).__name__}: {error}", []).append(config)
                     bar.fail(config)
+                    if not done and sum(map(len, failed.values())) >= _HOPELESS:
+                        raise SweepError(_account(failed, 0, len(configs)))
             if checkpoints:
                 for config, _ in pending.values():
                     bar.reach(config, _epochs_in(folders.run_directory(folder, config)))
@@ -180,11 +189,35 @@ def _train(
         for future in pending:
             future.cancel()
     if failed:
-        raise SweepError(
-            f"{len(failed)} of {len(configs)} runs failed, the others are done; the same command "
-            f"tries those again. {'; '.join(failed)}"
-        )
+        raise SweepError(_account(failed, len(done), len(configs)))
     return done
+
+
+def _error(future: Future[Any]) -> BaseException | None:
+    try:
+        return future.exception()
+    except CancelledError as error:  # not by us: these are still pending
+        raise SweepError(
+            "the workers are gone, with the cluster that they belonged to; finished runs are kept, "
+            "and the same command goes on"
+        ) from error
+
+
+def _account(failed: Mapping[str, Sequence[Configuration]], done: int, runs: int) -> str:
+    """What became of runs that failed, the most common reason first."""
+    reasons = sorted(failed.items(), key=lambda item: -len(item[1]))
+    words = []
+    for reason, configs in reasons[:3]:
+        more = f" and {len(configs) - 1} more" if len(configs) > 1 else ""
+        words.append(f"{configs[0].label}, seed {configs[0].seed}{more}: {reason}")
+    if len(reasons) > 3:
+        words.append(f"{len(reasons) - 3} other reasons")
+    count = sum(map(len, failed.values()))
+    rest = "the others are done" if count + done == runs else "and none succeeded: stopped there"
+    return (
+        f"{count} of {runs} runs failed, {rest}; the same command tries them again. "
+        + "; ".join(words)
+    )
 
 
 def run_one(
@@ -192,6 +225,7 @@ def run_one(
     config: C,
     data_dir: str | None,
     fingerprint: str,
+    version: str,
     directory: Path | None = None,
 ) -> RunRecord[C, E, R]:
     """Trains one run in a worker.
@@ -201,11 +235,19 @@ def run_one(
         config: the run.
         data_dir: the folder of data sets.
         fingerprint: checksum of the data that the sweep was checked with.
+        version: of manifoldnet in the process that started it.
         directory: where it keeps a checkpoint after every epoch, and goes on from; None keeps none.
 
     Raises:
-        DataError: when the worker's data are others.
+        ConfigError: when the worker has another version.
+        DataError: when its data are others.
     """
+    own = versions()["manifoldnet"]
+    if own != version:
+        raise ConfigError(
+            f"a worker has manifoldnet {own}, the process that started the sweep {version}: "
+            "install the same everywhere"
+        )
     data = _load(experiment.load, experiment.source(config), data_dir)
     if data.fingerprint() != fingerprint:
         raise DataError(
@@ -231,7 +273,3 @@ def _epochs_in(directory: Path) -> int:
         return record_path(directory).read_bytes().count(b'{"kind": "epoch"')
     except OSError:
         return 0
-
-
-def _describe(config: Configuration) -> str:
-    return f"{config.label}, seed {config.seed}"

@@ -38,7 +38,8 @@ class Processes(Executor):
     """
 
     def __init__(self, jobs: int) -> None:
-        self._threads = Threads(jobs, thread_name_prefix="worker")
+        # Workers inherit what their thread blocks: Ctrl-C is the parent's to handle.
+        self._threads = Threads(jobs, thread_name_prefix="worker", initializer=_block_interrupts)
         self._local = threading.local()
         self._lock = threading.Lock()
         self._pools: dict[ProcessPoolExecutor, int] = {}
@@ -113,9 +114,13 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def _block_interrupts() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
 def _begin() -> None:
-    """Begins a worker: Ctrl-C is the parent's to handle, and its death is the worker's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Begins a worker, which ends with its parent."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -143,7 +148,7 @@ def cluster(address: str, timeout: float = 10.0) -> Iterator[Executor]:
         timeout: seconds to wait for an answer.
 
     Raises:
-        ConfigError: when nobody answers there.
+        ConfigError: when nobody answers there, or the scheduler has no workers.
         MissingExtraError: without `distributed`.
     """
     try:
@@ -155,5 +160,12 @@ def cluster(address: str, timeout: float = 10.0) -> Iterator[Executor]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"no Dask scheduler answers at {address!r} ({error})") from error
     with client:
+        try:
+            client.wait_for_workers(1, timeout=timeout)
+        except TimeoutError as error:
+            raise ConfigError(
+                f"the Dask scheduler at {address!r} has no workers: start some with "
+                f"dask worker {address} --nthreads 1"
+            ) from error
         # Not "pure": a run that is tried again is not answered with what failed before.
         yield client.get_executor(pure=False)

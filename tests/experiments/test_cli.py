@@ -7,6 +7,7 @@ import pytest
 
 import manifoldnet
 from manifoldnet import cli
+from manifoldnet.cli import training
 from manifoldnet.experiments import UPDATES, TrainConfig, comparison, records, run
 from manifoldnet.experiments.records import CLASSIFICATION
 
@@ -93,7 +94,9 @@ def test_train_trains_one_configuration(capsys):
 
 def test_every_field_of_a_configuration_has_an_option_with_its_default():
     arguments = cli._parser().parse_args(["train"])
-    assert cli._config(arguments, update=arguments.update, seed=arguments.seed) == TrainConfig()
+    assert (
+        training._config(arguments, update=arguments.update, seed=arguments.seed) == TrainConfig()
+    )
 
 
 def test_quiet_is_quiet(capsys):

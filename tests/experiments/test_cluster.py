@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from test_sweep import AXES, RUNS, content, quiet, without_clock
+from sweeps import RUNS, content, quiet, without_clock
 
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError, MissingExtraError
+from manifoldnet.experiments.symmetry_paper.cells import AXES
 from manifoldnet.experiments.workers import cluster
 
 SHORT_OF_TIME = RUNS[:8]
@@ -79,6 +80,14 @@ def test_an_address_where_nobody_answers():
     pytest.importorskip("distributed")
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(ConfigError, match="no Dask scheduler answers at"), cluster(address, 1):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_without_workers_is_not_waited_for(dask):
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dask("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
+    with pytest.raises(ConfigError, match="has no workers: start some with"), cluster(address, 20):
         pass
 
 

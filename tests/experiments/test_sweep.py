@@ -2,121 +2,18 @@
 
 import dataclasses
 import errno
-import multiprocessing
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 
 import pytest
-from test_training import numbers
+from sweeps import FEW, RUNS, Here, content, quiet, without_clock
 
-from manifoldnet import cli
-from manifoldnet.experiments import (
-    ConfigError,
-    DataError,
-    RecordError,
-    TrainConfig,
-    folder,
-    records,
-)
+from manifoldnet.experiments import ConfigError, DataError, RecordError, folder, records
 from manifoldnet.experiments import sweep as sweeping
+from manifoldnet.experiments.loop import versions
 from manifoldnet.experiments.sweep import SweepError, sweep
-from manifoldnet.experiments.symmetry_paper.cells import (
-    AXES,
-    FIGURE3,
-    GEODESIC,
-    PROTOCOL,
-    TABLE2,
-    Cell,
-    configurations,
-    named,
-)
+from manifoldnet.experiments.symmetry_paper.cells import AXES, TABLE2, configurations
 from manifoldnet.experiments.training import EXPERIMENT
-from manifoldnet.experiments.workers import Processes
-
-ROOT = str(Path(__file__).parents[2])
-SHORT = TrainConfig(
-    lr=None,
-    lr_candidates=(1e-2, 1e-3),
-    selection_epochs=1,
-    selection_train_size=200,
-    selection_validation_size=100,
-    features=16,
-    epochs=4,
-    min_epochs=2,
-    train_size=400,
-    validation_size=200,
-)
-RUNS = configurations(TABLE2, 1, SHORT)
-FEW = RUNS[:3]
-
-
-class Here(Executor):
-    """Does everything at once, in this process; some submissions fail first."""
-
-    def __init__(self, *errors):
-        self.errors, self.calls = list(errors), []
-
-    def submit(self, fn, /, *args, **kwargs):
-        self.calls.append(args[1])
-        future = Future()
-        error = self.errors.pop(0) if self.errors else None
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(fn(*args, **kwargs))
-        return future
-
-
-def quiet(configs, where, executor=None, **options):
-    return sweep(EXPERIMENT, configs, where, executor=executor or Here(), progress=False, **options)
-
-
-def content(where):
-    return {p.name: p.read_bytes() for p in (where / "records").iterdir()}
-
-
-def without_clock(record):
-    record = dataclasses.replace(
-        record, selection=dataclasses.replace(record.selection, seconds=0.0), versions={}
-    )
-    return numbers(record), record.selection, record.data
-
-
-def test_the_table_has_24_cells_and_the_figure_six_of_them():
-    assert len(TABLE2) == len({cell.name for cell in TABLE2}) == 24
-    assert len(GEODESIC) == 8
-    assert [cell.name for cell in FIGURE3] == [
-        *(f"arch1-4-{update}-exponential" for update in ("b-sgd", "sm", "un")),
-        *(f"arch2-4-{update}-bold-driver" for update in ("b-sgd", "sm", "un")),
-    ]
-    assert named(["arch1-2-un-*"]) == [
-        Cell("arch1", 2, "un", "exponential"),
-        Cell("arch1", 2, "un", "bold-driver"),
-    ]
-
-
-def test_the_protocol_is_the_papers():
-    runs = configurations(TABLE2, 10)
-    assert len({run.identity() for run in runs}) == 240
-    assert (PROTOCOL.epochs, PROTOCOL.min_epochs, PROTOCOL.decay) == (60, 25, 0.95)
-    assert (PROTOCOL.train_size, PROTOCOL.validation_size, PROTOCOL.batch_size) == (
-        50000,
-        10000,
-        100,
-    )
-    assert PROTOCOL.lr is None
-    assert PROTOCOL.lr_candidates == (1e-2, 1e-3, 1e-4, 1e-5)
-    sizes = (PROTOCOL.selection_epochs, PROTOCOL.selection_train_size)
-    assert (*sizes, PROTOCOL.selection_validation_size) == (50, 1000, 500)
-    assert (PROTOCOL.stop_train_error, PROTOCOL.stop_validation_change) == (1e-5, 1e-5)
-    assert PROTOCOL.stop_validation_epochs == 5
-    assert [run.seed for run in runs] == sorted(run.seed for run in runs)  # seed by seed
 
 
 def test_a_second_call_does_what_is_missing(tmp_path):
@@ -144,114 +41,6 @@ def test_processes_give_the_records_of_one_process(tmp_path, capfd):
     assert "3/3 runs" in capfd.readouterr().err
 
 
-SWEEP = """
-import sys
-
-if __name__ == "__main__":
-    sys.path.insert(0, {tests!r})
-    from test_sweep import RUNS, AXES, sweep
-
-    sweep(EXPERIMENT, RUNS, sys.argv[1], axes=AXES, jobs=2, progress=False)
-"""
-
-
-def start(script, where):
-    return subprocess.Popen(
-        [sys.executable, str(script), str(where)],
-        env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def children(pid):
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")  # a process belongs to a thread
-    return [int(child) for path in tasks for child in path.read_text().split()]
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
-def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path):
-    script = tmp_path / "sweep.py"
-    script.write_text(SWEEP.format(tests=str(Path(__file__).parent)))
-    chance = random.Random(0)
-    where = tmp_path / "killed"
-    parents = 0
-    for kill in range(3):
-        before = len(list((where / "records").glob("*.jsonl"))) if where.exists() else 0
-        process = start(script, where)
-        deadline = time.monotonic() + 120
-        while len(list((where / "records").glob("*.jsonl"))) < before + 2:
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.3))
-        family = children(process.pid)
-        if kill == 1:  # a worker first: its run is tried again
-            os.kill(max(family), signal.SIGKILL)
-            time.sleep(0.3)
-        process.kill()
-        process.communicate(timeout=60)
-        parents += process.returncode == -signal.SIGKILL
-        deadline = time.monotonic() + 20
-        while any(map(is_alive, family)):  # workers go with their parent
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        kept = content(where)
-    assert parents == 3
-    killed = quiet(RUNS, where)
-    finished = {name: text for name, text in kept.items() if name.endswith(".jsonl")}
-    assert finished.items() <= content(where).items()  # none trained twice
-    assert set(content(where)) == {f"{config.identity()}.jsonl" for config in RUNS}
-    whole = quiet(RUNS, tmp_path / "whole")
-    assert list(map(without_clock, killed)) == list(map(without_clock, whole))
-
-
-def die_once(mark):
-    if not mark.exists():
-        mark.write_text("")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return os.getpid()
-
-
-def rest(seconds):
-    time.sleep(seconds)
-    return os.getpid()
-
-
-def test_a_worker_that_dies_takes_down_its_own_call_only(tmp_path):
-    with Processes(2) as pool:
-        slow = pool.submit(rest, 1.0)
-        dying = pool.submit(die_once, tmp_path / "mark")
-        with pytest.raises(BrokenExecutor):
-            dying.result(timeout=60)
-        assert slow.result(timeout=60) != pool.submit(die_once, tmp_path / "mark").result(
-            timeout=60
-        )
-
-
-def test_leaving_by_an_exception_kills_the_workers():
-    began = time.monotonic()
-
-    def interrupted():
-        with Processes(1) as pool:
-            pool.submit(rest, 0).result(timeout=60)
-            pool.submit(rest, 600)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert time.monotonic() - began < 60
-    assert not multiprocessing.active_children()
-
-
 def test_a_run_whose_worker_died_is_tried_once_more(tmp_path):
     once = Here(BrokenExecutor("died"))
     quiet(FEW, tmp_path / "once", once)
@@ -272,7 +61,39 @@ def test_a_request_that_is_wrong_is_not_tried_again(tmp_path):
 
 def test_a_worker_with_other_data_is_refused():
     with pytest.raises(DataError, match="a worker has other data named 'digits'"):
-        sweeping.run_one(EXPERIMENT, FEW[0], None, "00000000")
+        sweeping.run_one(EXPERIMENT, FEW[0], None, "00000000", versions()["manifoldnet"])
+
+
+def test_a_worker_of_another_version_is_refused():
+    with pytest.raises(ConfigError, match=r"a worker has manifoldnet .*, the process .* 9\.9"):
+        sweeping.run_one(EXPERIMENT, FEW[0], None, "", "9.9")
+
+
+def test_a_cluster_that_is_lost_is_told_as_such(tmp_path):
+    class Lost(Here):
+        def submit(self, *args, **kwargs):
+            if len(self.calls) == 1:
+                self.calls.append(None)
+                future = Future()
+                future.cancel()
+                future.set_running_or_notify_cancel()
+                return future
+            return super().submit(*args, **kwargs)
+
+    with pytest.raises(SweepError, match="the workers are gone"):
+        quiet(FEW, tmp_path, Lost())
+    assert len(quiet(FEW, tmp_path)) == 3
+
+
+def test_a_sweep_in_which_everything_fails_stops_early_and_says_it_once(tmp_path):
+    dead = Here(*(BrokenExecutor("died") for _ in range(99)))
+    with pytest.raises(SweepError) as caught:
+        quiet(RUNS, tmp_path, dead)
+    message = str(caught.value)
+    assert message.count("died") == 1
+    assert "seed 0 and " in message
+    assert "none succeeded: stopped there" in message
+    assert len(dead.calls) < 2 * len(RUNS) + 1
 
 
 def test_two_parents_do_not_share_a_folder(tmp_path):
@@ -380,6 +201,24 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     assert "cannot be written (Read-only file system)" in refused(FEW, tmp_path / "new")
 
 
+def test_a_folder_for_records_that_cannot_be_written_is_found_first(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(folder.tempfile, "TemporaryFile", denied)
+    assert "cannot be written (Permission denied): choose another" in refused(FEW, tmp_path)
+
+
+def test_a_disk_without_locks(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unlockable(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unlockable)
+    assert "cannot be locked (No locks available)" in refused(FEW, tmp_path)
+
+
 def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(tmp_path, monkeypatch):
     write, written = records.write, []
 
@@ -402,45 +241,3 @@ def test_half_written_files_of_a_killed_parent_go_away(started):
     (started / "records" / name).write_text("half")
     quiet(FEW[:1], started)
     assert list(content(started)) == [f"{FEW[0].identity()}.jsonl"]
-
-
-def test_the_command_runs_and_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        cli, "cells_configurations", lambda cells, n: configurations(cells, n, SHORT)
-    )
-    command = ["reproduce", "table2", "--out", str(tmp_path / "o"), "--repetitions", "1"]
-    command += ["--jobs", "1", "--quiet", "--cells", "arch1-2-un-*"]
-    assert cli.main(command) == 0
-    out, err = capsys.readouterr()
-    assert f"2 runs of 2 cells are in {tmp_path / 'o'}" in out
-    assert err == ""
-    kept = content(tmp_path / "o")
-    assert len(kept) == 2
-    assert cli.main(command) == 0
-    assert content(tmp_path / "o") == kept
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["table2", "--cells", "arch3-2-un-exponential"], "there is no cell 'arch3-2-un-exp"),
-        (["table2", "--repetitions", "0"], "repetitions is 0"),
-        (["table2", "--jobs", "0"], "jobs is 0"),
-        (["figure3", "--data-dir", "nowhere"], "nowhere does not exist"),
-    ],
-)
-def test_a_wrong_request_is_one_line(tmp_path, capsys, arguments, message):
-    assert cli.main(["reproduce", *arguments, "--out", str(tmp_path / "o"), "--quiet"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert message in line
-
-
-def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweeping, "sweep", interrupted)
-    assert cli.main(["reproduce", "table2", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == (
-        "\nmanifoldnet: interrupted; finished runs are kept. Go on with the same command\n"
-    )

@@ -8,8 +8,8 @@ documented default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -93,6 +93,31 @@ class SegmentationConfig(Configuration):
     def label(self) -> str:
         """The update."""
         return self.update
+
+
+RATES: Mapping[str, float] = MappingProxyType({"b-sgd": 0.1, "sm": 0.1, "un": 0.1})
+"""Base learning rate of each update."""
+
+
+def configurations(
+    preset: SegmentationConfig, updates: Sequence[str], repetitions: int
+) -> list[SegmentationConfig]:
+    """The runs of some updates, seed by seed, each with its own rate.
+
+    Raises:
+        ConfigError: when there would be none, or an update is unknown or named twice.
+    """
+    if not updates or len(set(updates)) < len(updates):
+        raise ConfigError(f"the updates are {', '.join(updates) or 'none'}; name each of them once")
+    for update in updates:
+        check_choice("update", update, tuple(RATES))
+    if repetitions < 1:
+        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
+    return [
+        replace(preset, update=update, lr=RATES[update], seed=seed)
+        for seed in range(repetitions)
+        for update in updates
+    ]
 
 
 PRESETS: Mapping[str, SegmentationConfig] = MappingProxyType(

@@ -85,21 +85,30 @@ FIGURE3 = tuple(
 EXPERIMENTS = {"table2": TABLE2, "figure3": FIGURE3}
 
 
-def named(patterns: Sequence[str]) -> list[Cell]:
+def named(patterns: Sequence[str], cells: Sequence[Cell] = TABLE2) -> list[Cell]:
     """The cells that have one of these names; shell patterns such as ``arch1-*`` are expanded.
+
+    Args:
+        patterns: names or patterns.
+        cells: where to look. Those of `GEODESIC` are looked at as well for a pattern that says
+            ``geodesic``.
 
     Raises:
         ConfigError: for a name or a pattern that fits no cell.
     """
-    known = [*TABLE2, *GEODESIC]
+    found: set[Cell] = set()
     for pattern in patterns:
-        if not any(fnmatchcase(cell.name, pattern) for cell in known):
+        known = [*cells, *(GEODESIC if "geodesic" in pattern else ())]
+        fitting = {cell for cell in known if fnmatchcase(cell.name, pattern)}
+        if not fitting:
             raise ConfigError(
-                f"there is no cell {pattern!r}: a name is ARCHITECTURE-DEPTH-UPDATE-SCHEDULE, as "
-                f"in {known[0].name}, with arch1 or arch2, 2 or 4, b-sgd, sm, sm-geodesic or un, "
-                "exponential or bold-driver; patterns such as 'arch1-4-*' work"
+                f"there is no cell {pattern!r} here: a name is "
+                f"ARCHITECTURE-DEPTH-UPDATE-SCHEDULE, as in {cells[0].name}, with "
+                "arch1 or arch2, 2 or 4, b-sgd, sm, sm-geodesic or un, exponential or bold-driver; "
+                "patterns such as 'arch1-4-*' work"
             )
-    return [cell for cell in known if any(fnmatchcase(cell.name, p) for p in patterns)]
+        found |= fitting
+    return [cell for cell in (*cells, *GEODESIC) if cell in found]
 
 
 def configurations(

@@ -1,0 +1,71 @@
+"""The command line: `manifoldnet train`, `compare`, `bench`, `symmetries`, `reproduce`, `report`.
+
+It parses arguments and prints; the work is in `manifoldnet.experiments`.
+
+Exit codes: 0 done; 2 something in the request is wrong (one line on stderr says what); 130
+interrupted by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from manifoldnet.cli.papers import add_papers
+from manifoldnet.cli.symmetries import add_symmetries
+from manifoldnet.cli.training import add_training
+from manifoldnet.experiments.errors import ExperimentError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments, without the program's name; by default those of the process.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except ExperimentError as error:
+        print(f"manifoldnet: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a folder that cannot be made, a full disk
+        print(f"manifoldnet: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        ending = ""
+        if "repetitions" in arguments:
+            ending = "; finished runs are kept. Go on with the same command"
+        elif "resume" in arguments:
+            again = [a for a in argv if a not in ("--resume", "--overwrite")]
+            ending = "; finished epochs are kept. Go on with: " + shlex.join(
+                ["manifoldnet", *again, "--resume"]
+            )
+        print(f"\nmanifoldnet: interrupted{ending}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="manifoldnet",
+        description="Train networks with weights on manifolds, and compare weight updates.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_training(commands)
+    add_symmetries(commands)
+    add_papers(commands)
+    return parser

@@ -1,0 +1,198 @@
+"""`manifoldnet reproduce`, which runs the papers' experiments, and `report`, which reads them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from manifoldnet.cli.options import add_data_dir, notice_of
+from manifoldnet.experiments.segmentation.config import PRESETS, RATES
+from manifoldnet.experiments.segmentation.config import configurations as scene_configurations
+from manifoldnet.experiments.symmetry_paper.cells import (
+    AXES,
+    EXPERIMENTS,
+    GEODESIC,
+    REPETITIONS,
+    configurations,
+    named,
+)
+
+_TABLE2_FOLDER = Path("runs") / "symmetry-paper"
+_SEEDS = 3
+
+
+def add_papers(commands: Any) -> None:
+    """Adds the two commands."""
+    summary = "run the papers' experiments, or what is missing of them"
+    command = commands.add_parser(
+        "reproduce",
+        help=summary,
+        description=f"{summary.capitalize()}. Stopped in any way, the same command goes on.",
+        allow_abbrev=False,
+    )
+    experiments = command.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
+    for name, summary in (
+        ("table2", "symmetry paper: Arch1 and Arch2 on MNIST, 24 cells"),
+        ("figure3", "symmetry paper: the six cells whose trajectories are drawn"),
+    ):
+        _add_cells(experiments, name, summary)
+    _add_segnet(experiments)
+    _add_report(commands)
+
+
+def _add_cells(experiments: Any, name: str, summary: str) -> None:
+    names = "\n".join(f"  {cell.name}" for cell in (*EXPERIMENTS[name], *GEODESIC))
+    command = experiments.add_parser(
+        name,
+        help=summary,
+        description=summary.capitalize() + ".",
+        epilog=f"cells (the last {len(GEODESIC)}, not the paper's, run when named):\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_reproduce_cells)
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=_TABLE2_FOLDER,
+        metavar="DIR",
+        help="where records go; table2 and figure3 share them (%(default)s)",
+    )
+    command.add_argument(
+        "--cells", nargs="+", metavar="NAME", help="these cells only; patterns work: 'arch1-*'"
+    )
+    _add_work(command, REPETITIONS, "runs of each cell")
+
+
+def _add_segnet(experiments: Any) -> None:
+    summary = "symmetry paper, Section 6: SegNet on road scenes"
+    command = experiments.add_parser(
+        "segnet", help=summary, description=summary + ".", allow_abbrev=False
+    )
+    command.set_defaults(run=_reproduce_segnet)
+    command.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        default="cpu",
+        help="cpu: small pictures and a quarter of the filters, about 40 minutes a run on one "
+        "thread; paper: VGG-16's filters on 360x480 (%(default)s)",
+    )
+    command.add_argument(
+        "--updates",
+        nargs="+",
+        choices=list(RATES),
+        default=list(RATES),
+        metavar="NAME",
+        help=f"weight updates ({' '.join(RATES)})",
+    )
+    command.add_argument("--epochs", type=int, metavar="N", help="instead of the preset's 100")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="where records go (runs/segnet-PRESET)"
+    )
+    _add_work(command, _SEEDS, "runs of each update")
+
+
+def _add_work(command: argparse.ArgumentParser, repetitions: int, what: str) -> None:
+    command.add_argument(
+        "--repetitions",
+        type=int,
+        default=repetitions,
+        metavar="N",
+        help=f"{what} (%(default)s)",
+    )
+    workers = command.add_mutually_exclusive_group()
+    workers.add_argument(
+        "--jobs", type=int, metavar="N", help="worker processes (default: one a processor)"
+    )
+    workers.add_argument(
+        "--cluster", metavar="ADDRESS", help="a Dask scheduler whose workers do it instead"
+    )
+    add_data_dir(command)
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_report(commands: Any) -> None:
+    summary = "set the runs of `reproduce` beside the paper's numbers; trains nothing"
+    command = commands.add_parser(
+        "report", help=summary, description=summary.capitalize() + ".", allow_abbrev=False
+    )
+    command.set_defaults(run=_report)
+    command.add_argument("directory", type=Path, metavar="DIR", help="where the records are")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the report goes (default: beside them)"
+    )
+
+
+def _reproduce_cells(arguments: argparse.Namespace) -> None:
+    own = EXPERIMENTS[arguments.experiment]
+    cells = named(arguments.cells, own) if arguments.cells else own
+    runs = configurations(cells, arguments.repetitions)
+    from manifoldnet.experiments.training import EXPERIMENT
+
+    _sweep(arguments, arguments.out, EXPERIMENT, runs, AXES, f"{len(cells)} cells")
+
+
+def _reproduce_segnet(arguments: argparse.Namespace) -> None:
+    preset = PRESETS[arguments.preset]
+    if arguments.epochs is not None:
+        preset = dataclasses.replace(preset, epochs=arguments.epochs)
+    runs = scene_configurations(preset, arguments.updates, arguments.repetitions)
+    folder = arguments.out or Path("runs") / f"segnet-{arguments.preset}"
+    from manifoldnet.experiments.segmentation.pictures import write_predictions
+    from manifoldnet.experiments.segmentation.run import EXPERIMENT
+
+    axes, what = ("update", "lr", "seed"), f"{len(arguments.updates)} updates"
+    _sweep(arguments, folder, EXPERIMENT, runs, axes, what, checkpoints=True)
+    picture = write_predictions(folder, runs, arguments.data_dir)
+    if picture is not None:
+        print(f"predictions: {picture}")
+
+
+def _sweep(
+    arguments: argparse.Namespace,
+    folder: Path,
+    experiment: Any,
+    runs: Sequence[Any],
+    axes: Sequence[str],
+    what: str,
+    checkpoints: bool = False,
+) -> None:
+    from manifoldnet.experiments.sweep import sweep
+    from manifoldnet.experiments.workers import cluster
+
+    workers = nullcontext(None) if arguments.cluster is None else cluster(arguments.cluster)
+    with workers as executor:
+        records = sweep(
+            experiment,
+            runs,
+            folder,
+            axes=axes,
+            checkpoints=checkpoints,
+            jobs=arguments.jobs,
+            executor=executor,
+            data_dir=arguments.data_dir,
+            progress=not arguments.quiet,
+            notice=notice_of(arguments),
+        )
+    diverged = sum(record.result is not None and record.result.diverged for record in records)
+    print(f"{len(records)} runs of {what} are in {folder}, {diverged} diverged")
+    print(f"report: {shlex.join(['manifoldnet', 'report', str(folder)])}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from manifoldnet.experiments.folder import experiment
+    from manifoldnet.experiments.segmentation.config import SegmentationConfig
+    from manifoldnet.experiments.segmentation.report import write_scene_report
+    from manifoldnet.experiments.symmetry_paper.report import write_paper_report
+
+    scenes = experiment(arguments.directory) == SegmentationConfig.experiment
+    write = write_scene_report if scenes else write_paper_report
+    report = write(arguments.directory, arguments.out)
+    print(report.text)
+    for path in report.files:
+        print(path)

@@ -1,0 +1,121 @@
+"""What trained networks see: image, ground truth, and the prediction of each update.
+
+The weights are those in the directories of the runs, so this belongs to training, not to the
+report, which shows the picture if it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manifoldnet.experiments import folder as folders
+from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.files import replacing
+from manifoldnet.experiments.loop import limited_threads
+from manifoldnet.experiments.rundir import checkpoint_path
+from manifoldnet.experiments.segmentation import images
+from manifoldnet.experiments.segmentation.config import SegmentationConfig
+from manifoldnet.experiments.segmentation.images import Scenes
+from manifoldnet.experiments.segmentation.run import EXPERIMENT, Run, predict
+
+PREDICTIONS = "predictions.png"
+WITHOUT_PHOTOGRAPHS = "predictions_only.png"
+
+# The colours of CamVid's classes in the SegNet papers; void is black.
+COLOURS = (
+    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
+    *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 0)),
+)
+_SHOWN = 4
+
+
+def write_predictions(
+    folder: Path, configs: Sequence[SegmentationConfig], data_dir: str | Path | None = None
+) -> Path | None:
+    """Draws some test images with what the first seed's networks make of them.
+
+    ``predictions.png`` shows image, ground truth and predictions, ``predictions_only.png`` what can
+    be shown where the photographs may not be: predictions, and where they are wrong.
+
+    Args:
+        folder: of a sweep with checkpoints that has ended.
+        configs: its runs.
+        data_dir: the folder of data sets.
+
+    Returns:
+        The first picture; None when the weights are not here (they stay with the workers of a
+        cluster that does not share the folder).
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    first = [config for config in configs if config.seed == configs[0].seed]
+    if not all(checkpoint_path(folders.run_directory(folder, c)).exists() for c in first):
+        return None
+    data = images.load(EXPERIMENT.source(first[0]), data_dir)
+    count = len(data.test_images)
+    rows = torch.arange(_SHOWN) * count // _SHOWN + count // (2 * _SHOWN)
+    pictures, masks = data.test_images[rows], data.test_masks[rows]
+    with limited_threads(first[0].threads):
+        called = {c.update: predict(_network(folder, c, data), pictures) for c in first}
+    truth = _coloured(masks)
+    seen = {"image": pictures.permute(0, 2, 3, 1).numpy(), "ground truth": truth}
+    seen |= {update: _coloured(classes) for update, classes in called.items()}
+    _draw(folder / PREDICTIONS, seen, data)
+    void = len(data.classes)
+    alone: dict[str, Any] = {}
+    for update, classes in called.items():
+        alone[update] = _coloured(classes)
+        alone[f"{update}: wrong"] = _errors(masks, classes, void)
+    _draw(folder / WITHOUT_PHOTOGRAPHS, alone, data)
+    return folder / PREDICTIONS
+
+
+def _network(folder: Path, config: SegmentationConfig, data: Scenes) -> Any:
+    path = checkpoint_path(folders.run_directory(folder, config))
+    run = Run(config, data)
+    run.load_state_dict(torch.load(path, weights_only=True)["states"])
+    return run.network
+
+
+def _coloured(classes: Tensor) -> Any:
+    return np.asarray(COLOURS, dtype=np.uint8)[classes.numpy()]
+
+
+def _errors(masks: Tensor, called: Tensor, void: int) -> Any:
+    """White where right, red where wrong, gray where nothing is known."""
+    shown = torch.where(masks == called, 0, 1)
+    shown[masks == void] = 2
+    return np.asarray([(255, 255, 255), (200, 30, 30), (170, 170, 170)], dtype=np.uint8)[shown]
+
+
+def _draw(path: Path, columns: dict[str, Any], data: Scenes) -> None:
+    rows = len(next(iter(columns.values())))
+    height, width = data.test_masks.shape[1:]
+    figure = new_figure(2.2 * len(columns), 2.2 * rows * height / width + 0.9, dpi=130)
+    every_axes = figure.subplots(rows, len(columns), squeeze=False)
+    for j, (name, pictures) in enumerate(columns.items()):
+        every_axes[0, j].set_title(name, fontsize=10)
+        for i in range(rows):
+            every_axes[i, j].imshow(pictures[i], interpolation="nearest")
+            every_axes[i, j].set_axis_off()
+    from matplotlib.patches import Patch
+
+    figure.legend(
+        handles=[
+            Patch(facecolor=(red / 255, green / 255, blue / 255), label=name)
+            for (red, green, blue), name in zip(COLOURS, [*data.classes, "void"], strict=True)
+        ],
+        loc="outside lower center",
+        ncols=6,
+        fontsize=8,
+        frameon=False,
+    )
+    with replacing(path) as stream:
+        stream.write(png(figure))
