@@ -52,6 +52,7 @@ REPORTS = (
     "experiments.symmetry_paper.report",
     "experiments.symmetry_paper.trajectories",
     "experiments.symmetry_paper.claims",
+    "experiments.segmentation.report",
 )
 TRAINING = (
     "experiments.run",
@@ -60,6 +61,8 @@ TRAINING = (
     "experiments.training",
     "experiments.comparison",
     "experiments.sweep",
+    "experiments.segmentation.run",
+    "experiments.segmentation.pictures",
     "experiments.models",
     "optim",
 )

@@ -24,8 +24,8 @@ from manifoldnet.experiments.segmentation.config import SegmentationConfig
 from manifoldnet.experiments.segmentation.images import Scenes
 from manifoldnet.experiments.segmentation.run import EXPERIMENT, Run, predict
 
-PREDICTIONS = "predictions.png"
-WITHOUT_PHOTOGRAPHS = "predictions_only.png"
+PREDICTIONS = "segnet_predictions.png"
+WITHOUT_PHOTOGRAPHS = "segnet_predictions_only.png"
 
 # The colours of CamVid's classes in the SegNet papers; void is black.
 COLOURS = (
@@ -40,7 +40,7 @@ def write_predictions(
 ) -> Path | None:
     """Draws some test images with what the first seed's networks make of them.
 
-    ``predictions.png`` shows image, ground truth and predictions, ``predictions_only.png`` what can
+    ``segnet_predictions.png`` shows image, ground truth and predictions, ``segnet_predictions_only.png`` what can
     be shown where the photographs may not be: predictions, and where they are wrong.
 
     Args:

@@ -1,8 +1,8 @@
 """The report on runs of SegNet. Reads records only.
 
-<folder>/records/*.jsonl -> segnet.csv, segnet.png, report.md, report.html
+<folder>/records/*.jsonl -> segnet.csv, segnet.png, segnet.md, segnet.html
 
-The pictures of predictions that `pictures` left in the folder are shown if they are there.
+Of the pictures of predictions that `pictures` left in the folder, the first that is there is shown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from manifoldnet.experiments.symmetry_paper.results import csv_text
 from manifoldnet.experiments.updates import UPDATES
 
 COLUMNS = ("update", "seed", "global_accuracy", "class_accuracy", "mean_iou", "seconds")
-PREDICTIONS = "predictions.png"
+PREDICTIONS = ("segnet_predictions.png", "segnet_predictions_only.png")
 _MEASURES = {
     "global_accuracy": "global accuracy",
     "class_accuracy": "class average accuracy",
@@ -83,14 +83,16 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
         if any(r.config.update == update for r in found)
     }
     pictures = [Picture("segnet.png", _draw(runs), "Validation scores by epoch")]
-    if (folder / PREDICTIONS).exists():
-        content = (folder / PREDICTIONS).read_bytes()
-        pictures.append(Picture(PREDICTIONS, content, "Test images, ground truth, predictions"))
+    for name in PREDICTIONS:
+        if (folder / name).exists():
+            content = (folder / name).read_bytes()
+            pictures.append(Picture(name, content, "Predictions on test images"))
+            break
     blocks = list(_blocks(runs, pictures))
     files = {
         "segnet.csv": to_csv(runs),
-        "report.md": to_markdown(blocks),
-        "report.html": to_html(blocks),
+        "segnet.md": to_markdown(blocks),
+        "segnet.html": to_html(blocks),
     }
     for name, text in files.items():
         write_text(output / name, text)
@@ -98,7 +100,7 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
         with replacing(output / picture.name) as stream:
             stream.write(picture.content)
     names = (*files, *(picture.name for picture in pictures))
-    return SceneReport(files["report.md"], tuple(output / name for name in names))
+    return SceneReport(files["segnet.md"], tuple(output / name for name in names))
 
 
 def to_csv(runs: Runs) -> str:
