@@ -154,7 +154,7 @@ def test_a_record_of_format_1_is_read(tmp_path):
 def test_a_candidate_is_judged_by_the_images_it_has_not_seen(tiny):
     config = dataclasses.replace(CHOSEN, lr_candidates=(1e-2,), selection_epochs=20)
     images = split(tiny, 0).train
-    one, other = parts(config, images)
+    one, _ = parts(config, images)
     seen = {tuple(row) for row in one.pixels.tolist()}
     swapped = [tuple(row) not in seen for row in images.pixels.tolist()]
     labels = torch.where(torch.tensor(swapped), (images.labels + 1) % 3, images.labels)

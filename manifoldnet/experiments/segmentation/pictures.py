@@ -40,8 +40,9 @@ def write_predictions(
 ) -> Path | None:
     """Draws some test images with what the first seed's networks make of them.
 
-    ``segnet_predictions.png`` shows image, ground truth and predictions, ``segnet_predictions_only.png`` what can
-    be shown where the photographs may not be: predictions, and where they are wrong.
+    ``segnet_predictions.png`` shows image, ground truth and predictions;
+    ``segnet_predictions_only.png`` what can be shown where the photographs may not be: predictions,
+    and where they are wrong.
 
     Args:
         folder: of a sweep with checkpoints that has ended.
