@@ -106,7 +106,8 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
             marker="o" if len(epochs) == 1 else None,
         )
     if drawn:
-        _scale(axes, drawn)
+        values = [value for curve in drawn for value in (*curve.low, *curve.high)]
+        scale(axes, values, max(len(curve.mean) for curve in drawn))
         _label(axes, drawn)
     else:
         axes.text(0.5, 0.5, "every run diverged", transform=axes.transAxes, ha="center", color=INK)
@@ -134,14 +135,19 @@ def style(axes: Axes) -> None:
     axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
 
 
-def _scale(axes: Axes, drawn: Sequence[Curve]) -> None:
-    """A logarithmic axis: the first epochs have ten times the error of the last."""
+def scale(axes: Axes, values: Sequence[float], longest: int) -> None:
+    """Epochs from 1 on, and a logarithmic axis: the first have ten times the error of the last.
+
+    Args:
+        axes: of the picture.
+        values: what has to find place on the axis of errors.
+        longest: the last epoch.
+    """
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-    lows = [value for curve in drawn for value in curve.low if value > 0]
-    highs = [value for curve in drawn for value in curve.high if value > 0]
-    bottom, top = (0.9 * min(lows), 1.1 * max(highs)) if lows else (0.1, 100.0)
-    if any(value <= 0 for curve in drawn for value in curve.low) or not lows:
+    positive = [value for value in values if value > 0]
+    bottom, top = (0.9 * min(positive), 1.1 * max(positive)) if positive else (0.1, 100.0)
+    if len(positive) < len(values) or not values:
         axes.set_ylim(0, top)  # zero errors have no place on a logarithmic axis
     else:
         axes.set_yscale("log")
@@ -155,7 +161,6 @@ def _scale(axes: Axes, drawn: Sequence[Curve]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    longest = max(len(curve.mean) for curve in drawn)
     axes.set_xlim(1 if longest > 1 else 0, max(longest, 2))
 
 
