@@ -62,7 +62,7 @@ def read(folder: Path) -> Costs | None:
             raise ValueError(f"seconds is {row['seconds']}, not a positive number")
 
     read_csv(path, COLUMNS, parse, way_out)
-    updates = dict.fromkeys((*PAPER_UPDATES, *(update for _, _, update, _ in seconds)))
+    updates = dict.fromkeys((*(update for _, _, update, _ in seconds), *PAPER_UPDATES))
     passes = range(1, 1 + max([2, *(number for *_, number in seconds)]))
     for network, update, number in product(NETWORKS, updates, passes):
         if (*network, update, number) not in seconds:
