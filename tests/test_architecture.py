@@ -40,7 +40,8 @@ ALLOWED = {
     "geometry.from_geoopt": {"torch", "geoopt"},
     "testing": LIGHT | {"hypothesis"},
     "interop": LIGHT | {"pymanopt"},
-    "experiments": LIGHT | {"datasets", "distributed", "matplotlib", "PIL", "sklearn", "tqdm"},
+    "experiments": LIGHT
+    | {"datasets", "distributed", "matplotlib", "PIL", "scipy", "sklearn", "tqdm"},
     "cli": set(),
 }
 
@@ -53,12 +54,15 @@ REPORTS = (
     "experiments.symmetry_paper.trajectories",
     "experiments.symmetry_paper.claims",
     "experiments.segmentation.report",
+    "experiments.symmetry_paper.costs",
 )
 TRAINING = (
     "experiments.run",
     "experiments.selection",
     "experiments.loop",
     "experiments.training",
+    "experiments.epoch_time",
+    "experiments.symmetry_paper.times",
     "experiments.comparison",
     "experiments.sweep",
     "experiments.segmentation.run",

@@ -7,7 +7,7 @@ what counts is the ratio of the medians, not the seconds.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -16,6 +16,7 @@ import torch
 
 from manifoldnet.experiments import sources
 from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.document import Table, to_markdown
 from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.run import Run
 from manifoldnet.experiments.training import images_for
@@ -27,6 +28,7 @@ def epoch_times(
     config: TrainConfig,
     updates: Sequence[str],
     data_dir: str | Path | None = None,
+    on_round: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[float]]:
     """Times training passes, without evaluation.
 
@@ -34,6 +36,8 @@ def epoch_times(
         config: what to train; ``config.epochs`` is how many passes of each to time.
         updates: keys of `UPDATES`.
         data_dir: the folder of data sets.
+        on_round: is told the number of each pass and how many there are, before the updates take
+            their turns.
 
     Returns:
         Seconds of each pass, by update; plain SGD comes first.
@@ -50,7 +54,9 @@ def epoch_times(
         )
         for update in updates:
             runs[update] = Run(replace(config, update=update), data)
-        for _ in range(config.epochs):
+        for number in range(1, config.epochs + 1):
+            if on_round is not None:
+                on_round(number, config.epochs)
             for name, run in runs.items():
                 began = time.perf_counter()
                 run.train_pass(images)
@@ -61,7 +67,8 @@ def epoch_times(
 def ratio_table(seconds: dict[str, list[float]]) -> str:
     """A Markdown table of `epoch_times`: median seconds, and their ratio to plain SGD's."""
     plain = median(seconds[PLAIN])
-    lines = ["| update | s/epoch (median) | ratio |", "|---|---:|---:|"]
-    for name, times in seconds.items():
-        lines.append(f"| {name} | {median(times):.3f} | {median(times) / plain:.2f} |")
-    return "\n".join(lines)
+    rows = [
+        (name, f"{median(times):.3f}", f"{median(times) / plain:.2f}")
+        for name, times in seconds.items()
+    ]
+    return to_markdown([Table(("update", "s/epoch (median)", "ratio"), tuple(rows))]).rstrip()

@@ -42,8 +42,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole text file in one atomic step (UTF-8)."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a whole file in one atomic step."""
     with replacing(path) as stream:
-        stream.write(text.encode())
+        stream.write(content)
 
 
 def remove_leftovers(path: Path) -> None:

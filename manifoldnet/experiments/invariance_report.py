@@ -19,8 +19,8 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.errors import MissingExtraError
-from manifoldnet.experiments.files import replacing, write_text
+from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.files import write_bytes, write_text
 from manifoldnet.experiments.plots import COLOURS, INK, MUTED, style
 
 if TYPE_CHECKING:
@@ -125,18 +125,11 @@ def draw(pairs: Sequence[Pair], path: Path) -> None:
     Raises:
         MissingExtraError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "the picture") from error
     rows: dict[tuple[str, str], list[Pair]] = {}
     for pair in pairs:
         rows.setdefault((pair.architecture, pair.symmetry), []).append(pair)
     columns = max(map(len, rows.values()))
-    size = (2.7 * columns, 0.8 + 2.3 * len(rows))
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.7 * columns, 0.8 + 2.3 * len(rows), dpi=130)
     figure.suptitle(_headline(pairs), x=0.01, ha="left", fontsize=11.5, color=INK)
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, (setting, members) in zip(parts, rows.items(), strict=True):
@@ -156,8 +149,7 @@ def draw(pairs: Sequence[Pair], path: Path) -> None:
         panels[0].set_ylim(bottom, top)
         panels[0].set_yscale("log")
         panels[0].set_ylabel("loss of a minibatch", fontsize=9, color=INK)
-    with replacing(path) as stream:
-        figure.savefig(stream, format="png")
+    write_bytes(path, png(figure))
 
 
 def _headline(pairs: Sequence[Pair]) -> str:

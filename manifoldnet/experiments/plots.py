@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.errors import MissingExtraError
-from manifoldnet.experiments.files import replacing
+from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.records import Record
 from manifoldnet.experiments.tables import by_update
 
@@ -84,14 +84,8 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
     Raises:
         MissingExtraError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "the picture") from error
     drawn = curves(records)
-    figure = Figure(figsize=(7.2, 4.4), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 4.4)
     axes = figure.add_subplot()
     style(axes)
     for curve in drawn:
@@ -106,7 +100,8 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
             marker="o" if len(epochs) == 1 else None,
         )
     if drawn:
-        _scale(axes, drawn)
+        values = [value for curve in drawn for value in (*curve.low, *curve.high)]
+        scale(axes, values, max(len(curve.mean) for curve in drawn))
         _label(axes, drawn)
     else:
         axes.text(0.5, 0.5, "every run diverged", transform=axes.transAxes, ha="center", color=INK)
@@ -121,8 +116,7 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
     )
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("test error (%)", color=INK)
-    with replacing(path) as stream:
-        figure.savefig(stream, format="png")
+    write_bytes(path, png(figure))
 
 
 def style(axes: Axes) -> None:
@@ -134,14 +128,19 @@ def style(axes: Axes) -> None:
     axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
 
 
-def _scale(axes: Axes, drawn: Sequence[Curve]) -> None:
-    """A logarithmic axis: the first epochs have ten times the error of the last."""
+def scale(axes: Axes, values: Sequence[float], longest: int) -> None:
+    """Epochs from 1 on, and a logarithmic axis: the first have ten times the error of the last.
+
+    Args:
+        axes: of the picture.
+        values: what has to find place on the axis of errors.
+        longest: the last epoch.
+    """
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-    lows = [value for curve in drawn for value in curve.low if value > 0]
-    highs = [value for curve in drawn for value in curve.high if value > 0]
-    bottom, top = (0.9 * min(lows), 1.1 * max(highs)) if lows else (0.1, 100.0)
-    if any(value <= 0 for curve in drawn for value in curve.low) or not lows:
+    positive = [value for value in values if value > 0]
+    bottom, top = (0.9 * min(positive), 1.1 * max(positive)) if positive else (0.1, 100.0)
+    if len(positive) < len(values) or not values:
         axes.set_ylim(0, top)  # zero errors have no place on a logarithmic axis
     else:
         axes.set_yscale("log")
@@ -155,7 +154,6 @@ def _scale(axes: Axes, drawn: Sequence[Curve]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    longest = max(len(curve.mean) for curve in drawn)
     axes.set_xlim(1 if longest > 1 else 0, max(longest, 2))
 
 

@@ -272,6 +272,8 @@ def _record(text: str, kind: Kind[C, E, R]) -> RunRecord[C, E, R]:
             epochs.append(epoch)
         elif what == "result":
             result = _row(kind.result, line, number)
+            if not epochs:
+                raise _DamageError(number, "it is the result of a run without epochs")
             if result.epochs != len(epochs):
                 raise _DamageError(
                     number, f"the result is of {result.epochs} epochs, there are {len(epochs)}"

@@ -8,10 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TypeVar
 
+from manifoldnet.experiments.document import Table, to_markdown
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.files import write_text
 from manifoldnet.experiments.records import Record
@@ -29,6 +31,8 @@ COLUMNS = (
 )
 # Two rows that agree in these are of the same run.
 _KEY = COLUMNS[:7]
+
+T = TypeVar("T")
 
 
 def by_update(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -61,16 +65,7 @@ def summary(records: Sequence[Record]) -> str:
                 f"{fmean(seconds):.3f}" if seconds else "–",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-
-    def line(name: str, *numbers: str) -> str:
-        """Names to the left, numbers to the right."""
-        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-        return "| " + " | ".join([name.ljust(widths[0]), *cells]) + " |"
-
-    lines = [line(*row) for row in rows]
-    ruler = ["-" * (widths[0] + 2)] + ["-" * (width + 1) + ":" for width in widths[1:]]
-    return "\n".join([lines[0], "|" + "|".join(ruler) + "|", *lines[1:]]) + "\n"
+    return to_markdown([Table(rows[0], tuple(rows[1:]))])
 
 
 def rows(records: Iterable[Record]) -> list[dict[str, str]]:
@@ -94,7 +89,7 @@ def rows(records: Iterable[Record]) -> list[dict[str, str]]:
 
 def write_csv(records: Iterable[Record], path: Path) -> None:
     """Writes the rows of ``records`` as a CSV file, in one atomic step."""
-    write_text(path, _to_csv(rows(records)))
+    write_text(path, csv_text(COLUMNS, rows(records)))
 
 
 def merge_csv(records: Iterable[Record], path: Path) -> None:
@@ -107,48 +102,69 @@ def merge_csv(records: Iterable[Record], path: Path) -> None:
     Raises:
         RecordError: when the file is not such a table.
     """
-    table = {_key(row): row for row in _read_csv(path)} if path.exists() else {}
+    table = _by_key(path) if path.exists() else {}
     table.update({_key(row): row for row in rows(records)})
-    write_text(path, _to_csv(table.values()))
+    write_text(path, csv_text(COLUMNS, table.values()))
 
 
 def check_csv(path: Path) -> None:
     """Raises what `merge_csv` would raise, before there is anything to merge."""
     if path.exists():
-        _read_csv(path)
+        _by_key(path)
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise RecordError(f"{path} cannot be written ({nearest} is no folder to write in)")
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    way_out = "correct it, or give --csv another file"
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows as the text of a CSV file."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def read_csv(
+    path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], T], way_out: str
+) -> list[T]:
+    """What ``parse`` makes of the rows of a CSV file.
+
+    Args:
+        path: the file.
+        columns: that it must have, in this order.
+        parse: is given a row; raises ValueError for one that makes no sense.
+        way_out: what the user is told to do about a damaged file.
+
+    Raises:
+        RecordError: naming the file, the line and the way out.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream, strict=True)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
+            if tuple(reader.fieldnames or ()) != tuple(columns):
                 raise RecordError(
                     f"{path}, line 1: the columns are "
                     f"{', '.join(reader.fieldnames or ['none'])}, not "
-                    f"{', '.join(COLUMNS)}: {way_out}"
+                    f"{', '.join(columns)}: {way_out}"
                 )
-            table = []
+            parsed = []
             for row in reader:
+                where = f"{path}, line {reader.line_num}"
                 if None in row or None in row.values():
-                    raise RecordError(
-                        f"{path}, line {reader.line_num}: it does not have {len(COLUMNS)} "
-                        f"fields: {way_out}"
-                    )
+                    raise RecordError(f"{where}: it does not have {len(columns)} fields: {way_out}")
                 try:
-                    _key(row)
+                    parsed.append(parse(row))
                 except ValueError as error:
-                    raise RecordError(
-                        f"{path}, line {reader.line_num}: {error}: {way_out}"
-                    ) from error
-                table.append(row)
-            return table
+                    raise RecordError(f"{where}: {error}: {way_out}") from error
+            return parsed
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RecordError(f"{path} cannot be read as CSV ({error}): {way_out}") from error
+
+
+def _by_key(path: Path) -> dict[tuple[str | float, ...], dict[str, str]]:
+    way_out = "correct it, or give --csv another file"
+    return dict(read_csv(path, COLUMNS, lambda row: (_key(row), row), way_out))
 
 
 def _key(row: Mapping[str, str]) -> tuple[str | float, ...]:
@@ -157,14 +173,6 @@ def _key(row: Mapping[str, str]) -> tuple[str | float, ...]:
         float(row[name]) if name in ("depth", "lr", "seed", "epochs") else row[name]
         for name in _KEY
     )
-
-
-def _to_csv(table: Iterable[Mapping[str, str]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return stream.getvalue()
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

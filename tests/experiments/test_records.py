@@ -41,7 +41,7 @@ def whole_records(draw):
         )
         for n in range(draw(st.integers(0, 4)))
     )
-    result = draw(st.none() | st.just(result_of(len(epochs))))
+    result = draw(st.none() | st.just(result_of(len(epochs)))) if epochs else None
     return Record(TrainConfig(seed=draw(st.integers(0, 99))), {"torch": "2"}, "00", epochs, result)
 
 
@@ -141,6 +141,13 @@ def test_lines_that_do_not_follow_each_other_are_named(tmp_path, record):
     assert "line 3 is damaged: it is epoch 3 where epoch 2 belongs" in message([0, 1, 3, 4])
     assert "line 4 is damaged: the result is of 3 epochs, there are 2" in message([0, 1, 2, 4])
     assert "line 6 is damaged: it comes after the result" in message([0, 1, 2, 3, 4, 3])
+
+
+def test_a_result_without_epochs_is_damage(tmp_path, record):
+    path = tmp_path / "record.jsonl"
+    records.write(dataclasses.replace(record, epochs=(), result=result_of(0)), path)
+    with pytest.raises(RecordError, match="line 2 is damaged: .* a run without epochs; delete"):
+        records.read(path, CLASSIFICATION)
 
 
 def test_a_field_of_the_wrong_type_is_named(tmp_path, record):

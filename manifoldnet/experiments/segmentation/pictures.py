@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manifoldnet.experiments import folder as folders
 from manifoldnet.experiments.canvas import new_figure, png
-from manifoldnet.experiments.files import replacing
+from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.rundir import checkpoint_path
 from manifoldnet.experiments.segmentation import images
@@ -118,5 +118,4 @@ def _draw(path: Path, columns: dict[str, Any], data: Scenes) -> None:
         fontsize=8,
         frameon=False,
     )
-    with replacing(path) as stream:
-        stream.write(png(figure))
+    write_bytes(path, png(figure))

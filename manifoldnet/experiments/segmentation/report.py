@@ -27,13 +27,13 @@ from manifoldnet.experiments.document import (
     to_markdown,
 )
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.files import replacing, write_text
+from manifoldnet.experiments.files import write_bytes, write_text
 from manifoldnet.experiments.plots import COLOURS, INK, MUTED, style
 from manifoldnet.experiments.segmentation.images import CLASSES
 from manifoldnet.experiments.segmentation.rows import SEGMENTATION, SegmentationRecord
 from manifoldnet.experiments.segmentation.scores import Scores, scores
 from manifoldnet.experiments.statistics import paired
-from manifoldnet.experiments.symmetry_paper.results import csv_text
+from manifoldnet.experiments.tables import csv_text
 from manifoldnet.experiments.updates import UPDATES
 
 COLUMNS = ("update", "seed", "global_accuracy", "class_accuracy", "mean_iou", "seconds")
@@ -97,8 +97,7 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
     for name, text in files.items():
         write_text(output / name, text)
     for picture in pictures:
-        with replacing(output / picture.name) as stream:
-            stream.write(picture.content)
+        write_bytes(output / picture.name, picture.content)
     names = (*files, *(picture.name for picture in pictures))
     return SceneReport(files["segnet.md"], tuple(output / name for name in names))
 

@@ -1,6 +1,7 @@
-"""The report on a folder of runs: Table 2 and Figure 3 beside the paper's. Reads records only.
+"""The report on a folder of runs: Table 2 and Figure 3 beside the paper's. Reads files only.
 
-<folder>/records/*.jsonl -> table2.csv, figure3.csv, figure3.png, report.md, report.html
+<folder>/records/*.jsonl, <folder>/times.csv
+    -> table2.csv, figure3.csv, figure3.png, table2.md, table2.html
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from manifoldnet.experiments import folder as folders
+from manifoldnet.experiments.config import TrainConfig
 from manifoldnet.experiments.document import (
     Block,
     Heading,
@@ -22,12 +25,12 @@ from manifoldnet.experiments.document import (
     to_markdown,
 )
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.files import write_text
-from manifoldnet.experiments.records import CLASSIFICATION, Record
-from manifoldnet.experiments.statistics import Estimate, paired
-from manifoldnet.experiments.symmetry_paper import paper, results, trajectories
-from manifoldnet.experiments.symmetry_paper.cells import PROTOCOL, TABLE2
-from manifoldnet.experiments.symmetry_paper.claims import Comparison, claims, time_ratio
+from manifoldnet.experiments.files import write_bytes, write_text
+from manifoldnet.experiments.records import CLASSIFICATION
+from manifoldnet.experiments.statistics import Estimate
+from manifoldnet.experiments.symmetry_paper import costs, paper, results, trajectories
+from manifoldnet.experiments.symmetry_paper.cells import AXES, PROTOCOL, TABLE2, Cell
+from manifoldnet.experiments.symmetry_paper.claims import Claim, Comparison, claims, compare
 from manifoldnet.experiments.updates import UPDATES
 
 
@@ -48,67 +51,77 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
     """Writes the report on the runs of a sweep.
 
     Args:
-        folder: with the records.
+        folder: with the records, and the times if they were measured.
         output: where the files go; by default into `folder`.
 
     Raises:
-        RecordError: when there are no records, or one is damaged or foreign.
+        RecordError: when there are no records, one is damaged or foreign, or two cannot stand in
+            one report; when the times are damaged.
         MissingExtraError: without matplotlib.
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    found = folders.read_all(folder, CLASSIFICATION, exact=False)
-    if not found:
+    read = folders.read_all(folder, CLASSIFICATION, exact=False)
+    if not read:
         raise RecordError(
             f"{folder} holds no records: make some with manifoldnet reproduce table2 --out {folder}"
         )
+    found = {folder / "records" / f"{name}.jsonl": record for name, record in read.items()}
+    config = results.protocol(found)
     table = results.by_cell(found.values())
     picture = Picture("figure3.png", trajectories.draw(table), "Figure 3: mean test error by epoch")
-    blocks = list(_blocks(table, picture))
+    blocks = list(_blocks(table, config, costs.read(folder), picture, folder))
     text = to_markdown(blocks)
     files = {
         "table2.csv": results.to_csv(table),
         "figure3.csv": trajectories.to_csv(table),
-        "report.md": text,
-        "report.html": to_html(blocks),
+        "table2.md": text,
+        "table2.html": to_html(blocks),
     }
     for name, content in files.items():
         write_text(output / name, content)
-    trajectories.write(picture.content, output / picture.name)
+    write_bytes(output / picture.name, picture.content)
     return PaperReport(text, tuple(output / name for name in (*files, picture.name)))
 
 
-def _blocks(table: results.Table, picture: Picture) -> Iterator[Block]:
-    runs = [run for cell in table.values() for run in cell.runs]
-    diverged = sum(cell.diverged for cell in table.values())
+def _blocks(
+    table: results.Table,
+    config: TrainConfig,
+    times: costs.Costs | None,
+    picture: Picture,
+    folder: Path,
+) -> Iterator[Block]:
+    diverged = sum(runs.diverged for runs in table.values())
     missing = [cell.name for cell in TABLE2 if cell not in table]
+    other = config.differences(replace(PROTOCOL, **{name: getattr(config, name) for name in AXES}))
+    tested = claims(table, times)
     yield Heading("Symmetry-invariant optimization: Table 2 and Figure 3", 1)
     yield Paragraph(
-        f"{len(runs)} runs of {len(table)} cells; {diverged} diverged (a loss that is not finite, "
-        f"or a final validation error rate above {PROTOCOL.diverged_above:g}) and are set aside, "
-        "as in the paper. Errors are rates on the test images after the last epoch, mean ± "
-        "standard deviation over the n runs that did not diverge."
+        f"{sum(len(runs.runs) for runs in table.values())} runs of {len(table)} cells; {diverged} "
+        "diverged (a loss that is not finite, or a final validation error rate above "
+        f"{config.diverged_above:g}) and are set aside, as in the paper. Errors are rates on the "
+        "test images after the last epoch, mean ± standard deviation over the n runs that did not "
+        "diverge."
     )
-    yield Paragraph(_versions(runs))
+    yield Paragraph(_protocol(config, table))
+    if other:
+        yield Paragraph(f"Not the paper's protocol, so its numbers are left out: {other}.")
     if missing:
         yield Paragraph(f"Cells without runs: {', '.join(missing)}.")
+    yield Table(("claim of the paper", "verdict"), tuple((c.text, c.verdict) for c in tested), 2)
     yield Heading("Table 2")
-    yield _table2(table)
+    yield _table2(table, published=not other)
     yield Heading("Figure 3")
     yield picture
     yield Heading("The paper's claims")
     yield Paragraph(
         "Differences are paired over seeds and given with 95 % intervals; a claim holds when every "
-        "interval lies on its side of zero. They are not corrected for their number."
+        "interval lies on its side of zero (ratios of times: of their bound). They are not "
+        "corrected for their number. n counts the pairs in which neither run diverged, of all "
+        "pairs; in brackets, how many diverged on the first side and on the second."
     )
-    for claim in claims(table):
-        yield Heading(f"{claim.text}: {claim.verdict}", 3)
-        if claim.note:
-            yield Paragraph(f"Read as: {claim.note}.")
-        yield Table(
-            ("comparison", "difference", "95 % interval", "n"),
-            tuple(_comparison(comparison) for comparison in claim.comparisons),
-        )
+    for claim in tested:
+        yield from _claim(claim)
     yield Heading("Updates against B-SGD, paired over seeds")
     yield _against(table, "b-sgd")
     if any(cell.update == "sm-geodesic" for cell in table):
@@ -118,57 +131,101 @@ def _blocks(table: results.Table, picture: Picture) -> Iterator[Block]:
     yield Heading("Learning rates chosen, and how runs ended")
     yield _choices(table)
     yield Heading("Time of a training pass")
-    yield _times(table)
+    if times is None:
+        yield Paragraph(
+            "Indicative, measured beside other work: medians of what the records say. To measure "
+            "what the updates cost: python -m manifoldnet.experiments.symmetry_paper.times "
+            f"--out {folder}"
+        )
+        yield _indications(table)
+    else:
+        yield Paragraph(
+            f"From {costs.NAME}: a pass over 50,000 images of MNIST with one thread, the updates "
+            "taking turns; ratios pass by pass, their geometric mean and 95 % interval."
+        )
+        yield _times(times)
 
 
-def _versions(runs: list[Record]) -> str:
-    seen = Counter(
-        ", ".join(f"{name} {value}" for name, value in sorted(run.versions.items())) for run in runs
+def _protocol(config: TrainConfig, table: results.Table) -> str:
+    """What all runs share, in words."""
+    training = "all other" if config.train_size is None else f"{config.train_size:,}"
+    held_out = "a sixth" if config.validation_size is None else f"{config.validation_size:,}"
+    epochs = f"{config.epochs} epochs"
+    if config.min_epochs is not None:
+        epochs += f" ({config.min_epochs} to {config.epochs} with the bold driver)"
+    rate = "chosen for each run" if config.lr is None else f"{config.lr:g}"
+    made = Counter(
+        ", ".join(f"{name} {value}" for name, value in sorted(run.versions.items()))
+        for runs in table.values()
+        for run in runs.runs
     )
-    mixed = " Runs of different versions are mixed here." if len(seen) > 1 else ""
-    return f"Made with {'; '.join(seen)}.{mixed}"
+    mixed = " Runs of different versions are mixed here." if len(made) > 1 else ""
+    return (
+        f"Protocol: {config.dataset}, {training} training and {held_out} validation images, "
+        f"minibatches of {config.batch_size}, {epochs}, λ {rate}. Made with {'; '.join(made)}."
+        f"{mixed}"
+    )
 
 
-def _table2(table: results.Table) -> Table:
+def _table2(table: results.Table, published: bool) -> Table:
     rows = []
     for cell, runs in table.items():
-        ours, published = runs.test_error, paper.TABLE2.get(cell)
-        within = "–"
-        if published and ours.n:
-            distance = (ours.mean - published.mean) / published.deviation
-            within = f"{distance:+.1f}"
-        rows.append(
-            (
-                cell.architecture,
-                str(cell.depth),
-                cell.schedule,
-                cell.update,
-                _mean(ours),
-                str(ours.n),
-                str(runs.diverged),
-                f"{published.mean:.4f} ± {published.deviation:.4f}" if published else "–",
-                within,
-            )
+        ours = runs.test_error
+        row = (
+            cell.architecture,
+            str(cell.depth),
+            cell.schedule,
+            cell.update,
+            _mean(ours),
+            str(ours.n),
+            str(runs.diverged),
         )
+        rows.append((*row, *_paper(cell, ours)) if published else row)
     header = ("network", "layers", "schedule", "update", "test error", "n", "diverged")
-    return Table((*header, "paper", "paper's deviations apart"), tuple(rows), words=4)
+    beside = ("paper", "paper's deviations apart") if published else ()
+    return Table((*header, *beside), tuple(rows), words=4)
+
+
+def _paper(cell: Cell, ours: Estimate) -> tuple[str, str]:
+    """The paper's number for a cell, and how far ours is from it."""
+    published = paper.TABLE2.get(cell)
+    if published is None:
+        return "–", "–"
+    apart = (ours.mean - published.mean) / published.deviation
+    text = f"{published.mean:.4f} ± {published.deviation:.4f}"
+    return text, f"{apart:+z.1f}" if ours.n else "–"
+
+
+def _mean(value: Estimate) -> str:
+    if not value.n:
+        return "–"
+    return f"{value.mean:.4f}" + (f" ± {value.deviation:.4f}" if value.n > 1 else "")
+
+
+def _claim(claim: Claim) -> Iterator[Block]:
+    yield Heading(f"{claim.text}: {claim.verdict}", 3)
+    if claim.note:
+        yield Paragraph(f"Read as: {claim.note}.")
+    if not claim.comparisons:
+        yield Paragraph("The measurement is missing; how to make it stands below.")
+        return
+    numbers = _ratio if claim.unit == "time" else _difference
+    rows = tuple((each.text, *numbers(each)) for each in claim.comparisons)
+    what = "ratio" if claim.unit == "time" else "difference"
+    yield Table(("comparison", what, "95 % interval", "n"), rows)
 
 
 def _against(table: results.Table, base: str) -> Table:
     rows = []
     updates = [name for name in UPDATES if name != base and (base != "sm" or "geodesic" in name)]
     for update in updates:
-        for one, other in results.pairs(table, update, base):
-            difference = paired(one.test_errors, other.test_errors)
-            cell = one.cell
-            rows.append(
-                (
-                    f"{update} − {base}",
-                    f"{cell.architecture}, {cell.depth} layers, {cell.schedule}",
-                    *_numbers(difference),
-                    _verdict(difference),
-                )
-            )
+        for cell in table:
+            other = Cell(cell.architecture, cell.depth, base, cell.schedule)
+            if cell.update == update and other in table:
+                where = f"{cell.architecture}, {cell.depth} layers, {cell.schedule}"
+                each = compare(table, f"{update} − {base}", [(cell, other)])
+                better = "yes" if each.below else "worse" if each.above else "undecided"
+                rows.append((each.text, where, *_difference(each), better))
     header = ("difference", "where", "test error", "95 % interval", "n", "better")
     return Table(header, tuple(rows), words=2)
 
@@ -177,70 +234,56 @@ def _choices(table: results.Table) -> Table:
     rows = []
     for cell, runs in table.items():
         rates = ", ".join(f"{rate:g} × {n}" for rate, n in sorted(runs.rates.items(), reverse=True))
-        rules = "; ".join(f"{rule or 'all epochs'} × {n}" for rule, n in runs.rules.most_common())
+        ends = [f"{rule or 'all epochs'} × {n}" for rule, n in runs.rules.most_common()]
+        ends += [f"diverged, {why} × {n}" for why, n in runs.reasons.most_common()]
         epochs = f"{runs.epochs:.1f}" if runs.finished else "–"
-        reasons = Counter(
-            _kind(run.result.reason) for run in runs.runs if run.result and run.result.diverged
-        )
-        ends = "; ".join(f"diverged, {reason} × {n}" for reason, n in reasons.items())
-        rows.append((cell.name, rates, "; ".join(filter(None, (rules, ends))), epochs))
+        rows.append((cell.name, rates, "; ".join(ends), epochs))
     header = ("cell", "λ chosen × runs", "ended because × runs", "mean epochs")
     return Table(header, tuple(rows), words=3)
 
 
-def _kind(reason: str) -> str:
-    """A reason without what differs from run to run."""
-    return reason.partition(" in epoch ")[0].partition(" ended at ")[0]
-
-
-def _times(table: results.Table) -> Table:
+def _times(times: costs.Costs) -> Table:
     rows = []
-    for update in UPDATES:
-        own = [runs for cell, runs in table.items() if cell.update == update]
-        if not own:
-            continue
-        seconds = sorted(s for runs in own for s in runs.pass_seconds.values())
-        ratio = time_ratio(table, update)
-        interval = "–"
-        if ratio.n > 1 and update != "b-sgd":
-            interval = f"{math.exp(ratio.low):.2f} to {math.exp(ratio.high):.2f}"
-        rows.append(
-            (
-                update,
-                f"{seconds[len(seconds) // 2]:.3f}",
-                f"{math.exp(ratio.mean):.2f}" if ratio.n else "–",
-                interval,
-                str(len(seconds)),
-            )
-        )
-    header = ("update", "seconds (median)", "times B-SGD's", "95 % interval", "runs")
-    return Table(header, tuple(rows))
+    for (architecture, depth), updates in times.items():
+        for update, seconds in updates.items():
+            ratio = costs.log_ratio(updates, update)
+            where = (architecture, str(depth), update, f"{median(seconds.values()):.3f}")
+            against = ("1", "–") if update == costs.BASE else (_factor(ratio), _span(ratio))
+            rows.append((*where, *against, str(ratio.n)))
+    header = ("network", "layers", "update", "seconds (median)", "times B-SGD's")
+    return Table((*header, "95 % interval", "passes"), tuple(rows), words=3)
 
 
-def _comparison(comparison: Comparison) -> tuple[str, ...]:
-    if comparison.unit == "time":
-        d = comparison.difference
-        if d.n < 2:
-            return (comparison.text, "–", "–", str(d.n))
-        interval = f"{math.exp(d.low):.2f} to {math.exp(d.high):.2f}"
-        return (comparison.text, f"× {math.exp(d.mean):.2f}", interval, str(d.n))
-    return (comparison.text, *_numbers(comparison.difference))
+def _indications(table: results.Table) -> Table:
+    groups: dict[tuple[str, int, str], list[float]] = {}
+    for cell, runs in table.items():
+        key = (cell.architecture, cell.depth, cell.update)
+        groups.setdefault(key, []).extend(runs.pass_seconds)
+    rows = []
+    for (architecture, depth, update), seconds in groups.items():
+        base = groups.get((architecture, depth, costs.BASE))
+        ratio = f"{median(seconds) / median(base):.2f}" if base else "–"
+        median_seconds = f"{median(seconds):.3f}"
+        rows.append((architecture, str(depth), update, median_seconds, ratio, str(len(seconds))))
+    header = ("network", "layers", "update", "seconds (median)", "times B-SGD's", "runs")
+    return Table(header, tuple(rows), words=3)
 
 
-def _numbers(difference: Estimate) -> tuple[str, str, str]:
-    if difference.n == 0:
-        return ("–", "–", "0")
-    interval = "–" if difference.n < 2 else f"{difference.low:+.4f} to {difference.high:+.4f}"
-    return (f"{difference.mean:+.4f}", interval, str(difference.n))
+def _difference(each: Comparison) -> tuple[str, str, str]:
+    found = each.difference
+    mean = f"{found.mean:+z.4f}" if found.n else "–"
+    interval = f"{found.low:+z.4f} to {found.high:+z.4f}" if found.n > 1 else "–"
+    lost = " ({} and {} diverged)".format(*each.diverged) if any(each.diverged) else ""
+    return mean, interval, f"{found.n} of {each.pairs}{lost}"
 
 
-def _verdict(difference: Estimate) -> str:
-    if difference.below_zero:
-        return "yes"
-    return "worse" if difference.above_zero else "undecided"
+def _ratio(each: Comparison) -> tuple[str, str, str]:
+    return _factor(each.difference), _span(each.difference), str(each.difference.n)
 
 
-def _mean(value: Estimate) -> str:
-    if value.n == 0:
-        return "–"
-    return f"{value.mean:.4f}" + (f" ± {value.deviation:.4f}" if value.n > 1 else "")
+def _factor(log: Estimate) -> str:
+    return f"{math.exp(log.mean):.2f}"
+
+
+def _span(log: Estimate) -> str:
+    return f"{math.exp(log.low):.2f} to {math.exp(log.high):.2f}"

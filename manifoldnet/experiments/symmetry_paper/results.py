@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
+from pathlib import Path
+from statistics import fmean, median
 
+from manifoldnet.experiments.config import SCHEDULES, TrainConfig
+from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.records import Record
 from manifoldnet.experiments.statistics import Estimate, estimate
-from manifoldnet.experiments.symmetry_paper.cells import GEODESIC, TABLE2, Cell
+from manifoldnet.experiments.symmetry_paper.cells import AXES, Cell
+from manifoldnet.experiments.tables import csv_text
+from manifoldnet.experiments.updates import UPDATES
 
 COLUMNS = (
     *("architecture", "depth", "update", "schedule", "seed", "lr", "epochs"),
@@ -42,6 +46,11 @@ class CellRuns:
         return len(self.runs) - len(self.finished)
 
     @property
+    def seeds(self) -> set[int]:
+        """Of all runs."""
+        return {run.config.seed for run in self.runs}
+
+    @property
     def test_errors(self) -> dict[int, float]:
         """Final test error of the finished runs, by seed."""
         return {run.config.seed: run.epochs[-1].test_error for run in self.finished}
@@ -54,15 +63,12 @@ class CellRuns:
     @property
     def epochs(self) -> float:
         """Mean number of epochs of the finished runs; NaN without any."""
-        return fmean(len(run.epochs) for run in self.finished) if self.finished else float("nan")
+        return fmean(len(run.epochs) for run in self.finished) if self.finished else math.nan
 
     @property
-    def pass_seconds(self) -> dict[int, float]:
-        """Median seconds of a training pass of each run, by seed."""
-        return {
-            run.config.seed: sorted(e.train_seconds for e in run.epochs)[len(run.epochs) // 2]
-            for run in self.runs
-        }
+    def pass_seconds(self) -> list[float]:
+        """Median seconds of a training pass of each run."""
+        return [median(epoch.train_seconds for epoch in run.epochs) for run in self.runs]
 
     @property
     def rates(self) -> Counter[float]:
@@ -74,22 +80,71 @@ class CellRuns:
         """How many finished runs were ended by which rule; "" for those that had all epochs."""
         return Counter(run.result.stopped for run in self.finished if run.result)
 
+    @property
+    def reasons(self) -> Counter[str]:
+        """How many runs diverged, and in which way: those of `stopping.verdict`."""
+        return Counter(
+            "validation error too high"
+            if math.isfinite(run.epochs[-1].train_loss)
+            else "loss not finite"
+            for run in self.runs
+            if run.result and run.result.diverged
+        )
+
 
 Table = Mapping[Cell, CellRuns]
 
 
+def protocol(found: Mapping[Path, Record]) -> TrainConfig:
+    """The configuration that all runs share, but for `AXES`.
+
+    Args:
+        found: at least one record, by its file.
+
+    Raises:
+        RecordError: when two differ in another field or in their data, or are of the same run.
+    """
+    first_path, first = next(iter(found.items()))
+    seen: dict[tuple[Cell, int], Path] = {}
+    shared = _shared(first.config)
+    for path, record in found.items():
+        here = _shared(record.config)
+        odd = [f"{k} {v} there, {shared[k]} here" for k, v in here.items() if v != shared[k]]
+        if record.data != first.data:
+            odd.append(f"data {record.data} there, {first.data} here")
+        if odd:
+            raise RecordError(
+                f"{path} cannot stand in one report with {first_path.name} ({', '.join(odd)}): "
+                "move the runs of the other protocol away"
+            )
+        run = (Cell.of(record.config), record.config.seed)
+        if run in seen:
+            raise RecordError(
+                f"{path} is of the same run as {seen[run].name} ({run[0].name}, seed {run[1]}): "
+                "move one of them away"
+            )
+        seen[run] = path
+    return first.config
+
+
+def _shared(config: TrainConfig) -> dict[str, object]:
+    return {name: value for name, value in config.to_dict().items() if name not in AXES}
+
+
 def by_cell(records: Iterable[Record]) -> dict[Cell, CellRuns]:
-    """Groups records; cells in the order of the table, runs by seed."""
+    """Groups records: runs by seed, cells so that the updates of one setting stand together."""
     groups: dict[Cell, list[Record]] = {}
     for record in records:
         groups.setdefault(Cell.of(record.config), []).append(record)
-    order = [*TABLE2, *GEODESIC]
-    known = [cell for cell in order if cell in groups]
-    others = [cell for cell in groups if cell not in order]
     return {
         cell: CellRuns(cell, tuple(sorted(groups[cell], key=lambda run: run.config.seed)))
-        for cell in (*known, *others)
+        for cell in sorted(groups, key=_order)
     }
+
+
+def _order(cell: Cell) -> tuple[str, int, int, int]:
+    update = list(UPDATES).index(cell.update)
+    return cell.architecture, cell.depth, SCHEDULES.index(cell.schedule), update
 
 
 def to_csv(table: Table) -> str:
@@ -111,24 +166,3 @@ def to_csv(table: Table) -> str:
         for run in runs.runs
     ]
     return csv_text(COLUMNS, rows)
-
-
-def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Rows as the text of a CSV file."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
-def pairs(
-    table: Table, one: str, other: str, where: Callable[[Cell], bool] = lambda cell: True
-) -> list[tuple[CellRuns, CellRuns]]:
-    """Cells that differ in nothing but these two updates, where both have runs."""
-    found = []
-    for cell, runs in table.items():
-        partner = Cell(cell.architecture, cell.depth, other, cell.schedule)
-        if cell.update == one and where(cell) and partner in table:
-            found.append((runs, table[partner]))
-    return found

@@ -1,25 +1,21 @@
 """Figure 3: mean test error over the epochs, with bands of one deviation. Reads records only.
 
 The runs that did not diverge are averaged. A run that a rule ended keeps its last network, so its
-last error is carried on to the end of the longest run: else the mean would jump where runs leave
-it.
+last error is carried on to the last epoch of its panel: else the mean would jump where runs leave
+it, and one update's line would end before another's.
 """
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.errors import MissingExtraError
-from manifoldnet.experiments.files import replacing
-from manifoldnet.experiments.plots import COLOURS, INK, MUTED, style
+from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.plots import COLOURS, INK, MUTED, scale, style
 from manifoldnet.experiments.symmetry_paper.cells import FIGURE3, Cell
-from manifoldnet.experiments.symmetry_paper.results import CellRuns, Table, csv_text
+from manifoldnet.experiments.symmetry_paper.results import Table
+from manifoldnet.experiments.tables import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +29,11 @@ class Trajectory:
 
     Attributes:
         cell: whose.
-        mean: over the runs.
+        mean: over the runs that did not diverge; empty without any.
         deviation: standard deviation of a sample; 0 for a single run.
         runs: how many there are.
-        shortest: epochs of the run that ended first.
+        shortest: epochs of the run that ended first; 0 without any.
+        diverged: how many others are left out.
     """
 
     cell: Cell
@@ -44,23 +41,37 @@ class Trajectory:
     deviation: tuple[float, ...]
     runs: int
     shortest: int
+    diverged: int
+
+    @property
+    def label(self) -> str:
+        """For the legend."""
+        if not self.runs:
+            return f"{self.cell.update} (all {self.diverged} diverged)"
+        left_out = f", {self.diverged} diverged" if self.diverged else ""
+        return f"{self.cell.update} (n = {self.runs}{left_out})"
 
 
-def trajectory(runs: CellRuns) -> Trajectory | None:
-    """The mean trajectory of a cell; None when no run finished."""
-    lines = [[epoch.test_error for epoch in run.epochs] for run in runs.finished]
-    if not lines:
-        return None
-    length = max(map(len, lines))
-    carried = [line + [line[-1]] * (length - len(line)) for line in lines]
-    columns = list(zip(*carried, strict=True))
-    return Trajectory(
-        cell=runs.cell,
-        mean=tuple(map(fmean, columns)),
-        deviation=tuple(stdev(column) if len(column) > 1 else 0.0 for column in columns),
-        runs=len(lines),
-        shortest=min(map(len, lines)),
-    )
+def trajectories(table: Table, architecture: str) -> list[Trajectory]:
+    """The lines of a panel, all of them to the last epoch of its longest run."""
+    cells = [c for c in FIGURE3 if c.architecture == architecture and c in table]
+    lines = {c: [[e.test_error for e in run.epochs] for run in table[c].finished] for c in cells}
+    longest = max((len(line) for each in lines.values() for line in each), default=0)
+    found = []
+    for cell, each in lines.items():
+        carried = [line + [line[-1]] * (longest - len(line)) for line in each]
+        columns = list(zip(*carried, strict=True))
+        found.append(
+            Trajectory(
+                cell,
+                mean=tuple(map(fmean, columns)),
+                deviation=tuple(stdev(column) if len(column) > 1 else 0.0 for column in columns),
+                runs=len(each),
+                shortest=min(map(len, each), default=0),
+                diverged=table[cell].diverged,
+            )
+        )
+    return found
 
 
 def to_csv(table: Table) -> str:
@@ -87,49 +98,43 @@ def draw(table: Table) -> bytes:
     Raises:
         MissingExtraError: without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "the picture") from error
     panels = {
         "arch1": "Arch1, four layers, exponential decay",
         "arch2": "Arch2, four layers, bold driver",
     }
-    lines = [t for cell in FIGURE3 if cell in table if (t := trajectory(table[cell]))]
-    figure = Figure(figsize=(9.6, 4.2), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    lines = {architecture: trajectories(table, architecture) for architecture in panels}
+    values = [100 * value for each in lines.values() for line in each for value in _extent(line)]
+    figure = new_figure(9.6, 5.2)
     every_axes = figure.subplots(1, 2, sharey=True)
     for axes, (architecture, title) in zip(every_axes, panels.items(), strict=True):
         style(axes)
         axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("epoch", color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        own = [line for line in lines if line.cell.architecture == architecture]
+        own = lines[architecture]
         for line in own:
             _draw_line(axes, line)
         if own:
             axes.legend(frameon=False, fontsize=9, labelcolor=INK)
         else:
-            axes.text(0.5, 0.5, "no finished runs", transform=axes.transAxes, ha="center")
+            axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center")
+        scale(axes, values, max((len(line.mean) for line in own), default=1))
     every_axes[0].set_ylabel("test error (%)", color=INK)
-    if lines:
-        every_axes[0].set_ylim(*_limits(lines))
     figure.supxlabel(
-        "lines: mean over runs; bands: one standard deviation; dashed: a run has ended",
+        "lines: mean over the n runs; bands: one standard deviation; dashed: some runs have ended, "
+        "their last error is carried on",
         fontsize=8,
         color=MUTED,
     )
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
+    return png(figure)
 
 
-def write(picture: bytes, path: Path) -> None:
-    """Writes a picture in one atomic step."""
-    with replacing(path) as stream:
-        stream.write(picture)
+def _extent(line: Trajectory) -> list[float]:
+    """What has to find place: the mean, and the band's lower end where that is not near zero.
+
+    Its upper end may leave the picture: one bad run among ten would take half of the height.
+    """
+    bands = zip(line.mean, line.deviation, strict=True)
+    return [*line.mean, *(max(mean - deviation, mean / 2) for mean, deviation in bands)]
 
 
 def _draw_line(axes: Axes, line: Trajectory) -> None:
@@ -146,17 +151,8 @@ def _draw_line(axes: Axes, line: Trajectory) -> None:
         color=colour,
         linewidth=1.8,
         marker="o" if whole == 1 else None,
-        label=f"{line.cell.update} (n = {line.runs})",
+        label=line.label,
     )
     axes.plot(
         epochs[whole - 1 :], percent[whole - 1 :], color=colour, linewidth=1.4, linestyle="--"
     )
-
-
-def _limits(lines: Sequence[Trajectory]) -> tuple[float, float]:
-    """From below the lowest band to the errors of the second epoch; those of the first dwarf it."""
-    low = min(m - d for line in lines for m, d in zip(line.mean, line.deviation, strict=True))
-    late = [line.mean[min(1, len(line.mean) - 1)] for line in lines]
-    top = max(max(late), max(line.mean[-1] + line.deviation[-1] for line in lines))
-    bottom = max(0.0, 100 * low - 0.2)
-    return bottom, max(100 * top * 1.05, bottom + 0.1) if math.isfinite(top) else bottom + 1

@@ -1,0 +1,116 @@
+"""What the updates cost: measuring it, the file, and what the report makes of it."""
+
+import dataclasses
+from itertools import product
+
+import pytest
+from test_paper_report import record
+
+from manifoldnet.experiments import RecordError, TrainConfig, folder
+from manifoldnet.experiments.epoch_time import PLAIN
+from manifoldnet.experiments.symmetry_paper import costs, times
+from manifoldnet.experiments.symmetry_paper.cells import TABLE2
+from manifoldnet.experiments.symmetry_paper.report import write_paper_report
+from manifoldnet.experiments.updates import UPDATES
+
+# The ratios of sm are 1, 3/2 and 9/4, whose geometric mean is 3/2; those of un are all 6/5.
+SECONDS = {"b-sgd": (1.0, 2.0, 4.0), "sm": (1.0, 3.0, 9.0), "un": (1.2, 2.4, 4.8)}
+
+
+def measured():
+    return {
+        (*network, update, number): seconds
+        for network, (update, each) in product(costs.NETWORKS, SECONDS.items())
+        for number, seconds in enumerate(each, 1)
+    }
+
+
+def test_what_is_written_is_read(tmp_path):
+    assert costs.read(tmp_path) is None
+    (tmp_path / "times.csv").write_text(costs.to_csv(measured()))
+    found = costs.read(tmp_path)
+    assert list(found) == [("arch1", 2), ("arch1", 4), ("arch2", 2), ("arch2", 4)]
+    for updates in found.values():
+        assert updates == {update: dict(enumerate(each, 1)) for update, each in SECONDS.items()}
+
+
+def test_the_report_is_on_the_measurement(tmp_path):
+    """ln 3/2 ± 4.3027 · ln 3/2 / √3 is −0.6018 to 1.4127, so 0.55 to 4.11."""
+    folder.keep(tmp_path, record(TABLE2[0], 0, [0.1], seconds=(77.0,)))
+    (tmp_path / "times.csv").write_text(costs.to_csv(measured()))
+    text = write_paper_report(tmp_path).text
+    for line in (
+        "| arch2   | 4      | b-sgd  |            2.000 |             1 |             – |      3 |",
+        "| arch2   | 4      | sm     |            3.000 |          1.50 |  0.55 to 4.11 |      3 |",
+        "| arch2   | 4      | un     |            2.400 |          1.20 |  1.20 to 1.20 |      3 |",
+        "| sm ÷ b-sgd: arch1, 2 layers |  1.50 |  0.55 to 4.11 | 3 |",
+        "| un ÷ b-sgd: arch2, 4 layers |  1.20 |  1.20 to 1.20 | 3 |",
+        "### No update costs noticeably more time than B-SGD: in part",
+    ):
+        assert line in text.splitlines()
+    assert "lies below 1.25" in text
+    assert "77.0" not in text
+    assert "Indicative" not in text
+
+
+HEADER = "architecture,depth,update,pass,seconds\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "line 1: the columns are none"),
+        (HEADER, "lacks arch1, 2 layers, b-sgd, pass 1: delete it, or measure again"),
+        (HEADER + "arch1,2,un\n", "line 2: it does not have 5 fields"),
+        (HEADER + "arch1,2,un,1,fast\n", "line 2: could not convert .*'fast'"),
+        (HEADER + "arch1,2,un,1,-1\n", "line 2: seconds is -1, not a positive number"),
+        (HEADER + "arch1,2,un,1,nan\n", "line 2: seconds is nan"),
+        (HEADER + "arch1,2,un,0,1\n", "line 2: pass is 0; they count from 1"),
+        (HEADER + "arch1,3,un,1,1\n", "line 2: the paper has no network arch1 with 3 layers"),
+        (
+            HEADER + "arch1,2,un,1,1\n" * 2,
+            "line 3: it is the second of arch1, 2 layers, un, pass 1",
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, content, message):
+    folder.keep(tmp_path, record(TABLE2[0], 0, [0.1]))
+    (tmp_path / "times.csv").write_text(content)
+    with pytest.raises(RecordError, match=f"times.csv,? {message}"):
+        write_paper_report(tmp_path)
+
+
+def test_a_measurement_that_was_cut_is_named(tmp_path):
+    lines = costs.to_csv(measured()).splitlines(keepends=True)
+    (tmp_path / "times.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(RecordError, match="lacks arch2, 4 layers, un, pass 3"):
+        costs.read(tmp_path)
+
+
+SMALL = TrainConfig(train_size=100, validation_size=100, features=4)
+
+
+def test_every_update_is_timed_on_every_network():
+    told = []
+    seconds = times.measure(2, SMALL, on_progress=lambda *each: told.append(each))
+    wanted = product(costs.NETWORKS, (PLAIN, *UPDATES), (1, 2))
+    assert set(seconds) == {(*network, update, n) for network, update, n in wanted}
+    assert all(each > 0 for each in seconds.values())
+    assert told[:3] == [("timing arch1 with 2 layers, pass", n, 3) for n in (1, 2, 3)]
+
+
+def test_the_protocol_of_the_paper_is_timed():
+    assert dataclasses.replace(times.TIMED, lr=None) == times.PROTOCOL
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(times, "TIMED", SMALL)
+    assert times.main(["--out", str(tmp_path), "--passes", "2", "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'times.csv'}\n"
+    assert list(costs.read(tmp_path)["arch2", 4]) == [PLAIN, *UPDATES]
+    with pytest.raises(SystemExit):
+        times.main(["--out", str(tmp_path), "--passes", "1"])
+    assert "--passes is 1; an interval needs two" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert times.main(["--out", str(tmp_path / "file"), "--passes", "2", "--quiet"]) == 2
+    assert "file" in capsys.readouterr().err
