@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from manifoldnet.experiments.plots import plot_test_error
     from manifoldnet.experiments.records import Epoch, Record, Result, Selection
     from manifoldnet.experiments.report import Report, write_report
+    from manifoldnet.experiments.segmentation.config import SegmentationConfig
+    from manifoldnet.experiments.segmentation.network import SegNet
     from manifoldnet.experiments.sources import load
     from manifoldnet.experiments.sweep import SweepError
     from manifoldnet.experiments.symmetry_paper.cells import Cell
@@ -46,6 +48,8 @@ _HOME = {
     "plots": ["plot_test_error"],
     "records": ["Epoch", "Record", "Result", "Selection"],
     "report": ["Report", "write_report"],
+    "segmentation.config": ["SegmentationConfig"],
+    "segmentation.network": ["SegNet"],
     "sources": ["load"],
     "sweep": ["SweepError"],
     "symmetry_paper.cells": ["Cell"],
@@ -74,6 +78,8 @@ __all__ = [
     "RecordError",
     "Report",
     "Result",
+    "SegNet",
+    "SegmentationConfig",
     "Selection",
     "SweepError",
     "TrainConfig",
