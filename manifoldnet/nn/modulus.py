@@ -1,0 +1,121 @@
+"""Complex convolution, modulus, average: a stage of the scale-invariant paper's networks.
+
+    u = W * x (complex W, real x; no padding)       v = |u|       output: means of 2×2 patches of v
+
+A complex kernel on a real image is two real kernels, so one real convolution with twice the outputs
+does it: the first half of its channels are the real parts, the second the imaginary ones. Without
+biases the stage is homogeneous, stage(αx) = α stage(x) for α ≥ 0.
+
+|a + bi| = √(a² + b²) has no gradient at 0; it is taken as 0 there.
+
+Source: [tygert2015scale], Section 5.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ComplexModulusStage", "modulus"]
+
+
+@final
+class ComplexModulusStage(nn.Module):
+    """Images ``(batch, in_channels, h, w)`` to ``(batch, out_channels, (h−q+1)/2, (w−q+1)/2)``.
+
+    Args:
+        in_channels: images in.
+        out_channels: images out.
+        kernel_size: q, the side of the square kernels.
+        generator: where the Gaussian start is drawn from; torch's global one by default. Its
+            variance is 1/(in_channels q²), so that it keeps the size of the pixels.
+        dtype: of the weight; torch's default if None.
+        device: of the weight.
+
+    Attributes:
+        weight: ``(2 out_channels, in_channels, q, q)``: real parts, then imaginary ones.
+
+    Raises:
+        ValueError: for sizes that are not positive.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": kernel_size,
+        }
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive whole number, not {size!r}")
+        self.in_channels, self.out_channels, self.kernel_size = (
+            in_channels,
+            out_channels,
+            kernel_size,
+        )
+        shape = (2 * out_channels, in_channels, kernel_size, kernel_size)
+        weight = torch.empty(shape, dtype=dtype, device=device).normal_(generator=generator)
+        self.weight = nn.Parameter(weight.div_((in_channels * kernel_size**2) ** 0.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The averaged moduli.
+
+        Raises:
+            ValueError: if the images have other channels, or a size that 2×2 patches do not tile
+                after the convolution.
+        """
+        self.output_size(tuple(images.shape[-3:]))
+        u = nn.functional.conv2d(images, self.weight)
+        return nn.functional.avg_pool2d(modulus(u), 2)
+
+    def output_size(self, size: tuple[int, ...]) -> tuple[int, int, int]:
+        """Channels, height and width that come of images of such a size.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        q = self.kernel_size
+        if len(size) != 3 or size[0] != self.in_channels:
+            raise ValueError(
+                f"images are {_by(size)}; this stage takes {self.in_channels} channels, as "
+                "(…, channels, height, width)"
+            )
+        for name, length in zip(("height", "width"), size[1:], strict=True):
+            left = length - q + 1
+            if left < 2 or left % 2:
+                raise ValueError(
+                    f"images of {_by(size)} have {name} {length}, of which a {q}x{q} kernel leaves "
+                    f"{max(left, 0)}; 2x2 averages need an even number, 2 or more: pad or crop them"
+                )
+        return self.out_channels, (size[1] - q + 1) // 2, (size[2] - q + 1) // 2
+
+    def extra_repr(self) -> str:
+        """What the constructor was given."""
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+
+
+def modulus(u: Tensor) -> Tensor:
+    """√(a² + b²) of channels a (first half of dimension 1) and b (second half).
+
+    It neither overflows nor vanishes where the result is a number of the type; its gradient is 0
+    where the modulus is.
+    """
+    a, b = u.chunk(2, dim=1)
+    known = a.ne(0) | b.ne(0)
+    return torch.hypot(torch.where(known, a, 1.0), b) * known
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))

@@ -1,0 +1,82 @@
+"""Confidence: the concentration that made the data is found again, and a true one is calibrated."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manifoldnet.nn import Confidence, simplex_targets
+from manifoldnet.nn.classifier import direction
+
+
+def made(concentration, samples=20000, classes=5, seed=0):
+    """Directions, and labels drawn with the probabilities that the concentration gives them."""
+    source = torch.Generator().manual_seed(seed)
+    z = direction(torch.randn(samples, classes, generator=source, dtype=torch.float64))
+    cosines = z @ simplex_targets(classes, dtype=torch.float64).T
+    chances = (concentration * cosines).softmax(1)
+    return cosines, torch.multinomial(chances, 1, generator=source).squeeze(1)
+
+
+@pytest.mark.parametrize("concentration", [0.5, 3.0, 20.0])
+def test_the_concentration_that_made_the_labels_is_found(concentration):
+    assert Confidence.fit(*made(concentration)).concentration == pytest.approx(
+        concentration, rel=0.1
+    )
+
+
+@pytest.mark.parametrize("concentration", [1.0, 5.0])
+def test_a_true_confidence_is_calibrated_and_another_is_not(concentration):
+    fitted = Confidence.fit(*made(concentration))
+    others = made(concentration, seed=1)
+    assert fitted.reliability(*others).error < 0.02
+    assert Confidence(5 * concentration).reliability(*others).error > 0.1
+
+
+@given(st.floats(0, 100), st.integers(2, 8))
+def test_it_is_a_probability_and_leaves_the_decision(concentration, classes):
+    cosines = torch.rand(10, classes, dtype=torch.float64) * 2 - 1
+    confidence = Confidence(concentration)
+    p = confidence.probabilities(cosines)
+    assert torch.allclose(p.sum(1), torch.ones(10, dtype=torch.float64))
+    assert confidence(cosines).ge(1 / classes - 1e-12).all()
+    assert torch.equal(p.gather(1, cosines.argmax(1, keepdim=True)).squeeze(1), confidence(cosines))
+
+
+def test_bins_hold_what_falls_into_them():
+    cosines = torch.tensor([[10.0, 0.0], [10.0, 0.0], [0.0, 0.0]])
+    found = Confidence(1.0).reliability(cosines, torch.tensor([0, 1, 0]), bins=2)
+    assert found.count == (0, 3)
+    assert math.isnan(found.accuracy[0])
+    assert found.accuracy[1] == pytest.approx(2 / 3)
+    sure = (1 + math.exp(-10)) ** -1
+    assert found.confidence[1] == pytest.approx((2 * sure + 0.5) / 3)
+    assert found.error == pytest.approx(abs((2 * sure + 0.5) / 3 - 2 / 3))
+
+
+def test_labels_that_have_nothing_to_do_with_directions_give_none():
+    cosines, _ = made(1.0, 400)
+    wrong = cosines.argmin(1)  # worse than chance
+    assert Confidence.fit(cosines, wrong).concentration == 0
+    assert Confidence.fit(cosines, cosines.argmax(1)).concentration == 1e4  # nothing is ever wrong
+
+
+@pytest.mark.parametrize(
+    ("cosines", "labels", "message"),
+    [
+        (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), "one sample or more"),
+        (torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), "are needed"),
+        (torch.full((2, 3), math.nan), torch.zeros(2, dtype=torch.int64), "not finite"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(cosines, labels, message):
+    with pytest.raises(ValueError, match=message):
+        Confidence.fit(cosines, labels)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_a_concentration_that_is_none_is_refused(value):
+    with pytest.raises(ValueError, match="it must be finite and ≥ 0"):
+        Confidence(value)
