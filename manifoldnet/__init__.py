@@ -1,6 +1,6 @@
 """manifoldnet: weights on manifolds for PyTorch, with explicit geometry and proven invariance."""
 
-from manifoldnet import optim, rules, symmetry
+from manifoldnet import nn, optim, rules, symmetry
 from manifoldnet.geometry import (
     Additive,
     Euclidean,
@@ -48,6 +48,7 @@ __all__ = [
     "from_spec",
     "load_state_dict",
     "manifolds",
+    "nn",
     "optim",
     "param_groups",
     "project_",

@@ -6,12 +6,14 @@ loss_fn = mn.nn.SimplexLoss()                                            # of cr
 
 from manifoldnet.nn.classifier import SimplexClassifier, SimplexLoss
 from manifoldnet.nn.confidence import Confidence
+from manifoldnet.nn.features import ModulusFeatures
 from manifoldnet.nn.modulus import ComplexModulusStage
 from manifoldnet.nn.simplex import simplex_targets
 
 __all__ = [
     "ComplexModulusStage",
     "Confidence",
+    "ModulusFeatures",
     "SimplexClassifier",
     "SimplexLoss",
     "simplex_targets",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from manifoldnet.nn import ComplexModulusStage
+from manifoldnet.nn import ComplexModulusStage, ModulusFeatures
 from manifoldnet.nn.modulus import modulus
 
 seeds = st.integers(0, 2**32 - 1)
@@ -81,7 +81,7 @@ def test_the_start_keeps_the_size_of_the_pixels_and_is_seeded():
     )
     assert torch.equal(one.weight, other.weight)
     images = torch.randn(4, 8, 16, 16)
-    assert float(one(images).mean()) == pytest.approx(math.sqrt(math.pi / 2), rel=0.1)
+    assert one(images).mean().item() == pytest.approx(math.sqrt(math.pi / 2), rel=0.1)
 
 
 def test_it_compiles_and_works_under_torch_func():
@@ -116,3 +116,54 @@ def test_images_that_it_cannot_tile_are_refused(size, message):
 def test_sizes_that_are_none_are_refused(sizes):
     with pytest.raises(ValueError, match="must be a positive whole number"):
         ComplexModulusStage(*sizes)
+
+
+# The features
+
+
+@st.composite
+def pictures(draw):
+    source = torch.Generator().manual_seed(draw(seeds))
+    channels = draw(st.sampled_from([1, 3]))
+    features = ModulusFeatures((channels, 16, 16), (4, 6), (3, 2), generator=source).double()
+    images = torch.rand(draw(st.integers(1, 3)), channels, 16, 16, generator=source).double()
+    return features, images
+
+
+@given(pictures(), st.integers(-100, 100))
+def test_features_are_homogeneous_and_do_not_see_brightness(case, exponent):
+    features, images = case
+    result = features(images)
+    assert result.shape == (len(images), features.out_features)
+    assert torch.equal(features(images * 2.0**exponent), result * 2.0**exponent)
+    assert torch.allclose(features(images * 0.3), result * 0.3, rtol=1e-12, atol=0)
+    assert torch.allclose(features(images + 0.7), result, atol=1e-12)
+
+
+def test_the_last_feature_is_the_standard_deviation_of_the_pixels():
+    images = torch.rand(3, 3, 16, 16)
+    result = ModulusFeatures((3, 16, 16), (4, 6), (3, 2))(images)
+    assert torch.allclose(result[:, -1], images.flatten(1).std(1, correction=0))
+
+
+def test_a_picture_of_one_colour_has_no_features_and_no_gradient():
+    features = ModulusFeatures((1, 16, 16), (4, 6), (3, 2))
+    images = torch.full((2, 1, 16, 16), 0.5, requires_grad=True)
+    result = features(images)
+    assert result.eq(0).all()
+    result.sum().backward()
+    assert images.grad.isfinite().all()
+    assert all(parameter.grad.eq(0).all() for parameter in features.parameters())
+
+
+def test_images_that_do_not_fit_are_refused_before_training():
+    with pytest.raises(
+        ValueError, match="stage 2 of 2: images of 4x6x6 have height 6, of which a 2x2"
+    ):
+        ModulusFeatures((1, 14, 14), (4, 6), (3, 2))
+    with pytest.raises(ValueError, match="one of each for every stage"):
+        ModulusFeatures((1, 16, 16), (4, 6), (3,))
+    with pytest.raises(ValueError, match="one stage or more"):
+        ModulusFeatures((1, 16, 16), (), ())
+    with pytest.raises(ValueError, match="this stage takes 1 channels"):
+        ModulusFeatures((1, 16, 16), (4, 6), (3, 2))(torch.zeros(2, 3, 16, 16))
