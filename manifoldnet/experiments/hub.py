@@ -85,8 +85,12 @@ def find(name: str, data_dir: Path | None) -> Source:
     )
 
 
-def read(source: Source) -> Dataset:
+def read(source: Source, side: int | None = None) -> Dataset:
     """Reads and decodes a whole set.
+
+    Args:
+        source: where it comes from.
+        side: makes all images squares of this side (`squared`), which may differ in size before.
 
     Raises:
         DataError: when it cannot be opened, lacks a split or a column, or holds an image or a label
@@ -95,7 +99,7 @@ def read(source: Source) -> Dataset:
     """
     splits = open_splits(source, ("train", "test"))
     decoded = {
-        name: _decode_split(splits[name], f"{source.location}, split {name!r}")
+        name: _decode_split(splits[name], f"{source.location}, split {name!r}", side)
         for name in ("train", "test")
     }
     (train_images, train_labels, classes), (test_images, test_labels, _) = (
@@ -175,10 +179,12 @@ def _quiet(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _decode_split(split: datasets.Dataset, where: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _decode_split(
+    split: datasets.Dataset, where: str, side: int | None
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images, labels and class names (empty when the labels are bare numbers) of one split."""
     label_column = _column(split, LABEL_COLUMNS, where)
-    images = _decode_images(encoded(split, IMAGE_COLUMNS, where), where)
+    images = _decode_images(encoded(split, IMAGE_COLUMNS, where), where, side)
     feature = split.features[label_column]
     labels = split.with_format("arrow")[:].column(label_column).to_pylist()
     for row, label in enumerate(labels):
@@ -229,12 +235,14 @@ def _column(split: datasets.Dataset, accepted: tuple[str, ...], where: str) -> s
     )
 
 
-def _decode_images(rows: list[dict[str, Any] | None], where: str) -> Tensor:
+def _decode_images(rows: list[dict[str, Any] | None], where: str, side: int | None) -> Tensor:
     """Stacks encoded pictures into uint8 ``(images, channels, height, width)``.
 
     Where some are RGB, gray ones become RGB as well.
     """
     arrays = [decode(row, f"{where}, row {index}") for index, row in enumerate(rows)]
+    if side is not None:
+        arrays = [squared(array, side) for array in arrays]
     for index, array in enumerate(arrays):
         if array.shape[:2] != arrays[0].shape[:2]:
             raise DataError(
@@ -285,6 +293,30 @@ def decode(
             f"{where}: the image cannot be decoded ({error}): repair or remove that row"
         ) from error
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def squared(
+    pixels: np.ndarray[Any, np.dtype[np.uint8]], side: int
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A picture ``(height, width, channels)`` as a square.
+
+    A small one is padded with zeros all around; of a large one, reduced until its short side fits,
+    the middle is taken.
+    """
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    if max(height, width) <= side:
+        above, before = (side - height) // 2, (side - width) // 2
+        after = ((above, side - height - above), (before, side - width - before), (0, 0))
+        return np.pad(pixels, after)
+    factor = side / min(height, width)
+    size = max(side, round(width * factor)), max(side, round(height * factor))
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+    pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    top, left = (size[1] - side) // 2, (size[0] - side) // 2
+    return pixels[top : top + side, left : left + side]
 
 
 def _size(image: Tensor) -> str:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from manifoldnet.experiments import cache, hub
 from manifoldnet.experiments.data import Dataset, seeded_generator
@@ -23,6 +25,7 @@ def load(
     name: str,
     data_dir: str | os.PathLike[str] | None = None,
     notice: Callable[[str], None] | None = None,
+    side: int | None = None,
 ) -> Dataset:
     """Loads a data set by its name.
 
@@ -33,14 +36,21 @@ def load(
         data_dir: a folder of Hugging Face data sets, one folder each; by default what the
             environment variable MANIFOLDNET_DATA names.
         notice: called with a line of text before anything slow.
+        side: makes all images squares of this side (`hub.squared`).
 
     Raises:
         DataError: when it is missing, lacks a split or a column, or cannot be decoded.
         MissingExtraError: when the package that reads it is not installed.
     """
     if name == "digits":
-        return load_digits()
-    return cache.load(find(name, data_dir), Dataset, hub.read, notice or (lambda line: None))
+        return load_digits(side)
+    return cache.load(
+        find(name, data_dir),
+        Dataset,
+        partial(hub.read, side=side),
+        notice or (lambda line: None),
+        variant="" if side is None else f"-square{side}",
+    )
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> hub.Source:
@@ -49,7 +59,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> hub.Sourc
     return hub.find(name, Path(folder) if folder else None)
 
 
-def load_digits() -> Dataset:
+def load_digits(side: int | None = None) -> Dataset:
     """Scikit-learn's 1,797 handwritten digits of 8x8 pixels (0 … 16), split once and for all.
 
     One in five (359) is for testing. That split does not depend on a run's seed: runs are compared
@@ -64,6 +74,10 @@ def load_digits() -> Dataset:
         raise MissingExtraError("scikit-learn", "the data set 'digits'") from error
     bunch = read()
     images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
+    if side is not None:
+        before = (side - images.shape[-1]) // 2
+        after = side - images.shape[-1] - before
+        images = nn.functional.pad(images, (before, after, before, after))
     labels = torch.from_numpy(bunch.target).long()
     order = torch.randperm(len(labels), generator=seeded_generator(0, "digits"))
     test, train = order[: len(order) // 5], order[len(order) // 5 :]

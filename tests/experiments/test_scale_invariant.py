@@ -1,0 +1,237 @@
+"""The scale-invariant paper's runs: networks, stages, what is corrupted, training and resuming."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import manifoldnet as mn
+from manifoldnet.experiments import ConfigError, Dataset, load, rundir
+from manifoldnet.experiments.data import seeded_generator
+from manifoldnet.experiments.loop import train_in, train_whole
+from manifoldnet.experiments.scale_invariant.config import ARCHITECTURES, METHODS, StageConfig
+from manifoldnet.experiments.scale_invariant.parts import make_parts
+from manifoldnet.experiments.scale_invariant.run import EXPERIMENT, Run
+from manifoldnet.experiments.scale_invariant.stages import build_stage
+from manifoldnet.nn import ModulusFeatures
+
+TINY = StageConfig(epochs=2, batch_size=20, train_size=60, embedding_dim=None)
+
+
+@pytest.fixture(scope="module")
+def squares():
+    """Three classes of 32x32 pictures: bright bars at different places."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    images = torch.randint(0, 60, (90, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    for label in range(3):
+        images[labels == label, 0, 8 * label + 4 : 8 * label + 10] += 150
+    return Dataset("squares", images[:72], labels[:72], images[72:], labels[72:], ("a", "b", "c"))
+
+
+# Networks
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "sizes"),
+    [
+        ("larger", 1, [(16, 15), (128, 7), (1024, 3)]),
+        ("smaller", 3, [(16, 15), (64, 7), (256, 3)]),
+        ("imagenet-larger", 3, [(16, 62), (64, 30), (256, 14), (1024, 6)]),
+        ("imagenet-smaller", 3, [(16, 62), (64, 30), (256, 14), (256, 6)]),
+    ],
+)
+def test_the_networks_are_those_of_tables_1_to_4(name, channels, sizes):
+    architecture = ARCHITECTURES[name]
+    side = architecture.side
+    with torch.device("meta"):
+        features = ModulusFeatures(
+            (channels, side, side), architecture.widths, architecture.kernels
+        )
+        images = torch.empty(2, channels, side, side)
+        for stage, (width, size) in zip(features.stages, sizes, strict=True):
+            images = stage(images)
+            assert images.shape == (2, width, size, size)
+    assert features.out_features == images[0].numel() + 1
+
+
+def test_images_become_squares(tmp_path):
+    digits = load("digits", side=32)
+    plain = load("digits")
+    assert digits.train_images.shape[1:] == (1, 32, 32)
+    assert torch.equal(digits.train_images[:, :, 12:20, 12:20], plain.train_images)
+    assert digits.train_images.sum() == plain.train_images.sum()  # zeros around
+
+
+# Stages
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_stage_gives_a_score_per_class_and_a_mean_loss(method):
+    config = StageConfig(method=method)
+    stage, loss = build_stage(config, 12, 5, seeded_generator(0, "start"))
+    again, _ = build_stage(config, 12, 5, seeded_generator(0, "start"))
+    features, labels = torch.randn(7, 12), torch.arange(7) % 5
+    scores = stage(features)
+    assert scores.shape == (7, 5)
+    assert torch.equal(scores, again(features))
+    each = torch.stack([loss(scores[i : i + 1], labels[i : i + 1]) for i in range(7)])
+    assert torch.allclose(loss(scores, labels), each.mean())
+
+
+def test_the_fixed_frame_is_a_simplex_and_is_not_trained():
+    stage, _ = build_stage(StageConfig(method="etf"), 12, 5, seeded_generator(0, "start"))
+    assert not list(stage.parameters())
+    products = stage.frame @ stage.frame.T
+    assert torch.allclose(products, (5 * torch.eye(5) - 1) / 4, atol=1e-6)
+
+
+def test_only_the_papers_stage_has_a_dimension():
+    with pytest.raises(ConfigError, match="logistic has as many outputs as there are classes"):
+        StageConfig(method="logistic", embedding_dim=20)
+
+
+# Data
+
+
+@given(st.floats(0, 1), st.integers(0, 5))
+def test_as_many_labels_are_wrong_as_was_asked_for(share, seed):
+    labels = torch.arange(72) % 3
+    images = torch.zeros(72, 1, 32, 32, dtype=torch.uint8)
+    data = Dataset("d", images, labels, images[:3], labels[:3], ("a", "b", "c"))
+    clean = make_parts(StageConfig(seed=seed), data)
+    noisy = make_parts(StageConfig(seed=seed, wrong_labels=share), data)
+    assert int((clean.train.labels != noisy.train.labels).sum()) == round(72 * share)
+    assert noisy.train.labels.min() >= 0
+    assert noisy.train.labels.max() < 3
+    assert torch.equal(clean.judge.labels, noisy.judge.labels)  # never those that count
+
+
+def test_a_larger_share_of_wrong_labels_has_the_smaller_one_inside(squares):
+    labels = [
+        make_parts(StageConfig(wrong_labels=share), squares).train.labels for share in (0, 0.2, 0.5)
+    ]
+    few, many = labels[1] != labels[0], labels[2] != labels[0]
+    assert torch.equal(labels[1][few], labels[2][few])
+    assert many[few].all()
+
+
+@pytest.mark.parametrize("kind", ["noise", "contrast"])
+def test_outliers_are_gross(squares, kind):
+    config = StageConfig(outliers=0.25, outlier_kind=kind, outlier_scale=50.0)
+    clean, odd = make_parts(StageConfig(), squares), make_parts(config, squares)
+    rows = torch.arange(72)
+    changed = odd.gain != 1
+    assert int(changed.sum()) == 18
+    before, after = clean.batch(rows), odd.batch(rows)
+    assert torch.equal(before[~changed], after[~changed])
+    same = torch.allclose(after[changed], 50 * before[changed])
+    assert same == (kind == "contrast")
+    assert after[changed].amax() > 10
+    assert torch.equal(clean.train.pixels, make_parts(StageConfig(), squares).train.pixels)
+
+
+def test_validation_images_take_the_place_of_the_test_images(squares):
+    parts = make_parts(StageConfig(validation_size=12, train_size=40), squares)
+    assert (len(parts.train), len(parts.judge)) == (40, 12)
+    trained = {tuple(row) for row in parts.train.pixels.tolist()}
+    assert not trained & {tuple(row) for row in parts.judge.pixels.tolist()}
+    assert not trained & {tuple(row) for row in squares.test_images.flatten(1).tolist()}
+    assert len(make_parts(StageConfig(), squares).judge) == 18
+    with pytest.raises(ConfigError, match="does not leave room for 65 training and 12 validation"):
+        make_parts(StageConfig(validation_size=12, train_size=65), squares)
+
+
+# Training
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(squares, method):
+    rate = {"rescaled": 1.0, "cosine": 0.1}.get(method, 0.02)
+    config = dataclasses.replace(TINY, method=method, lr=rate, epochs=6)
+    record = train_whole(EXPERIMENT, config, squares)
+    assert record.result.status == "finished"
+    assert record.result.test_error < 0.2
+    assert record.epochs[-1].violation < 1e-5
+    assert record.epochs[0].gradient_norm > 0
+    assert (record.epochs[0].step_ratio > 0) == (method != "etf")
+    assert record.epochs[0].largest_step_ratio >= record.epochs[0].step_ratio
+
+
+def test_what_is_measured_of_a_step_is_right(squares):
+    config = dataclasses.replace(TINY, batch_size=60, lr=0.5)  # one step an epoch
+    run = Run(config, squares)
+    parts = make_parts(config, squares)
+    before = [p.detach().clone() for p in run.network.parameters()]
+    measured = run.train_pass(parts)
+    after = [p.detach() for p in run.network.parameters()]
+    gradients = [p.grad for p in run.network.parameters()]
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+    assert measured["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+    ratio = (after[-1] - before[-1]).norm() / before[-1].norm()
+    assert measured["step_ratio"] == pytest.approx(ratio.item(), rel=1e-5)
+    assert isinstance(mn.manifolds(run.network)["1.weight"], mn.Sphere)
+
+
+def test_logistic_regression_overflows_where_the_rescaled_stage_does_not(squares):
+    def ended(method):
+        config = dataclasses.replace(TINY, method=method, lr=1e6, epochs=3)
+        return train_whole(EXPERIMENT, config, squares)
+
+    assert ended("logistic").result.diverged
+    losses = [epoch.train_loss for epoch in ended("rescaled").epochs]
+    assert all(0 <= loss <= 4 for loss in losses)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(squares, tmp_path):
+    def stop(_):
+        raise Stop
+
+    with pytest.raises(Stop):
+        train_in(EXPERIMENT, TINY, tmp_path / "parts", squares, on_epoch=stop)
+    parts = train_in(EXPERIMENT, TINY, tmp_path / "parts", squares, resume=True)
+    whole = train_in(EXPERIMENT, TINY, tmp_path / "whole", squares)
+    clock = {"seconds": 0.0, "train_seconds": 0.0}
+    assert [dataclasses.replace(e, **clock) for e in parts.epochs] == [
+        dataclasses.replace(e, **clock) for e in whole.epochs
+    ]
+    states = [
+        torch.load(rundir.checkpoint_path(tmp_path / name), weights_only=True)["states"]["model"]
+        for name in ("parts", "whole")
+    ]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"embedding_dim": 1}, "embedding_dim is 1, too few for the regular simplex of 3 classes"),
+        ({"embedding_dim": 2, "simplex": "standard"}, "too few for the standard simplex"),
+        ({"architecture": "imagenet-smaller"}, "of which a 5x5 kernel leaves"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(squares, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        train_whole(EXPERIMENT, dataclasses.replace(TINY, **fields), squares)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "svm"}, "method is 'svm'; choose one of rescaled, logistic"),
+        ({"lr": None}, "lr is None; it must be a number"),
+        ({"wrong_labels": 1.5}, r"wrong_labels is 1.5; it must be a number in \[0, 1\]"),
+        ({"outlier_kind": "odd"}, "choose one of noise, contrast"),
+        ({"train_size": 0}, "train_size is 0"),
+    ],
+)
+def test_a_bad_field_is_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        StageConfig(**fields)
