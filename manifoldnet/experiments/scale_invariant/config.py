@@ -100,7 +100,7 @@ class StageConfig(Configuration):
     dataset: str = "mnist"
     architecture: str = "smaller"
     method: str = "rescaled"
-    lr: float | None = 1.0
+    lr: float | None = 0.1
     embedding_dim: int | None = None
     simplex: str = "regular"
     batch_size: int = 100
