@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from types import MappingProxyType
 
-from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.errors import ConfigError, RecordError
 from manifoldnet.experiments.scale_invariant.config import StageConfig
+from manifoldnet.experiments.scale_invariant.curves import Curve, best, curves
+from manifoldnet.experiments.scale_invariant.rows import StageRecord
 
 
 @dataclass(frozen=True)
@@ -121,3 +123,76 @@ def grid(base: StageConfig, methods: Sequence[str], amount: Preset) -> list[Stag
         else:
             runs += [replace(base, method=method, lr=h) for h in amount.logistic_rates]
     return runs
+
+
+SHARES = (0.0, 0.2, 0.4, 0.6)
+"""Of wrong labels."""
+
+OUTLIERS = (0.1, 0.3)
+"""Shares of training images that are gross outliers."""
+
+
+def choice(dataset: str, architecture: str, methods: Sequence[str]) -> list[StageConfig]:
+    """Short runs of every method over its grid, judged by validation images."""
+    held_out = {"imagenet10": (800, 200)}.get(dataset)
+    base = replace(CHOICE, dataset=dataset, architecture=architecture)
+    if held_out is not None:
+        base = replace(base, train_size=held_out[0], validation_size=held_out[1], epochs=6)
+    return grid(base, methods, PRESETS["cpu"])
+
+
+def chosen(records: Sequence[StageRecord], methods: Sequence[str]) -> dict[str, Curve]:
+    """The best rate and dimension of each method in the runs of `choice`.
+
+    Raises:
+        RecordError: when a method has no run that did not diverge.
+    """
+    found = curves(records)
+    picked = {}
+    for method in methods:
+        curve = best(found, method)
+        if curve is None:
+            raise RecordError(f"no short run of {method} ended: there is no rate to choose")
+        picked[method] = curve
+    return picked
+
+
+def comparison(
+    picked: Mapping[str, Curve], dataset: str, architecture: str, epochs: int, repetitions: int
+) -> list[StageConfig]:
+    """Each method at its choice, on all training images, seed by seed.
+
+    Raises:
+        ConfigError: when there would be no runs.
+    """
+    if repetitions < 1:
+        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
+    return [
+        StageConfig(
+            dataset=dataset,
+            architecture=architecture,
+            method=method,
+            lr=curve.lr,
+            embedding_dim=curve.embedding_dim,
+            epochs=epochs,
+            seed=seed,
+        )
+        for seed in range(repetitions)
+        for method, curve in picked.items()
+    ]
+
+
+def noise(preset: str) -> list[StageConfig]:
+    """Wrong labels and outliers on MNIST, the smaller network, each method at every rate."""
+    amount = PRESETS[preset]
+    base = StageConfig(
+        dataset="mnist",
+        architecture="smaller",
+        epochs=min(amount.epochs, 10),
+        train_size=amount.train_size,
+    )
+    settings = [replace(base, wrong_labels=share) for share in SHARES]
+    settings += [replace(base, outliers=share) for share in OUTLIERS]
+    return [
+        config for setting in settings for config in grid(setting, ("rescaled", "logistic"), amount)
+    ]

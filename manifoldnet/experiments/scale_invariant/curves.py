@@ -1,0 +1,88 @@
+"""Runs of the scale-invariant paper's experiments, grouped into curves. Reads records only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from manifoldnet.experiments.scale_invariant.rows import StageRecord
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        method: a key of `METHODS`.
+        lr: h.
+        embedding_dim: m; None where it is the number of classes.
+        runs: in the order of their seeds, the diverged ones too.
+    """
+
+    method: str
+    lr: float
+    embedding_dim: int | None
+    runs: tuple[StageRecord, ...]
+
+    @property
+    def label(self) -> str:
+        """``h = 0.1, m = 128``."""
+        m = "" if self.embedding_dim is None else f", m = {self.embedding_dim}"
+        return f"h = {self.lr:g}{m}"
+
+    @property
+    def diverged(self) -> int:
+        """How many runs ended with a loss that is not finite."""
+        return sum(run.result is not None and run.result.diverged for run in self.runs)
+
+    def errors(self) -> list[float]:
+        """Mean test error after each epoch that all runs have; a diverged run has none from there.
+
+        NaN where no run has one.
+        """
+        length = max((len(run.epochs) for run in self.runs), default=0)
+        means = []
+        for i in range(length):
+            known = [run.epochs[i].test_error for run in self.runs if i < len(run.epochs)]
+            known = [error for error in known if not math.isnan(error)]
+            complete = len(known) == len(self.runs)
+            means.append(fmean(known) if complete else math.nan)
+        return means
+
+    def final(self) -> dict[int, float]:
+        """Test error after the last epoch, by seed, of the runs that finished."""
+        return {
+            run.config.seed: run.result.test_error
+            for run in self.runs
+            if run.result is not None and not run.result.diverged
+        }
+
+    @property
+    def score(self) -> float:
+        """Mean final error; ∞ if any run diverged: a rate at which it may is no choice."""
+        final = self.final()
+        return fmean(final.values()) if final and not self.diverged else math.inf
+
+
+def curves(records: Iterable[StageRecord]) -> list[Curve]:
+    """Groups runs; by method, then h, then m."""
+    groups: dict[tuple[str, float, int | None], list[StageRecord]] = {}
+    for record in records:
+        config = record.config
+        groups.setdefault((config.method, record.lr, config.embedding_dim), []).append(record)
+
+    def order(key: tuple[str, float, int | None]) -> tuple[str, float, int]:
+        return key[0], key[1], key[2] or 0
+
+    return [
+        Curve(*key, tuple(sorted(groups[key], key=lambda run: run.config.seed)))
+        for key in sorted(groups, key=order)
+    ]
+
+
+def best(candidates: Sequence[Curve], method: str) -> Curve | None:
+    """The curve of a method with the lowest mean final error, of equals the smaller h; or None."""
+    own = [c for c in candidates if c.method == method and c.score < math.inf]
+    return min(own, key=lambda curve: curve.score, default=None)
