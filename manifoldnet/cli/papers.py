@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from manifoldnet.cli.options import add_data_dir, notice_of
-from manifoldnet.experiments.segmentation.config import PRESETS, RATES
+from manifoldnet.cli.stages import add_stages, reproduce_figure
+from manifoldnet.cli.sweeping import add_work, run_sweep
+from manifoldnet.experiments.scale_invariant.config import StageConfig
+from manifoldnet.experiments.segmentation.config import PRESETS, RATES, SegmentationConfig
 from manifoldnet.experiments.segmentation.config import configurations as scene_configurations
 from manifoldnet.experiments.symmetry_paper.cells import (
     AXES,
@@ -42,6 +41,7 @@ def add_papers(commands: Any) -> None:
     ):
         _add_cells(experiments, name, summary)
     _add_segnet(experiments)
+    add_stages(experiments)
     _add_report(commands)
 
 
@@ -56,6 +56,16 @@ def _add_cells(experiments: Any, name: str, summary: str) -> None:
         allow_abbrev=False,
     )
     command.set_defaults(run=_reproduce_cells)
+    if name == "figure3":
+        command.add_argument(
+            "--paper",
+            choices=("symmetry", "scale-invariant"),
+            default="symmetry",
+            help="both papers have a Figure 3 (%(default)s)",
+        )
+        command.add_argument(
+            "--preset", choices=("paper", "cpu"), default="cpu", help="of the scale-invariant one"
+        )
     command.add_argument(
         "--out",
         type=Path,
@@ -66,7 +76,7 @@ def _add_cells(experiments: Any, name: str, summary: str) -> None:
     command.add_argument(
         "--cells", nargs="+", metavar="NAME", help="these cells only; patterns work: 'arch1-*'"
     )
-    _add_work(command, REPETITIONS, "runs of each cell")
+    add_work(command, REPETITIONS, "runs of each cell")
 
 
 def _add_segnet(experiments: Any) -> None:
@@ -94,26 +104,7 @@ def _add_segnet(experiments: Any) -> None:
     command.add_argument(
         "--out", type=Path, metavar="DIR", help="where records go (runs/segnet-PRESET)"
     )
-    _add_work(command, _SEEDS, "runs of each update")
-
-
-def _add_work(command: argparse.ArgumentParser, repetitions: int, what: str) -> None:
-    command.add_argument(
-        "--repetitions",
-        type=int,
-        default=repetitions,
-        metavar="N",
-        help=f"{what} (%(default)s)",
-    )
-    workers = command.add_mutually_exclusive_group()
-    workers.add_argument(
-        "--jobs", type=int, metavar="N", help="worker processes (default: one a processor)"
-    )
-    workers.add_argument(
-        "--cluster", metavar="ADDRESS", help="a Dask scheduler whose workers do it instead"
-    )
-    add_data_dir(command)
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_work(command, _SEEDS, "runs of each update")
 
 
 def _add_report(commands: Any) -> None:
@@ -129,12 +120,16 @@ def _add_report(commands: Any) -> None:
 
 
 def _reproduce_cells(arguments: argparse.Namespace) -> None:
+    if getattr(arguments, "paper", "symmetry") == "scale-invariant":
+        arguments.out = None if arguments.out == _TABLE2_FOLDER else arguments.out
+        reproduce_figure(arguments)
+        return
     own = EXPERIMENTS[arguments.experiment]
     cells = named(arguments.cells, own) if arguments.cells else own
     runs = configurations(cells, arguments.repetitions)
     from manifoldnet.experiments.training import EXPERIMENT
 
-    _sweep(arguments, arguments.out, EXPERIMENT, runs, AXES, f"{len(cells)} cells")
+    run_sweep(arguments, arguments.out, EXPERIMENT, runs, AXES, f"{len(cells)} cells")
 
 
 def _reproduce_segnet(arguments: argparse.Namespace) -> None:
@@ -147,51 +142,24 @@ def _reproduce_segnet(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.segmentation.run import EXPERIMENT
 
     axes, what = ("update", "lr", "seed"), f"{len(arguments.updates)} updates"
-    _sweep(arguments, folder, EXPERIMENT, runs, axes, what, checkpoints=True)
+    run_sweep(arguments, folder, EXPERIMENT, runs, axes, what, checkpoints=True)
     picture = write_predictions(folder, runs, arguments.data_dir)
     if picture is not None:
         print(f"predictions: {picture}")
 
 
-def _sweep(
-    arguments: argparse.Namespace,
-    folder: Path,
-    experiment: Any,
-    runs: Sequence[Any],
-    axes: Sequence[str],
-    what: str,
-    checkpoints: bool = False,
-) -> None:
-    from manifoldnet.experiments.sweep import sweep
-    from manifoldnet.experiments.workers import cluster
-
-    workers = nullcontext(None) if arguments.cluster is None else cluster(arguments.cluster)
-    with workers as executor:
-        records = sweep(
-            experiment,
-            runs,
-            folder,
-            axes=axes,
-            checkpoints=checkpoints,
-            jobs=arguments.jobs,
-            executor=executor,
-            data_dir=arguments.data_dir,
-            progress=not arguments.quiet,
-            notice=notice_of(arguments),
-        )
-    diverged = sum(record.result is not None and record.result.diverged for record in records)
-    print(f"{len(records)} runs of {what} are in {folder}, {diverged} diverged")
-    print(f"report: {shlex.join(['manifoldnet', 'report', str(folder)])}")
-
-
 def _report(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.folder import experiment
-    from manifoldnet.experiments.segmentation.config import SegmentationConfig
+    from manifoldnet.experiments.scale_invariant.report import sweeps, write_stage_report
     from manifoldnet.experiments.segmentation.report import write_scene_report
     from manifoldnet.experiments.symmetry_paper.report import write_paper_report
 
-    scenes = experiment(arguments.directory) == SegmentationConfig.experiment
-    write = write_scene_report if scenes else write_paper_report
+    kinds = {experiment(place) for place in sweeps(arguments.directory)}
+    write: Any = write_paper_report
+    if kinds == {SegmentationConfig.experiment}:
+        write = write_scene_report
+    elif kinds == {StageConfig.experiment}:
+        write = write_stage_report
     report = write(arguments.directory, arguments.out)
     print(report.text)
     for path in report.files:

@@ -132,6 +132,17 @@ OUTLIERS = (0.1, 0.3)
 """Shares of training images that are gross outliers."""
 
 
+def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]:
+    """Runs with several seeds, seed by seed.
+
+    Raises:
+        ConfigError: when there would be none.
+    """
+    if repetitions < 1:
+        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
+    return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
+
+
 def choice(dataset: str, architecture: str, methods: Sequence[str]) -> list[StageConfig]:
     """Short runs of every method over its grid, judged by validation images."""
     held_out = {"imagenet10": (800, 200)}.get(dataset)

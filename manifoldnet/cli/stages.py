@@ -1,0 +1,109 @@
+"""`manifoldnet reproduce figure1 … figure6`, `stages`, `label-noise`: the scale-invariant paper."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from manifoldnet.cli.sweeping import add_work, run_sweep
+from manifoldnet.experiments.scale_invariant import grids
+from manifoldnet.experiments.scale_invariant.config import METHODS
+
+_FOLDER = Path("runs") / "scale-invariant"
+_SEEDS = 3
+_EPOCHS = 10
+
+
+def add_stages(experiments: Any) -> None:
+    """Adds the experiments of that paper, but for its Figure 3, which the other paper has too."""
+    for number, figure in grids.FIGURES.items():
+        if number != 3:
+            command = _command(experiments, f"figure{number}", figure.title)
+            command.set_defaults(run=reproduce_figure)
+            _add_preset(command)
+            add_work(command, 1, "runs of each rate and dimension")
+    command = _command(
+        experiments, "stages", "classification stages: rates chosen on short runs, then compared"
+    )
+    command.set_defaults(run=_reproduce_stages)
+    command.add_argument(
+        "--dataset",
+        choices=("mnist", "cifar10", "imagenet10"),
+        default="mnist",
+        help="with the smaller network (%(default)s)",
+    )
+    command.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=["rescaled", "logistic"],
+        metavar="NAME",
+        help=f"of {', '.join(METHODS)} (rescaled logistic)",
+    )
+    command.add_argument(
+        "--epochs", type=int, default=_EPOCHS, metavar="N", help="of the comparison (%(default)s)"
+    )
+    add_work(command, _SEEDS, "runs of each method")
+    command = _command(experiments, "label-noise", "MNIST with wrong labels and gross outliers")
+    command.set_defaults(run=_reproduce_noise)
+    _add_preset(command)
+    add_work(command, 1, "runs of each setting")
+
+
+def reproduce_figure(arguments: argparse.Namespace) -> None:
+    """Runs the grid of one of the figures."""
+    number = int(arguments.experiment.removeprefix("figure"))
+    runs = grids.repeated(grids.figure(number, arguments.preset), arguments.repetitions)
+    _run(arguments, f"figure{number}", runs, f"Figure {number}")
+
+
+def _reproduce_stages(arguments: argparse.Namespace) -> None:
+    architecture = "imagenet-smaller" if arguments.dataset == "imagenet10" else "smaller"
+    short = grids.choice(arguments.dataset, architecture, arguments.methods)
+    records = _run(arguments, f"choice-{arguments.dataset}", short, "short runs")
+    picked = grids.chosen(records, arguments.methods)
+    for method, curve in picked.items():
+        print(f"{method}: {curve.label}")
+    runs = grids.comparison(
+        picked, arguments.dataset, architecture, arguments.epochs, arguments.repetitions
+    )
+    _run(arguments, f"comparison-{arguments.dataset}", runs, "the comparison")
+
+
+def _reproduce_noise(arguments: argparse.Namespace) -> None:
+    runs = grids.repeated(grids.noise(arguments.preset), arguments.repetitions)
+    _run(arguments, "label-noise", runs, "corrupted data")
+
+
+def _run(arguments: argparse.Namespace, name: str, runs: Any, what: str) -> Any:
+    from manifoldnet.experiments.scale_invariant.run import EXPERIMENT
+
+    folder = (arguments.out or _FOLDER) / name
+    any_field = list(runs[0].to_dict())
+    return run_sweep(arguments, folder, EXPERIMENT, runs, any_field, what, checkpoints=True)
+
+
+def _command(experiments: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = experiments.add_parser(
+        name,
+        help=f"scale-invariant paper: {summary}",
+        description=f"Scale-invariant paper. {summary}.",
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"records go into a folder in this one ({_FOLDER})",
+    )
+    return command
+
+
+def _add_preset(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--preset",
+        choices=list(grids.PRESETS),
+        default="cpu",
+        help="how many images, epochs, rates and dimensions (%(default)s)",
+    )

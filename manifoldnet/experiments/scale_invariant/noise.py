@@ -1,0 +1,139 @@
+"""What wrong labels and outliers cost each method. Reads records only.
+
+Each method is taken at its own best rate (and dimension) for each share, as somebody would who
+tunes on the data at hand; its error on clean training data, likewise tuned, stands at share 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.document import Block, Paragraph, Table
+from manifoldnet.experiments.plots import INK, style
+from manifoldnet.experiments.scale_invariant.curves import Curve, best, curves
+from manifoldnet.experiments.scale_invariant.rows import StageRecord
+from manifoldnet.experiments.tables import csv_text
+
+COLUMNS = (
+    *("dataset", "architecture", "method", "h", "m", "seed", "kind", "share", "test_error"),
+    *("gradient_norm", "largest_gradient_norm", "step_ratio", "largest_step_ratio"),
+)
+_COLOURS = {"rescaled": "#D55E00", "logistic": "#0072B2"}
+
+
+class Setting(NamedTuple):
+    """What is wrong with the training data: ``"wrong labels"`` or ``"outliers"``, and how many."""
+
+    kind: str
+    share: float
+
+
+Settings = dict[Setting, list[Curve]]
+
+
+def by_setting(records: Sequence[StageRecord]) -> Settings:
+    """Curves of the runs with corrupted data, and of those without that are otherwise the same.
+
+    Empty when nothing is corrupted.
+    """
+    odd = [r for r in records if r.config.wrong_labels or r.config.outliers]
+    if not odd:
+        return {}
+    alike = {_shape(record) for record in odd}
+    groups: dict[Setting, list[StageRecord]] = {}
+    for record in records:
+        c = record.config
+        if _shape(record) not in alike:
+            continue
+        if c.wrong_labels:
+            groups.setdefault(Setting("wrong labels", c.wrong_labels), []).append(record)
+        elif c.outliers:
+            groups.setdefault(Setting("outliers", c.outliers), []).append(record)
+        else:
+            for kind in ("wrong labels", "outliers"):
+                groups.setdefault(Setting(kind, 0.0), []).append(record)
+    return {setting: curves(groups[setting]) for setting in sorted(groups)}
+
+
+def _shape(record: StageRecord) -> tuple[object, ...]:
+    config = record.config
+    return config.dataset, config.architecture, config.train_size, config.epochs
+
+
+def to_csv(found: Settings) -> str:
+    """One row per run, under `COLUMNS`, with the gradients and steps of its last epoch."""
+    rows = []
+    for setting, members in found.items():
+        for curve in members:
+            for run in curve.runs:
+                last = run.epochs[-1]
+                numbers = {name: getattr(last, name) for name in COLUMNS[8:]}
+                rows.append(
+                    {
+                        "dataset": run.config.dataset,
+                        "architecture": run.config.architecture,
+                        "method": curve.method,
+                        "h": f"{curve.lr:g}",
+                        "m": "" if curve.embedding_dim is None else curve.embedding_dim,
+                        "seed": run.config.seed,
+                        "kind": setting.kind,
+                        "share": f"{setting.share:g}",
+                        **{k: "" if math.isnan(v) else f"{v:.6g}" for k, v in numbers.items()},
+                    }
+                )
+    return csv_text(COLUMNS, rows)
+
+
+def blocks(found: Settings) -> Iterator[Block]:
+    """Errors of each method at its best rate, and what they lost against clean data."""
+    yield Paragraph(
+        "Each method at its own best rate and dimension for each share, chosen on the test images, "
+        "for both alike. Lost: against the best on clean training data."
+    )
+    rows = []
+    for setting, members in found.items():
+        for method in _COLOURS:
+            curve, clean = best(members, method), best(found[Setting(setting.kind, 0.0)], method)
+            if curve is None or clean is None:
+                continue
+            rows.append(
+                (
+                    setting.kind,
+                    f"{100 * setting.share:g} %",
+                    method,
+                    curve.label,
+                    f"{curve.score:.4f}",
+                    f"{curve.score - clean.score:+.4f}",
+                )
+            )
+    header = ("training data", "share", "method", "best at", "test error", "lost")
+    yield Table(header, tuple(rows), words=4)
+
+
+def draw(found: Settings) -> bytes:
+    """Test error against the share, for each kind of corruption, as a PNG.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    kinds = sorted({setting.kind for setting in found})
+    figure = new_figure(4.4 * len(kinds), 3.8)
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        style(axes)
+        for method, colour in _COLOURS.items():
+            points = [
+                (100 * setting.share, 100 * curve.score)
+                for setting, members in found.items()
+                if setting.kind == kind and (curve := best(members, method)) is not None
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=method)
+        axes.set_title(kind, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("share of the training images (%)", color=INK)
+        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylabel("test error (%), best rate", color=INK)
+    figure.axes[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    return png(figure)

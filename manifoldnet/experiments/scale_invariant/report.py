@@ -1,0 +1,236 @@
+"""The report on a folder of the scale-invariant paper's runs. Reads records only.
+
+    <folder>/<sweep>/records/*.jsonl
+    -> scale_invariant.csv, .md, .html, scale_invariant_figure1.png …, label_noise.csv, .png
+
+What there is comes out: figures whose runs are there, comparisons, wrong labels and outliers. Runs
+that were judged by validation images choose rates, and are in none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from manifoldnet.experiments import folder as folders
+from manifoldnet.experiments.document import (
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    to_html,
+    to_markdown,
+)
+from manifoldnet.experiments.errors import RecordError
+from manifoldnet.experiments.files import write_bytes, write_text
+from manifoldnet.experiments.scale_invariant import figures, noise
+from manifoldnet.experiments.scale_invariant.config import METHODS, StageConfig
+from manifoldnet.experiments.scale_invariant.curves import Curve, curves
+from manifoldnet.experiments.scale_invariant.grids import FIGURES
+from manifoldnet.experiments.scale_invariant.rows import SCALE_INVARIANT, StageRecord
+from manifoldnet.experiments.statistics import estimate, paired
+from manifoldnet.experiments.tables import csv_text
+
+COLUMNS = (
+    *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch"),
+    "test_error",
+)
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What has been written.
+
+    Attributes:
+        text: the report as Markdown.
+        files: where it is, in every form.
+    """
+
+    text: str
+    files: tuple[Path, ...]
+
+
+def write_stage_report(folder: str | Path, output: str | Path | None = None) -> StageReport:
+    """Writes the report on the sweeps below a folder, or on the one in it.
+
+    Args:
+        folder: with the records of a sweep, or with folders of sweeps.
+        output: where the files go; by default into `folder`.
+
+    Raises:
+        RecordError: when there are no records, or one is damaged or foreign.
+        MissingExtraError: without matplotlib.
+    """
+    folder = Path(folder)
+    output = folder if output is None else Path(output)
+    found = [record for place in sweeps(folder) for record in _read(place)]
+    tested = [record for record in found if not record.config.validation_size]
+    if not tested:
+        raise RecordError(
+            f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
+            f"figure5 --out {folder}"
+        )
+    clean = [r for r in tested if not (r.config.wrong_labels or r.config.outliers)]
+    corrupted = noise.by_setting(tested)
+    pictures = list(_figures(clean))
+    if corrupted:
+        pictures.append(
+            Picture("label_noise.png", noise.draw(corrupted), "Test error against corrupted data")
+        )
+    blocks = list(_blocks(clean, corrupted, pictures))
+    texts = {
+        "scale_invariant.csv": to_csv(clean),
+        "scale_invariant.md": to_markdown(blocks),
+        "scale_invariant.html": to_html(blocks),
+    }
+    if corrupted:
+        texts["label_noise.csv"] = noise.to_csv(corrupted)
+    for name, text in texts.items():
+        write_text(output / name, text)
+    for picture in pictures:
+        write_bytes(output / picture.name, picture.content)
+    names = (*texts, *(picture.name for picture in pictures))
+    return StageReport(texts["scale_invariant.md"], tuple(output / name for name in names))
+
+
+def sweeps(folder: Path) -> list[Path]:
+    """The folders of sweeps: this one, or those in it."""
+    if (folder / "records").is_dir() or not folder.is_dir():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("*/records"))
+
+
+def to_csv(records: Sequence[StageRecord]) -> str:
+    """One row per epoch, under `COLUMNS`; an error that is not known is empty."""
+    rows = []
+    for record in sorted(records, key=_order):
+        config = record.config
+        for epoch in record.epochs:
+            error = epoch.test_error
+            rows.append(
+                {
+                    "figure": _figure_of(config) or "",
+                    "dataset": config.dataset,
+                    "architecture": config.architecture,
+                    "method": config.method,
+                    "h": f"{record.lr:g}",
+                    "m": "" if config.embedding_dim is None else config.embedding_dim,
+                    "seed": config.seed,
+                    "epoch": epoch.epoch,
+                    "test_error": "" if math.isnan(error) else f"{error:.6g}",
+                }
+            )
+    return csv_text(COLUMNS, rows)
+
+
+def _read(place: Path) -> list[StageRecord]:
+    return list(folders.read_all(place, SCALE_INVARIANT, exact=False).values())
+
+
+def _order(record: StageRecord) -> tuple[Any, ...]:
+    return _setting(record.config), record.config.label, record.config.seed
+
+
+def _setting(config: StageConfig) -> tuple[str, ...]:
+    """What runs of one figure or comparison share."""
+    same = replace(config, method="logistic", lr=1.0, embedding_dim=None, seed=0)
+    return config.dataset, config.architecture, same.identity()
+
+
+def _figure_of(config: StageConfig) -> int | None:
+    for number, figure in FIGURES.items():
+        if (figure.dataset, figure.architecture) == (config.dataset, config.architecture):
+            return number
+    return None
+
+
+def _settings(records: Sequence[StageRecord]) -> dict[tuple[str, ...], list[StageRecord]]:
+    groups: dict[tuple[str, ...], list[StageRecord]] = {}
+    for record in records:
+        groups.setdefault(_setting(record.config), []).append(record)
+    return dict(sorted(groups.items()))
+
+
+def _figures(records: Sequence[StageRecord]) -> Iterator[Picture]:
+    """One for each data set and network whose grid was run: several rates of a method."""
+    for members in _settings(records).values():
+        found = curves(members)
+        number = _figure_of(members[0].config)
+        several = any(sum(c.method == method for c in found) > 1 for method in METHODS)
+        if number is not None and several:
+            title = f"{FIGURES[number].title} ({_amount(members[0].config)})"
+            name = f"scale_invariant_figure{number}.png"
+            yield Picture(name, figures.draw(found, title), f"Figure {number}: {title}")
+
+
+def _amount(config: StageConfig) -> str:
+    images = "all training images" if config.train_size is None else f"{config.train_size:,} images"
+    return f"{images}, {config.epochs} epochs"
+
+
+def _blocks(
+    clean: Sequence[StageRecord],
+    corrupted: noise.Settings,
+    pictures: Sequence[Picture],
+) -> Iterator[Block]:
+    versions = (clean or next(iter(corrupted.values()))[0].runs)[0].versions
+    yield Heading("Scale-invariant learning and convolutional networks", 1)
+    yield Paragraph(
+        "Errors are rates on the test images after the last epoch. A run diverged when its loss "
+        "was not finite. "
+        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}."
+    )
+    for members in _settings(clean).values():
+        config = members[0].config
+        yield Heading(f"{config.dataset}, {config.architecture}: {_amount(config)}")
+        found = curves(members)
+        yield _table(found)
+        yield from _differences(found)
+    yield from pictures
+    if corrupted:
+        yield Heading("Wrong labels and outliers")
+        yield from noise.blocks(corrupted)
+
+
+def _table(found: Sequence[Curve]) -> Table:
+    rows = []
+    for curve in found:
+        final = estimate(list(curve.final().values()))
+        mean = "–" if final.n == 0 else f"{final.mean:.4f}"
+        rows.append(
+            (
+                curve.method,
+                f"{curve.lr:g}",
+                "–" if curve.embedding_dim is None else str(curve.embedding_dim),
+                mean + (f" ± {final.deviation:.4f}" if final.n > 1 else ""),
+                str(final.n),
+                str(curve.diverged),
+            )
+        )
+    return Table(("method", "h", "m", "test error", "n", "diverged"), tuple(rows))
+
+
+def _differences(found: Sequence[Curve]) -> Iterator[Block]:
+    """Rescaled against the others, where each has one rate and several seeds."""
+    methods = {curve.method for curve in found}
+    if len(methods) < len(found) or "rescaled" not in methods:
+        return
+    (rescaled,) = (curve for curve in found if curve.method == "rescaled")
+    rows = []
+    for curve in found:
+        difference = paired(rescaled.final(), curve.final())
+        if curve is not rescaled and difference.n > 1:
+            rows.append(
+                (
+                    f"rescaled − {curve.method}",
+                    f"{difference.mean:+.4f}",
+                    f"{difference.low:+.4f} to {difference.high:+.4f}",
+                    str(difference.n),
+                )
+            )
+    if rows:
+        yield Table(("difference", "test error", "95 % interval", "n"), tuple(rows))
