@@ -43,6 +43,7 @@ def by_setting(records: Sequence[StageRecord]) -> Settings:
     if not odd:
         return {}
     alike = {_shape(record) for record in odd}
+    kinds = {"wrong labels" if r.config.wrong_labels else "outliers" for r in odd}
     groups: dict[Setting, list[StageRecord]] = {}
     for record in records:
         c = record.config
@@ -53,7 +54,7 @@ def by_setting(records: Sequence[StageRecord]) -> Settings:
         elif c.outliers:
             groups.setdefault(Setting("outliers", c.outliers), []).append(record)
         else:
-            for kind in ("wrong labels", "outliers"):
+            for kind in kinds:
                 groups.setdefault(Setting(kind, 0.0), []).append(record)
     return {setting: curves(groups[setting]) for setting in sorted(groups)}
 

@@ -1,0 +1,292 @@
+"""The scale-invariant paper's grids, choices and report, from records alone."""
+
+import csv
+import dataclasses
+import io
+import math
+
+import pytest
+
+from manifoldnet import cli
+from manifoldnet.experiments import ConfigError, RecordError, folder
+from manifoldnet.experiments.scale_invariant import grids, noise
+from manifoldnet.experiments.scale_invariant.config import StageConfig
+from manifoldnet.experiments.scale_invariant.curves import best, curves
+from manifoldnet.experiments.scale_invariant.report import to_csv, write_stage_report
+from manifoldnet.experiments.scale_invariant.rows import StageEpoch, StageRecord, StageResult
+
+
+def record(errors, diverged=False, **fields):
+    """A made-up run."""
+    config = StageConfig(epochs=max(len(errors), 1), **fields)
+    epochs = tuple(
+        StageEpoch(
+            epoch=n,
+            lr=config.lr,
+            train_loss=math.nan if diverged and n == len(errors) else 1.0,
+            violation=0.0,
+            train_seconds=1.0,
+            seconds=2.0,
+            train_error=0.5,
+            test_error=error,
+            gradient_norm=0.25,
+            largest_gradient_norm=0.5,
+            step_ratio=0.125,
+            largest_step_ratio=0.75,
+        )
+        for n, error in enumerate(errors, 1)
+    )
+    result = StageResult(
+        status="diverged" if diverged else "finished",
+        reason="",
+        epochs=len(errors),
+        seconds=2.0 * len(errors),
+        test_error=errors[-1],
+    )
+    return StageRecord(config, {"manifoldnet": "0"}, "00", epochs, result)
+
+
+def logistic(*errors, **fields):
+    return record(errors, method="logistic", **fields)
+
+
+def rescaled(*errors, **fields):
+    return record(errors, method="rescaled", **fields)
+
+
+# Grids
+
+
+def test_a_figure_has_every_rate_and_dimension():
+    runs = grids.figure(5, "paper")
+    amount = grids.PRESETS["paper"]
+    own = [run for run in runs if run.method == "rescaled"]
+    assert {(run.lr, run.embedding_dim) for run in own} == {
+        (h, m) for h in amount.rates for m in amount.dimensions
+    }
+    assert [run.lr for run in runs if run.method == "logistic"] == list(amount.logistic_rates)
+    assert {(run.dataset, run.architecture, run.train_size) for run in runs} == {
+        ("mnist", "smaller", None)
+    }
+    assert len({run.identity() for run in runs}) == len(runs)
+
+
+def test_the_six_figures_are_the_papers():
+    assert [(f.dataset, f.architecture) for f in grids.FIGURES.values()] == [
+        ("cifar10", "larger"),
+        ("mnist", "larger"),
+        ("imagenet10", "imagenet-larger"),
+        ("cifar10", "smaller"),
+        ("mnist", "smaller"),
+        ("imagenet10", "imagenet-smaller"),
+    ]
+    with pytest.raises(ConfigError, match="there is no figure 7"):
+        grids.figure(7, "cpu")
+    with pytest.raises(ConfigError, match="there is no preset 'gpu'"):
+        grids.figure(1, "gpu")
+    with pytest.raises(ConfigError, match="repetitions is 0"):
+        grids.repeated(grids.figure(1, "cpu"), 0)
+
+
+def test_choices_never_see_test_images():
+    for dataset in ("mnist", "cifar10", "imagenet10"):
+        runs = grids.choice(dataset, "smaller", ["rescaled", "logistic"])
+        assert all(run.validation_size > 0 and run.train_size for run in runs)
+    assert {(run.train_size, run.epochs) for run in grids.choice("mnist", "smaller", ["etf"])} == {
+        (5000, 3)
+    }
+
+
+def test_the_chosen_are_compared_on_all_images():
+    short = [
+        rescaled(0.3, lr=0.1, embedding_dim=16),
+        rescaled(0.2, lr=1.0, embedding_dim=32),
+        logistic(0.4, lr=0.01),
+        logistic(math.nan, lr=0.1, diverged=True),
+    ]
+    picked = grids.chosen(short, ["rescaled", "logistic"])
+    runs = grids.comparison(picked, "mnist", "smaller", 10, 2)
+    assert [(r.method, r.lr, r.embedding_dim, r.seed) for r in runs] == [
+        ("rescaled", 1.0, 32, 0),
+        ("logistic", 0.01, None, 0),
+        ("rescaled", 1.0, 32, 1),
+        ("logistic", 0.01, None, 1),
+    ]
+    assert all(run.train_size is None and run.validation_size == 0 for run in runs)
+    with pytest.raises(RecordError, match="no short run of logistic ended"):
+        grids.chosen(short[3:], ["logistic"])
+
+
+def test_corrupted_data_come_at_every_rate_for_both_methods():
+    runs = grids.noise("cpu")
+    settings = {(run.wrong_labels, run.outliers) for run in runs}
+    assert settings == {(0, 0), (0.2, 0), (0.4, 0), (0.6, 0), (0, 0.1), (0, 0.3)}
+    clean = [(r.method, r.lr, r.embedding_dim) for r in runs if not r.wrong_labels + r.outliers]
+    odd = [(r.method, r.lr, r.embedding_dim) for r in runs if r.wrong_labels == 0.4]
+    assert clean == odd
+
+
+# Curves
+
+
+def test_a_curve_is_the_mean_over_seeds_and_ends_where_a_run_does():
+    (curve,) = curves(
+        [logistic(0.4, 0.2, lr=0.1, seed=1), logistic(0.6, math.nan, lr=0.1, diverged=True)]
+    )
+    assert curve.errors()[0] == pytest.approx(0.5)
+    assert math.isnan(curve.errors()[1])
+    assert curve.diverged == 1
+    assert curve.score == math.inf
+    assert curve.final() == {1: 0.2}
+
+
+def test_the_best_is_that_of_the_lowest_final_error():
+    found = curves([logistic(0.1, 0.3, lr=0.1), logistic(0.5, 0.2, lr=1.0), rescaled(0.1, 0.1)])
+    assert best(found, "logistic").lr == 1.0
+    assert best(found, "etf") is None
+
+
+# The report
+
+
+def test_the_csv_has_a_row_per_epoch():
+    text = to_csv([rescaled(0.5, 0.25, lr=0.1, embedding_dim=32, seed=3), logistic(0.4, lr=0.01)])
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert list(rows[0]) == [
+        *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch", "test_error")
+    ]
+    assert [tuple(row.values()) for row in rows if row["method"] == "rescaled"] == [
+        ("5", "mnist", "smaller", "rescaled", "0.1", "32", "3", "1", "0.5"),
+        ("5", "mnist", "smaller", "rescaled", "0.1", "32", "3", "2", "0.25"),
+    ]
+    assert [tuple(row.values()) for row in rows if row["method"] == "logistic"] == [
+        ("5", "mnist", "smaller", "logistic", "0.01", "", "0", "1", "0.4"),
+    ]
+
+
+@pytest.fixture
+def some(tmp_path):
+    """A figure, a comparison, corrupted data, and a choice that is in none of them."""
+    made = {
+        "figure5": [rescaled(0.3, 0.2, lr=h, embedding_dim=m) for h in (0.1, 1.0) for m in (10, 32)]
+        + [logistic(0.4, 0.3, lr=0.01), logistic(0.9, math.nan, lr=1.0, diverged=True)],
+        "comparison": [
+            run
+            for seed in range(3)
+            for run in (
+                rescaled(0.1, 0.05, 0.02 + 0.001 * seed, lr=0.5, seed=seed),
+                logistic(0.1, 0.06, 0.03 + 0.002 * seed, lr=0.01, seed=seed),
+            )
+        ],
+        "label-noise": [
+            run
+            for share, bad, good in ((0.0, 0.1, 0.1), (0.4, 0.3, 0.2))
+            for run in (
+                logistic(bad, lr=0.01, wrong_labels=share, train_size=100),
+                logistic(bad + 0.1, lr=0.1, wrong_labels=share, train_size=100),
+                rescaled(good, lr=0.1, wrong_labels=share, train_size=100),
+            )
+        ],
+        "choice": [logistic(0.77, lr=0.3, validation_size=50)],
+    }
+    for name, runs in made.items():
+        (tmp_path / name / "records").mkdir(parents=True)
+        for run in runs:
+            folder.keep(tmp_path / name, run)
+    return tmp_path
+
+
+def test_the_report_tells_of_all_there_is(some, capsys):
+    report = write_stage_report(some)
+    assert {path.name for path in report.files} == {
+        *("scale_invariant.csv", "scale_invariant.md", "scale_invariant.html"),
+        *("scale_invariant_figure5.png", "label_noise.png", "label_noise.csv"),
+    }
+    assert all(path.exists() for path in report.files)
+    lines = [" ".join(line.split()) for line in report.text.splitlines()]
+    assert "| rescaled | 0.5 | – | 0.0210 ± 0.0010 | 3 | 0 |" in lines
+    assert "| logistic | 1 | – | – | 0 | 1 |" in lines
+    (difference,) = (line for line in lines if line.startswith("| rescaled − logistic"))
+    assert difference.startswith("| rescaled − logistic | -0.0110 | -0.0135 to -0.0085 | 3 |")
+    assert "| wrong labels | 40 % | logistic | h = 0.01 | 0.3000 | +0.2000 |" in lines
+    assert "| wrong labels | 40 % | rescaled | h = 0.1 | 0.2000 | +0.1000 |" in lines
+    assert "0.77" not in (some / "scale_invariant.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO((some / "label_noise.csv").read_text())))
+    assert len(rows) == 6
+    assert (rows[0]["kind"], rows[0]["share"], rows[0]["step_ratio"]) == (
+        "wrong labels",
+        "0",
+        "0.125",
+    )
+    assert cli.main(["report", str(some)]) == 0
+    assert "# Scale-invariant learning" in capsys.readouterr().out
+
+
+def test_one_sweep_alone_can_be_reported(some, tmp_path):
+    report = write_stage_report(some / "comparison", tmp_path / "out")
+    assert {path.parent for path in report.files} == {tmp_path / "out"}
+    assert not any("figure" in path.name for path in report.files)  # one rate is no grid
+
+
+def test_nothing_to_report(some, tmp_path):
+    with pytest.raises(RecordError, match="holds no records with test errors"):
+        write_stage_report(some / "choice")
+    with pytest.raises(RecordError, match="holds no records with test errors"):
+        write_stage_report(tmp_path / "nowhere")
+
+
+def test_clean_runs_of_another_size_are_no_measure_for_corrupted_ones():
+    found = noise.by_setting(
+        [
+            logistic(0.5, wrong_labels=0.2, train_size=100),
+            logistic(0.4, train_size=100),
+            logistic(0.1, train_size=200),
+        ]
+    )
+    clean = found[noise.Setting("wrong labels", 0.0)]
+    assert [curve.score for curve in clean] == [0.4]
+    assert noise.by_setting([logistic(0.4)]) == {}
+
+
+# The commands
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs", "where"),
+    [
+        (["figure5"], 10, "figure5"),
+        (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 20, "figure3"),
+        (["label-noise"], 60, "label-noise"),
+    ],
+)
+def test_the_commands_sweep_what_they_say(monkeypatch, arguments, runs, where, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        "manifoldnet.cli.stages.run_sweep", lambda *given, **_: seen.append(given) or []
+    )
+    assert cli.main(["reproduce", *arguments, "--out", str(tmp_path)]) == 0
+    ((_, folder_, _, configs, *_),) = seen
+    assert folder_ == tmp_path / where
+    assert len(configs) == runs
+    assert all(config.validation_size == 0 for config in configs)
+
+
+def test_stages_are_compared_at_the_rates_of_their_short_runs(monkeypatch, capsys, tmp_path):
+    calls = []
+
+    def swept(arguments, where, experiment, configs, *_, **__):
+        calls.append((where.name, configs))
+        return [
+            dataclasses.replace(record([0.1 + abs(math.log10(c.lr) + 2) / 100]), config=c)
+            for c in configs
+        ]
+
+    monkeypatch.setattr("manifoldnet.cli.stages.run_sweep", swept)
+    command = ["reproduce", "stages", "--dataset", "cifar10", "--out", str(tmp_path)]
+    assert cli.main([*command, "--methods", "logistic", "etf"]) == 0
+    (choice, short), (comparison, long) = calls
+    assert (choice, comparison) == ("choice-cifar10", "comparison-cifar10")
+    assert all(config.validation_size for config in short)
+    assert {(c.method, c.lr, c.epochs) for c in long} == {("logistic", 0.01, 10), ("etf", 0.01, 10)}
+    assert len(long) == 6
+    assert "logistic: h = 0.01" in capsys.readouterr().out
