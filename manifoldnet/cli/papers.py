@@ -89,8 +89,8 @@ def _add_segnet(experiments: Any) -> None:
         "--preset",
         choices=list(PRESETS),
         default="cpu",
-        help="cpu: small pictures and a quarter of the filters, about 40 minutes a run on one "
-        "thread; paper: VGG-16's filters on 360x480 (%(default)s)",
+        help="cpu: small pictures and a quarter of the filters, for a processor; "
+        "paper: VGG-16's filters on 360x480 (%(default)s)",
     )
     command.add_argument(
         "--updates",

@@ -117,6 +117,7 @@ def averaged_modulus(u: Tensor) -> Tensor:
         a, b = u.chunk(2, dim=1)
         known = a.ne(0) | b.ne(0)
         return nn.functional.avg_pool2d(torch.hypot(torch.where(known, a, 1.0), b) * known, 2)
+    # torch does not type `Function.apply`.
     result: Tensor = _AveragedModulus.apply(u)[0]  # type: ignore[no-untyped-call]
     return result
 

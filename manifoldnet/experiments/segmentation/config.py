@@ -53,7 +53,7 @@ class SegmentationConfig(Configuration):
             frequencies over its own, a class's frequency being its pixels over the pixels of the
             images it is in; ``"none"`` weighs all the same.
         mirror: whether every image is mirrored left to right with probability ½ when it comes up.
-            Neither paper says; with 367 images it helps.
+            Neither paper says.
         threads: torch's threads.
     """
 
@@ -127,4 +127,4 @@ PRESETS: Mapping[str, SegmentationConfig] = MappingProxyType(
     }
 )
 """``"paper"``: the layout of VGG-16 on whole pictures, for a GPU; ``"cpu"``: the same structure
-with a quarter of the filters on small pictures, about half an hour on one thread."""
+with a quarter of the filters on small pictures, for a processor."""

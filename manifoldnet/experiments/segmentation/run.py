@@ -50,6 +50,7 @@ class Run:
         if config.lr is None:
             raise ConfigError("lr is None; a run of SegNet needs a number")
         self.config = config
+        # torch types no overload of `to` with a memory format alone.
         self.network = SegNet(
             len(data.classes),
             width=config.filters,
