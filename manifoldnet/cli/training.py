@@ -104,7 +104,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     records = compare(configs, output, **_how(arguments))
     report = write_report(records, output)
     print(report.text)
-    print(f"table: {report.table}\nruns: {report.csv}\npicture: {report.picture}")
+    for what, path in zip(("table", "runs", "picture"), report.files, strict=True):
+        print(f"{what}: {path}")
     if arguments.csv is not None:
         merge_csv(records, arguments.csv)
         print(f"merged into: {arguments.csv}")

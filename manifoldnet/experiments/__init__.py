@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from manifoldnet.experiments.comparison import compare, configurations
     from manifoldnet.experiments.config import TrainConfig
     from manifoldnet.experiments.data import Dataset
+    from manifoldnet.experiments.document import Report
     from manifoldnet.experiments.epoch_time import epoch_times
     from manifoldnet.experiments.errors import (
         ConfigError,
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
     from manifoldnet.experiments.models import Arch1, Arch2, ConvArch1, ConvArch2
     from manifoldnet.experiments.plots import plot_test_error
     from manifoldnet.experiments.records import Epoch, Record, Result, Selection
-    from manifoldnet.experiments.report import Report, write_report
+    from manifoldnet.experiments.report import write_report
     from manifoldnet.experiments.segmentation.config import SegmentationConfig
     from manifoldnet.experiments.segmentation.network import SegNet
     from manifoldnet.experiments.sources import load
     from manifoldnet.experiments.sweep import SweepError
     from manifoldnet.experiments.symmetry_paper.cells import Cell
-    from manifoldnet.experiments.symmetry_paper.report import PaperReport, write_paper_report
+    from manifoldnet.experiments.symmetry_paper.report import write_paper_report
     from manifoldnet.experiments.tables import merge_csv, summary
     from manifoldnet.experiments.training import train
     from manifoldnet.experiments.updates import UPDATES, Update
@@ -47,13 +48,14 @@ _HOME = {
     "models": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
     "plots": ["plot_test_error"],
     "records": ["Epoch", "Record", "Result", "Selection"],
-    "report": ["Report", "write_report"],
+    "document": ["Report"],
+    "report": ["write_report"],
     "segmentation.config": ["SegmentationConfig"],
     "segmentation.network": ["SegNet"],
     "sources": ["load"],
     "sweep": ["SweepError"],
     "symmetry_paper.cells": ["Cell"],
-    "symmetry_paper.report": ["PaperReport", "write_paper_report"],
+    "symmetry_paper.report": ["write_paper_report"],
     "tables": ["merge_csv", "summary"],
     "training": ["train"],
     "updates": ["UPDATES", "Update"],
@@ -73,7 +75,6 @@ __all__ = [
     "Epoch",
     "ExperimentError",
     "MissingExtraError",
-    "PaperReport",
     "Record",
     "RecordError",
     "Report",

@@ -1,4 +1,6 @@
-"""A report as a list of blocks, and its two forms: Markdown, and an HTML page that stands alone.
+"""A report as a list of blocks, and its forms: Markdown, and an HTML page that stands alone.
+
+    blocks, tables -> <name>.md, <name>.html, the pictures, the tables
 
 The page holds its pictures and its style, and asks the network for nothing.
 """
@@ -6,9 +8,12 @@ The page holds its pictures and its style, and asks the network for nothing.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+
+from manifoldnet.experiments.files import write_bytes, write_text
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,34 @@ class Picture:
 
 
 Block = Heading | Paragraph | Table | Picture
+
+
+@dataclass(frozen=True)
+class Report:
+    """What has been written.
+
+    Attributes:
+        text: the report as Markdown.
+        files: where it is, in every form.
+    """
+
+    text: str
+    files: tuple[Path, ...]
+
+
+def publish(
+    blocks: Sequence[Block], directory: Path, name: str, tables: Mapping[str, str]
+) -> Report:
+    """Writes a report, its pictures, and tables (text by file name) into a folder."""
+    text = to_markdown(blocks)
+    texts = {**tables, f"{name}.md": text, f"{name}.html": to_html(blocks)}
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    for file, content in texts.items():
+        write_text(directory / file, content)
+    for picture in pictures:
+        write_bytes(directory / picture.name, picture.content)
+    names = (*texts, *(picture.name for picture in pictures))
+    return Report(text, tuple(directory / file for file in names))
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:

@@ -36,17 +36,19 @@ class Data(Protocol):
         """A checksum of all of it, by which a run knows its data again."""
 
 
+Stateful = Mapping[str, Any]
+"""What has a `state_dict`, and torch generators."""
+
+
 class Run(Protocol):
     """What changes while a run goes on: network, optimizer, schedule, source of randomness."""
 
     def epoch(self, number: int, parts: Any) -> Any:
         """Trains one epoch and evaluates it; gives the row of the record."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, in tensors and plain types."""
-
-    def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Takes up where `state_dict` was called."""
+    @property
+    def stateful(self) -> Stateful:
+        """What a resumed run needs the state of, by its name in the checkpoint."""
 
 
 Notice = Callable[[str], None]
@@ -139,7 +141,7 @@ def train_in(
         epochs = found.epochs
         while experiment.verdict(config, epochs) is None:
             epochs += (run.epoch(len(epochs) + 1, parts),)
-            found = dataclasses.replace(found, epochs=epochs, states=run.state_dict())
+            found = dataclasses.replace(found, epochs=epochs, states=_states(run))
             rundir.save(found, directory)
             if on_epoch is not None:
                 on_epoch(epochs[-1])
@@ -176,9 +178,18 @@ def _decided(config: C, selection: Selection | None) -> C:
     return config if selection is None else dataclasses.replace(config, lr=selection.lr)
 
 
+def _states(run: Run) -> dict[str, Any]:
+    return {
+        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+        for name, part in run.stateful.items()
+    }
+
+
 def _restore(run: Run, checkpoint: Checkpoint[C, E], directory: Path) -> None:
     try:
-        run.load_state_dict(checkpoint.states)
+        for name, part in run.stateful.items():
+            load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
+            load(checkpoint.states[name])
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise RecordError(
             f"the checkpoint in {directory} does not hold the state of this run "

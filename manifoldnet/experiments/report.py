@@ -6,30 +6,13 @@ Reads records, trains nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from manifoldnet.experiments import plots, tables
 from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.document import Report
 from manifoldnet.experiments.files import write_text
 from manifoldnet.experiments.records import Record
-
-
-@dataclass(frozen=True)
-class Report:
-    """What has been written.
-
-    Attributes:
-        text: the summary as Markdown, with a heading and what became of runs that diverged.
-        table: where that text is.
-        csv: one row per run.
-        picture: test error against epochs.
-    """
-
-    text: str
-    table: Path
-    csv: Path
-    picture: Path
 
 
 def write_report(records: Sequence[Record], directory: Path) -> Report:
@@ -48,13 +31,13 @@ def write_report(records: Sequence[Record], directory: Path) -> Report:
         if record.result is not None and record.result.diverged:
             run = f"{record.config.update}, seed {record.config.seed}"
             text += f"\n{run}: diverged, {record.result.reason}\n"
-    report = Report(
-        text, directory / "table.md", directory / "results.csv", directory / "test_error.png"
+    table, csv, picture = (
+        directory / name for name in ("table.md", "results.csv", "test_error.png")
     )
-    write_text(report.table, text)
-    tables.write_csv(records, report.csv)
-    plots.plot_test_error(records, report.picture, heading)
-    return report
+    write_text(table, text)
+    tables.write_csv(records, csv)
+    plots.plot_test_error(records, picture, heading)
+    return Report(text, (table, csv, picture))
 
 
 def describe(config: TrainConfig) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from manifoldnet.experiments import models
 from manifoldnet.experiments.config import TrainConfig
 from manifoldnet.experiments.data import Dataset, Images, Split, seeded_generator
 from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.loop import Stateful
 from manifoldnet.experiments.records import Epoch
 from manifoldnet.experiments.updates import UPDATES
 
@@ -59,21 +60,15 @@ class Run:
         self.scheduler = _SCHEDULES[config.schedule](self.optimizer, config)
         self.generator = seeded_generator(config.seed, "order")
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, in tensors and plain types."""
+    @property
+    def stateful(self) -> Stateful:
+        """See `loop.Run`."""
         return {
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
+            "model": self.network,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "generator": self.generator,
         }
-
-    def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Takes up where `state_dict` was called."""
-        self.network.load_state_dict(states["model"])
-        self.optimizer.load_state_dict(states["optimizer"])
-        self.scheduler.load_state_dict(states["scheduler"])
-        self.generator.set_state(states["generator"])
 
     def epoch(self, number: int, images: Split) -> Epoch:
         """Trains one epoch, evaluates, and moves the schedule on."""

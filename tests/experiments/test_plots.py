@@ -61,11 +61,11 @@ def test_labels_are_moved_apart_in_order_and_together_stay_where_they_were(heigh
 
 def test_a_report_is_a_table_a_spreadsheet_and_a_picture(tmp_path):
     report = write_report([run("sm"), run("un", status="diverged")], tmp_path)
-    assert report.table.read_text() == report.text
+    assert report.files[0].read_text() == report.text
     assert "digits, Arch2 with 2 hidden layers, λ = 0.01 × 0.95 per epoch" in report.text
     assert "un, seed 0: diverged" in report.text
-    assert report.csv.exists()
-    assert report.picture.exists()
+    assert [path.name for path in report.files] == ["table.md", "results.csv", "test_error.png"]
+    assert all(path.exists() for path in report.files)
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from manifoldnet.experiments.document import (
     Heading,
     Paragraph,
     Picture,
+    Report,
     Table,
-    to_html,
-    to_markdown,
+    publish,
 )
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.files import write_bytes, write_text
 from manifoldnet.experiments.scale_invariant import figures, noise
 from manifoldnet.experiments.scale_invariant.config import METHODS, StageConfig
 from manifoldnet.experiments.scale_invariant.curves import Curve, curves
@@ -41,20 +40,7 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class StageReport:
-    """What has been written.
-
-    Attributes:
-        text: the report as Markdown.
-        files: where it is, in every form.
-    """
-
-    text: str
-    files: tuple[Path, ...]
-
-
-def write_stage_report(folder: str | Path, output: str | Path | None = None) -> StageReport:
+def write_stage_report(folder: str | Path, output: str | Path | None = None) -> Report:
     """Writes the report on the sweeps below a folder, or on the one in it.
 
     Args:
@@ -81,20 +67,10 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
         pictures.append(
             Picture("label_noise.png", noise.draw(corrupted), "Test error against corrupted data")
         )
-    blocks = list(_blocks(clean, corrupted, pictures))
-    texts = {
-        "scale_invariant.csv": to_csv(clean),
-        "scale_invariant.md": to_markdown(blocks),
-        "scale_invariant.html": to_html(blocks),
-    }
+    tables = {"scale_invariant.csv": to_csv(clean)}
     if corrupted:
-        texts["label_noise.csv"] = noise.to_csv(corrupted)
-    for name, text in texts.items():
-        write_text(output / name, text)
-    for picture in pictures:
-        write_bytes(output / picture.name, picture.content)
-    names = (*texts, *(picture.name for picture in pictures))
-    return StageReport(texts["scale_invariant.md"], tuple(output / name for name in names))
+        tables["label_noise.csv"] = noise.to_csv(corrupted)
+    return publish(list(_blocks(clean, corrupted, pictures)), output, "scale_invariant", tables)
 
 
 def sweeps(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import manifoldnet as mn
 from manifoldnet.experiments import sources
 from manifoldnet.experiments.data import Dataset, Images, seeded_generator
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.loop import Experiment, Notice
+from manifoldnet.experiments.loop import Experiment, Notice, Stateful
 from manifoldnet.experiments.scale_invariant.config import ARCHITECTURES, StageConfig
 from manifoldnet.experiments.scale_invariant.parts import Parts, make_parts
 from manifoldnet.experiments.scale_invariant.rows import SCALE_INVARIANT, StageEpoch, StageResult
@@ -63,19 +63,14 @@ class Run:
         self.optimizer = mn.RiemannianSGD(mn.param_groups(self.network), lr=config.lr)
         self.generator = seeded_generator(config.seed, "order")
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, in tensors and plain types."""
+    @property
+    def stateful(self) -> Stateful:
+        """See `loop.Run`."""
         return {
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
+            "model": self.network,
+            "optimizer": self.optimizer,
+            "generator": self.generator,
         }
-
-    def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Takes up where `state_dict` was called."""
-        self.network.load_state_dict(states["model"])
-        self.optimizer.load_state_dict(states["optimizer"])
-        self.generator.set_state(states["generator"])
 
     def epoch(self, number: int, parts: Parts) -> StageEpoch:
         """Trains one epoch and evaluates."""

@@ -81,7 +81,7 @@ def write_predictions(
 def _network(folder: Path, config: SegmentationConfig, data: Scenes) -> Any:
     path = checkpoint_path(folders.run_directory(folder, config))
     run = Run(config, data)
-    run.load_state_dict(torch.load(path, weights_only=True)["states"])
+    run.network.load_state_dict(torch.load(path, weights_only=True)["states"]["model"])
     return run.network
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -22,12 +21,11 @@ from manifoldnet.experiments.document import (
     Heading,
     Paragraph,
     Picture,
+    Report,
     Table,
-    to_html,
-    to_markdown,
+    publish,
 )
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.files import write_bytes, write_text
 from manifoldnet.experiments.plots import COLOURS, INK, MUTED, style
 from manifoldnet.experiments.segmentation.images import CLASSES
 from manifoldnet.experiments.segmentation.rows import SEGMENTATION, SegmentationRecord
@@ -46,20 +44,7 @@ _MEASURES = {
 Runs = Mapping[str, Sequence[SegmentationRecord]]
 
 
-@dataclass(frozen=True)
-class SceneReport:
-    """What has been written.
-
-    Attributes:
-        text: the report as Markdown.
-        files: where it is, in every form.
-    """
-
-    text: str
-    files: tuple[Path, ...]
-
-
-def write_scene_report(folder: str | Path, output: str | Path | None = None) -> SceneReport:
+def write_scene_report(folder: str | Path, output: str | Path | None = None) -> Report:
     """Writes the report on the runs of a sweep.
 
     Args:
@@ -88,18 +73,7 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
             content = (folder / name).read_bytes()
             pictures.append(Picture(name, content, "Predictions on test images"))
             break
-    blocks = list(_blocks(runs, pictures))
-    files = {
-        "segnet.csv": to_csv(runs),
-        "segnet.md": to_markdown(blocks),
-        "segnet.html": to_html(blocks),
-    }
-    for name, text in files.items():
-        write_text(output / name, text)
-    for picture in pictures:
-        write_bytes(output / picture.name, picture.content)
-    names = (*files, *(picture.name for picture in pictures))
-    return SceneReport(files["segnet.md"], tuple(output / name for name in names))
+    return publish(list(_blocks(runs, pictures)), output, "segnet", {"segnet.csv": to_csv(runs)})
 
 
 def to_csv(runs: Runs) -> str:

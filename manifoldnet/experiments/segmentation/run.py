@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 import manifoldnet as mn
 from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.loop import Experiment
+from manifoldnet.experiments.loop import Experiment, Stateful
 from manifoldnet.experiments.run import declare
 from manifoldnet.experiments.segmentation import images
 from manifoldnet.experiments.segmentation.config import SegmentationConfig
@@ -64,21 +64,15 @@ class Run:
         self.generator = seeded_generator(config.seed, "order")
         self.weights = class_weights(data) if config.class_balance != "none" else None
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, in tensors and plain types."""
+    @property
+    def stateful(self) -> Stateful:
+        """See `loop.Run`."""
         return {
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
+            "model": self.network,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "generator": self.generator,
         }
-
-    def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Takes up where `state_dict` was called."""
-        self.network.load_state_dict(states["model"])
-        self.optimizer.load_state_dict(states["optimizer"])
-        self.scheduler.load_state_dict(states["scheduler"])
-        self.generator.set_state(states["generator"])
 
     def epoch(self, number: int, data: Scenes) -> SegmentationEpoch:
         """Trains one epoch, evaluates, and moves the schedule on."""

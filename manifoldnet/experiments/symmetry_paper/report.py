@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -20,12 +20,11 @@ from manifoldnet.experiments.document import (
     Heading,
     Paragraph,
     Picture,
+    Report,
     Table,
-    to_html,
-    to_markdown,
+    publish,
 )
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.files import write_bytes, write_text
 from manifoldnet.experiments.records import CLASSIFICATION
 from manifoldnet.experiments.statistics import Estimate
 from manifoldnet.experiments.symmetry_paper import costs, paper, results, trajectories
@@ -34,20 +33,7 @@ from manifoldnet.experiments.symmetry_paper.claims import Claim, Comparison, cla
 from manifoldnet.experiments.updates import UPDATES
 
 
-@dataclass(frozen=True)
-class PaperReport:
-    """What has been written.
-
-    Attributes:
-        text: the report as Markdown.
-        files: where it is, in every form.
-    """
-
-    text: str
-    files: tuple[Path, ...]
-
-
-def write_paper_report(folder: str | Path, output: str | Path | None = None) -> PaperReport:
+def write_paper_report(folder: str | Path, output: str | Path | None = None) -> Report:
     """Writes the report on the runs of a sweep.
 
     Args:
@@ -71,17 +57,8 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
     table = results.by_cell(found.values())
     picture = Picture("figure3.png", trajectories.draw(table), "Figure 3: mean test error by epoch")
     blocks = list(_blocks(table, config, costs.read(folder), picture, folder))
-    text = to_markdown(blocks)
-    files = {
-        "table2.csv": results.to_csv(table),
-        "figure3.csv": trajectories.to_csv(table),
-        "table2.md": text,
-        "table2.html": to_html(blocks),
-    }
-    for name, content in files.items():
-        write_text(output / name, content)
-    write_bytes(output / picture.name, picture.content)
-    return PaperReport(text, tuple(output / name for name in (*files, picture.name)))
+    tables = {"table2.csv": results.to_csv(table), "figure3.csv": trajectories.to_csv(table)}
+    return publish(blocks, output, "table2", tables)
 
 
 def _blocks(
