@@ -1,4 +1,4 @@
-"""`manifoldnet reproduce figure1 … figure6`, `stages`, `label-noise`: the scale-invariant paper."""
+"""`manifoldnet reproduce` for the scale-invariant paper: its figures, `stages`, `label-noise`, …"""
 
 from __future__ import annotations
 
@@ -44,11 +44,17 @@ def add_stages(experiments: Any) -> None:
     command.add_argument(
         "--epochs", type=int, default=_EPOCHS, metavar="N", help="of the comparison (%(default)s)"
     )
+    command.add_argument(
+        "--train-size", type=int, metavar="N", help="training images of the comparison (all)"
+    )
     add_work(command, _SEEDS, "runs of each method")
     command = _command(experiments, "label-noise", "MNIST with wrong labels and gross outliers")
     command.set_defaults(run=_reproduce_noise)
     _add_preset(command)
     add_work(command, 1, "runs of each setting")
+    command = _command(experiments, "stability", "500 steps at rates from 1e-6 to 1e6")
+    command.set_defaults(run=_reproduce_stability)
+    add_work(command, 1, "runs of each rate")
 
 
 def reproduce_figure(arguments: argparse.Namespace) -> None:
@@ -66,14 +72,25 @@ def _reproduce_stages(arguments: argparse.Namespace) -> None:
     for method, curve in picked.items():
         print(f"{method}: {curve.label}")
     runs = grids.comparison(
-        picked, arguments.dataset, architecture, arguments.epochs, arguments.repetitions
+        picked,
+        arguments.dataset,
+        architecture,
+        arguments.epochs,
+        arguments.repetitions,
+        arguments.train_size,
     )
-    _run(arguments, f"comparison-{arguments.dataset}", runs, "the comparison")
+    size = "" if arguments.train_size is None else f"-{arguments.train_size}"
+    _run(arguments, f"comparison-{arguments.dataset}{size}", runs, "the comparison")
 
 
 def _reproduce_noise(arguments: argparse.Namespace) -> None:
     runs = grids.repeated(grids.noise(arguments.preset), arguments.repetitions)
     _run(arguments, "label-noise", runs, "corrupted data")
+
+
+def _reproduce_stability(arguments: argparse.Namespace) -> None:
+    runs = grids.repeated(grids.stability(), arguments.repetitions)
+    _run(arguments, "stability", runs, "every learning rate")
 
 
 def _run(arguments: argparse.Namespace, name: str, runs: Any, what: str) -> Any:

@@ -176,6 +176,47 @@ def test_what_is_measured_of_a_step_is_right(squares):
     assert isinstance(mn.manifolds(run.network)["1.weight"], mn.Sphere)
 
 
+def test_kernels_can_be_on_spheres(squares):
+    record = train_whole(EXPERIMENT, dataclasses.replace(TINY, spheres=True, lr=0.1), squares)
+    assert 0 < record.epochs[-1].violation < 1e-5
+    assert record.result.status == "finished"
+    run = Run(dataclasses.replace(TINY, spheres=True), squares)
+    plain = Run(TINY, squares)
+    assert sum(isinstance(m, mn.Sphere) for m in mn.manifolds(run.network).values()) == 4
+    for ours, theirs in zip(run.network.parameters(), plain.network.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5)  # both start alike
+
+
+def test_the_confidence_is_measured_after_the_last_epoch(squares):
+    record = train_whole(EXPERIMENT, dataclasses.replace(TINY, lr=0.1), squares)
+    first, last = record.epochs
+    assert (first.concentration, first.bin_count) == (None, ())
+    assert sum(last.bin_count) == 9  # κ is fitted on the other nine
+    assert last.concentration >= 0
+    assert all(right <= n for right, n in zip(last.bin_right, last.bin_count, strict=True))
+    assert all(sure <= n for sure, n in zip(last.bin_sure, last.bin_count, strict=True))
+
+
+@pytest.mark.parametrize("h", [1e-6, 1e-3, 1e3, 1e6])
+@pytest.mark.parametrize("spheres", [False, True])
+def test_the_rescaled_stage_is_stable_at_every_rate(squares, h, spheres):
+    config = dataclasses.replace(TINY, lr=h, spheres=spheres, epochs=3)
+    record = train_whole(EXPERIMENT, config, squares)
+    assert record.result.status == "finished"
+    for epoch in record.epochs:
+        assert epoch.overflow == ""
+        assert epoch.norm_error < 1e-5
+        assert 0 <= epoch.train_loss <= epoch.largest_loss <= 4
+
+
+def test_what_overflowed_is_named(squares):
+    config = dataclasses.replace(TINY, method="logistic", lr=1e30, epochs=3)
+    record = train_whole(EXPERIMENT, config, squares)
+    assert record.epochs[-1].overflow
+    assert record.result.reason == f"not finite in epoch 1: {record.epochs[-1].overflow}"
+    assert math.isnan(record.result.test_error)
+
+
 def test_logistic_regression_overflows_where_the_rescaled_stage_does_not(squares):
     def ended(method):
         config = dataclasses.replace(TINY, method=method, lr=1e6, epochs=3)

@@ -15,8 +15,10 @@ from manifoldnet.experiments.scale_invariant.curves import best, curves
 from manifoldnet.experiments.scale_invariant.report import to_csv, write_stage_report
 from manifoldnet.experiments.scale_invariant.rows import StageEpoch, StageRecord, StageResult
 
+BINS = {"concentration": 4.0, "bin_count": (0, 4), "bin_right": (0, 3), "bin_sure": (0.0, 3.5)}
 
-def record(errors, diverged=False, **fields):
+
+def record(errors, diverged=False, calibration=BINS, **fields):
     """A made-up run."""
     config = StageConfig(epochs=max(len(errors), 1), **fields)
     epochs = tuple(
@@ -33,6 +35,11 @@ def record(errors, diverged=False, **fields):
             largest_gradient_norm=0.5,
             step_ratio=0.125,
             largest_step_ratio=0.75,
+            largest_loss=2.5,
+            norm_error=1e-7,
+            largest_weight=3.0,
+            overflow="loss, minibatch 7" if diverged and n == len(errors) else "",
+            **(calibration if n == len(errors) and not diverged else {}),
         )
         for n, error in enumerate(errors, 1)
     )
@@ -187,6 +194,13 @@ def some(tmp_path):
                 rescaled(good, lr=0.1, wrong_labels=share, train_size=100),
             )
         ],
+        "stability": [
+            dataclasses.replace(
+                record([0.2], diverged=config.method == "logistic" and config.lr > 10),
+                config=config,
+            )
+            for config in grids.stability()
+        ],
         "choice": [logistic(0.77, lr=0.3, validation_size=50)],
     }
     for name, runs in made.items():
@@ -201,6 +215,7 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     assert {path.name for path in report.files} == {
         *("scale_invariant.csv", "scale_invariant.md", "scale_invariant.html"),
         *("scale_invariant_figure5.png", "label_noise.png", "label_noise.csv"),
+        *("scale_invariant_stability.png", "scale_invariant_reliability.png"),
     }
     assert all(path.exists() for path in report.files)
     lines = [" ".join(line.split()) for line in report.text.splitlines()]
@@ -210,6 +225,9 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     assert difference.startswith("| rescaled − logistic | -0.0110 | -0.0135 to -0.0085 | 3 |")
     assert "| wrong labels | 40 % | logistic | h = 0.01 | 0.3000 | +0.2000 |" in lines
     assert "| wrong labels | 40 % | rescaled | h = 0.1 | 0.2000 | +0.1000 |" in lines
+    assert "| rescaled | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
+    assert "| logistic | 100 | 0.2000 | 2.5 | – | 3 | 0.12 | loss, minibatch 7 |" in lines
+    assert "| mnist, all training images, 3 epochs | logistic | 4 | 0.1250 |" in lines
     assert "0.77" not in (some / "scale_invariant.csv").read_text()
     rows = list(csv.DictReader(io.StringIO((some / "label_noise.csv").read_text())))
     assert len(rows) == 6

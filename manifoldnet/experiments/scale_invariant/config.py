@@ -79,6 +79,8 @@ class StageConfig(Configuration):
         lr: h, for the loss *averaged* over a minibatch, the same for all weights.
         embedding_dim: m, rows of the stage's matrix; None is as many as classes, which is all
             that methods other than ``"rescaled"`` know.
+        spheres: whether the kernels of each convolution are declared on a sphere of the size they
+            start with. Not the paper's.
         simplex: targets of ``"rescaled"``: ``"regular"``, as in the paper's figures, or
             ``"standard"``.
         batch_size: images per minibatch.
@@ -102,6 +104,7 @@ class StageConfig(Configuration):
     method: str = "rescaled"
     lr: float | None = 0.1
     embedding_dim: int | None = None
+    spheres: bool = False
     simplex: str = "regular"
     batch_size: int = 100
     epochs: int = 10
@@ -128,6 +131,8 @@ class StageConfig(Configuration):
         for name in ("train_size", "embedding_dim"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), at_least=1)
+        if not isinstance(self.spheres, bool):
+            raise ConfigError(f"spheres is {self.spheres!r}; it must be True or False")
         for name, bounds in _BOUNDS.items():
             object.__setattr__(self, name, checked_real(name, getattr(self, name), bounds))
         if self.embedding_dim is not None and self.method != "rescaled":
@@ -140,4 +145,5 @@ class StageConfig(Configuration):
     def label(self) -> str:
         """``mnist-smaller-rescaled-h1-m64``."""
         m = "" if self.embedding_dim is None else f"-m{self.embedding_dim}"
-        return f"{self.dataset}-{self.architecture}-{self.method}-h{self.lr:g}{m}"
+        kernels = "-spheres" if self.spheres else ""
+        return f"{self.dataset}-{self.architecture}-{self.method}{kernels}-h{self.lr:g}{m}"

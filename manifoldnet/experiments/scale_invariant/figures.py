@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 # From small h to large, from light to dark; colour-blind readers see the order.
 _SHADES = ("#9ecae9", "#5aa5d6", "#2b7bba", "#08519c", "#08306b", "#041c40")
 _DASHES = ("-", "--", ":", "-.")
-_COLOURS = {"rescaled": "#D55E00", "logistic": "#0072B2"}
+COLOURS = {
+    "rescaled": "#D55E00",
+    "logistic": "#0072B2",
+    "smoothing": "#56B4E9",
+    "cosine": "#009E73",
+    "etf": "#CC79A7",
+}
+"""Of the methods, in every picture."""
+_PAPERS = ("rescaled", "logistic")
 
 
 def draw(found: Sequence[Curve], title: str) -> bytes:
@@ -35,7 +43,7 @@ def draw(found: Sequence[Curve], title: str) -> bytes:
     figure = new_figure(11.0, 4.2)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=INK)
     panels = figure.subplots(1, 3, sharey=True)
-    for axes, method, letter in zip(panels, ("rescaled", "logistic"), "ab", strict=False):
+    for axes, method, letter in zip(panels, _PAPERS, "ab", strict=False):
         own = [curve for curve in found if curve.method == method]
         rates = sorted({curve.lr for curve in own})
         dimensions = sorted({curve.embedding_dim or 0 for curve in own})
@@ -48,10 +56,10 @@ def draw(found: Sequence[Curve], title: str) -> bytes:
                 curve.label,
             )
         _finish(axes, f"({letter}) {method}")
-    for method, colour in _COLOURS.items():
+    for method in _PAPERS:
         chosen = best(found, method)
         if chosen is not None:
-            _line(panels[2], chosen, colour, "-", f"{method}, {chosen.label}")
+            _line(panels[2], chosen, COLOURS[method], "-", f"{method}, {chosen.label}")
     _finish(panels[2], "(c) best of both")
     errors = [100 * e for curve in found for e in curve.errors() if not math.isnan(e)]
     panels[0].set_ylim(0, min(100, 1.05 * max(errors, default=100)))

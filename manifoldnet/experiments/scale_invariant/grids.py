@@ -4,6 +4,7 @@
     choice      the same grid on short runs, judged by validation images
     comparison  each method at its choice, on all images, three seeds
     noise       wrong labels and outliers, each method at every h
+    stability   one pass at every power of ten
 
 The paper does not give its h and m. A preset says how much of all this is run: ``"paper"`` all
 images and as many epochs as its figures have room for, ``"cpu"`` what ends on two cores.
@@ -125,6 +126,20 @@ def grid(base: StageConfig, methods: Sequence[str], amount: Preset) -> list[Stag
     return runs
 
 
+def stability() -> list[StageConfig]:
+    """500 steps on MNIST, the smaller network, for h from 1e-6 to 1e6.
+
+    The rescaled stage on plain kernels and on kernels that are on spheres, and logistic regression.
+    """
+    base = StageConfig(dataset="mnist", architecture="smaller", epochs=1, train_size=50_000)
+    kinds = [
+        replace(base, method="rescaled"),
+        replace(base, method="rescaled", spheres=True),
+        replace(base, method="logistic"),
+    ]
+    return [replace(kind, lr=10.0**power) for power in range(-6, 7) for kind in kinds]
+
+
 SHARES = (0.0, 0.2, 0.4, 0.6)
 """Of wrong labels."""
 
@@ -169,9 +184,14 @@ def chosen(records: Sequence[StageRecord], methods: Sequence[str]) -> dict[str, 
 
 
 def comparison(
-    picked: Mapping[str, Curve], dataset: str, architecture: str, epochs: int, repetitions: int
+    picked: Mapping[str, Curve],
+    dataset: str,
+    architecture: str,
+    epochs: int,
+    repetitions: int,
+    train_size: int | None = None,
 ) -> list[StageConfig]:
-    """Each method at its choice, on all training images, seed by seed.
+    """Each method at its choice, seed by seed, on all training images or so many.
 
     Raises:
         ConfigError: when there would be no runs.
@@ -187,6 +207,7 @@ def comparison(
             embedding_dim=curve.embedding_dim,
             epochs=epochs,
             seed=seed,
+            train_size=train_size,
         )
         for seed in range(repetitions)
         for method, curve in picked.items()

@@ -14,6 +14,7 @@ from manifoldnet.experiments.canvas import new_figure, png
 from manifoldnet.experiments.document import Block, Paragraph, Table
 from manifoldnet.experiments.plots import INK, style
 from manifoldnet.experiments.scale_invariant.curves import Curve, best, curves
+from manifoldnet.experiments.scale_invariant.figures import COLOURS
 from manifoldnet.experiments.scale_invariant.rows import StageRecord
 from manifoldnet.experiments.tables import csv_text
 
@@ -21,7 +22,6 @@ COLUMNS = (
     *("dataset", "architecture", "method", "h", "m", "seed", "kind", "share", "test_error"),
     *("gradient_norm", "largest_gradient_norm", "step_ratio", "largest_step_ratio"),
 )
-_COLOURS = {"rescaled": "#D55E00", "logistic": "#0072B2"}
 
 
 class Setting(NamedTuple):
@@ -96,7 +96,7 @@ def blocks(found: Settings) -> Iterator[Block]:
     )
     rows = []
     for setting, members in found.items():
-        for method in _COLOURS:
+        for method in COLOURS:
             curve, clean = best(members, method), best(found[Setting(setting.kind, 0.0)], method)
             if curve is None or clean is None:
                 continue
@@ -124,7 +124,7 @@ def draw(found: Settings) -> bytes:
     figure = new_figure(4.4 * len(kinds), 3.8)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         style(axes)
-        for method, colour in _COLOURS.items():
+        for method, colour in COLOURS.items():
             points = [
                 (100 * setting.share, 100 * curve.score)
                 for setting, members in found.items()

@@ -3,14 +3,15 @@
     <folder>/<sweep>/records/*.jsonl
     -> scale_invariant.csv, .md, .html, scale_invariant_figure1.png …, label_noise.csv, .png
 
-What there is comes out: figures whose runs are there, comparisons, wrong labels and outliers. Runs
-that were judged by validation images choose rates, and are in none of them.
+What there is comes out: figures whose runs are there, comparisons, every learning rate, wrong
+labels and outliers. Runs that were judged by validation images choose rates, and are in none of
+them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from manifoldnet.experiments.document import (
     publish,
 )
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.scale_invariant import figures, noise
-from manifoldnet.experiments.scale_invariant.config import METHODS, StageConfig
+from manifoldnet.experiments.scale_invariant import figures, grids, noise, reliability, stability
+from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.scale_invariant.curves import Curve, curves
 from manifoldnet.experiments.scale_invariant.grids import FIGURES
 from manifoldnet.experiments.scale_invariant.rows import SCALE_INVARIANT, StageRecord
@@ -53,24 +54,24 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    found = [record for place in sweeps(folder) for record in _read(place)]
-    tested = [record for record in found if not record.config.validation_size]
+    found = {r.config.identity(): r for place in sweeps(folder) for r in _read(place)}
+    tested = [record for record in found.values() if not record.config.validation_size]
     if not tested:
         raise RecordError(
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
             f"figure5 --out {folder}"
         )
-    clean = [r for r in tested if not (r.config.wrong_labels or r.config.outliers)]
+    rates = set(grids.stability())
+    stable = [r for r in tested if replace(r.config, seed=0) in rates]
+    clean = [
+        r for r in tested if r not in stable and not (r.config.wrong_labels or r.config.outliers)
+    ]
     corrupted = noise.by_setting(tested)
-    pictures = list(_figures(clean))
-    if corrupted:
-        pictures.append(
-            Picture("label_noise.png", noise.draw(corrupted), "Test error against corrupted data")
-        )
-    tables = {"scale_invariant.csv": to_csv(clean)}
+    tables = {"scale_invariant.csv": to_csv([*clean, *stable])}
     if corrupted:
         tables["label_noise.csv"] = noise.to_csv(corrupted)
-    return publish(list(_blocks(clean, corrupted, pictures)), output, "scale_invariant", tables)
+    blocks = list(_blocks(tested[0].versions, clean, stable, corrupted))
+    return publish(blocks, output, "scale_invariant", tables)
 
 
 def sweeps(folder: Path) -> list[Path]:
@@ -131,45 +132,45 @@ def _settings(records: Sequence[StageRecord]) -> dict[tuple[str, ...], list[Stag
     return dict(sorted(groups.items()))
 
 
-def _figures(records: Sequence[StageRecord]) -> Iterator[Picture]:
-    """One for each data set and network whose grid was run: several rates of a method."""
-    for members in _settings(records).values():
-        found = curves(members)
-        number = _figure_of(members[0].config)
-        several = any(sum(c.method == method for c in found) > 1 for method in METHODS)
-        if number is not None and several:
-            title = f"{FIGURES[number].title} ({_amount(members[0].config)})"
-            name = f"scale_invariant_figure{number}.png"
-            yield Picture(name, figures.draw(found, title), f"Figure {number}: {title}")
-
-
 def _amount(config: StageConfig) -> str:
     images = "all training images" if config.train_size is None else f"{config.train_size:,} images"
     return f"{images}, {config.epochs} epochs"
 
 
 def _blocks(
+    versions: Mapping[str, str],
     clean: Sequence[StageRecord],
+    stable: Sequence[StageRecord],
     corrupted: noise.Settings,
-    pictures: Sequence[Picture],
 ) -> Iterator[Block]:
-    versions = (clean or next(iter(corrupted.values()))[0].runs)[0].versions
     yield Heading("Scale-invariant learning and convolutional networks", 1)
     yield Paragraph(
-        "Errors are rates on the test images after the last epoch. A run diverged when its loss "
-        "was not finite. "
+        "Errors are rates on the test images after the last epoch. A run diverged when a number in "
+        "the network was not finite. "
         f"Made with {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}."
     )
+    comparisons = {}
     for members in _settings(clean).values():
         config = members[0].config
         yield Heading(f"{config.dataset}, {config.architecture}: {_amount(config)}")
         found = curves(members)
         yield _table(found)
         yield from _differences(found)
-    yield from pictures
+        number = _figure_of(config)
+        if len({curve.method for curve in found}) == len(found):
+            comparisons[f"{config.dataset}, {_amount(config)}"] = found
+        elif number is not None:  # a grid: several rates of a method
+            title = f"{FIGURES[number].title} ({_amount(config)})"
+            name = f"scale_invariant_figure{number}.png"
+            yield Picture(name, figures.draw(found, title), f"Figure {number}: {title}")
+    yield from reliability.blocks(comparisons)
+    if stable:
+        yield from stability.blocks(stable)
     if corrupted:
         yield Heading("Wrong labels and outliers")
         yield from noise.blocks(corrupted)
+        text = "Test error against corrupted data"
+        yield Picture("label_noise.png", noise.draw(corrupted), text)
 
 
 def _table(found: Sequence[Curve]) -> Table:

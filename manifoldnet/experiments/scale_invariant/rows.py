@@ -20,6 +20,17 @@ class StageEpoch(EpochRow):
         largest_gradient_norm: the largest over steps.
         step_ratio: ‖ΔA‖/‖A‖ of the stage's matrix, mean over steps; 0 if it has none to train.
         largest_step_ratio: the largest over steps.
+        largest_loss: of a minibatch.
+        norm_error: the largest |‖z‖ − 1| of a training image; 0 without a z.
+        largest_weight: the largest entry of the kernels, in modulus, after the epoch.
+        overflow: what was first seen to hold a number that is not finite, and in which minibatch;
+            empty when all was finite.
+        concentration: κ of the `Confidence` in the scores, fitted on every other judged image;
+            only after the last epoch of a run, as the following.
+        bin_count: of the other judged images, how many have a confidence in each of the bins of
+            equal width over [0, 1].
+        bin_right: how many of these are right.
+        bin_sure: the sum of their confidences.
     """
 
     train_error: float
@@ -28,6 +39,14 @@ class StageEpoch(EpochRow):
     largest_gradient_norm: float
     step_ratio: float
     largest_step_ratio: float
+    largest_loss: float
+    norm_error: float
+    largest_weight: float
+    overflow: str = ""
+    concentration: float | None = None
+    bin_count: tuple[int, ...] = ()
+    bin_right: tuple[int, ...] = ()
+    bin_sure: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,11 @@ from manifoldnet.experiments.scale_invariant.config import ARCHITECTURES, StageC
 from manifoldnet.experiments.scale_invariant.parts import Parts, make_parts
 from manifoldnet.experiments.scale_invariant.rows import SCALE_INVARIANT, StageEpoch, StageResult
 from manifoldnet.experiments.scale_invariant.stages import build_stage
-from manifoldnet.nn import ModulusFeatures
+from manifoldnet.experiments.scale_invariant.watch import Watch
+from manifoldnet.nn import Confidence, ModulusFeatures
 
 _EVALUATION_BATCH = 200
+_BINS = 15
 
 
 class Run:
@@ -59,7 +61,10 @@ class Run:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.network = nn.Sequential(features, stage)
-        self.matrix: Tensor | None = getattr(stage, "weight", None)
+        if config.spheres:
+            for name, kernels in list(features.named_parameters()):
+                sphere = mn.Sphere(float(kernels.detach().norm()))
+                mn.declare(features, name, sphere, project=True)
         self.optimizer = mn.RiemannianSGD(mn.param_groups(self.network), lr=config.lr)
         self.generator = seeded_generator(config.seed, "order")
 
@@ -77,78 +82,85 @@ class Run:
         began = time.perf_counter()
         measured = self.train_pass(parts)
         trained = time.perf_counter()
-        finite = math.isfinite(measured["train_loss"])
+        test_error, calibration = math.nan, {}
+        if not measured["overflow"]:
+            scores = self.scores(parts.judge, parts.size)
+            test_error = float((scores.argmax(1) != parts.judge.labels).double().mean())
+            if number == self.config.epochs and bool(scores.isfinite().all()):
+                calibration = _calibration(scores, parts.judge.labels)
         return StageEpoch(
             epoch=number,
             lr=self.optimizer.param_groups[0]["lr"],
             **measured,
-            test_error=self.error(parts.judge, parts.size) if finite else math.nan,
+            test_error=test_error,
+            **calibration,
             violation=max(map(float, mn.violations(self.network).values()), default=0.0),
             train_seconds=trained - began,
             seconds=time.perf_counter() - began,
         )
 
-    def train_pass(self, parts: Parts) -> dict[str, float]:
+    def train_pass(self, parts: Parts) -> dict[str, Any]:
         """One pass over the training images; what was measured, as `StageEpoch` names it.
 
-        It ends at the first loss that is not finite.
+        It ends at the first number that is not finite.
         """
+        features, stage = self.network
+        watch = Watch(stage, list(features.parameters()))
         self.network.train()
         order = torch.randperm(len(parts.train), generator=self.generator)
-        losses, norms, ratios, wrong, seen = [], [], [0.0], 0, 0
         for rows in order.split(self.config.batch_size):
             labels = parts.train.labels[rows]
             self.optimizer.zero_grad()
-            scores = self.network(parts.batch(rows))
+            x = features(parts.batch(rows))
+            scores = stage(x)
             loss = self.loss(scores, labels)
-            losses.append(loss.item() * len(rows))
-            seen += len(rows)
-            wrong += int((scores.detach().argmax(1) != labels).sum())
-            if not math.isfinite(losses[-1]):
+            if not watch.answered(x, scores, labels, loss):
                 break
             loss.backward()
-            norms.append(self._gradient_norm())
-            before = None if self.matrix is None else self.matrix.detach().clone()
+            if not watch.differentiated():
+                break
             self.optimizer.step()
-            if self.matrix is not None and before is not None:
-                moved = (self.matrix.detach() - before).norm() / before.norm()
-                ratios.append(moved.item())
-        steps = max(len(norms), 1)
-        return {
-            "train_loss": sum(losses) / seen,
-            "train_error": wrong / seen,
-            "gradient_norm": sum(norms) / steps,
-            "largest_gradient_norm": max(norms, default=math.nan),
-            "step_ratio": sum(ratios) / steps,
-            "largest_step_ratio": max(ratios),
-        }
+            if not watch.stepped():
+                break
+        return watch.row()
 
-    def error(self, images: Images, size: tuple[int, ...]) -> float:
-        """Error rate on some images."""
+    def scores(self, images: Images, size: tuple[int, ...]) -> Tensor:
+        """The scores of some images, ``(images, classes)``."""
         self.network.eval()
-        wrong = 0
         with torch.no_grad():
-            for rows in torch.arange(len(images)).split(_EVALUATION_BATCH):
-                scores = self.network(images.vectors(rows).reshape(-1, *size))
-                wrong += int((scores.argmax(1) != images.labels[rows]).sum())
-        return wrong / len(images)
+            batches = torch.arange(len(images)).split(_EVALUATION_BATCH)
+            return torch.cat(
+                [self.network(images.vectors(rows).reshape(-1, *size)) for rows in batches]
+            )
 
-    def _gradient_norm(self) -> float:
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        return torch.stack([g.norm() for g in gradients]).norm().item()
+
+def _calibration(scores: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Confidence fitted on every other image, judged on the rest."""
+    confidence = Confidence.fit(scores[::2], labels[::2])
+    found = confidence.reliability(scores[1::2], labels[1::2], _BINS)
+    sums = [
+        (round(n * right), n * sure) if n else (0, 0.0)
+        for right, sure, n in zip(found.accuracy, found.confidence, found.count, strict=True)
+    ]
+    return {
+        "concentration": confidence.concentration,
+        "bin_count": found.count,
+        "bin_right": tuple(right for right, _ in sums),
+        "bin_sure": tuple(sure for _, sure in sums),
+    }
 
 
 def verdict(config: StageConfig, epochs: Sequence[StageEpoch]) -> StageResult | None:
-    """The result of a run: after all epochs, or when the loss is not finite."""
+    """The result of a run: after all epochs, or when a number in the network is not finite."""
     if not epochs:
         return None
     last = epochs[-1]
-    finite = math.isfinite(last.train_loss)
+    finite = not last.overflow
     if finite and last.epoch < config.epochs:
         return None
     return StageResult(
         status="finished" if finite else "diverged",
-        reason="" if finite else f"the training loss was not finite in epoch {last.epoch}",
+        reason="" if finite else f"not finite in epoch {last.epoch}: {last.overflow}",
         epochs=last.epoch,
         seconds=sum(epoch.seconds for epoch in epochs),
         test_error=last.test_error,

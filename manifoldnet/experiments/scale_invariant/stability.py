@@ -1,0 +1,100 @@
+"""What becomes of each method at every learning rate, and how far a step goes. Reads records only.
+
+The paper says that its stage is "stable for all values of h", and has "precise control over the
+actual rate of learning". Here is one pass of 500 minibatches for every power of ten: whether all
+numbers in the network stayed finite, the largest loss, and ‖ΔA‖/‖A‖, the rate at which the stage's
+matrix is replaced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.document import Block, Heading, Paragraph, Picture, Table
+from manifoldnet.experiments.plots import INK, MUTED, style
+from manifoldnet.experiments.scale_invariant.rows import StageEpoch, StageRecord
+
+_PANELS: dict[str, Callable[[StageEpoch], float]] = {
+    "test error (%)": lambda epoch: 100 * epoch.test_error,
+    "largest loss of a minibatch": lambda epoch: epoch.largest_loss,
+    "mean ‖ΔA‖/‖A‖ of a step": lambda epoch: epoch.step_ratio,
+}
+_LINES = {
+    "rescaled": ("#D55E00", "-"),
+    "rescaled, kernels on spheres": ("#D55E00", "--"),
+    "logistic": ("#0072B2", "-"),
+}
+
+
+def blocks(records: Sequence[StageRecord]) -> Iterator[Block]:
+    """A section: table and picture.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    ordered = sorted(records, key=lambda r: (list(_LINES).index(_name(r)), r.lr, r.config.seed))
+    config = ordered[0].config
+    yield Heading("Every learning rate")
+    yield Paragraph(
+        f"{config.dataset}, {config.architecture}: one pass over {config.train_size:,} images in "
+        f"minibatches of {config.batch_size}, float32. A run ends at the first number in the "
+        "network (features, scores, loss, gradients, weights) that is not finite. ‖z‖ is that of "
+        "the stage's direction, which is 1; ‖ΔA‖/‖A‖ is the step of the stage's matrix."
+    )
+    header = (
+        *("method", "h", "test error", "largest loss", "largest ‖z‖ − 1", "largest kernel entry"),
+        *("mean ‖ΔA‖/‖A‖", "not finite"),
+    )
+    yield Table(header, tuple(_row(record) for record in ordered))
+    text = "Test error, largest loss and relative step against the learning rate"
+    yield Picture("scale_invariant_stability.png", draw(ordered), text)
+
+
+def draw(records: Sequence[StageRecord]) -> bytes:
+    """Three panels over h: test error, largest loss, relative step; × where a run overflowed."""
+    figure = new_figure(11.5, 4.0)
+    error, loss, step = figure.subplots(1, 3)
+    for axes, (title, value) in zip((error, loss, step), _PANELS.items(), strict=True):
+        style(axes)
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate h", color=INK)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        for name, (colour, dashes) in _LINES.items():
+            runs = [r for r in records if _name(r) == name and not r.epochs[-1].overflow]
+            points = sorted((r.lr, value(r.epochs[-1])) for r in runs)
+            if points:
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, dashes, color=colour, marker="o", markersize=3.5, label=name)
+    for name, (colour, _) in _LINES.items():
+        lost = [r.lr for r in records if _name(r) == name and r.epochs[-1].overflow]
+        if lost:
+            label = f"{name}: overflow"
+            error.plot(lost, [100.0] * len(lost), "x", color=colour, label=label)
+    error.set_ylim(0, 105)
+    loss.set_yscale("log")
+    loss.axhline(4, color=MUTED, linewidth=0.8, linestyle=":")
+    loss.annotate("4", (1, 4), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED)
+    step.set_yscale("log")
+    error.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return png(figure)
+
+
+def _name(record: StageRecord) -> str:
+    return record.config.method + (", kernels on spheres" if record.config.spheres else "")
+
+
+def _row(record: StageRecord) -> tuple[str, ...]:
+    epoch = record.epochs[-1]
+    known = record.config.method == "rescaled"
+    return (
+        _name(record),
+        f"{record.lr:g}",
+        "–" if math.isnan(epoch.test_error) else f"{epoch.test_error:.4f}",
+        f"{epoch.largest_loss:.3g}",
+        f"{epoch.norm_error:.1e}" if known else "–",
+        f"{epoch.largest_weight:.2g}",
+        f"{epoch.step_ratio:.2g}",
+        epoch.overflow or "–",
+    )
