@@ -55,6 +55,8 @@ REPORTS = (
     "experiments.symmetry_paper.claims",
     "experiments.segmentation.report",
     "experiments.symmetry_paper.costs",
+    "experiments.scale_invariant.report",
+    "experiments.scale_invariant.grids",
 )
 TRAINING = (
     "experiments.run",
@@ -67,6 +69,9 @@ TRAINING = (
     "experiments.sweep",
     "experiments.segmentation.run",
     "experiments.segmentation.pictures",
+    "experiments.scale_invariant.run",
+    "experiments.scale_invariant.times",
+    "experiments.scale_invariant.stages",
     "experiments.models",
     "optim",
 )

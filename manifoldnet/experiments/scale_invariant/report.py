@@ -1,6 +1,6 @@
 """The report on a folder of the scale-invariant paper's runs. Reads records only.
 
-    <folder>/<sweep>/records/*.jsonl
+    <folder>/<sweep>/records/*.jsonl, <folder>/stage_cost.csv
     -> scale_invariant.csv, .md, .html, scale_invariant_figure1.png …, label_noise.csv, .png
 
 What there is comes out: figures whose runs are there, comparisons, every learning rate, wrong
@@ -27,7 +27,14 @@ from manifoldnet.experiments.document import (
     publish,
 )
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.scale_invariant import figures, grids, noise, reliability, stability
+from manifoldnet.experiments.scale_invariant import (
+    costs,
+    figures,
+    grids,
+    noise,
+    reliability,
+    stability,
+)
 from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.scale_invariant.curves import Curve, curves
 from manifoldnet.experiments.scale_invariant.grids import FIGURES
@@ -49,7 +56,8 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
         output: where the files go; by default into `folder`.
 
     Raises:
-        RecordError: when there are no records, or one is damaged or foreign.
+        RecordError: when there are no records, or one is damaged or foreign; when the costs are
+            damaged.
         MissingExtraError: without matplotlib.
     """
     folder = Path(folder)
@@ -71,6 +79,8 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     if corrupted:
         tables["label_noise.csv"] = noise.to_csv(corrupted)
     blocks = list(_blocks(tested[0].versions, clean, stable, corrupted))
+    if (measured := costs.read(folder)) is not None:
+        blocks += costs.blocks(measured)
     return publish(blocks, output, "scale_invariant", tables)
 
 

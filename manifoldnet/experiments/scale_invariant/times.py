@@ -1,0 +1,112 @@
+"""Times training steps with every stage, in turn, for the report.
+
+    python -m manifoldnet.experiments.scale_invariant.times --out runs/scale-invariant
+
+A step is what a user's loop does: images through the smaller MNIST network and the stage, loss,
+gradient, step of the optimizer. The stages take turns minibatch by minibatch in one process with
+one thread; what counts is the ratio to logistic regression within a turn. Writes
+``stage_cost.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from manifoldnet.experiments import sources
+from manifoldnet.experiments.errors import ExperimentError
+from manifoldnet.experiments.files import write_text
+from manifoldnet.experiments.loop import limited_threads
+from manifoldnet.experiments.scale_invariant.config import ARCHITECTURES, METHODS, StageConfig
+from manifoldnet.experiments.scale_invariant.costs import NAME, Costs, to_csv
+from manifoldnet.experiments.scale_invariant.parts import make_parts
+from manifoldnet.experiments.scale_invariant.run import Run
+from manifoldnet.experiments.status import StatusLine
+
+_RATE = 0.01
+_WARM = 5
+
+
+def measure(
+    steps: int,
+    config: StageConfig,
+    data_dir: str | Path | None = None,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Costs:
+    """Seconds of training steps with each stage.
+
+    Args:
+        steps: how many of each; a few more come first and do not count.
+        config: what to train, but for method, rate and dimension.
+        data_dir: the folder of data sets.
+        on_progress: is told what is timed, the number of the step, and how many there are.
+    """
+    data = sources.load(config.dataset, data_dir, None, ARCHITECTURES[config.architecture].side)
+    wide = replace(config, method="rescaled", lr=_RATE, embedding_dim=128)
+    configs = [replace(config, method=method, lr=_RATE, embedding_dim=None) for method in METHODS]
+    runs = {
+        (c.method, "" if c.embedding_dim is None else str(c.embedding_dim)): Run(c, data)
+        for c in (*configs, wide)
+    }
+    parts = make_parts(config, data)
+    seconds: dict[tuple[str, str], dict[int, float]] = {stage: {} for stage in runs}
+    with limited_threads(config.threads):
+        for number in range(1 - _WARM, steps + 1):
+            on_progress("timing steps", max(number, 0), steps)
+            rows = torch.arange(config.batch_size) + config.batch_size * (number + _WARM)
+            rows %= len(parts.train)
+            images, labels = parts.batch(rows), parts.train.labels[rows]
+            for stage, run in runs.items():
+                began = time.perf_counter()
+                run.optimizer.zero_grad()
+                run.loss(run.network(images), labels).backward()
+                run.optimizer.step()
+                if number > 0:
+                    seconds[stage][number] = time.perf_counter() - began
+    return seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures and writes the file.
+
+    Args:
+        argv: the arguments, without the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 2 if something in the request is wrong.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m manifoldnet.experiments.scale_invariant.times",
+        description="Time training steps with every classification stage, in turn.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="the folder that is reported on")
+    add("--steps", type=int, default=150, metavar="N", help="of each stage (%(default)s)")
+    add("--dataset", default="mnist", metavar="NAME", help="what to train on (%(default)s)")
+    add("--data-dir", type=Path, metavar="DIR", help="the folder of data sets")
+    add("--quiet", action="store_true", help="no progress line")
+    arguments = parser.parse_args(argv)
+    if arguments.steps < 2:
+        parser.error(f"--steps is {arguments.steps}; an interval needs two")
+    path = arguments.out / NAME
+    try:
+        config = StageConfig(dataset=arguments.dataset)
+        with StatusLine(enabled=not arguments.quiet) as status:
+            costs = measure(arguments.steps, config, arguments.data_dir, status)
+        write_text(path, to_csv(costs))
+    except (ExperimentError, OSError) as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What a step with each classification stage costs: measuring it, and the file that it leaves."""
+
+import pytest
+
+from manifoldnet.experiments import RecordError
+from manifoldnet.experiments.document import to_markdown
+from manifoldnet.experiments.scale_invariant import costs, times
+from manifoldnet.experiments.scale_invariant.config import METHODS
+
+MADE = {("rescaled", "128"): {1: 0.2, 2: 0.3}, ("logistic", ""): {1: 0.1, 2: 0.15}}
+
+
+def test_every_stage_takes_its_turn_and_the_file_is_read_back(tmp_path, capsys):
+    asked = ["--dataset", "digits", "--steps", "2", "--out", str(tmp_path), "--quiet"]
+    assert times.main(asked) == 0
+    assert capsys.readouterr().out == f"{tmp_path / costs.NAME}\n"
+    found = costs.read(tmp_path)
+    assert set(found) == {*((method, "") for method in METHODS), ("rescaled", "128")}
+    assert all(set(steps) == {1, 2} for steps in found.values())
+    (*_, table) = costs.blocks(found)
+    assert len(table.rows) == len(found)
+
+
+def test_ratios_are_those_to_logistic_regression_within_a_turn():
+    lines = [" ".join(line.split()) for line in to_markdown(list(costs.blocks(MADE))).splitlines()]
+    assert "| rescaled, m = 128 | 250.0 | 2.000 | 2.000 to 2.000 | 2 |" in lines
+    assert "| logistic | 125.0 | 1.000 | 1.000 to 1.000 | 2 |" in lines
+
+
+def test_nothing_measured_is_no_error(tmp_path):
+    assert costs.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: text.replace("0.2", "-0.2"), "line 2.*seconds is -0.2"),
+        (lambda text: text.replace("logistic", "etf"), "no steps of logistic regression"),
+        (lambda text: text[: text.rindex("logistic")], "not as many of each stage"),
+        (lambda text: text.replace("method", "what"), "the columns are what, m, step, seconds"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, spoil, message):
+    text = costs.to_csv(MADE)
+    assert spoil(text) != text
+    (tmp_path / costs.NAME).write_text(spoil(text))
+    with pytest.raises(RecordError, match=message):
+        costs.read(tmp_path)
+
+
+def test_one_step_is_no_measurement(tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        times.main(["--steps", "1", "--out", str(tmp_path)])
+    assert stopped.value.code == 2
+
+
+def test_unknown_data_are_named(tmp_path, capsys):
+    assert times.main(["--dataset", "nothing", "--out", str(tmp_path)]) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
