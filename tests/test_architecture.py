@@ -46,9 +46,9 @@ ALLOWED = {
 }
 
 REPORTS = (
-    "experiments.report",
-    "experiments.tables",
-    "experiments.plots",
+    "experiments.classification.report",
+    "experiments.classification.tables",
+    "experiments.classification.plots",
     "experiments.invariance_report",
     "experiments.symmetry_paper.report",
     "experiments.symmetry_paper.trajectories",
@@ -59,13 +59,13 @@ REPORTS = (
     "experiments.scale_invariant.grids",
 )
 TRAINING = (
-    "experiments.run",
-    "experiments.selection",
+    "experiments.classification.run",
+    "experiments.classification.selection",
     "experiments.loop",
-    "experiments.training",
-    "experiments.epoch_time",
+    "experiments.classification.training",
+    "experiments.classification.epoch_time",
     "experiments.symmetry_paper.times",
-    "experiments.comparison",
+    "experiments.classification.comparison",
     "experiments.sweep",
     "experiments.segmentation.run",
     "experiments.segmentation.pictures",
@@ -299,12 +299,13 @@ BAD_TREES = [
     (
         {
             "experiments/__init__.py": "",
-            "experiments/plots.py": "from . import records",
-            "experiments/records.py": "def f():\n    from .training import train",
-            "experiments/training.py": "",
+            "experiments/classification/__init__.py": "",
+            "experiments/classification/plots.py": "from .. import records",
+            "experiments/records.py": "def f():\n    from .classification.training import train",
+            "experiments/classification/training.py": "",
         },
         training_reports,
-        "experiments.plots reads records, but reaches experiments.training",
+        "plots reads records, but reaches experiments.classification.training",
     ),
     (
         {

@@ -127,7 +127,7 @@ def _reproduce_cells(arguments: argparse.Namespace) -> None:
     own = EXPERIMENTS[arguments.experiment]
     cells = named(arguments.cells, own) if arguments.cells else own
     runs = configurations(cells, arguments.repetitions)
-    from manifoldnet.experiments.training import EXPERIMENT
+    from manifoldnet.experiments.classification.training import EXPERIMENT
 
     run_sweep(arguments, arguments.out, EXPERIMENT, runs, AXES, f"{len(cells)} cells")
 

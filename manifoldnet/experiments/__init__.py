@@ -13,11 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manifoldnet.experiments.comparison import compare, configurations
-    from manifoldnet.experiments.config import TrainConfig
+    from manifoldnet.experiments.classification.comparison import compare, configurations
+    from manifoldnet.experiments.classification.config import TrainConfig
+    from manifoldnet.experiments.classification.epoch_time import epoch_times
+    from manifoldnet.experiments.classification.plots import plot_test_error
+    from manifoldnet.experiments.classification.report import write_report
+    from manifoldnet.experiments.classification.rows import Epoch, Record, Result
+    from manifoldnet.experiments.classification.tables import merge_csv, summary
+    from manifoldnet.experiments.classification.training import train
     from manifoldnet.experiments.data import Dataset
     from manifoldnet.experiments.document import Report
-    from manifoldnet.experiments.epoch_time import epoch_times
     from manifoldnet.experiments.errors import (
         ConfigError,
         DataError,
@@ -26,38 +31,35 @@ if TYPE_CHECKING:
         RecordError,
     )
     from manifoldnet.experiments.models import Arch1, Arch2, ConvArch1, ConvArch2
-    from manifoldnet.experiments.plots import plot_test_error
-    from manifoldnet.experiments.records import Epoch, Record, Result, Selection
-    from manifoldnet.experiments.report import write_report
+    from manifoldnet.experiments.records import Selection
     from manifoldnet.experiments.segmentation.config import SegmentationConfig
     from manifoldnet.experiments.segmentation.network import SegNet
     from manifoldnet.experiments.sources import load
     from manifoldnet.experiments.sweep import SweepError
     from manifoldnet.experiments.symmetry_paper.cells import Cell
     from manifoldnet.experiments.symmetry_paper.report import write_paper_report
-    from manifoldnet.experiments.tables import merge_csv, summary
-    from manifoldnet.experiments.training import train
     from manifoldnet.experiments.updates import UPDATES, Update
 
 _HOME = {
-    "comparison": ["compare", "configurations"],
-    "config": ["TrainConfig"],
+    "classification.comparison": ["compare", "configurations"],
+    "classification.config": ["TrainConfig"],
+    "classification.epoch_time": ["epoch_times"],
+    "classification.plots": ["plot_test_error"],
+    "classification.report": ["write_report"],
+    "classification.rows": ["Epoch", "Record", "Result"],
+    "classification.tables": ["merge_csv", "summary"],
+    "classification.training": ["train"],
     "data": ["Dataset"],
-    "epoch_time": ["epoch_times"],
+    "document": ["Report"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
     "models": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
-    "plots": ["plot_test_error"],
-    "records": ["Epoch", "Record", "Result", "Selection"],
-    "document": ["Report"],
-    "report": ["write_report"],
+    "records": ["Selection"],
     "segmentation.config": ["SegmentationConfig"],
     "segmentation.network": ["SegNet"],
     "sources": ["load"],
     "sweep": ["SweepError"],
     "symmetry_paper.cells": ["Cell"],
     "symmetry_paper.report": ["write_paper_report"],
-    "tables": ["merge_csv", "summary"],
-    "training": ["train"],
     "updates": ["UPDATES", "Update"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -49,7 +49,7 @@ from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
 from manifoldnet.symmetry.evaluation import Batch
 
 COMPARED = ("sm", "sm-geodesic", "b-sgd", "adamw")
-"""What is compared: updates of `manifoldnet.experiments.config`, and torch's AdamW."""
+"""What is compared: updates of `manifoldnet.experiments.updates`, and torch's AdamW."""
 
 _LARGEST_FACTOR = 1e3
 _BATCH = 100

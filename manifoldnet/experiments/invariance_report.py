@@ -19,9 +19,8 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.files import write_bytes, write_text
-from manifoldnet.experiments.plots import COLOURS, INK, MUTED, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -36,7 +36,10 @@ from typing import ClassVar, TypeVar, final
 import torch
 from torch import Tensor, nn
 
+from manifoldnet import rules
 from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.updates import UPDATES
+from manifoldnet.parameter import declare_all
 from manifoldnet.symmetry import Generator, ScalingGroup, Slice
 
 _Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
@@ -229,6 +232,14 @@ def build(
     networks: dict[str, type[Arch1] | type[Arch2]] = {"arch1": Arch1, "arch2": Arch2}
     network = networks[architecture]
     return network(inputs, classes, depth=depth, features=features, generator=generator)
+
+
+def declare(network: nn.Module, update: str) -> None:
+    """Declares the weights of a network, whose classifier is `head`, as an update wants them."""
+    row = UPDATES[update]
+    if row.rule is not None:
+        rule = getattr(rules, row.rule)
+        declare_all(network, rule(classifier="head", **row.options))
 
 
 def scaled_filter(layer: str, norm: str, i: int) -> Generator:

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+from manifoldnet.experiments.classification.rows import Epoch, Record
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import MissingExtraError
-from manifoldnet.experiments.records import Epoch, Record, RunRecord
+from manifoldnet.experiments.records import RunRecord
 
 
 class Progress:

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from manifoldnet.experiments.config import TrainConfig
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, RecordError
 from manifoldnet.experiments.files import write_text
@@ -32,6 +31,7 @@ from manifoldnet.experiments.files import write_text
 RECORD_NAME = "record.jsonl"
 _FORMAT = 2
 _READABLE = (1, 2)
+_UNNAMED = "classification"  # records of format 1 name no experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,7 @@ class ResultRow:
         reason: why it counts as diverged; empty otherwise.
         epochs: trained epochs.
         seconds: wall clock of all epochs, with evaluations, without interruptions.
-        stopped: the rule that ended the run early (`manifoldnet.experiments.stopping`); empty when
-            none did.
+        stopped: the rule that ended the run early; empty when none did.
     """
 
     status: str
@@ -79,37 +78,6 @@ class ResultRow:
     def diverged(self) -> bool:
         """Whether the run's numbers are not worth comparing."""
         return self.status == "diverged"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Epoch(EpochRow):
-    """One epoch of image classification. The loss is the cross-entropy in nats.
-
-    Attributes:
-        train_error: error rate on the training images, in [0, 1], as they came up.
-        validation_error: error rate on the validation images after the epoch.
-        test_error: error rate on the test images after the epoch.
-        validation_loss: mean loss of a validation image after the epoch; None in records of
-            format 1.
-    """
-
-    train_error: float
-    validation_error: float
-    test_error: float
-    validation_loss: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result(ResultRow):
-    """How a run of image classification ended.
-
-    Attributes:
-        test_error: error rate on the test images after the last epoch.
-        validation_error: the same for the validation images.
-    """
-
-    test_error: float
-    validation_error: float
 
 
 @dataclass(frozen=True)
@@ -177,11 +145,6 @@ class RunRecord(Generic[C, E, R]):
         return math.nan if self.selection is None else self.selection.lr
 
 
-CLASSIFICATION = Kind(TrainConfig, Epoch, Result)
-Record = RunRecord[TrainConfig, Epoch, Result]
-"""A run of image classification."""
-
-
 def write(record: RunRecord[Any, Any, Any], path: Path) -> None:
     """Writes a record in one atomic step."""
     header = {
@@ -240,7 +203,7 @@ def experiment(path: Path) -> str:
     try:
         with path.open(encoding="utf-8") as stream:
             line = json.loads(stream.readline())
-        return str(line.get("experiment", CLASSIFICATION.config.experiment))
+        return str(line.get("experiment", _UNNAMED))
     except (OSError, ValueError, AttributeError) as error:
         raise RecordError(f"{path}, line 1 is damaged ({error}): move it away") from error
 
@@ -291,7 +254,7 @@ def _header(line: dict[str, Any], kind: Kind[C, E, R]) -> RunRecord[C, E, R]:
     if line.get("format") not in _READABLE:
         what = f"its format is {line.get('format')!r}, this is format {_FORMAT}"
         raise _DamageError(1, what)
-    experiment = line.get("experiment", CLASSIFICATION.config.experiment)
+    experiment = line.get("experiment", _UNNAMED)
     if experiment != kind.config.experiment:
         what = f"it is of the experiment {experiment!r}, not {kind.config.experiment!r}"
         raise _DamageError(1, what)

@@ -4,7 +4,7 @@ import pytest
 
 from manifoldnet import cli
 from manifoldnet.experiments import TrainConfig, epoch_times
-from manifoldnet.experiments.epoch_time import PLAIN, ratio_table
+from manifoldnet.experiments.classification.epoch_time import PLAIN, ratio_table
 
 
 def test_every_update_is_timed_against_plain_sgd() -> None:

@@ -7,7 +7,7 @@ import pytest
 from test_paper_report import record
 
 from manifoldnet.experiments import RecordError, TrainConfig, folder
-from manifoldnet.experiments.epoch_time import PLAIN
+from manifoldnet.experiments.classification.epoch_time import PLAIN
 from manifoldnet.experiments.symmetry_paper import costs, times
 from manifoldnet.experiments.symmetry_paper.cells import TABLE2
 from manifoldnet.experiments.symmetry_paper.report import write_paper_report

@@ -18,7 +18,7 @@ import manifoldnet as mn
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError, RecordError, folder, records, rundir
 from manifoldnet.experiments.loop import train_in, train_whole
-from manifoldnet.experiments.run import declare
+from manifoldnet.experiments.models import declare
 from manifoldnet.experiments.segmentation import images, pictures
 from manifoldnet.experiments.segmentation.config import (
     PRESETS,

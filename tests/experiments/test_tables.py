@@ -13,8 +13,8 @@ from manifoldnet.experiments import (
     TrainConfig,
     merge_csv,
     summary,
-    tables,
 )
+from manifoldnet.experiments.classification import tables
 
 
 def run(update="un", seed=0, errors=(0.5, 0.1), status="finished", **fields):

@@ -13,8 +13,8 @@ from manifoldnet.experiments import (
     rundir,
     train,
 )
-from manifoldnet.experiments.records import CLASSIFICATION
-from manifoldnet.experiments.run import evaluate
+from manifoldnet.experiments.classification.rows import CLASSIFICATION
+from manifoldnet.experiments.classification.run import evaluate
 
 SMALL = TrainConfig(dataset="tiny", features=8, batch_size=25, epochs=4, lr=1e-2)
 

@@ -12,8 +12,8 @@ from statistics import median
 
 from manifoldnet.experiments.document import Block, Heading, Paragraph, Table
 from manifoldnet.experiments.errors import RecordError
+from manifoldnet.experiments.spreadsheet import csv_text, read_csv
 from manifoldnet.experiments.statistics import paired
-from manifoldnet.experiments.tables import csv_text, read_csv
 
 NAME = "stage_cost.csv"
 COLUMNS = ("method", "m", "step", "seconds")

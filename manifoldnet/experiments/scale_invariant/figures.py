@@ -9,8 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.canvas import new_figure, png
-from manifoldnet.experiments.plots import INK, MUTED, style
+from manifoldnet.experiments.canvas import INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.scale_invariant.curves import Curve, best
 
 if TYPE_CHECKING:

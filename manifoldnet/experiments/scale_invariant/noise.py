@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.canvas import INK, new_figure, png, style
 from manifoldnet.experiments.document import Block, Paragraph, Table
-from manifoldnet.experiments.plots import INK, style
 from manifoldnet.experiments.scale_invariant.curves import Curve, best, curves
 from manifoldnet.experiments.scale_invariant.figures import COLOURS
 from manifoldnet.experiments.scale_invariant.rows import StageRecord
-from manifoldnet.experiments.tables import csv_text
+from manifoldnet.experiments.spreadsheet import csv_text
 
 COLUMNS = (
     *("dataset", "architecture", "method", "h", "m", "seed", "kind", "share", "test_error"),

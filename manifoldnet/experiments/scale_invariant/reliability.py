@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
-from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.canvas import FAINT, INK, new_figure, png, style
 from manifoldnet.experiments.document import Block, Heading, Paragraph, Picture, Table
-from manifoldnet.experiments.plots import FAINT, INK, style
 from manifoldnet.experiments.scale_invariant.curves import Curve
 from manifoldnet.experiments.scale_invariant.figures import COLOURS
 from manifoldnet.experiments.scale_invariant.rows import StageEpoch

@@ -39,8 +39,8 @@ from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.scale_invariant.curves import Curve, curves
 from manifoldnet.experiments.scale_invariant.grids import FIGURES
 from manifoldnet.experiments.scale_invariant.rows import SCALE_INVARIANT, StageRecord
+from manifoldnet.experiments.spreadsheet import csv_text
 from manifoldnet.experiments.statistics import estimate, paired
-from manifoldnet.experiments.tables import csv_text
 
 COLUMNS = (
     *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch"),

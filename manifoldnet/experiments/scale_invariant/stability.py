@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.canvas import INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.document import Block, Heading, Paragraph, Picture, Table
-from manifoldnet.experiments.plots import INK, MUTED, style
 from manifoldnet.experiments.scale_invariant.rows import StageEpoch, StageRecord
 
 _PANELS: dict[str, Callable[[StageEpoch], float]] = {

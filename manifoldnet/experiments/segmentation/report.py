@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 import torch
 
 from manifoldnet.experiments import folder as folders
-from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.document import (
     Block,
     Heading,
@@ -26,12 +26,11 @@ from manifoldnet.experiments.document import (
     publish,
 )
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.plots import COLOURS, INK, MUTED, style
 from manifoldnet.experiments.segmentation.images import CLASSES
 from manifoldnet.experiments.segmentation.rows import SEGMENTATION, SegmentationRecord
 from manifoldnet.experiments.segmentation.scores import Scores, scores
+from manifoldnet.experiments.spreadsheet import csv_text
 from manifoldnet.experiments.statistics import paired
-from manifoldnet.experiments.tables import csv_text
 from manifoldnet.experiments.updates import UPDATES
 
 COLUMNS = ("update", "seed", "global_accuracy", "class_accuracy", "mean_iou", "seconds")

@@ -20,7 +20,7 @@ import manifoldnet as mn
 from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.loop import Experiment, Stateful
-from manifoldnet.experiments.run import declare
+from manifoldnet.experiments.models import declare
 from manifoldnet.experiments.segmentation import images
 from manifoldnet.experiments.segmentation.config import SegmentationConfig
 from manifoldnet.experiments.segmentation.images import Scenes

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
 
-from manifoldnet.experiments.config import ARCHITECTURES, SCHEDULES, TrainConfig
+from manifoldnet.experiments.classification.config import ARCHITECTURES, SCHEDULES, TrainConfig
 from manifoldnet.experiments.errors import ConfigError
 
 REPETITIONS = 10

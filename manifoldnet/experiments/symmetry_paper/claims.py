@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
 
-from manifoldnet.experiments.config import SCHEDULES
+from manifoldnet.experiments.classification.config import SCHEDULES
 from manifoldnet.experiments.statistics import Estimate, paired
 from manifoldnet.experiments.symmetry_paper.cells import DEPTHS, PAPER_UPDATES, Cell
 from manifoldnet.experiments.symmetry_paper.costs import NETWORKS, Costs, log_ratio

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 
-from manifoldnet.experiments.config import ARCHITECTURES
+from manifoldnet.experiments.classification.config import ARCHITECTURES
 from manifoldnet.experiments.errors import RecordError
+from manifoldnet.experiments.spreadsheet import csv_text, read_csv
 from manifoldnet.experiments.statistics import Estimate, paired
 from manifoldnet.experiments.symmetry_paper.cells import DEPTHS, PAPER_UPDATES
-from manifoldnet.experiments.tables import csv_text, read_csv
 
 NAME = "times.csv"
 BASE = "b-sgd"

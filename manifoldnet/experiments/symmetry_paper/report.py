@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 
 from manifoldnet.experiments import folder as folders
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.classification.config import TrainConfig
+from manifoldnet.experiments.classification.rows import CLASSIFICATION
 from manifoldnet.experiments.document import (
     Block,
     Heading,
@@ -25,7 +26,6 @@ from manifoldnet.experiments.document import (
     publish,
 )
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.records import CLASSIFICATION
 from manifoldnet.experiments.statistics import Estimate
 from manifoldnet.experiments.symmetry_paper import costs, paper, results, trajectories
 from manifoldnet.experiments.symmetry_paper.cells import AXES, PROTOCOL, TABLE2, Cell

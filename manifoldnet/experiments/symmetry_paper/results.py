@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
-from manifoldnet.experiments.config import SCHEDULES, TrainConfig
+from manifoldnet.experiments.classification.config import SCHEDULES, TrainConfig
+from manifoldnet.experiments.classification.rows import Record
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.records import Record
+from manifoldnet.experiments.spreadsheet import csv_text
 from manifoldnet.experiments.statistics import Estimate, estimate
 from manifoldnet.experiments.symmetry_paper.cells import AXES, Cell
-from manifoldnet.experiments.tables import csv_text
 from manifoldnet.experiments.updates import UPDATES
 
 COLUMNS = (

@@ -3,7 +3,7 @@
     python -m manifoldnet.experiments.symmetry_paper.times --out runs/symmetry-paper
 
 The updates, and the same loop with plain `torch.optim.SGD`, take turns pass by pass in one process
-with one thread (`manifoldnet.experiments.epoch_time`). It takes some minutes, better with the
+with one thread (`experiments.classification.epoch_time`). It takes some minutes, better with the
 machine doing nothing else, and writes ``times.csv``.
 """
 
@@ -16,8 +16,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from manifoldnet.experiments.config import TrainConfig
-from manifoldnet.experiments.epoch_time import epoch_times
+from manifoldnet.experiments.classification.config import TrainConfig
+from manifoldnet.experiments.classification.epoch_time import epoch_times
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.files import write_text
 from manifoldnet.experiments.status import StatusLine

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.canvas import new_figure, png
-from manifoldnet.experiments.plots import COLOURS, INK, MUTED, scale, style
+from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, scale, style
+from manifoldnet.experiments.spreadsheet import csv_text
 from manifoldnet.experiments.symmetry_paper.cells import FIGURE3, Cell
 from manifoldnet.experiments.symmetry_paper.results import Table
-from manifoldnet.experiments.tables import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

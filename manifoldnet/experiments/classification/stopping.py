@@ -20,8 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from manifoldnet.experiments.config import TrainConfig
-from manifoldnet.experiments.records import Epoch, Result
+from manifoldnet.experiments.classification.config import TrainConfig
+from manifoldnet.experiments.classification.rows import Epoch, Result
 
 
 def stopping_rule(config: TrainConfig, epochs: Sequence[Epoch]) -> str:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.experiments import sources
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.classification.config import TrainConfig
+from manifoldnet.experiments.classification.rows import CLASSIFICATION, Epoch, Record, Result
+from manifoldnet.experiments.classification.run import Run
+from manifoldnet.experiments.classification.selection import check_minibatches, parts, select
+from manifoldnet.experiments.classification.stopping import verdict
 from manifoldnet.experiments.data import Dataset, Split, split
 from manifoldnet.experiments.loop import Experiment, Notice, train_in
-from manifoldnet.experiments.records import CLASSIFICATION, Epoch, Record, Result, Selection
-from manifoldnet.experiments.run import Run
-from manifoldnet.experiments.selection import check_minibatches, parts, select
-from manifoldnet.experiments.stopping import verdict
+from manifoldnet.experiments.records import Selection
 
 
 def train(

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from manifoldnet.experiments import plots, tables
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.classification import plots, tables
+from manifoldnet.experiments.classification.config import TrainConfig
+from manifoldnet.experiments.classification.rows import Record
 from manifoldnet.experiments.document import Report
 from manifoldnet.experiments.files import write_text
-from manifoldnet.experiments.records import Record
 
 
 def write_report(records: Sequence[Record], directory: Path) -> Report:

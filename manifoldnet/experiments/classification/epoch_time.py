@@ -15,11 +15,11 @@ from statistics import median
 import torch
 
 from manifoldnet.experiments import sources
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.classification.config import TrainConfig
+from manifoldnet.experiments.classification.run import Run
+from manifoldnet.experiments.classification.training import images_for
 from manifoldnet.experiments.document import Table, to_markdown
 from manifoldnet.experiments.loop import limited_threads
-from manifoldnet.experiments.run import Run
-from manifoldnet.experiments.training import images_for
 
 PLAIN = "torch.optim.SGD"
 

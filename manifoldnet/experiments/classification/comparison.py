@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from manifoldnet.experiments import rundir, sources
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.classification.config import TrainConfig
+from manifoldnet.experiments.classification.rows import CLASSIFICATION, Record
+from manifoldnet.experiments.classification.training import train
 from manifoldnet.experiments.data import Dataset
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.progress import Progress
-from manifoldnet.experiments.records import CLASSIFICATION, Record, RunRecord
-from manifoldnet.experiments.training import train
+from manifoldnet.experiments.records import RunRecord
 
 
 def configurations(

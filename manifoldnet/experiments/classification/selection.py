@@ -18,11 +18,11 @@ from dataclasses import replace
 
 import torch
 
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.classification.config import TrainConfig
+from manifoldnet.experiments.classification.run import Run, evaluate
 from manifoldnet.experiments.data import Dataset, Images, seeded_generator
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.records import Selection
-from manifoldnet.experiments.run import Run, evaluate
 
 
 def select(config: TrainConfig, data: Dataset, training: Images) -> Selection:

@@ -10,24 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, scale, style
+from manifoldnet.experiments.classification.rows import Record
+from manifoldnet.experiments.classification.tables import by_update
 from manifoldnet.experiments.files import write_bytes
-from manifoldnet.experiments.records import Record
-from manifoldnet.experiments.tables import by_update
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart; an update has the same colour
-# in every picture.
-COLOURS = {
-    "b-sgd": "#555555",
-    "sm": "#0072B2",
-    "sm-geodesic": "#009E73",
-    "un": "#D55E00",
-    "adamw": "#CC79A7",
-}
-INK, MUTED, FAINT = "#222222", "#666666", "#DDDDDD"
 
 
 @dataclass(frozen=True)
@@ -117,44 +106,6 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("test error (%)", color=INK)
     write_bytes(path, png(figure))
-
-
-def style(axes: Axes) -> None:
-    """No frame, faint horizontal lines."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.grid(axis="y", which="major", color=FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
-
-
-def scale(axes: Axes, values: Sequence[float], longest: int) -> None:
-    """Epochs from 1 on, and a logarithmic axis: the first have ten times the error of the last.
-
-    Args:
-        axes: of the picture.
-        values: what has to find place on the axis of errors.
-        longest: the last epoch.
-    """
-    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
-
-    positive = [value for value in values if value > 0]
-    bottom, top = (0.9 * min(positive), 1.1 * max(positive)) if positive else (0.1, 100.0)
-    if len(positive) < len(values) or not values:
-        axes.set_ylim(0, top)  # zero errors have no place on a logarithmic axis
-    else:
-        axes.set_yscale("log")
-        axes.set_ylim(bottom, top)
-        shown: list[float] = []
-        for digits in ((1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)):
-            if len(shown) < 4:  # a narrow range needs the denser ticks
-                ticks = [digit * 10.0**power for power in range(-3, 3) for digit in digits]
-                shown = [tick for tick in ticks if bottom <= tick <= top]
-        axes.yaxis.set_major_locator(FixedLocator(shown))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(1 if longest > 1 else 0, max(longest, 2))
 
 
 def _label(axes: Axes, drawn: Sequence[Curve]) -> None:

@@ -20,12 +20,11 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
 from manifoldnet.experiments import models
-from manifoldnet.experiments.config import TrainConfig
+from manifoldnet.experiments.classification.config import TrainConfig
+from manifoldnet.experiments.classification.rows import Epoch
 from manifoldnet.experiments.data import Dataset, Images, Split, seeded_generator
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.loop import Stateful
-from manifoldnet.experiments.records import Epoch
-from manifoldnet.experiments.updates import UPDATES
 
 _EVALUATION_BATCH = 1000
 
@@ -53,7 +52,7 @@ class Run:
             features=config.features,
             generator=seeded_generator(config.seed, "start"),
         )
-        declare(self.network, config.update)
+        models.declare(self.network, config.update)
         self.optimizer: torch.optim.Optimizer = mn.RiemannianSGD(
             mn.param_groups(self.network), lr=config.lr, momentum=config.momentum
         )
@@ -129,14 +128,6 @@ _SCHEDULES: dict[str, Callable[[Any, TrainConfig], Any]] = {
         optimizer, grow=config.grow, shrink=config.shrink
     ),
 }
-
-
-def declare(network: nn.Module, update: str) -> None:
-    """Declares the weights of a network, whose classifier is `head`, as an update wants them."""
-    row = UPDATES[update]
-    if row.rule is not None:
-        rule = getattr(mn.rules, row.rule)
-        mn.declare_all(network, rule(classifier="head", **row.options))
 
 
 def evaluate(network: nn.Module, images: Images) -> tuple[float, float]:

@@ -59,7 +59,7 @@ class TrainConfig(Configuration):
         update: a key of `UPDATES`.
         schedule: ``"exponential"`` (the rate times `decay` after each epoch) or ``"bold-driver"``.
         lr: base learning rate λ, for the loss *summed* over a minibatch. None chooses one of
-            `lr_candidates` for each run, as the paper does (`manifoldnet.experiments.selection`).
+            `lr_candidates` for each run, as the paper does (`selection`).
         momentum: 0, plain SGD, in the paper.
         batch_size: images per minibatch. A smaller last minibatch is used as it is.
         epochs: passes through the training images; the most of them when rules may end the run.
@@ -83,8 +83,8 @@ class TrainConfig(Configuration):
         selection_validation_size: other training images whose error decides.
         selection_schedule: ``"constant"`` trains with each candidate as it is, which is what the
             paper's words say; ``"own"`` lets the run's schedule change it.
-        min_epochs: the rules of `manifoldnet.experiments.stopping` may end a run with the bold
-            driver from this epoch on (25 in the paper); None never asks them.
+        min_epochs: the rules of `stopping` may end a run with the bold driver from this epoch on
+            (25 in the paper); None never asks them.
         stop_train_error: a run ends when its training error falls below this.
         stop_validation_epochs: it ends when the validation error is above that of so many epochs
             earlier.

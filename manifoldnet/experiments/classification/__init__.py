@@ -1,0 +1,1 @@
+"""Image classification by the symmetry paper's networks: one run, and comparisons of updates."""
