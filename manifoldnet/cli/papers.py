@@ -9,6 +9,7 @@ from typing import Any
 
 from manifoldnet.cli.stages import add_stages, reproduce_figure
 from manifoldnet.cli.sweeping import add_work, run_sweep
+from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.segmentation.config import PRESETS, RATES, SegmentationConfig
 from manifoldnet.experiments.segmentation.config import configurations as scene_configurations
@@ -142,10 +143,12 @@ def _reproduce_segnet(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.segmentation.run import EXPERIMENT
 
     axes, what = ("update", "lr", "seed"), f"{len(arguments.updates)} updates"
-    run_sweep(arguments, folder, EXPERIMENT, runs, axes, what, checkpoints=True)
-    picture = write_predictions(folder, runs, arguments.data_dir)
-    if picture is not None:
-        print(f"predictions: {picture}")
+    records = run_sweep(arguments, folder, EXPERIMENT, runs, axes, what, checkpoints=True)
+    try:
+        picture = write_predictions(folder, records, arguments.data_dir)
+        print(f"predictions: {picture}" if picture else "predictions: not drawn, no weights here")
+    except ExperimentError as error:  # the runs are done all the same
+        print(f"predictions: not drawn ({error})")
 
 
 def _report(arguments: argparse.Namespace) -> None:

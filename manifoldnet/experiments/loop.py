@@ -130,7 +130,8 @@ def train_in(
         raise RecordError(
             f"the run in {directory} was trained on other data than this {data.name!r} (checksum "
             f"{found.data}, "
-            f"now {fingerprint}): use that data, or train the run again with --overwrite"
+            f"now {fingerprint}): use that data, or train the run again with --overwrite, or "
+            "delete its directory"
         )
     with limited_threads(config.threads):
         if found.selection is None:
@@ -194,7 +195,7 @@ def _restore(run: Run, checkpoint: Checkpoint[C, E], directory: Path) -> None:
         raise RecordError(
             f"the checkpoint in {directory} does not hold the state of this run "
             f"({type(error).__name__}: {error}): put an intact one there, or train the run again "
-            "with --overwrite"
+            "with --overwrite, or delete its directory"
         ) from error
 
 
@@ -215,5 +216,9 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "manifoldnet": mn.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
+        "machine": f"{platform.system()} {platform.machine()}{_accelerator()}",
     }
+
+
+def _accelerator() -> str:
+    return f" {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""

@@ -181,8 +181,8 @@ def read(path: Path, kind: Kind[C, E, R], way_out: str | None = None) -> RunReco
             any line is damaged or out of place.
     """
     way_out = way_out or (
-        f"delete {path.name} and use --resume, which writes it again from the checkpoint beside "
-        "it, or train the run again with --overwrite"
+        f"delete {path.name} and go on with the run (--resume), which writes it again from the "
+        "checkpoint beside it, or train it again with --overwrite"
     )
     try:
         text = path.read_text(encoding="utf-8")
@@ -297,7 +297,10 @@ def _row(cls: type[_Row], given: dict[str, Any], line: int) -> _Row:
             values[name] = tuple(value)
         elif isinstance(value, (int, type(None))) and kind.startswith("float"):
             values[name] = math.nan if value is None else float(value)
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise _DamageError(line, str(error)) from error
 
 
 def _parse(number: int, line: str) -> dict[str, Any]:

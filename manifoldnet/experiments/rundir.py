@@ -25,6 +25,7 @@ from manifoldnet.experiments.records import C, E, EpochRow, Kind, R, RunRecord, 
 CHECKPOINT_NAME = "checkpoint.pt"
 _FORMAT = 2
 _READABLE = (1, 2)
+_AGAIN = "train the run again with --overwrite, or delete its directory"
 
 
 @dataclass(frozen=True)
@@ -122,27 +123,31 @@ def inspect(
         if record is not None and record.epochs:
             raise RecordError(
                 f"{checkpoint_path(directory)} is missing, without which this run of "
-                f"{len(record.epochs)} epochs cannot go on: put it back, or train the run again "
-                "with --overwrite"
+                f"{len(record.epochs)} epochs cannot go on: put it back, or {_AGAIN}"
             )
         return None
-    checkpoint = _load(checkpoint_path(directory), kind)
+    checkpoint = load_checkpoint(checkpoint_path(directory), kind)
     _check_config(checkpoint.config, config, directory)
     if record is not None and _as_text(record.epochs) != _as_text(
         checkpoint.epochs[: len(record.epochs)]
     ):
         raise RecordError(
             f"{record_path(directory)} and {checkpoint_path(directory)} tell of different "
-            "epochs: delete the record and use --resume to write it again from the checkpoint, "
-            "or train the run again with --overwrite"
+            "epochs: delete the record, which is written again from the checkpoint when the run "
+            f"goes on, or {_AGAIN}"
         )
     return checkpoint
 
 
-def _load(path: Path, kind: Kind[C, E, R]) -> Checkpoint[C, E]:
-    way_out = "put an intact copy there, or train the run again with --overwrite"
+def load_checkpoint(path: Path, kind: Kind[C, E, R]) -> Checkpoint[C, E]:
+    """Reads a checkpoint back, its tensors on the processor.
+
+    Raises:
+        RecordError: when it is missing, damaged, or of another experiment.
+    """
+    way_out = f"put an intact copy there, or {_AGAIN}"
     try:
-        content = torch.load(path, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         version = content["format"]
     except Exception as error:  # torch, pickle, zip, a missing key: they all mean the same here
         raise RecordError(
@@ -160,7 +165,7 @@ def _load(path: Path, kind: Kind[C, E, R]) -> Checkpoint[C, E]:
             states=content["states"],
             selection=None if selection is None else Selection(**selection),
         )
-    except (ConfigError, KeyError, TypeError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise RecordError(
             f"{path} does not describe a run ({type(error).__name__}: {error}): {way_out}"
         ) from error

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.experiments import folder as folders
+from manifoldnet.experiments import rundir
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, DataError, ExperimentError, RecordError
 from manifoldnet.experiments.loop import Data, Experiment, train_in, train_whole, versions
 from manifoldnet.experiments.progress import SweepProgress
 from manifoldnet.experiments.records import C, E, R, RunRecord
-from manifoldnet.experiments.rundir import record_path
 from manifoldnet.experiments.workers import Processes, available
 from manifoldnet.optim import NormGrowthWarning
 
@@ -241,6 +241,7 @@ def run_one(
     Raises:
         ConfigError: when the worker has another version.
         DataError: when its data are others.
+        RecordError: when what `directory` holds was begun by another version, or on other data.
     """
     own = versions()["manifoldnet"]
     if own != version:
@@ -259,6 +260,13 @@ def run_one(
         warnings.simplefilter("ignore", NormGrowthWarning)
         if directory is None:
             return train_whole(experiment, config, data)
+        left = rundir.inspect(directory, config, experiment.kind, resume=True, overwrite=False)
+        if left is not None and (left.versions.get("manifoldnet"), left.data) != (own, fingerprint):
+            raise RecordError(
+                f"{directory} holds this run as manifoldnet {left.versions.get('manifoldnet')} "
+                f"began it on data of checksum {left.data}; this is {own}, on {fingerprint}: "
+                "delete that directory, or go on with what it was begun with"
+            )
         return train_in(experiment, config, directory, data, resume=True)
 
 
@@ -270,6 +278,6 @@ def _load(load: Callable[..., Data], source: tuple[Any, ...], data_dir: str | No
 def _epochs_in(directory: Path) -> int:
     """How many epochs the record of a run that goes on tells of, as far as can be seen."""
     try:
-        return record_path(directory).read_bytes().count(b'{"kind": "epoch"')
+        return rundir.record_path(directory).read_bytes().count(b'{"kind": "epoch"')
     except OSError:
         return 0

@@ -65,7 +65,7 @@ TALL = tuple(map(png, scene(0, height=48)))
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([GOOD, TALL], r"split 'train', row 1: the image is 48x40 .* the image in row 0 32x40"),
+        ([GOOD, TALL], r"split 'train', row 1: the image is 48x40 .* row 0 of .* 32x40"),
         ([(GOOD[0], TALL[1])], r"row 0: the mask is 48x40 .*resize"),
         ([(GOOD[0], GOOD[0])], "row 0, mask: the image has mode 'RGB'; convert it to 8-bit gray"),
         ([(GOOD[1], GOOD[1])], "row 0: the image has mode 'L'; convert it to colour"),
@@ -74,12 +74,19 @@ TALL = tuple(map(png, scene(0, height=48)))
             "row 1: the mask holds the number 12",
         ),
         ([GOOD, (GOOD[0], None)], "row 1, mask: there is no image"),
+        ([GOOD, (GOOD[0], png(np.full((32, 40), 11, np.uint8)))], "row 1: every pixel .* is void"),
         ([(GOOD[0][:90], GOOD[1])], "row 0: the image cannot be decoded"),
     ],
 )
 def test_what_cannot_be_used_is_named(folder, pairs, message):
     write(folder / "camvid", "train", pairs)
     with pytest.raises(DataError, match=message):
+        images.load(("camvid", 32, 40), folder)
+
+
+def test_splits_have_images_of_one_size(folder):
+    write(folder / "camvid", "test", [TALL])
+    with pytest.raises(DataError, match=r"'test', row 0: the image is 48x40 .*'train' 32x40"):
         images.load(("camvid", 32, 40), folder)
 
 

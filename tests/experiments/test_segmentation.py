@@ -1,5 +1,6 @@
 """SegNet: its structure and symmetries, its scores, and its training, stopped and gone on with."""
 
+import copy
 import csv
 import dataclasses
 import math
@@ -10,17 +11,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scenes import CAR, ROAD, SKY, VOID, scenes, write_all
+from scenes import CAR, ROAD, SKY, VOID, scene, scenes, write_all
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet import cli
-from manifoldnet.experiments import ConfigError, RecordError, folder, records, rundir
+from manifoldnet.experiments import (
+    ConfigError,
+    DataError,
+    RecordError,
+    SweepError,
+    folder,
+    records,
+    rundir,
+)
+from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.loop import train_in, train_whole
 from manifoldnet.experiments.models import declare
 from manifoldnet.experiments.segmentation import images, pictures
 from manifoldnet.experiments.segmentation.config import (
+    BALANCES,
     PRESETS,
     RATES,
     SegmentationConfig,
@@ -28,7 +39,14 @@ from manifoldnet.experiments.segmentation.config import (
 )
 from manifoldnet.experiments.segmentation.network import SegNet
 from manifoldnet.experiments.segmentation.report import write_scene_report
-from manifoldnet.experiments.segmentation.run import EXPERIMENT, Run, class_weights, predict
+from manifoldnet.experiments.segmentation.rows import SegmentationEpoch, SegmentationRecord
+from manifoldnet.experiments.segmentation.run import (
+    EXPERIMENT,
+    Run,
+    class_weights,
+    predict,
+    varied,
+)
 from manifoldnet.experiments.segmentation.scores import confusion, scores
 from manifoldnet.experiments.sweep import sweep
 from manifoldnet.symmetry import invariance_error, without_eps
@@ -233,18 +251,80 @@ def test_masks_are_mirrored_with_their_images(data, monkeypatch):
     assert 0 < turned < 6
 
 
-def test_what_lies_under_void_is_not_trained_on(data):
-    """Other numbers at void pixels, and no other step."""
+def test_a_window_is_enlarged_with_its_mask():
+    """Images that show their masks still do, where neighbours agree; all windows are not one."""
+    _, mask = scene(1)
+    masks = torch.from_numpy(mask).expand(20, -1, -1).clone()
+    shown = (masks[:, None] * 20).expand(-1, 3, -1, -1).clone()
+    config = dataclasses.replace(TINY, mirror=False, zoom=2.0)
+    pictures, found = varied(shown, masks.clone(), config, torch.Generator().manual_seed(0))
+    assert pictures.shape == shown.shape
+    assert set(found.unique().tolist()) <= set(masks.unique().tolist())
+    right = (pictures[:, 0].int() - 20 * found.int()).abs() <= 1
+    assert right.double().mean() > 0.8
+    assert len({tuple(m.flatten().tolist()) for m in found}) > 10
+    sky = [(m == SKY).double().mean().item() for m in found]
+    assert min(sky) < (masks[0] == SKY).double().mean() < max(sky)
+    same, _ = varied(shown.clone(), masks, dataclasses.replace(config, zoom=1.0), torch.Generator())
+    assert torch.equal(same, shown)
 
-    def trained(void):
-        masks = data.train_masks.clone()
-        masks[masks == VOID] = void
-        run = Run(TINY, data)
-        run.train_pass(data.train_images, masks)
-        return [p.detach().clone() for p in run.network.parameters()]
 
-    assert all(map(torch.equal, trained(VOID), trained(VOID)))
-    assert not all(map(torch.equal, trained(VOID), trained(ROAD)))
+def test_a_standardized_network_sees_no_illumination():
+    network = SegNet(5, width=2, standardize=True, generator=seeded_generator(0, "start")).double()
+    images = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0)).double()
+    gain = torch.tensor([0.5, 2.0, 1.5]).double()[:, None, None]
+    assert torch.allclose(network(images), network(gain * images + 0.3), atol=1e-2)
+    plain = SegNet(5, width=2, generator=seeded_generator(0, "start")).double()
+    assert not torch.allclose(plain(images), plain(gain * images + 0.3), atol=1e-1)
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_the_loss_is_the_weighted_mean_over_labelled_pixels(data, balance):
+    config = dataclasses.replace(TINY, class_balance=balance, mirror=False, batch_size=9)
+    run = Run(config, data)
+    scores = Run(config, data).network(data.train_images.float() / 255).detach().double()
+    power = {"median-frequency": 1, "root-median-frequency": 0.5, "none": 0}[balance]
+    weights = class_weights(data) ** power
+    total, weight = 0.0, 0.0
+    for score, mask in zip(scores.log_softmax(1), data.train_masks, strict=True):
+        for label in range(VOID):  # void is not among them
+            there = mask == label
+            total -= float(weights[label] * score[label][there].sum())
+            weight += float(weights[label] * there.sum())
+    assert (data.train_masks == VOID).any()
+    loss, _ = run.train_pass(data.train_images, data.train_masks)
+    assert loss == pytest.approx(total / weight, rel=1e-4)
+
+
+def test_the_rate_decays_and_the_steps_have_momentum(data):
+    config = dataclasses.replace(TINY, lr=0.02, decay=0.5, momentum=0.7, epochs=3)
+    run = Run(config, data)
+    assert [run.epoch(n, data).lr for n in (1, 2, 3)] == pytest.approx([0.02, 0.01, 0.005])
+    assert {group["momentum"] for group in run.optimizer.param_groups} == {0.7}
+
+
+def test_a_prediction_depends_on_its_own_image_alone(data):
+    run = Run(TINY, data)
+    run.train_pass(data.train_images, data.train_masks)
+    before = copy.deepcopy(run.network.state_dict())
+    together = predict(run.network, data.test_images)
+    alone = torch.cat([predict(run.network, image[None]) for image in data.test_images])
+    assert torch.equal(together, alone)
+    after = run.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_order_in_memory_changes_nothing():
+    networks = [SegNet(3, width=2, generator=seeded_generator(0, "start")) for _ in range(2)]
+    networks[1].to(memory_format=torch.channels_last)
+    images = torch.rand(2, 3, 45, 51, generator=torch.Generator().manual_seed(0)).double()
+    found = []
+    for network, kind in zip(networks, (torch.contiguous_format, torch.channels_last), strict=True):
+        scores = network.double()(images.contiguous(memory_format=kind))
+        scores.square().sum().backward()
+        found.append([scores, *(p.grad for p in network.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("update", ["b-sgd", "sm", "un"])
@@ -308,7 +388,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path):
         ({"lr": None}, "lr is None; it must be a number"),
         ({"lr": math.nan}, "lr is nan"),
         ({"height": 31}, "height is 31; it must be an integer, 32 or more"),
-        ({"class_balance": "even"}, "choose one of median-frequency, none"),
+        ({"class_balance": "even"}, "choose one of median-frequency, root-median-frequency, none"),
+        ({"zoom": 0.5}, "zoom is 0.5; it must be a number in [1, 8]"),
+        ({"standardize": 1}, "standardize is 1; it must be True or False"),
         ({"mirror": 1}, "mirror is 1; it must be True or False"),
         ({"dataset": ""}, "dataset is ''"),
     ],
@@ -412,6 +494,113 @@ def test_a_sweep_with_checkpoints_goes_on_inside_a_run(small_preset, tmp_path, m
     assert [e.validation_confusion for e in record.epochs] == [
         e.validation_confusion for e in whole.epochs
     ]
+
+
+def made_up(tmp_path, **fields):
+    """A record of a run that nobody trained, in a folder."""
+    config = dataclasses.replace(TINY, **fields)
+    matrix = tuple(range(VOID * VOID))
+    lasting = {"lr": 0.1, "violation": 0.0, "train_seconds": 1.0, "seconds": 1.0}
+    epochs = tuple(
+        SegmentationEpoch(
+            epoch=n,
+            train_loss=math.nan if config.lr > 1 else 1.0,
+            train_accuracy=0.5,
+            validation_confusion=matrix,
+            test_confusion=matrix,
+            **lasting,
+        )
+        for n in range(1, config.epochs + 1)
+    )
+    result = EXPERIMENT.verdict(config, epochs)
+    record = SegmentationRecord(config, {"manifoldnet": mn.__version__}, "00", epochs, result)
+    (tmp_path / "records").mkdir(parents=True, exist_ok=True)
+    folder.keep(tmp_path, record)
+    return record
+
+
+def test_a_report_is_on_one_protocol(tmp_path):
+    for update in ("un", "b-sgd"):
+        made_up(tmp_path, update=update)
+    report = write_scene_report(tmp_path)
+    assert "Updates against B-SGD" in report.text
+    for fields, message in (
+        ({"epochs": 5}, "epochs 5 there, 2 here|epochs 2 there, 5 here"),
+        ({"filters": 3}, "filters"),
+        ({"lr": 0.07}, "another run of un with seed 0 is there"),
+    ):
+        odd = made_up(tmp_path, update="un", **fields)
+        with pytest.raises(RecordError, match=message):
+            write_scene_report(tmp_path)
+        (tmp_path / "records" / f"{odd.config.identity()}.jsonl").unlink()
+
+
+def test_runs_that_all_diverged_are_reported(tmp_path):
+    made_up(tmp_path, update="un", lr=10.0)
+    report = write_scene_report(tmp_path)
+    assert "Updates against B-SGD" not in report.text  # there is none
+    (line,) = (line for line in report.text.splitlines() if line.startswith("| un"))
+    assert [cell.strip() for cell in line.split("|")][3:8] == ["–", "–", "–", "0", "1"]
+
+
+def test_photographs_stay_where_the_runs_are(tmp_path):
+    made_up(tmp_path / "runs")
+    for name in (pictures.PREDICTIONS, pictures.WITHOUT_PHOTOGRAPHS):
+        (tmp_path / "runs" / name).write_bytes(b"\x89PNG" + name.encode())
+    here = write_scene_report(tmp_path / "runs")
+    assert tmp_path / "runs" / pictures.PREDICTIONS in here.files
+    away = write_scene_report(tmp_path / "runs", tmp_path / "out")
+    assert {path.name for path in away.files if "predictions" in path.name} == {
+        pictures.WITHOUT_PHOTOGRAPHS
+    }
+    assert not (tmp_path / "out" / pictures.PREDICTIONS).exists()
+
+
+def test_a_matrix_that_is_not_square_is_damage(tmp_path):
+    record = made_up(tmp_path)
+    path = tmp_path / "records" / f"{record.config.identity()}.jsonl"
+    path.write_text(
+        path.read_text().replace('"validation_confusion": [0, 1, ', '"validation_confusion": [0, ')
+    )
+    with pytest.raises(RecordError, match="line 2 is damaged: confusion matrices of 120"):
+        write_scene_report(tmp_path)
+
+
+def test_what_an_old_version_or_other_data_left_is_not_gone_on_with(small_preset, tmp_path):
+    (config,) = configurations(dataclasses.replace(TINY, epochs=1), ["un"], 1)
+    given = {"jobs": 1, "progress": False, "data_dir": tmp_path / "data", "checkpoints": True}
+    (record,) = sweep(EXPERIMENT, [config], tmp_path / "out", **given)
+    (kept,) = (tmp_path / "out" / "records").iterdir()
+    kept.unlink()
+    own = rundir.record_path(folder.run_directory(tmp_path / "out", config))
+    text = own.read_text()
+    for old in (text.replace(record.data, "0"), text.replace(f'"{mn.__version__}"', '"0.0.1"')):
+        assert old != text
+        own.write_text(old)
+        with pytest.raises(SweepError, match="delete that directory"):
+            sweep(EXPERIMENT, [config], tmp_path / "out", **given)
+        assert not list((tmp_path / "out" / "records").iterdir())
+    own.write_text(text)
+    assert sweep(EXPERIMENT, [config], tmp_path / "out", **given) == [record]
+
+
+def test_pictures_are_of_the_data_that_was_trained_on(small_preset, tmp_path, capsys):
+    command = ["reproduce", "segnet", "--repetitions", "1", "--updates", "un", *small_preset]
+    assert cli.main(command) == 0
+    (checkpoint,) = (tmp_path / "out" / "runs").glob("*/checkpoint.pt")
+    (tmp_path / "out" / pictures.PREDICTIONS).unlink()
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:1000])
+    assert cli.main(command) == 0  # the runs are done all the same
+    assert "predictions: not drawn (" in capsys.readouterr().out
+    checkpoint.write_bytes(whole)
+    (record,) = folder.read_all(tmp_path / "out", EXPERIMENT.kind).values()
+    other = dataclasses.replace(record, data="00")
+    with pytest.raises(DataError, match="were trained on other data"):
+        pictures.write_predictions(tmp_path / "out", [other], tmp_path / "data")
+    lost = dataclasses.replace(record, result=dataclasses.replace(record.result, status="diverged"))
+    assert pictures.write_predictions(tmp_path / "out", [lost], tmp_path / "data") is None
+    assert not (tmp_path / "out" / pictures.PREDICTIONS).exists()
 
 
 def test_a_report_needs_records(tmp_path):

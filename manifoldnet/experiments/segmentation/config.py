@@ -23,12 +23,13 @@ from manifoldnet.experiments.configuration import (
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.updates import UPDATES
 
-BALANCES = ("median-frequency", "none")
+BALANCES = ("median-frequency", "root-median-frequency", "none")
 
 _BOUNDS: Mapping[str, Bounds] = {
     "lr": (0.0, False, float("inf"), False),
     "momentum": (0.0, True, 1.0, False),
     "decay": (0.0, False, 1.0, True),
+    "zoom": (1.0, True, 8.0, True),
 }
 
 
@@ -51,10 +52,15 @@ class SegmentationConfig(Configuration):
         seed: decides the start, the order of the images, and which are mirrored.
         class_balance: ``"median-frequency"`` weighs a class by the median of all classes'
             frequencies over its own, a class's frequency being its pixels over the pixels of the
-            images it is in; ``"none"`` weighs all the same.
+            images it is in; ``"root-median-frequency"`` by the square root of that; ``"none"``
+            weighs all the same.
         mirror: whether every image is mirrored left to right with probability ½ when it comes up.
             Neither paper says.
-        threads: torch's threads.
+        zoom: every image is cut to a random window when it comes up, up to so many times smaller,
+            and enlarged again; 1 leaves it.
+        standardize: whether each channel of each image is brought to mean 0 and variance 1 first,
+            in place of the local contrast normalization of [badrinarayanan2017segnet].
+        threads: torch's threads, on a processor. A GPU is used if torch sees one.
     """
 
     experiment: ClassVar[str] = "segmentation"
@@ -72,6 +78,8 @@ class SegmentationConfig(Configuration):
     seed: int = 0
     class_balance: str = "median-frequency"
     mirror: bool = True
+    zoom: float = 1.0
+    standardize: bool = False
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -86,8 +94,9 @@ class SegmentationConfig(Configuration):
         check_integer("seed", self.seed, at_least=0)
         for name, bounds in _BOUNDS.items():
             object.__setattr__(self, name, checked_real(name, getattr(self, name), bounds))
-        if not isinstance(self.mirror, bool):
-            raise ConfigError(f"mirror is {self.mirror!r}; it must be True or False")
+        for name in ("mirror", "standardize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False")
 
     @property
     def label(self) -> str:

@@ -1,9 +1,9 @@
 """Street scenes with a class for every pixel, as tensors of one size.
 
-A set is a folder of parquet files, or a repository of the hub, with the splits `train`,
-`validation` and `test`; in each a column `image` (RGB) and a column `mask` (8-bit gray, the number
-of a class at each pixel). Images are reduced with a triangle filter as wide as the reduction, masks
-by taking the nearest pixel, and both are kept so on disk (`cache`).
+A set is a folder of parquet files with the splits `train`, `validation` and `test`; in each a
+column `image` (RGB) and a column `mask` (8-bit gray, the number of a class at each pixel). Images
+are reduced with a triangle filter as wide as the reduction, masks by taking the nearest pixel, and
+both are kept so on disk (`cache`).
 """
 
 from __future__ import annotations
@@ -106,17 +106,19 @@ def read(source: hub.Source, height: int, width: int) -> Scenes:
     classes = CLASSES[source.name]
     splits = hub.open_splits(source, SPLITS)
     tensors: dict[str, Tensor] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
     for name, split in splits.items():
         where = f"{source.location}, split {name!r}"
-        images, masks = _decode(split, where, len(classes), (width, height))
+        images, masks = _decode(split, where, len(classes), (width, height), sizes)
         tensors |= {f"{name}_images": images, f"{name}_masks": masks}
     return Scenes(source.name, classes, **tensors)
 
 
-def _decode(split: Any, where: str, void: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    from PIL import Image  # `hub.decode` names the extra when it is missing
-
-    images, masks, found = [], [], (0, 0)
+def _decode(
+    split: Any, where: str, void: int, size: tuple[int, int], sizes: dict[str, tuple[int, ...]]
+) -> tuple[Tensor, Tensor]:
+    """Decodes a split; the size of its images goes into ``sizes``, and is that of the others."""
+    images, masks = [], []
     pairs = zip(
         hub.encoded(split, ("image",), where), hub.encoded(split, ("mask",), where), strict=True
     )
@@ -124,19 +126,27 @@ def _decode(split: Any, where: str, void: int, size: tuple[int, int]) -> tuple[T
         row = f"{where}, row {index}"
         pixels = hub.decode(image, row, {"RGB": "RGB"})
         labels = hub.decode(mask, f"{row}, mask", {"L": "L", "P": "P"})[..., 0]
-        found = found if index else pixels.shape[:2]
+        place, found = next(iter(sizes.items()), (where, pixels.shape[:2]))
+        sizes.setdefault(where, found)
         for what, shape in (("image", pixels.shape[:2]), ("mask", labels.shape)):
             if shape != found:
                 raise DataError(
-                    f"{row}: the {what} is {shape[0]}x{shape[1]} (height x width), the image in "
-                    f"row 0 {found[0]}x{found[1]}; they must agree: resize them first"
+                    f"{row}: the {what} is {shape[0]}x{shape[1]} (height x width), row 0 of "
+                    f"{place} {found[0]}x{found[1]}; they must agree: resize them first"
                 )
         if labels.max() > void:
             raise DataError(
                 f"{row}: the mask holds the number {labels.max()}, but there are {void} classes "
                 f"from 0, and {void} for void"
             )
+        if labels.min() == void:
+            raise DataError(
+                f"{row}: every pixel of the mask is void, so there is nothing to learn from it: "
+                "leave the row out"
+            )
         if tuple(found) != size[::-1]:
+            from PIL import Image  # that it is there, `hub.decode` has seen
+
             pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
             labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
         images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))

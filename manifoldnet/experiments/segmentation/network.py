@@ -43,6 +43,7 @@ class SegNet(nn.Module):
         classes: scores to give for each pixel.
         width: filters of the first stage.
         channels: of an image.
+        standardize: whether each channel of each image is brought to mean 0 and variance 1 first.
         generator: where the start is drawn from; torch's global one by default.
 
     Attributes:
@@ -57,6 +58,7 @@ class SegNet(nn.Module):
         *,
         width: int = 64,
         channels: int = 3,
+        standardize: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -72,6 +74,7 @@ class SegNet(nn.Module):
             for o, w, n in zip(outputs[::-1], widths[::-1], CONVOLUTIONS[::-1], strict=True)
         )
         self.head = convolution(classes, width, generator)
+        self.standardize = standardize
         self._pool = nn.MaxPool2d(2, return_indices=True)
         self._unpool = nn.MaxUnpool2d(2)
 
@@ -87,7 +90,8 @@ class SegNet(nn.Module):
                 f"images of {height}x{width} (height x width) are too small for "
                 f"{len(CONVOLUTIONS)} poolings: both must be {2 ** len(CONVOLUTIONS)} or more"
             )
-        features, pooled = images, []
+        features = nn.functional.instance_norm(images) if self.standardize else images
+        pooled = []
         for stage in self.encoder:
             features = stage(features)
             size = features.shape

@@ -16,16 +16,20 @@ from torch import Tensor
 
 from manifoldnet.experiments import folder as folders
 from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.errors import DataError
 from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.loop import limited_threads
-from manifoldnet.experiments.rundir import checkpoint_path
+from manifoldnet.experiments.rundir import checkpoint_path, load_checkpoint
 from manifoldnet.experiments.segmentation import images
 from manifoldnet.experiments.segmentation.config import SegmentationConfig
 from manifoldnet.experiments.segmentation.images import Scenes
+from manifoldnet.experiments.segmentation.rows import (
+    PREDICTIONS,
+    SEGMENTATION,
+    WITHOUT_PHOTOGRAPHS,
+    SegmentationRecord,
+)
 from manifoldnet.experiments.segmentation.run import EXPERIMENT, Run, predict
-
-PREDICTIONS = "segnet_predictions.png"
-WITHOUT_PHOTOGRAPHS = "segnet_predictions_only.png"
 
 # The colours of CamVid's classes in the SegNet papers; void is black.
 COLOURS = (
@@ -36,7 +40,7 @@ _SHOWN = 4
 
 
 def write_predictions(
-    folder: Path, configs: Sequence[SegmentationConfig], data_dir: str | Path | None = None
+    folder: Path, records: Sequence[SegmentationRecord], data_dir: str | Path | None = None
 ) -> Path | None:
     """Draws some test images with what the first seed's networks make of them.
 
@@ -46,20 +50,35 @@ def write_predictions(
 
     Args:
         folder: of a sweep with checkpoints that has ended.
-        configs: its runs.
+        records: its runs; those that diverged are left out.
         data_dir: the folder of data sets.
 
     Returns:
-        The first picture; None when the weights are not here (they stay with the workers of a
-        cluster that does not share the folder).
+        The first picture; None when there is nothing to draw it from: all runs diverged, or the
+        weights are not here (they stay with the workers of a cluster that does not share the
+        folder).
 
     Raises:
+        DataError: when the data cannot be loaded, or are not those of the records.
+        RecordError: when a checkpoint is damaged.
         MissingExtraError: without matplotlib.
     """
-    first = [config for config in configs if config.seed == configs[0].seed]
-    if not all(checkpoint_path(folders.run_directory(folder, c)).exists() for c in first):
+    first = [
+        record.config
+        for record in records
+        if record.config.seed == records[0].config.seed
+        and record.result is not None
+        and not record.result.diverged
+    ]
+    there = [checkpoint_path(folders.run_directory(folder, c)).exists() for c in first]
+    if not first or not all(there):
         return None
     data = images.load(EXPERIMENT.source(first[0]), data_dir)
+    if data.fingerprint() != records[0].data:
+        raise DataError(
+            f"no picture is drawn: the runs in {folder} were trained on other data than this "
+            f"{data.name!r} (checksum {records[0].data}, now {data.fingerprint()})"
+        )
     count = len(data.test_images)
     rows = torch.arange(_SHOWN) * count // _SHOWN + count // (2 * _SHOWN)
     pictures, masks = data.test_images[rows], data.test_masks[rows]
@@ -81,7 +100,7 @@ def write_predictions(
 def _network(folder: Path, config: SegmentationConfig, data: Scenes) -> Any:
     path = checkpoint_path(folders.run_directory(folder, config))
     run = Run(config, data)
-    run.network.load_state_dict(torch.load(path, weights_only=True)["states"]["model"])
+    run.network.load_state_dict(load_checkpoint(path, SEGMENTATION).states["model"])
     return run.network
 
 
@@ -90,10 +109,10 @@ def _coloured(classes: Tensor) -> Any:
 
 
 def _errors(masks: Tensor, called: Tensor, void: int) -> Any:
-    """White where right, red where wrong, gray where nothing is known."""
+    """White where right, red where wrong, black (void) where nothing is known."""
     shown = torch.where(masks == called, 0, 1)
     shown[masks == void] = 2
-    return np.asarray([(255, 255, 255), (200, 30, 30), (170, 170, 170)], dtype=np.uint8)[shown]
+    return np.asarray([(255, 255, 255), (200, 30, 30), (0, 0, 0)], dtype=np.uint8)[shown]
 
 
 def _draw(path: Path, columns: dict[str, Any], data: Scenes) -> None:
@@ -108,11 +127,13 @@ def _draw(path: Path, columns: dict[str, Any], data: Scenes) -> None:
             every_axes[i, j].set_axis_off()
     from matplotlib.patches import Patch
 
+    wrong = [Patch(facecolor=(200 / 255, 30 / 255, 30 / 255), label="wrong")]
     figure.legend(
         handles=[
             Patch(facecolor=(red / 255, green / 255, blue / 255), label=name)
             for (red, green, blue), name in zip(COLOURS, [*data.classes, "void"], strict=True)
-        ],
+        ]
+        + (wrong if any("wrong" in name for name in columns) else []),
         loc="outside lower center",
         ncols=6,
         fontsize=8,

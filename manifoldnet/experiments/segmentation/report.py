@@ -2,13 +2,15 @@
 
 <folder>/records/*.jsonl -> segnet.csv, segnet.png, segnet.md, segnet.html
 
-Of the pictures of predictions that `pictures` left in the folder, the first that is there is shown.
+Of the pictures of predictions that `pictures` left in the folder, the one with the photographs is
+shown if the report stays there, the other one if it goes elsewhere.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -27,14 +29,18 @@ from manifoldnet.experiments.document import (
 )
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.segmentation.images import CLASSES
-from manifoldnet.experiments.segmentation.rows import SEGMENTATION, SegmentationRecord
+from manifoldnet.experiments.segmentation.rows import (
+    PREDICTIONS,
+    SEGMENTATION,
+    WITHOUT_PHOTOGRAPHS,
+    SegmentationRecord,
+)
 from manifoldnet.experiments.segmentation.scores import Scores, scores
 from manifoldnet.experiments.spreadsheet import csv_text
 from manifoldnet.experiments.statistics import paired
 from manifoldnet.experiments.updates import UPDATES
 
 COLUMNS = ("update", "seed", "global_accuracy", "class_accuracy", "mean_iou", "seconds")
-PREDICTIONS = ("segnet_predictions.png", "segnet_predictions_only.png")
 _MEASURES = {
     "global_accuracy": "global accuracy",
     "class_accuracy": "class average accuracy",
@@ -51,28 +57,48 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
         output: where the files go; by default into `folder`.
 
     Raises:
-        RecordError: when there are no records, or one is damaged or foreign.
+        RecordError: when there are no records, one is damaged or foreign, or two cannot stand in
+            one report.
         MissingExtraError: without matplotlib.
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    found = folders.read_all(folder, SEGMENTATION, exact=False).values()
+    found = list(folders.read_all(folder, SEGMENTATION, exact=False).values())
     if not found:
         raise RecordError(
             f"{folder} holds no records: make some with manifoldnet reproduce segnet --out {folder}"
         )
+    _check_alike(folder, found)
     runs = {
         update: sorted((r for r in found if r.config.update == update), key=_seed)
         for update in UPDATES
         if any(r.config.update == update for r in found)
     }
     pictures = [Picture("segnet.png", _draw(runs), "Validation scores by epoch")]
-    for name in PREDICTIONS:
-        if (folder / name).exists():
-            content = (folder / name).read_bytes()
-            pictures.append(Picture(name, content, "Predictions on test images"))
-            break
+    name = PREDICTIONS if output.absolute() == folder.absolute() else WITHOUT_PHOTOGRAPHS
+    if (folder / name).exists():
+        content = (folder / name).read_bytes()
+        pictures.append(Picture(name, content, "Predictions on test images"))
     return publish(list(_blocks(runs, pictures)), output, "segnet", {"segnet.csv": to_csv(runs)})
+
+
+def _check_alike(folder: Path, found: Sequence[SegmentationRecord]) -> None:
+    first = found[0]
+    seen: set[tuple[str, int]] = set()
+    for record in found:
+        config = record.config
+        same = replace(first.config, update=config.update, lr=config.lr, seed=config.seed)
+        apart = same.differences(config)
+        if record.data != first.data:
+            apart = f"data of checksum {record.data} there, {first.data} here"
+        if not apart and (config.update, config.seed) in seen:
+            apart = f"another run of {config.update} with seed {config.seed} is there"
+        if apart:
+            raise RecordError(
+                f"{folder / 'records' / config.identity()}.jsonl cannot stand in one report with "
+                f"the others ({apart}): move one of them to another folder"
+            )
+        seen.add((config.update, config.seed))
 
 
 def to_csv(runs: Runs) -> str:
@@ -111,9 +137,10 @@ def _blocks(runs: Runs, pictures: Sequence[Picture]) -> Iterator[Block]:
         tuple(_summary(update, records) for update, records in runs.items()),
     )
     yield from pictures
-    yield Heading("Updates against B-SGD, paired over seeds")
-    yield Paragraph("Differences with 95 % intervals; not corrected for their number.")
-    yield Table(("difference", "in", "mean", "95 % interval", "n"), tuple(_against(runs)), words=2)
+    if differences := tuple(_against(runs)):
+        yield Heading("Updates against B-SGD, paired over seeds")
+        yield Paragraph("Differences with 95 % intervals; not corrected for their number.")
+        yield Table(("difference", "in", "mean", "95 % interval", "n"), differences, words=2)
     yield Heading("Classes: IoU on the test images")
     yield _by_class(runs)
 
@@ -196,7 +223,8 @@ def _draw(runs: Runs) -> bytes:
             axes.plot(epochs, [fmean(c) for c in columns], color=colour, label=update, lw=1.4)
         axes.set_ylim(0, 100)
     figure.axes[0].set_ylabel("validation images (%)", color=INK)
-    figure.axes[0].legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
+    if figure.axes[0].lines:
+        figure.axes[0].legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
     figure.supxlabel(
         "lines: mean over seeds; bands: from the worst to the best seed", fontsize=8, color=MUTED
     )

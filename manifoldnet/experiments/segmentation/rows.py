@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from manifoldnet.experiments.records import EpochRow, Kind, ResultRow, RunRecord
@@ -23,6 +24,14 @@ class SegmentationEpoch(EpochRow):
     validation_confusion: tuple[int, ...]
     test_confusion: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        size = len(self.validation_confusion)
+        if math.isqrt(size) ** 2 != size or len(self.test_confusion or range(size)) != size:
+            raise ValueError(
+                f"confusion matrices of {size} and {len(self.test_confusion or ())} entries are "
+                "not square and alike"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationResult(ResultRow):
@@ -38,6 +47,12 @@ class SegmentationResult(ResultRow):
     class_accuracy: float
     mean_iou: float
 
+
+PREDICTIONS = "segnet_predictions.png"
+"""Image, ground truth and predictions; of CamVid, not to be published."""
+
+WITHOUT_PHOTOGRAPHS = "segnet_predictions_only.png"
+"""Predictions, and where they are wrong."""
 
 SEGMENTATION = Kind(SegmentationConfig, SegmentationEpoch, SegmentationResult)
 SegmentationRecord = RunRecord[SegmentationConfig, SegmentationEpoch, SegmentationResult]

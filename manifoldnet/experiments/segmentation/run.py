@@ -2,6 +2,7 @@
 
 The loss is the class-balanced cross-entropy; void pixels have no part in it. Images are scaled to
 [0, 1] and nothing else is done to them: the first batch normalization centres what comes of them.
+The network is on the GPU if torch sees one, images and masks come to it minibatch by minibatch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
@@ -42,27 +43,27 @@ class Run:
         config: what is trained.
         data: decides how many classes there are, and what they weigh.
 
-    Raises:
-        ConfigError: without a learning rate.
     """
 
     def __init__(self, config: SegmentationConfig, data: Scenes) -> None:
-        if config.lr is None:
-            raise ConfigError("lr is None; a run of SegNet needs a number")
+        assert config.lr is not None  # SegmentationConfig sees to it
         self.config = config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # torch types no overload of `to` with a memory format alone.
         self.network = SegNet(
             len(data.classes),
             width=config.filters,
+            standardize=config.standardize,
             generator=seeded_generator(config.seed, "start"),
-        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         declare(self.network, config.update)
         self.optimizer = mn.RiemannianSGD(
             mn.param_groups(self.network), lr=config.lr, momentum=config.momentum
         )
         self.scheduler = ExponentialLR(self.optimizer, config.decay)
         self.generator = seeded_generator(config.seed, "order")
-        self.weights = class_weights(data) if config.class_balance != "none" else None
+        power = {"median-frequency": 1.0, "root-median-frequency": 0.5}.get(config.class_balance)
+        self.weights = None if power is None else (class_weights(data) ** power).to(self.device)
 
     @property
     def stateful(self) -> Stateful:
@@ -100,12 +101,10 @@ class Run:
         order = torch.randperm(len(pictures), generator=self.generator)
         losses, right, labelled = [], 0, 0
         for rows in order.split(self.config.batch_size):
-            chosen, labels = pictures[rows], masks[rows].long()
-            if self.config.mirror:
-                turned = torch.rand(len(rows), generator=self.generator) < 0.5
-                chosen[turned], labels[turned] = chosen[turned].flip(-1), labels[turned].flip(-1)
+            chosen, labels = varied(pictures[rows], masks[rows], self.config, self.generator)
+            labels = labels.long().to(self.device)
             self.optimizer.zero_grad()
-            result = self.network(_pixels(chosen))
+            result = self.network(_pixels(chosen, self.device))
             classes = result.shape[1]
             loss = cross_entropy(result, labels, self.weights, ignore_index=classes)
             loss.backward()
@@ -124,10 +123,31 @@ class Run:
 def predict(network: SegNet, pictures: Tensor) -> Tensor:
     """The class of each pixel (uint8, ``(images, height, width)``) of uint8 images."""
     network.eval()
+    device = network.head.weight.device
     with torch.no_grad():
-        return torch.cat(
-            [network(_pixels(p)).argmax(1).byte() for p in pictures.split(_EVALUATION_BATCH)]
-        )
+        batches = pictures.split(_EVALUATION_BATCH)
+        return torch.cat([network(_pixels(b, device)).argmax(1).byte().cpu() for b in batches])
+
+
+def varied(
+    pictures: Tensor, masks: Tensor, config: SegmentationConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images and masks (their own copies) as they are shown once: mirrored, or cut and enlarged."""
+    if config.mirror:
+        turned = torch.rand(len(pictures), generator=generator) < 0.5
+        pictures[turned], masks[turned] = pictures[turned].flip(-1), masks[turned].flip(-1)
+    if config.zoom > 1:
+        size = height, width = masks.shape[1:]
+        draws = torch.rand(len(pictures), 3, generator=generator).tolist()
+        for i, (by, down, right) in enumerate(draws):
+            factor = 1 + (config.zoom - 1) * by
+            h, w = round(height / factor), round(width / factor)
+            top, left = round(down * (height - h)), round(right * (width - w))
+            window = (slice(top, top + h), slice(left, left + w))
+            image, mask = pictures[i][:, *window].float(), masks[i][window][None].float()
+            pictures[i] = interpolate(image[None], size, mode="bilinear")[0].round().byte()
+            masks[i] = interpolate(mask[None], size, mode="nearest-exact")[0, 0].byte()
+    return pictures, masks
 
 
 def class_weights(data: Scenes) -> Tensor:
@@ -169,8 +189,9 @@ def verdict(
     )
 
 
-def _pixels(pictures: Tensor) -> Tensor:
-    return pictures.float().div_(255).contiguous(memory_format=torch.channels_last)
+def _pixels(pictures: Tensor, device: torch.device) -> Tensor:
+    pixels = pictures.to(device).float().div_(255)
+    return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def _source(config: SegmentationConfig) -> tuple[Any, ...]:
