@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scenes import CAR, ROAD, SKY, VOID, scene, scenes, write_all
+from scenes import CAR, ROAD, SKY, VOID, scenes, write_all
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -45,7 +45,6 @@ from manifoldnet.experiments.segmentation.run import (
     Run,
     class_weights,
     predict,
-    varied,
 )
 from manifoldnet.experiments.segmentation.scores import confusion, scores
 from manifoldnet.experiments.sweep import sweep
@@ -251,24 +250,6 @@ def test_masks_are_mirrored_with_their_images(data, monkeypatch):
     assert 0 < turned < 6
 
 
-def test_a_window_is_enlarged_with_its_mask():
-    """Images that show their masks still do, where neighbours agree; all windows are not one."""
-    _, mask = scene(1)
-    masks = torch.from_numpy(mask).expand(20, -1, -1).clone()
-    shown = (masks[:, None] * 20).expand(-1, 3, -1, -1).clone()
-    config = dataclasses.replace(TINY, mirror=False, zoom=2.0)
-    pictures, found = varied(shown, masks.clone(), config, torch.Generator().manual_seed(0))
-    assert pictures.shape == shown.shape
-    assert set(found.unique().tolist()) <= set(masks.unique().tolist())
-    right = (pictures[:, 0].int() - 20 * found.int()).abs() <= 1
-    assert right.double().mean() > 0.8
-    assert len({tuple(m.flatten().tolist()) for m in found}) > 10
-    sky = [(m == SKY).double().mean().item() for m in found]
-    assert min(sky) < (masks[0] == SKY).double().mean() < max(sky)
-    same, _ = varied(shown.clone(), masks, dataclasses.replace(config, zoom=1.0), torch.Generator())
-    assert torch.equal(same, shown)
-
-
 def test_a_standardized_network_sees_no_illumination():
     network = SegNet(5, width=2, standardize=True, generator=seeded_generator(0, "start")).double()
     images = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0)).double()
@@ -389,7 +370,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path):
         ({"lr": math.nan}, "lr is nan"),
         ({"height": 31}, "height is 31; it must be an integer, 32 or more"),
         ({"class_balance": "even"}, "choose one of median-frequency, root-median-frequency, none"),
-        ({"zoom": 0.5}, "zoom is 0.5; it must be a number in [1, 8]"),
         ({"standardize": 1}, "standardize is 1; it must be True or False"),
         ({"mirror": 1}, "mirror is 1; it must be True or False"),
         ({"dataset": ""}, "dataset is ''"),

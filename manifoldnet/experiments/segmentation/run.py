@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
@@ -101,8 +101,11 @@ class Run:
         order = torch.randperm(len(pictures), generator=self.generator)
         losses, right, labelled = [], 0, 0
         for rows in order.split(self.config.batch_size):
-            chosen, labels = varied(pictures[rows], masks[rows], self.config, self.generator)
-            labels = labels.long().to(self.device)
+            chosen, labels = pictures[rows], masks[rows].long()
+            if self.config.mirror:
+                turned = torch.rand(len(rows), generator=self.generator) < 0.5
+                chosen[turned], labels[turned] = chosen[turned].flip(-1), labels[turned].flip(-1)
+            labels = labels.to(self.device)
             self.optimizer.zero_grad()
             result = self.network(_pixels(chosen, self.device))
             classes = result.shape[1]
@@ -127,27 +130,6 @@ def predict(network: SegNet, pictures: Tensor) -> Tensor:
     with torch.no_grad():
         batches = pictures.split(_EVALUATION_BATCH)
         return torch.cat([network(_pixels(b, device)).argmax(1).byte().cpu() for b in batches])
-
-
-def varied(
-    pictures: Tensor, masks: Tensor, config: SegmentationConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Images and masks (their own copies) as they are shown once: mirrored, or cut and enlarged."""
-    if config.mirror:
-        turned = torch.rand(len(pictures), generator=generator) < 0.5
-        pictures[turned], masks[turned] = pictures[turned].flip(-1), masks[turned].flip(-1)
-    if config.zoom > 1:
-        size = height, width = masks.shape[1:]
-        draws = torch.rand(len(pictures), 3, generator=generator).tolist()
-        for i, (by, down, right) in enumerate(draws):
-            factor = 1 + (config.zoom - 1) * by
-            h, w = round(height / factor), round(width / factor)
-            top, left = round(down * (height - h)), round(right * (width - w))
-            window = (slice(top, top + h), slice(left, left + w))
-            image, mask = pictures[i][:, *window].float(), masks[i][window][None].float()
-            pictures[i] = interpolate(image[None], size, mode="bilinear")[0].round().byte()
-            masks[i] = interpolate(mask[None], size, mode="nearest-exact")[0, 0].byte()
-    return pictures, masks
 
 
 def class_weights(data: Scenes) -> Tensor:
