@@ -254,9 +254,12 @@ def test_a_standardized_network_sees_no_illumination():
     network = SegNet(5, width=2, standardize=True, generator=seeded_generator(0, "start")).double()
     images = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0)).double()
     gain = torch.tensor([0.5, 2.0, 1.5]).double()[:, None, None]
-    assert torch.allclose(network(images), network(gain * images + 0.3), atol=1e-2)
     plain = SegNet(5, width=2, generator=seeded_generator(0, "start")).double()
-    assert not torch.allclose(plain(images), plain(gain * images + 0.3), atol=1e-1)
+
+    def moved(network):  # the median: ε may turn a maximum that is pooled
+        return (network(images) - network(gain * images + 0.3)).abs().median()
+
+    assert moved(network) < 2e-3 < 1e-1 < moved(plain)
 
 
 @pytest.mark.parametrize("balance", BALANCES)
