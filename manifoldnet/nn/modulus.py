@@ -132,7 +132,9 @@ class _AveragedModulus(Function):
         mean = top[..., ::2] + top[..., 1::2]
         mean += bottom[..., ::2]
         mean += bottom[..., 1::2]
-        return mean.mul_(0.25), r
+        # Where r is 0, so are a and b: over the smallest number of the type they stay 0.
+        limits = torch.finfo(r.dtype)
+        return mean.mul_(0.25), r.clamp_min_(limits.tiny * limits.eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -142,10 +144,10 @@ class _AveragedModulus(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
         u, r = ctx.saved_tensors
-        a, b = u.chunk(2, dim=1)
-        each = gradient.mul(0.25).repeat_interleave(2, -1).repeat_interleave(2, -2)
-        known = torch.where(r > 0, r, 1.0)  # where r is 0, so are a and b
-        return torch.cat([a.div(known).mul(each), b.div(known).mul(each)], dim=1)
+        each = nn.functional.interpolate(gradient * 0.25, scale_factor=2, mode="nearest")
+        result: Tensor = u.unflatten(1, (2, -1)) / r.unsqueeze(1)
+        result *= each.unsqueeze(1)
+        return result.flatten(1, 2)
 
 
 def _by(size: tuple[int, ...]) -> str:
