@@ -65,6 +65,7 @@ TRAINING = (
     "experiments.classification.training",
     "experiments.classification.epoch_time",
     "experiments.symmetry_paper.times",
+    "experiments.timing",
     "experiments.classification.comparison",
     "experiments.sweep",
     "experiments.segmentation.run",

@@ -5,14 +5,15 @@ import pytest
 from manifoldnet.experiments import RecordError
 from manifoldnet.experiments.document import to_markdown
 from manifoldnet.experiments.scale_invariant import costs, times
-from manifoldnet.experiments.scale_invariant.config import METHODS
+from manifoldnet.experiments.scale_invariant.config import METHODS, StageConfig
 
 MADE = {("rescaled", "128"): {1: 0.2, 2: 0.3}, ("logistic", ""): {1: 0.1, 2: 0.15}}
 
 
-def test_every_stage_takes_its_turn_and_the_file_is_read_back(tmp_path, capsys):
-    asked = ["--dataset", "digits", "--steps", "2", "--out", str(tmp_path), "--quiet"]
-    assert times.main(asked) == 0
+def test_every_stage_takes_its_turn_and_the_file_is_read_back(tmp_path, capsys, monkeypatch):
+    assert times.TIMED.dataset == "mnist"
+    monkeypatch.setattr(times, "TIMED", StageConfig(dataset="digits"))
+    assert times.main(["--steps", "2", "--out", str(tmp_path), "--quiet"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / costs.NAME}\n"
     found = costs.read(tmp_path)
     assert set(found) == {*((method, "") for method in METHODS), ("rescaled", "128")}
@@ -54,7 +55,8 @@ def test_one_step_is_no_measurement(tmp_path):
     assert stopped.value.code == 2
 
 
-def test_unknown_data_are_named(tmp_path, capsys):
-    assert times.main(["--dataset", "nothing", "--out", str(tmp_path)]) == 2
+def test_unknown_data_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(times, "TIMED", StageConfig(dataset="nothing"))
+    assert times.main(["--out", str(tmp_path)]) == 2
     assert "nothing" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

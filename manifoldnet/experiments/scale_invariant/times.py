@@ -10,7 +10,6 @@ one thread; what counts is the ratio to logistic regression within a turn. Write
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +18,16 @@ from pathlib import Path
 
 import torch
 
-from manifoldnet.experiments import sources
-from manifoldnet.experiments.errors import ExperimentError
-from manifoldnet.experiments.files import write_text
+from manifoldnet.experiments import sources, timing
 from manifoldnet.experiments.loop import limited_threads
+from manifoldnet.experiments.scale_invariant import costs
 from manifoldnet.experiments.scale_invariant.config import ARCHITECTURES, METHODS, StageConfig
-from manifoldnet.experiments.scale_invariant.costs import NAME, Costs, to_csv
+from manifoldnet.experiments.scale_invariant.costs import Costs
 from manifoldnet.experiments.scale_invariant.parts import make_parts
 from manifoldnet.experiments.scale_invariant.run import Run
-from manifoldnet.experiments.status import StatusLine
+
+TIMED = StageConfig()
+"""What is timed, but for method, rate and dimension."""
 
 _RATE = 0.01
 _WARM = 5
@@ -35,7 +35,7 @@ _WARM = 5
 
 def measure(
     steps: int,
-    config: StageConfig,
+    config: StageConfig = TIMED,
     data_dir: str | Path | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Costs:
@@ -73,39 +73,16 @@ def measure(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and writes the file.
-
-    Args:
-        argv: the arguments, without the program's name; by default those of the process.
-
-    Returns:
-        The exit code: 2 if something in the request is wrong.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m manifoldnet.experiments.scale_invariant.times",
-        description="Time training steps with every classification stage, in turn.",
-        allow_abbrev=False,
+    """The command: see `timing.run`."""
+    return timing.run(
+        argv,
+        lambda steps, folder, status: costs.to_csv(measure(steps, TIMED, folder, status)),
+        module=__spec__.name,
+        description="Time training steps with every classification stage, in turn, for the report.",
+        name=costs.NAME,
+        units="steps",
+        turns=150,
     )
-    add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="the folder that is reported on")
-    add("--steps", type=int, default=150, metavar="N", help="of each stage (%(default)s)")
-    add("--dataset", default="mnist", metavar="NAME", help="what to train on (%(default)s)")
-    add("--data-dir", type=Path, metavar="DIR", help="the folder of data sets")
-    add("--quiet", action="store_true", help="no progress line")
-    arguments = parser.parse_args(argv)
-    if arguments.steps < 2:
-        parser.error(f"--steps is {arguments.steps}; an interval needs two")
-    path = arguments.out / NAME
-    try:
-        config = StageConfig(dataset=arguments.dataset)
-        with StatusLine(enabled=not arguments.quiet) as status:
-            costs = measure(arguments.steps, config, arguments.data_dir, status)
-        write_text(path, to_csv(costs))
-    except (ExperimentError, OSError) as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
-        return 2
-    sys.stdout.write(f"{path}\n")
-    return 0
 
 
 if __name__ == "__main__":

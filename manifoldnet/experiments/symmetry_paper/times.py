@@ -9,18 +9,15 @@ machine doing nothing else, and writes ``times.csv``.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from manifoldnet.experiments import timing
 from manifoldnet.experiments.classification.config import TrainConfig
 from manifoldnet.experiments.classification.epoch_time import epoch_times
-from manifoldnet.experiments.errors import ExperimentError
-from manifoldnet.experiments.files import write_text
-from manifoldnet.experiments.status import StatusLine
 from manifoldnet.experiments.symmetry_paper import costs
 from manifoldnet.experiments.symmetry_paper.cells import PROTOCOL
 from manifoldnet.experiments.updates import UPDATES
@@ -57,37 +54,16 @@ def measure(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and writes the file.
-
-    Args:
-        argv: the arguments, without the program's name; by default those of the process.
-
-    Returns:
-        The exit code: 2 if something in the request is wrong.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m manifoldnet.experiments.symmetry_paper.times",
+    """The command: see `timing.run`."""
+    return timing.run(
+        argv,
+        lambda passes, folder, status: costs.to_csv(measure(passes, TIMED, folder, status)),
+        module=__spec__.name,
         description="Time training passes with every update, in turn, for the report.",
-        allow_abbrev=False,
+        name=costs.NAME,
+        units="passes",
+        turns=15,
     )
-    add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="the folder that is reported on")
-    add("--passes", type=int, default=15, metavar="N", help="of each update (%(default)s)")
-    add("--data-dir", type=Path, metavar="DIR", help="the folder of data sets")
-    add("--quiet", action="store_true", help="no progress line")
-    arguments = parser.parse_args(argv)
-    if arguments.passes < 2:
-        parser.error(f"--passes is {arguments.passes}; an interval needs two")
-    path = arguments.out / costs.NAME
-    try:
-        with StatusLine(enabled=not arguments.quiet) as status:
-            seconds = measure(arguments.passes, TIMED, arguments.data_dir, status)
-        write_text(path, costs.to_csv(seconds))
-    except (ExperimentError, OSError) as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
-        return 2
-    sys.stdout.write(f"{path}\n")
-    return 0
 
 
 if __name__ == "__main__":
