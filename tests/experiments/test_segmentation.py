@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scenes import CAR, ROAD, SKY, VOID, scenes, write_all
+from scenes import CAR, ROAD, SKY, VOID, scene, scenes, write_all
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -45,6 +45,7 @@ from manifoldnet.experiments.segmentation.run import (
     Run,
     class_weights,
     predict,
+    varied,
 )
 from manifoldnet.experiments.segmentation.scores import confusion, scores
 from manifoldnet.experiments.sweep import sweep
@@ -250,6 +251,37 @@ def test_masks_are_mirrored_with_their_images(data, monkeypatch):
     assert 0 < turned < 6
 
 
+def test_windows_are_enlarged_with_their_masks():
+    """Images that show their masks still do, where neighbours agree; half are as they were."""
+    _, mask = scene(1)
+    masks = torch.from_numpy(mask).expand(60, -1, -1).clone()
+    shown = (masks[:, None] * 20).expand(-1, 3, -1, -1).clone()
+    config = dataclasses.replace(TINY, mirror=False, zoom=2.0)
+    pictures, found = varied(shown.clone(), masks.clone(), config, torch.Generator().manual_seed(0))
+    assert pictures.shape == shown.shape
+    assert set(found.unique().tolist()) <= set(masks.unique().tolist())
+    right = (pictures[:, 0].int() - 20 * found.int()).abs() <= 1
+    assert right.double().mean() > 0.9
+    assert 15 < sum(map(torch.equal, found, masks)) < 45
+    assert len({tuple(m.flatten().tolist()) for m in found}) > 15
+    sky = [(m == SKY).double().mean().item() for m in found]
+    assert min(sky) < (masks[0] == SKY).double().mean() < max(sky)
+
+
+def test_a_power_of_the_pixels_leaves_black_white_and_masks():
+    shown = torch.arange(256, dtype=torch.uint8).expand(20, 3, 1, -1).clone()
+    masks = torch.zeros(20, 1, 256, dtype=torch.uint8)
+    config = dataclasses.replace(TINY, mirror=False, gamma=2.0)
+    pictures, found = varied(shown.clone(), masks, config, torch.Generator().manual_seed(0))
+    assert torch.equal(found, masks)
+    assert torch.equal(pictures[..., [0, 255]], shown[..., [0, 255]])
+    assert (pictures.int().diff(dim=-1) >= 0).all()
+    middle = pictures[:, 0, 0, 128].int()
+    assert 60 <= middle.min() < 110 < 150 < middle.max() <= 182
+    same, _ = varied(shown, masks, dataclasses.replace(config, gamma=1.0), torch.Generator())
+    assert same is shown
+
+
 def test_a_standardized_network_sees_no_illumination():
     network = SegNet(5, width=2, standardize=True, generator=seeded_generator(0, "start")).double()
     images = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0)).double()
@@ -373,6 +405,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path):
         ({"lr": math.nan}, "lr is nan"),
         ({"height": 31}, "height is 31; it must be an integer, 32 or more"),
         ({"class_balance": "even"}, "choose one of median-frequency, root-median-frequency, none"),
+        ({"zoom": 0.5}, "zoom is 0.5; it must be a number in [1, 8]"),
         ({"standardize": 1}, "standardize is 1; it must be True or False"),
         ({"mirror": 1}, "mirror is 1; it must be True or False"),
         ({"dataset": ""}, "dataset is ''"),

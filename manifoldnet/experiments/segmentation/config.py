@@ -30,6 +30,8 @@ _BOUNDS: Mapping[str, Bounds] = {
     "lr": (0.0, False, float("inf"), False),
     "momentum": (0.0, True, 1.0, False),
     "decay": (0.0, False, 1.0, True),
+    "zoom": (1.0, True, 8.0, True),
+    "gamma": (1.0, True, 8.0, True),
 }
 
 
@@ -56,6 +58,10 @@ class SegmentationConfig(Configuration):
             weighs all the same.
         mirror: whether every image is mirrored left to right with probability ½ when it comes up.
             Neither paper says.
+        zoom: with probability ½ an image is cut to a random window when it comes up, up to so many
+            times smaller, and enlarged again; 1 leaves all.
+        gamma: pixels, in [0, 1], are raised to a random power between 1/gamma and gamma; 1 leaves
+            them.
         standardize: whether each channel of each image is brought to mean 0 and variance 1 first,
             in place of the local contrast normalization of [badrinarayanan2017segnet].
         threads: torch's threads, on a processor. A GPU is used if torch sees one.
@@ -76,6 +82,8 @@ class SegmentationConfig(Configuration):
     seed: int = 0
     class_balance: str = "root-median-frequency"
     mirror: bool = True
+    zoom: float = 1.0
+    gamma: float = 1.0
     standardize: bool = True
     threads: int = 1
 

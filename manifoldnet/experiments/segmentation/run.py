@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
@@ -101,11 +101,8 @@ class Run:
         order = torch.randperm(len(pictures), generator=self.generator)
         losses, right, labelled = [], 0, 0
         for rows in order.split(self.config.batch_size):
-            chosen, labels = pictures[rows], masks[rows].long()
-            if self.config.mirror:
-                turned = torch.rand(len(rows), generator=self.generator) < 0.5
-                chosen[turned], labels[turned] = chosen[turned].flip(-1), labels[turned].flip(-1)
-            labels = labels.to(self.device)
+            chosen, labels = varied(pictures[rows], masks[rows], self.config, self.generator)
+            labels = labels.long().to(self.device)
             self.optimizer.zero_grad()
             result = self.network(_pixels(chosen, self.device))
             classes = result.shape[1]
@@ -130,6 +127,40 @@ def predict(network: SegNet, pictures: Tensor) -> Tensor:
     with torch.no_grad():
         batches = pictures.split(_EVALUATION_BATCH)
         return torch.cat([network(_pixels(b, device)).argmax(1).byte().cpu() for b in batches])
+
+
+def varied(
+    pictures: Tensor, masks: Tensor, config: SegmentationConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images and masks (their own copies) as they are shown once; see `SegmentationConfig`."""
+    count = len(pictures)
+    if config.mirror:
+        turned = torch.rand(count, generator=generator) < 0.5
+        pictures[turned], masks[turned] = pictures[turned].flip(-1), masks[turned].flip(-1)
+    if config.zoom > 1:
+        for i, (cut, by, down, right) in enumerate(torch.rand(count, 4, generator=generator)):
+            if cut < 0.5:
+                factor = 1 + (config.zoom - 1) * by
+                pictures[i], masks[i] = _enlarged(pictures[i], masks[i], factor, down, right)
+    if config.gamma > 1:
+        power = config.gamma ** (2 * torch.rand(count, generator=generator) - 1)
+        raised = (pictures.float() / 255) ** power[:, None, None, None]
+        pictures = (255 * raised).round().byte()
+    return pictures, masks
+
+
+def _enlarged(
+    picture: Tensor, mask: Tensor, factor: Tensor, down: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A window of 1/``factor`` of the size, ``down`` and ``right`` in [0, 1], at full size."""
+    height, width = mask.shape
+    h, w = round(height / float(factor)), round(width / float(factor))
+    top, left = round(float(down) * (height - h)), round(float(right) * (width - w))
+    cut = picture[:, top : top + h, left : left + w].float()
+    labels = mask[top : top + h, left : left + w].float()
+    image = interpolate(cut[None], (height, width), mode="bilinear")[0].round()
+    known = interpolate(labels[None, None], (height, width), mode="nearest-exact")[0, 0]
+    return image.to(picture.dtype), known.to(mask.dtype)
 
 
 def class_weights(data: Scenes) -> Tensor:
