@@ -58,14 +58,11 @@ class SimplexClassifier(nn.Module):
 
     Attributes:
         weight: A, ``(embedding_dim, in_features)``, a `ManifoldParameter`.
-        targets: the vertices, ``(num_classes, embedding_dim)``; a buffer, not in checkpoints.
 
     Raises:
         ValueError: if the targets do not fit into the embedding (`simplex_targets`), or a size is
             not positive.
     """
-
-    targets: Tensor
 
     def __init__(
         self,
@@ -91,9 +88,13 @@ class SimplexClassifier(nn.Module):
         sphere = Sphere(m**0.5, retraction=retraction)
         start = torch.empty(m, in_features, dtype=dtype, device=device).normal_(generator=generator)
         self.weight = ManifoldParameter(sphere.projx(start), sphere)
-        targets = simplex_targets(num_classes, m, simplex, dtype=self.weight.dtype, device=device)
-        self.register_buffer("targets", targets, persistent=False)
         self._checked = False
+
+    @property
+    def targets(self) -> Tensor:
+        """The vertices, ``(num_classes, embedding_dim)``, of the weight's type."""
+        size = self.num_classes, self.embedding_dim, self.simplex
+        return simplex_targets(*size, dtype=self.weight.dtype, device=self.weight.device)
 
     def embed(self, features: Tensor) -> Tensor:
         """z = Ax/‖Ax‖, ``(…, embedding_dim)``: of norm 1, or 0 where the features are all zero.
@@ -165,13 +166,16 @@ class SimplexLoss(nn.Module):
 
         Raises:
             ValueError: if the shapes do not fit, or labels are no whole numbers.
-            RuntimeError: (from torch) for a label outside 0 … num_classes − 1.
+            ValueError: on a processor, for a label outside 0 … num_classes − 1, or scores that are
+                no cosines; elsewhere, where looking would wait for the device, labels are torch's.
         """
         if labels.shape != cosines.shape[:-1] or labels.dtype != torch.int64:
             raise ValueError(
                 f"labels must be int64 of shape {tuple(cosines.shape[:-1])}, one for each sample, "
                 f"not {labels.dtype} of shape {tuple(labels.shape)}"
             )
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_labels(cosines, labels)
         right = cosines.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         # Rounding may put a cosine a little outside [−1, 1]; there the gradient is 0 anyway.
         loss = (2 - 2 * right).clamp(0, 4)
@@ -199,7 +203,7 @@ def direction(y: Tensor) -> Tensor:
 
 def _check_finite(features: Tensor) -> None:
     odd = ~features.detach().isfinite()
-    if odd.any():
+    if _known(odd.any()):
         where = tuple(odd.nonzero()[0].tolist())
         raise ValueError(
             f"{int(odd.sum())} of {odd.numel()} features are not finite, the first at {where}: "
@@ -207,12 +211,39 @@ def _check_finite(features: Tensor) -> None:
         )
 
 
-def _evened(x: Tensor) -> Tensor:
-    """x over the power of two next to its largest entry, a factor that what follows ignores."""
+def _check_labels(cosines: Tensor, labels: Tensor) -> None:
+    outside = (labels < 0) | (labels >= cosines.shape[-1])
+    if _known(outside.any()):
+        where = tuple(outside.nonzero()[0].tolist())
+        raise ValueError(
+            f"the label at {where} is {int(labels[where])}; classes are 0 … {cosines.shape[-1] - 1}"
+        )
+    largest = cosines.detach().abs()
+    if _known((largest > 1.01).any()):
+        raise ValueError(
+            f"the scores reach {float(largest.max()):.3g}, so they are no cosines: give what a "
+            "SimplexClassifier gives, without another layer in between"
+        )
+
+
+def _known(condition: Tensor) -> bool:
+    """Whether it holds; False for tensors without numbers (meta, fake, under vmap)."""
+    try:
+        return bool(condition)
+    except RuntimeError:
+        return False
+
+
+def evening(x: Tensor) -> Tensor:
+    """One over the power of two next to the largest entry along the last dimension."""
     largest = x.detach().abs().amax(-1, keepdim=True)
     _, exponent = torch.frexp(largest)
     # Within the normal numbers of the type: 2^±bound is exact, and neither 0 nor ∞. Not ldexp of x,
     # whose gradient is 0 for negative exponents (torch 2.13).
     bound = -round(math.log2(torch.finfo(x.dtype).tiny))
-    factor = torch.ldexp(torch.ones_like(largest), -exponent.clamp(-bound, bound))
-    return x * factor
+    return torch.ldexp(torch.ones_like(largest), -exponent.clamp(-bound, bound))
+
+
+def _evened(x: Tensor) -> Tensor:
+    """x times `evening`, a factor that what follows ignores."""
+    return x * evening(x)

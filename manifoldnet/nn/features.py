@@ -17,6 +17,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from manifoldnet.nn.classifier import evening
 from manifoldnet.nn.modulus import ComplexModulusStage
 
 __all__ = ["ModulusFeatures"]
@@ -35,6 +36,7 @@ class ModulusFeatures(nn.Module):
         device: of the weights.
 
     Attributes:
+        image: as given.
         stages: the `ComplexModulusStage` after each other.
         out_features: how many features come out: all pixels of the last stage, and one more.
 
@@ -59,7 +61,7 @@ class ModulusFeatures(nn.Module):
                 "stage, one stage or more"
             )
         self.stages = nn.Sequential()
-        size = tuple(image)
+        self.image = size = tuple(image)
         for number, (width, kernel) in enumerate(zip(widths, kernels, strict=True)):
             stage = ComplexModulusStage(
                 size[0], width, kernel, generator=generator, dtype=dtype, device=device
@@ -75,10 +77,16 @@ class ModulusFeatures(nn.Module):
         """The features.
 
         Raises:
-            ValueError: if the images do not fit (`ComplexModulusStage`).
+            ValueError: if the images are of another size.
         """
+        if tuple(images.shape[1:]) != self.image:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; they must be (batch, "
+                f"{', '.join(map(str, self.image))}), for which this was made"
+            )
         pixels = images.flatten(1)
-        mean = pixels.mean(1)
-        deviation = (pixels - mean.unsqueeze(1)).norm(dim=1) / pixels.shape[1] ** 0.5
-        centred = images - mean[:, None, None, None]
-        return torch.cat([self.stages(centred).flatten(1), deviation.unsqueeze(1)], 1)
+        pixels = pixels - pixels.mean(1, keepdim=True)
+        factor = evening(pixels)  # so that no square overflows or vanishes
+        norm = (pixels * factor).norm(dim=1, keepdim=True) / factor
+        features = self.stages(pixels.view_as(images)).flatten(1)
+        return torch.cat([features, norm / pixels.shape[1] ** 0.5], 1)

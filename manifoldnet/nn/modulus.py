@@ -77,7 +77,12 @@ class ComplexModulusStage(nn.Module):
             ValueError: if the images have other channels, or a size that 2×2 patches do not tile
                 after the convolution.
         """
-        self.output_size(tuple(images.shape[-3:]))
+        if images.ndim != 4:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; it must be (batch, channels, height, "
+                "width): give a single one a batch of its own with images[None]"
+            )
+        self.output_size(tuple(images.shape[1:]))
         return averaged_modulus(nn.functional.conv2d(images, self.weight))
 
     def output_size(self, size: tuple[int, ...]) -> tuple[int, int, int]:
@@ -90,7 +95,7 @@ class ComplexModulusStage(nn.Module):
         if len(size) != 3 or size[0] != self.in_channels:
             raise ValueError(
                 f"images are {_by(size)}; this stage takes {self.in_channels} channels, as "
-                "(…, channels, height, width)"
+                "(batch, channels, height, width)"
             )
         for name, length in zip(("height", "width"), size[1:], strict=True):
             left = length - q + 1
@@ -115,8 +120,7 @@ def averaged_modulus(u: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():  # it fuses by itself
         a, b = u.chunk(2, dim=1)
-        known = a.ne(0) | b.ne(0)
-        return nn.functional.avg_pool2d(torch.hypot(torch.where(known, a, 1.0), b) * known, 2)
+        return nn.functional.avg_pool2d(_modulus(u) * (a.ne(0) | b.ne(0)), 2)
     # torch does not type `Function.apply`.
     result: Tensor = _AveragedModulus.apply(u)[0]  # type: ignore[no-untyped-call]
     return result
@@ -132,9 +136,8 @@ class _AveragedModulus(Function):
         mean = top[..., ::2] + top[..., 1::2]
         mean += bottom[..., ::2]
         mean += bottom[..., 1::2]
-        # Where r is 0, so are a and b: over the smallest number of the type they stay 0.
-        limits = torch.finfo(r.dtype)
-        return mean.mul_(0.25), r.clamp_min_(limits.tiny * limits.eps)
+        # Where r is 0, so are a and b: over a tiny number they stay 0.
+        return mean.mul_(0.25), r.clamp_min_(torch.finfo(r.dtype).tiny)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -144,10 +147,18 @@ class _AveragedModulus(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
         u, r = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants to differentiate this again, and r with it
+            r = _modulus(u)
         each = nn.functional.interpolate(gradient * 0.25, scale_factor=2, mode="nearest")
-        result: Tensor = u.unflatten(1, (2, -1)) / r.unsqueeze(1)
-        result *= each.unsqueeze(1)
+        unit = u.unflatten(1, (2, -1)) / r.unsqueeze(1)
+        result = unit * each.unsqueeze(1) if unit.requires_grad else unit.mul_(each.unsqueeze(1))
         return result.flatten(1, 2)
+
+
+def _modulus(u: Tensor) -> Tensor:
+    """√(a² + b²), and 1 where that is 0."""
+    a, b = u.chunk(2, dim=1)
+    return torch.hypot(torch.where(a.ne(0) | b.ne(0), a, 1.0), b)
 
 
 def _by(size: tuple[int, ...]) -> str:

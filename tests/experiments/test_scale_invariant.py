@@ -82,6 +82,16 @@ def test_every_stage_gives_a_score_per_class_and_a_mean_loss(method):
     assert torch.allclose(loss(scores, labels), each.mean())
 
 
+def test_all_stages_start_alike():
+    """Entries of the same size: with unit features, scores of order 1 before any scale."""
+    sizes = {}
+    for method in METHODS:
+        stage, _ = build_stage(StageConfig(method=method), 400, 10, seeded_generator(0, "start"))
+        matrix = stage.frame if method == "etf" else stage.weight
+        sizes[method] = matrix.detach().norm(dim=1).mean().item()
+    assert all(0.9 < size < 1.1 for size in sizes.values()), sizes
+
+
 def test_the_fixed_frame_is_a_simplex_and_is_not_trained():
     stage, _ = build_stage(StageConfig(method="etf"), 12, 5, seeded_generator(0, "start"))
     assert not list(stage.parameters())
@@ -207,6 +217,22 @@ def test_the_rescaled_stage_is_stable_at_every_rate(squares, h, spheres):
         assert epoch.overflow == ""
         assert epoch.norm_error < 1e-5
         assert 0 <= epoch.train_loss <= epoch.largest_loss <= 4
+
+
+def test_scores_that_overflow_on_other_images_are_a_divergence(squares):
+    run = Run(TINY, squares)
+    parts = make_parts(TINY, squares)
+    measured = run.train_pass(parts)
+    run.train_pass = lambda parts: (blow_up(run), measured)[1]
+    epoch = run.epoch(2, parts)
+    assert math.isnan(epoch.test_error)
+    assert "judged" in epoch.overflow
+
+
+def blow_up(run):
+    with torch.no_grad():
+        for weight in run.network[0].parameters():
+            weight.mul_(1e38)
 
 
 def test_what_overflowed_is_named(squares):

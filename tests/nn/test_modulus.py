@@ -79,6 +79,30 @@ def test_huge_and_tiny_moduli_are_right_and_have_gradients(dtype, size):
     assert u.grad.count_nonzero() == 2
 
 
+def test_a_black_patch_has_no_gradient_when_denormals_are_flushed():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush denormal numbers")
+    try:
+        u = torch.zeros(1, 4, 4, 4, requires_grad=True)
+        averaged_modulus(u).sum().backward()
+    finally:
+        torch.set_flush_denormal(False)
+    assert u.grad.eq(0).all()
+
+
+def test_its_second_derivatives_are_right():
+    u = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    u[0, :, 0, 0] = 0
+    u.requires_grad_()
+    away = u.detach().clone()
+    away[0, :, 0, 0] = 1.0
+    assert torch.autograd.gradgradcheck(averaged_modulus, (away.requires_grad_(),))
+    (once,) = torch.autograd.grad(averaged_modulus(u).sum(), u, create_graph=True)
+    once.square().sum().backward()
+    assert u.grad.isfinite().all()
+    assert u.grad.abs().max() < 1e-12  # the length of the gradient of |a + bi| is 1 everywhere
+
+
 def test_the_start_keeps_the_size_of_the_pixels_and_is_seeded():
     one, other = (
         ComplexModulusStage(8, 64, 3, generator=torch.Generator().manual_seed(5)) for _ in range(2)
@@ -110,6 +134,8 @@ def test_it_compiles_and_works_under_torch_func():
 )
 def test_images_that_it_cannot_tile_are_refused(size, message):
     stage = ComplexModulusStage(1, 2, 3)
+    with pytest.raises(ValueError, match=r"it must be \(batch, channels, height, width\)"):
+        stage(torch.zeros(*size))
     with pytest.raises(ValueError, match=message):
         stage(torch.zeros(2, *size))
     with pytest.raises(ValueError, match=message):
@@ -144,6 +170,15 @@ def test_features_are_homogeneous_and_do_not_see_brightness(case, exponent):
     assert torch.allclose(features(images + 0.7), result, atol=1e-12)
 
 
+@pytest.mark.parametrize("exponent", [-100, -60, 60, 100])
+def test_features_are_homogeneous_in_single_precision_too(exponent):
+    source = torch.Generator().manual_seed(0)
+    features = ModulusFeatures((1, 16, 16), (4, 6), (3, 2), generator=source)
+    images = torch.rand(3, 1, 16, 16, generator=source)
+    factor = torch.tensor(2.0).pow(exponent)
+    assert torch.equal(features(images * factor), features(images) * factor)
+
+
 def test_the_last_feature_is_the_standard_deviation_of_the_pixels():
     images = torch.rand(3, 3, 16, 16)
     result = ModulusFeatures((3, 16, 16), (4, 6), (3, 2))(images)
@@ -169,5 +204,7 @@ def test_images_that_do_not_fit_are_refused_before_training():
         ModulusFeatures((1, 16, 16), (4, 6), (3,))
     with pytest.raises(ValueError, match="one stage or more"):
         ModulusFeatures((1, 16, 16), (), ())
-    with pytest.raises(ValueError, match="this stage takes 1 channels"):
-        ModulusFeatures((1, 16, 16), (4, 6), (3, 2))(torch.zeros(2, 3, 16, 16))
+    features = ModulusFeatures((1, 16, 16), (4, 6), (3, 2))
+    for shape in ((2, 3, 16, 16), (2, 1, 20, 20), (1, 16, 16)):
+        with pytest.raises(ValueError, match=r"they must be \(batch, 1, 16, 16\)"):
+            features(torch.zeros(shape))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
@@ -283,8 +284,8 @@ def test_features_that_are_not_finite_are_refused_at_first_and_seen_later(value)
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
-        (torch.tensor([0, 3]), RuntimeError, "out of bounds"),
-        (torch.tensor([0, -1]), RuntimeError, "out of bounds"),
+        (torch.tensor([0, 3]), ValueError, r"the label at \(1,\) is 3; classes are 0 … 2"),
+        (torch.tensor([0, -1]), ValueError, r"the label at \(1,\) is -1; classes are 0 … 2"),
         (torch.tensor([0]), ValueError, r"labels must be int64 of shape \(2,\)"),
         (torch.tensor([0.0, 1.0]), ValueError, "not torch.float32"),
     ],
@@ -292,6 +293,35 @@ def test_features_that_are_not_finite_are_refused_at_first_and_seen_later(value)
 def test_labels_that_do_not_fit_are_refused(labels, error, message):
     with pytest.raises(error, match=message):
         SimplexLoss()(SimplexClassifier(5, 3)(torch.ones(2, 5)), labels)
+
+
+def test_scores_that_are_no_cosines_are_refused():
+    with pytest.raises(ValueError, match="the scores reach 3, so they are no cosines"):
+        SimplexLoss()(torch.tensor([[0.5, -3.0]]), torch.tensor([0]))
+
+
+def test_a_new_stage_works_without_numbers_to_look_at():
+    features = torch.randn(4, 5)
+    stage = SimplexClassifier(5, 3)
+    assert torch.func.vmap(stage)(features).shape == (4, 3)
+    with torch.device("meta"):
+        assert SimplexClassifier(5, 3)(torch.empty(2, 5)).shape == (2, 3)
+    stage = SimplexClassifier(5, 3)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert stage(torch.empty(2, 5)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("m", [2, 3, 5])
+def test_a_stage_made_without_memory_is_whole_once_it_is_loaded(m):
+    source = SimplexClassifier(5, 3, m)
+    with torch.device("meta"):
+        stage = SimplexClassifier(5, 3, m)
+    stage.to_empty(device="cpu")
+    mn.load_state_dict(stage, source.state_dict())
+    features = torch.randn(4, 5)
+    assert torch.equal(stage(features), source(features))
+    assert torch.equal(stage.targets, source.targets)
+    assert torch.equal(stage.half().float().targets, source.targets)
 
 
 def test_an_unknown_reduction_is_refused():

@@ -85,9 +85,12 @@ class Run:
         test_error, calibration = math.nan, {}
         if not measured["overflow"]:
             scores = self.scores(parts.judge, parts.size)
-            test_error = float((scores.argmax(1) != parts.judge.labels).double().mean())
-            if number == self.config.epochs and bool(scores.isfinite().all()):
-                calibration = _calibration(scores, parts.judge.labels)
+            if not scores.isfinite().all():
+                measured["overflow"] = "scores of the images that are judged"
+            else:
+                test_error = float((scores.argmax(1) != parts.judge.labels).double().mean())
+                if number == self.config.epochs:
+                    calibration = _calibration(scores, parts.judge.labels)
         return StageEpoch(
             epoch=number,
             lr=self.optimizer.param_groups[0]["lr"],

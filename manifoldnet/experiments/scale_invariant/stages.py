@@ -64,7 +64,8 @@ class CosineScores(nn.Module):
 
     def __init__(self, features: int, classes: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(classes, features).normal_(generator=generator))
+        start = torch.empty(classes, features).normal_(generator=generator)
+        self.weight = nn.Parameter(start.div_(features**0.5))
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def forward(self, features: Tensor) -> Tensor:
