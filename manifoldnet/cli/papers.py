@@ -9,7 +9,7 @@ from typing import Any
 
 from manifoldnet.cli.stages import add_stages, reproduce_figure
 from manifoldnet.cli.sweeping import add_work, run_sweep
-from manifoldnet.experiments.errors import ExperimentError
+from manifoldnet.experiments.errors import ConfigError, ExperimentError
 from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.segmentation.config import PRESETS, RATES, SegmentationConfig
 from manifoldnet.experiments.segmentation.config import configurations as scene_configurations
@@ -77,7 +77,7 @@ def _add_cells(experiments: Any, name: str, summary: str) -> None:
     command.add_argument(
         "--cells", nargs="+", metavar="NAME", help="these cells only; patterns work: 'arch1-*'"
     )
-    add_work(command, REPETITIONS, "runs of each cell")
+    add_work(command, None, f"runs of each cell ({REPETITIONS})")
 
 
 def _add_segnet(experiments: Any) -> None:
@@ -122,12 +122,16 @@ def _add_report(commands: Any) -> None:
 
 def _reproduce_cells(arguments: argparse.Namespace) -> None:
     if getattr(arguments, "paper", "symmetry") == "scale-invariant":
+        if arguments.cells:
+            raise ConfigError("--cells are of the symmetry paper: leave them out")
         arguments.out = None if arguments.out == _TABLE2_FOLDER else arguments.out
+        arguments.repetitions = arguments.repetitions or 1
         reproduce_figure(arguments)
         return
     own = EXPERIMENTS[arguments.experiment]
     cells = named(arguments.cells, own) if arguments.cells else own
-    runs = configurations(cells, arguments.repetitions)
+    repetitions = REPETITIONS if arguments.repetitions is None else arguments.repetitions
+    runs = configurations(cells, repetitions)
     from manifoldnet.experiments.classification.training import EXPERIMENT
 
     run_sweep(arguments, arguments.out, EXPERIMENT, runs, AXES, f"{len(cells)} cells")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from manifoldnet.cli.sweeping import add_work, run_sweep
 from manifoldnet.experiments.scale_invariant import grids
-from manifoldnet.experiments.scale_invariant.config import METHODS
+from manifoldnet.experiments.scale_invariant.config import METHODS, StageConfig
+from manifoldnet.experiments.scale_invariant.curves import Curve
 
 _FOLDER = Path("runs") / "scale-invariant"
 _SEEDS = 3
@@ -67,20 +69,21 @@ def reproduce_figure(arguments: argparse.Namespace) -> None:
 def _reproduce_stages(arguments: argparse.Namespace) -> None:
     architecture = "imagenet-smaller" if arguments.dataset == "imagenet10" else "smaller"
     short = grids.choice(arguments.dataset, architecture, arguments.methods)
+    _comparison(arguments, architecture, {})  # that all of it can be run is seen before any of it
     records = _run(arguments, f"choice-{arguments.dataset}", short, "short runs")
     picked = grids.chosen(records, arguments.methods)
     for method, curve in picked.items():
         print(f"{method}: {curve.label}")
-    runs = grids.comparison(
-        picked,
-        arguments.dataset,
-        architecture,
-        arguments.epochs,
-        arguments.repetitions,
-        arguments.train_size,
-    )
+    runs = _comparison(arguments, architecture, picked)
     size = "" if arguments.train_size is None else f"-{arguments.train_size}"
     _run(arguments, f"comparison-{arguments.dataset}{size}", runs, "the comparison")
+
+
+def _comparison(
+    arguments: argparse.Namespace, architecture: str, picked: Mapping[str, Curve]
+) -> list[StageConfig]:
+    sizes = arguments.epochs, arguments.repetitions, arguments.train_size
+    return grids.comparison(picked, arguments.dataset, architecture, *sizes)
 
 
 def _reproduce_noise(arguments: argparse.Namespace) -> None:

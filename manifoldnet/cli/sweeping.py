@@ -12,14 +12,14 @@ from typing import Any
 from manifoldnet.cli.options import add_data_dir, notice_of
 
 
-def add_work(command: argparse.ArgumentParser, repetitions: int, what: str) -> None:
+def add_work(command: argparse.ArgumentParser, repetitions: int | None, what: str) -> None:
     """Adds how many runs there are, and who does them."""
     command.add_argument(
         "--repetitions",
         type=int,
         default=repetitions,
         metavar="N",
-        help=f"{what} (%(default)s)",
+        help=what if repetitions is None else f"{what} (%(default)s)",
     )
     workers = command.add_mutually_exclusive_group()
     workers.add_argument(

@@ -9,10 +9,10 @@ import pytest
 
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError, RecordError, folder
-from manifoldnet.experiments.scale_invariant import grids, noise
+from manifoldnet.experiments.scale_invariant import grids
 from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.scale_invariant.curves import best, curves
-from manifoldnet.experiments.scale_invariant.report import to_csv, write_stage_report
+from manifoldnet.experiments.scale_invariant.report import Section, to_csv, write_stage_report
 from manifoldnet.experiments.scale_invariant.rows import StageEpoch, StageRecord, StageResult
 
 BINS = {"concentration": 4.0, "bin_count": (0, 4), "bin_right": (0, 3), "bin_sure": (0.0, 3.5)}
@@ -157,7 +157,8 @@ def test_the_best_is_that_of_the_lowest_final_error():
 
 
 def test_the_csv_has_a_row_per_epoch():
-    text = to_csv([rescaled(0.5, 0.25, lr=0.1, embedding_dim=32, seed=3), logistic(0.4, lr=0.01)])
+    runs = [rescaled(0.5, 0.25, lr=0.1, embedding_dim=32, seed=3), logistic(0.4, lr=0.01)]
+    text = to_csv([Section("figure5", "grid", runs)])
     rows = list(csv.DictReader(io.StringIO(text)))
     assert list(rows[0]) == [
         *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch", "test_error")
@@ -227,7 +228,7 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     assert "| wrong labels | 40 % | rescaled | h = 0.1 | 0.2000 | +0.1000 |" in lines
     assert "| rescaled | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
     assert "| logistic | 100 | 0.2000 | 2.5 | – | 3 | 0.12 | loss, minibatch 7 |" in lines
-    assert "| mnist, all training images, 3 epochs | logistic | 4 | 0.1250 |" in lines
+    assert "| mnist, smaller: all training images, 3 epochs | logistic | 4 | 0.1250 |" in lines
     assert "0.77" not in (some / "scale_invariant.csv").read_text()
     rows = list(csv.DictReader(io.StringIO((some / "label_noise.csv").read_text())))
     assert len(rows) == 6
@@ -253,17 +254,40 @@ def test_nothing_to_report(some, tmp_path):
         write_stage_report(tmp_path / "nowhere")
 
 
-def test_clean_runs_of_another_size_are_no_measure_for_corrupted_ones():
-    found = noise.by_setting(
-        [
-            logistic(0.5, wrong_labels=0.2, train_size=100),
-            logistic(0.4, train_size=100),
-            logistic(0.1, train_size=200),
-        ]
-    )
-    clean = found[noise.Setting("wrong labels", 0.0)]
-    assert [curve.score for curve in clean] == [0.4]
-    assert noise.by_setting([logistic(0.4)]) == {}
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ({"train_size": 200}, "train_size"),
+        ({"outliers": 0.1, "outlier_kind": "contrast", "train_size": 100}, "outlier_kind"),
+        ({"spheres": True, "train_size": 100}, "spheres"),
+    ],
+)
+def test_a_sweep_is_of_one_protocol(some, odd, message):
+    folder.keep(some / "label-noise", logistic(0.1, lr=0.1, **odd))
+    with pytest.raises(RecordError, match=f"label-noise are of more than one protocol .*{message}"):
+        write_stage_report(some)
+
+
+def test_two_figures_of_one_kind_stand_beside_each_other(some):
+    (some / "figure5-long" / "records").mkdir(parents=True)
+    for h in (0.1, 0.2):
+        folder.keep(some / "figure5-long", logistic(0.1, 0.1, 0.1, 0.1, lr=h, train_size=7))
+    report = write_stage_report(some)
+    names = [path.name for path in report.files]
+    assert {"scale_invariant_figure5.png", "scale_invariant_figure5-long.png"} < set(names)
+    assert len(set(names)) == len(names)
+    with (some / "scale_invariant.csv").open() as stream:
+        keys = [tuple(row.values())[:8] for row in csv.DictReader(stream)]
+    assert len(set(keys)) == len(keys)
+    assert {key[0] for key in keys} == {"5", "5-long", "comparison", "stability"}
+
+
+def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
+    (tmp_path / "label-noise" / "records").mkdir(parents=True)
+    folder.keep(tmp_path / "label-noise", logistic(0.3, lr=0.1, outliers=0.1))
+    text = write_stage_report(tmp_path).text
+    (line,) = (line for line in text.splitlines() if line.startswith("| outliers"))
+    assert line.split("|")[-2].strip() == "–"  # nothing to compare with
 
 
 # The commands
@@ -274,6 +298,7 @@ def test_clean_runs_of_another_size_are_no_measure_for_corrupted_ones():
     [
         (["figure5"], 10, "figure5"),
         (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 20, "figure3"),
+        (["figure3", "--paper", "scale-invariant"], 10, "figure3"),
         (["label-noise"], 60, "label-noise"),
     ],
 )
@@ -287,6 +312,21 @@ def test_the_commands_sweep_what_they_say(monkeypatch, arguments, runs, where, t
     assert folder_ == tmp_path / where
     assert len(configs) == runs
     assert all(config.validation_size == 0 for config in configs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stages", "--epochs", "0"], "epochs is 0"),
+        (["stages", "--repetitions", "0"], "repetitions is 0"),
+        (["stages", "--train-size", "-5"], "train_size is -5"),
+        (["figure3", "--paper", "scale-invariant", "--cells", "x"], "--cells are of the symmetry"),
+    ],
+)
+def test_nothing_is_swept_when_a_part_cannot_be(monkeypatch, capsys, arguments, message, tmp_path):
+    monkeypatch.setattr("manifoldnet.cli.stages.run_sweep", lambda *_, **__: pytest.fail("swept"))
+    assert cli.main(["reproduce", *arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_stages_are_compared_at_the_rates_of_their_short_runs(monkeypatch, capsys, tmp_path):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
+from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.scale_invariant.rows import StageRecord
 
 
@@ -15,16 +16,27 @@ class Curve:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-        method: a key of `METHODS`.
-        lr: h.
-        embedding_dim: m; None where it is the number of classes.
+        config: theirs, with seed 0.
         runs: in the order of their seeds, the diverged ones too.
     """
 
-    method: str
-    lr: float
-    embedding_dim: int | None
+    config: StageConfig
     runs: tuple[StageRecord, ...]
+
+    @property
+    def method(self) -> str:
+        """A key of `METHODS`."""
+        return self.config.method
+
+    @property
+    def lr(self) -> float:
+        """h."""
+        return self.runs[0].lr
+
+    @property
+    def embedding_dim(self) -> int | None:
+        """m; None where it is the number of classes."""
+        return self.config.embedding_dim
 
     @property
     def label(self) -> str:
@@ -68,18 +80,14 @@ class Curve:
 
 def curves(records: Iterable[StageRecord]) -> list[Curve]:
     """Groups runs; by method, then h, then m."""
-    groups: dict[tuple[str, float, int | None], list[StageRecord]] = {}
+    groups: dict[StageConfig, list[StageRecord]] = {}
     for record in records:
-        config = record.config
-        groups.setdefault((config.method, record.lr, config.embedding_dim), []).append(record)
-
-    def order(key: tuple[str, float, int | None]) -> tuple[str, float, int]:
-        return key[0], key[1], key[2] or 0
-
-    return [
-        Curve(*key, tuple(sorted(groups[key], key=lambda run: run.config.seed)))
-        for key in sorted(groups, key=order)
+        groups.setdefault(replace(record.config, seed=0), []).append(record)
+    found = [
+        Curve(config, tuple(sorted(runs, key=lambda run: run.config.seed)))
+        for config, runs in groups.items()
     ]
+    return sorted(found, key=lambda curve: (curve.method, curve.lr, curve.embedding_dim or 0))
 
 
 def best(candidates: Sequence[Curve], method: str) -> Curve | None:

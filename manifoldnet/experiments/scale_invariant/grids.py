@@ -196,22 +196,14 @@ def comparison(
     Raises:
         ConfigError: when there would be no runs.
     """
-    if repetitions < 1:
-        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
-    return [
-        StageConfig(
-            dataset=dataset,
-            architecture=architecture,
-            method=method,
-            lr=curve.lr,
-            embedding_dim=curve.embedding_dim,
-            epochs=epochs,
-            seed=seed,
-            train_size=train_size,
-        )
-        for seed in range(repetitions)
+    base = StageConfig(
+        dataset=dataset, architecture=architecture, epochs=epochs, train_size=train_size
+    )
+    chosen = [
+        replace(base, method=method, lr=curve.lr, embedding_dim=curve.embedding_dim)
         for method, curve in picked.items()
     ]
+    return repeated(chosen, repetitions)
 
 
 def noise(preset: str) -> list[StageConfig]:

@@ -34,33 +34,19 @@ Settings = dict[Setting, list[Curve]]
 
 
 def by_setting(records: Sequence[StageRecord]) -> Settings:
-    """Curves of the runs with corrupted data, and of those without that are otherwise the same.
-
-    Empty when nothing is corrupted.
-    """
-    odd = [r for r in records if r.config.wrong_labels or r.config.outliers]
-    if not odd:
-        return {}
-    alike = {_shape(record) for record in odd}
-    kinds = {"wrong labels" if r.config.wrong_labels else "outliers" for r in odd}
+    """Curves of the runs of a sweep over corrupted data; the clean ones belong to each kind."""
     groups: dict[Setting, list[StageRecord]] = {}
+    kinds = {kind for record in records for kind, share in _shares(record) if share}
     for record in records:
-        c = record.config
-        if _shape(record) not in alike:
-            continue
-        if c.wrong_labels:
-            groups.setdefault(Setting("wrong labels", c.wrong_labels), []).append(record)
-        elif c.outliers:
-            groups.setdefault(Setting("outliers", c.outliers), []).append(record)
-        else:
-            for kind in kinds:
-                groups.setdefault(Setting(kind, 0.0), []).append(record)
+        for kind, share in _shares(record):
+            clean = not any(share for _, share in _shares(record))
+            if kind in kinds and (share or clean):
+                groups.setdefault(Setting(kind, share), []).append(record)
     return {setting: curves(groups[setting]) for setting in sorted(groups)}
 
 
-def _shape(record: StageRecord) -> tuple[object, ...]:
-    config = record.config
-    return config.dataset, config.architecture, config.train_size, config.epochs
+def _shares(record: StageRecord) -> tuple[tuple[str, float], ...]:
+    return ("wrong labels", record.config.wrong_labels), ("outliers", record.config.outliers)
 
 
 def to_csv(found: Settings) -> str:
@@ -96,8 +82,9 @@ def blocks(found: Settings) -> Iterator[Block]:
     rows = []
     for setting, members in found.items():
         for method in COLOURS:
-            curve, clean = best(members, method), best(found[Setting(setting.kind, 0.0)], method)
-            if curve is None or clean is None:
+            curve = best(members, method)
+            clean = best(found.get(Setting(setting.kind, 0.0), ()), method)
+            if curve is None:
                 continue
             rows.append(
                 (
@@ -106,7 +93,7 @@ def blocks(found: Settings) -> Iterator[Block]:
                     method,
                     curve.label,
                     f"{curve.score:.4f}",
-                    f"{curve.score - clean.score:+.4f}",
+                    "–" if clean is None else f"{curve.score - clean.score:+.4f}",
                 )
             )
     header = ("training data", "share", "method", "best at", "test error", "lost")

@@ -11,8 +11,8 @@ them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from manifoldnet.experiments.scale_invariant import (
     reliability,
     stability,
 )
-from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.scale_invariant.curves import Curve, curves
 from manifoldnet.experiments.scale_invariant.grids import FIGURES
 from manifoldnet.experiments.scale_invariant.rows import SCALE_INVARIANT, StageRecord
@@ -62,26 +61,72 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    found = {r.config.identity(): r for place in sweeps(folder) for r in _read(place)}
-    tested = [record for record in found.values() if not record.config.validation_size]
+    found = {place.name: _read(place) for place in sweeps(folder)}
+    tested = {name: [r for r in found[name] if not r.config.validation_size] for name in found}
+    tested = {name: runs for name, runs in tested.items() if runs}
     if not tested:
         raise RecordError(
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
             f"figure5 --out {folder}"
         )
-    rates = set(grids.stability())
-    stable = [r for r in tested if replace(r.config, seed=0) in rates]
-    clean = [
-        r for r in tested if r not in stable and not (r.config.wrong_labels or r.config.outliers)
-    ]
-    corrupted = noise.by_setting(tested)
-    tables = {"scale_invariant.csv": to_csv([*clean, *stable])}
-    if corrupted:
-        tables["label_noise.csv"] = noise.to_csv(corrupted)
-    blocks = list(_blocks(tested[0].versions, clean, stable, corrupted))
+    parts = [_section(name, runs) for name, runs in tested.items()]
+    blocks = list(_blocks(parts))
     if (measured := costs.read(folder)) is not None:
         blocks += costs.blocks(measured)
+    tables = {"scale_invariant.csv": to_csv([part for part in parts if part.kind != "label noise"])}
+    for part in parts:
+        if part.kind == "label noise":
+            tables["label_noise.csv"] = noise.to_csv(noise.by_setting(part.runs))
     return publish(blocks, output, "scale_invariant", tables)
+
+
+@dataclass(frozen=True)
+class Section:
+    """The runs of a sweep.
+
+    Attributes:
+        name: of its folder.
+        kind: ``"label noise"``, ``"stability"``, ``"comparison"`` (each method at one rate) or
+            ``"grid"``.
+        runs: all of them, of one protocol.
+    """
+
+    name: str
+    kind: str
+    runs: list[StageRecord]
+
+    @property
+    def title(self) -> str:
+        """``mnist, smaller: 5,000 images, 6 epochs``."""
+        config = self.runs[0].config
+        images = (
+            "all training images" if config.train_size is None else f"{config.train_size:,} images"
+        )
+        return f"{config.dataset}, {config.architecture}: {images}, {config.epochs} epochs"
+
+
+def _section(name: str, runs: list[StageRecord]) -> Section:
+    free: dict[str, Any] = {"method": "logistic", "lr": 1.0, "embedding_dim": None, "seed": 0}
+    rates = set(grids.stability())
+    if any(r.config.wrong_labels or r.config.outliers for r in runs):
+        kind, free = "label noise", free | {"wrong_labels": 0.0, "outliers": 0.0}
+    elif all(replace(r.config, seed=0) in rates for r in runs):
+        kind, free = "stability", free | {"spheres": False}
+    else:
+        found = curves(runs)
+        kind = "comparison" if len({c.method for c in found}) == len(found) else "grid"
+    shared = {replace(r.config, **free): r for r in runs}
+    if len(shared) > 1:
+        one, other = list(shared)[:2]
+        raise RecordError(
+            f"the records of {name} are of more than one protocol ({one.differences(other)}): move "
+            "some of them to another folder"
+        )
+    if len({r.data for r in runs}) > 1:
+        raise RecordError(
+            f"the records of {name} are of different data: move some of them to another folder"
+        )
+    return Section(name, kind, runs)
 
 
 def sweeps(folder: Path) -> list[Path]:
@@ -91,96 +136,69 @@ def sweeps(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("*/records"))
 
 
-def to_csv(records: Sequence[StageRecord]) -> str:
+def to_csv(sections: Sequence[Section]) -> str:
     """One row per epoch, under `COLUMNS`; an error that is not known is empty."""
-    rows = []
-    for record in sorted(records, key=_order):
-        config = record.config
-        for epoch in record.epochs:
-            error = epoch.test_error
-            rows.append(
-                {
-                    "figure": _figure_of(config) or "",
-                    "dataset": config.dataset,
-                    "architecture": config.architecture,
-                    "method": config.method,
-                    "h": f"{record.lr:g}",
-                    "m": "" if config.embedding_dim is None else config.embedding_dim,
-                    "seed": config.seed,
-                    "epoch": epoch.epoch,
-                    "test_error": "" if math.isnan(error) else f"{error:.6g}",
-                }
-            )
-    return csv_text(COLUMNS, rows)
+    return csv_text(
+        COLUMNS,
+        [
+            {
+                "figure": section.name.removeprefix("figure"),
+                "dataset": record.config.dataset,
+                "architecture": record.config.architecture,
+                "method": record.config.method + ("-spheres" if record.config.spheres else ""),
+                "h": f"{record.lr:g}",
+                "m": "" if record.config.embedding_dim is None else record.config.embedding_dim,
+                "seed": record.config.seed,
+                "epoch": epoch.epoch,
+                "test_error": "" if math.isnan(epoch.test_error) else f"{epoch.test_error:.6g}",
+            }
+            for section in sections
+            for record in sorted(section.runs, key=lambda r: (r.config.label, r.config.seed))
+            for epoch in record.epochs
+        ],
+    )
 
 
 def _read(place: Path) -> list[StageRecord]:
     return list(folders.read_all(place, SCALE_INVARIANT, exact=False).values())
 
 
-def _order(record: StageRecord) -> tuple[Any, ...]:
-    return _setting(record.config), record.config.label, record.config.seed
-
-
-def _setting(config: StageConfig) -> tuple[str, ...]:
-    """What runs of one figure or comparison share."""
-    same = replace(config, method="logistic", lr=1.0, embedding_dim=None, seed=0)
-    return config.dataset, config.architecture, same.identity()
-
-
-def _figure_of(config: StageConfig) -> int | None:
+def _figure_of(section: Section) -> str:
+    config = section.runs[0].config
     for number, figure in FIGURES.items():
         if (figure.dataset, figure.architecture) == (config.dataset, config.architecture):
-            return number
-    return None
+            return f"Figure {number}: "
+    return ""
 
 
-def _settings(records: Sequence[StageRecord]) -> dict[tuple[str, ...], list[StageRecord]]:
-    groups: dict[tuple[str, ...], list[StageRecord]] = {}
-    for record in records:
-        groups.setdefault(_setting(record.config), []).append(record)
-    return dict(sorted(groups.items()))
-
-
-def _amount(config: StageConfig) -> str:
-    images = "all training images" if config.train_size is None else f"{config.train_size:,} images"
-    return f"{images}, {config.epochs} epochs"
-
-
-def _blocks(
-    versions: Mapping[str, str],
-    clean: Sequence[StageRecord],
-    stable: Sequence[StageRecord],
-    corrupted: noise.Settings,
-) -> Iterator[Block]:
+def _blocks(sections: Sequence[Section]) -> Iterator[Block]:
+    versions = sections[0].runs[0].versions
     yield Heading("Scale-invariant learning and convolutional networks", 1)
     yield Paragraph(
         "Errors are rates on the test images after the last epoch. A run diverged when a number in "
         "the network was not finite. "
         f"Made with {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}."
     )
-    comparisons = {}
-    for members in _settings(clean).values():
-        config = members[0].config
-        yield Heading(f"{config.dataset}, {config.architecture}: {_amount(config)}")
-        found = curves(members)
+    comparisons = [section for section in sections if section.kind == "comparison"]
+    for section in (*comparisons, *(s for s in sections if s.kind == "grid")):
+        found = curves(section.runs)
+        yield Heading(f"{section.name}: {section.title}")
         yield _table(found)
         yield from _differences(found)
-        number = _figure_of(config)
-        if len({curve.method for curve in found}) == len(found):
-            comparisons[f"{config.dataset}, {_amount(config)}"] = found
-        elif number is not None:  # a grid: several rates of a method
-            title = f"{FIGURES[number].title} ({_amount(config)})"
-            name = f"scale_invariant_figure{number}.png"
-            yield Picture(name, figures.draw(found, title), f"Figure {number}: {title}")
-    yield from reliability.blocks(comparisons)
-    if stable:
-        yield from stability.blocks(stable)
-    if corrupted:
-        yield Heading("Wrong labels and outliers")
-        yield from noise.blocks(corrupted)
-        text = "Test error against corrupted data"
-        yield Picture("label_noise.png", noise.draw(corrupted), text)
+        if section.kind == "grid":
+            title = _figure_of(section) + section.title
+            picture = figures.draw(found, title)
+            yield Picture(f"scale_invariant_{section.name}.png", picture, title)
+    yield from reliability.blocks({s.title: curves(s.runs) for s in comparisons})
+    for section in sections:
+        if section.kind == "stability":
+            yield from stability.blocks(section.runs)
+        if section.kind == "label noise":
+            corrupted = noise.by_setting(section.runs)
+            yield Heading(f"Wrong labels and outliers: {section.title}")
+            yield from noise.blocks(corrupted)
+            text = "Test error against corrupted data"
+            yield Picture("label_noise.png", noise.draw(corrupted), text)
 
 
 def _table(found: Sequence[Curve]) -> Table:
