@@ -263,7 +263,7 @@ def test_a_garbled_record_and_the_way_out_that_its_error_names(tiny, tmp_path):
     path.write_text(path.read_text()[:-20])
     message = refused(SMALL, tmp_path / "run", tiny, resume=True)
     assert "record.jsonl, line 3 is damaged" in message
-    assert "delete record.jsonl and use --resume" in message
+    assert "delete record.jsonl and go on with the run (--resume)" in message
     path.unlink()
     assert numbers(train(SMALL, tmp_path / "run", tiny, resume=True)) == numbers(whole)
 
