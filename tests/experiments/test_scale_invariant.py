@@ -117,7 +117,7 @@ def test_as_many_labels_are_wrong_as_was_asked_for(share, seed):
     assert int((clean.train.labels != noisy.train.labels).sum()) == round(72 * share)
     assert noisy.train.labels.min() >= 0
     assert noisy.train.labels.max() < 3
-    assert torch.equal(clean.judge.labels, noisy.judge.labels)  # never those that count
+    assert torch.equal(clean.test.labels, noisy.test.labels)  # never those that count
 
 
 def test_a_larger_share_of_wrong_labels_has_the_smaller_one_inside(squares):
@@ -144,13 +144,25 @@ def test_outliers_are_gross(squares, kind):
     assert torch.equal(clean.train.pixels, make_parts(StageConfig(), squares).train.pixels)
 
 
-def test_validation_images_take_the_place_of_the_test_images(squares):
+def test_validation_images_choose_and_test_images_judge_at_the_end(squares):
+    config = dataclasses.replace(TINY, train_size=40, validation_size=12, lr=0.1)
+    first, last = train_whole(EXPERIMENT, config, squares).epochs
+    assert math.isnan(first.test_error)
+    assert 0 <= last.test_error <= 1
+    assert all(0 <= epoch.validation_error <= 1 for epoch in (first, last))
+    assert sum(last.bin_count) == 9  # of the 18 test images
+    assert train_whole(EXPERIMENT, TINY, squares).epochs[0].validation_error is None
+
+
+def test_validation_images_are_no_others(squares):
     parts = make_parts(StageConfig(validation_size=12, train_size=40), squares)
-    assert (len(parts.train), len(parts.judge)) == (40, 12)
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (40, 12, 18)
     trained = {tuple(row) for row in parts.train.pixels.tolist()}
-    assert not trained & {tuple(row) for row in parts.judge.pixels.tolist()}
+    assert not trained & {tuple(row) for row in parts.validation.pixels.tolist()}
     assert not trained & {tuple(row) for row in squares.test_images.flatten(1).tolist()}
-    assert len(make_parts(StageConfig(), squares).judge) == 18
+    assert make_parts(StageConfig(), squares).validation is None
+    wrong = dataclasses.replace(StageConfig(validation_size=12, train_size=40), wrong_labels=1.0)
+    assert torch.equal(make_parts(wrong, squares).validation.labels, parts.validation.labels)
     with pytest.raises(ConfigError, match="does not leave room for 65 training and 12 validation"):
         make_parts(StageConfig(validation_size=12, train_size=65), squares)
 
@@ -226,7 +238,7 @@ def test_scores_that_overflow_on_other_images_are_a_divergence(squares):
     run.train_pass = lambda parts: (blow_up(run), measured)[1]
     epoch = run.epoch(2, parts)
     assert math.isnan(epoch.test_error)
-    assert "judged" in epoch.overflow
+    assert epoch.overflow == "scores of the test images"
 
 
 def blow_up(run):

@@ -71,7 +71,7 @@ def test_a_figure_has_every_rate_and_dimension():
     assert {(run.lr, run.embedding_dim) for run in own} == {
         (h, m) for h in amount.rates for m in amount.dimensions
     }
-    assert [run.lr for run in runs if run.method == "logistic"] == list(amount.logistic_rates)
+    assert [run.lr for run in runs if run.method == "logistic"] == list(amount.rates)
     assert {(run.dataset, run.architecture, run.train_size) for run in runs} == {
         ("mnist", "smaller", None)
     }
@@ -131,6 +131,30 @@ def test_corrupted_data_come_at_every_rate_for_both_methods():
     clean = [(r.method, r.lr, r.embedding_dim) for r in runs if not r.wrong_labels + r.outliers]
     odd = [(r.method, r.lr, r.embedding_dim) for r in runs if r.wrong_labels == 0.4]
     assert clean == odd
+    assert all(run.validation_size == grids.NOISE_VALIDATION for run in runs)
+
+
+def test_the_claim_is_run_with_more_seeds_at_the_chosen_rates():
+    runs = [
+        logistic(0.4, lr=0.1),
+        logistic(0.3, lr=0.3),
+        rescaled(0.2, lr=0.1),
+        logistic(0.1, lr=0.1, wrong_labels=0.4),
+        logistic(0.9, lr=0.3, wrong_labels=0.4),
+        rescaled(0.3, lr=0.3, wrong_labels=0.4),
+        rescaled(0.0, lr=0.7, wrong_labels=0.2),
+    ]
+    again = grids.noise_again(runs, 2)
+    assert [(r.method, r.lr, r.wrong_labels, r.seed) for r in again] == [
+        (method, lr, share, seed)
+        for seed in (0, 1)
+        for method, lr, share in (
+            ("rescaled", 0.1, 0.0),
+            ("logistic", 0.3, 0.0),
+            ("rescaled", 0.3, 0.4),
+            ("logistic", 0.1, 0.4),
+        )
+    ]
 
 
 # Curves
@@ -143,8 +167,26 @@ def test_a_curve_is_the_mean_over_seeds_and_ends_where_a_run_does():
     assert curve.errors()[0] == pytest.approx(0.5)
     assert math.isnan(curve.errors()[1])
     assert curve.diverged == 1
-    assert curve.score == math.inf
+    assert curve.score({0, 1}) == math.inf
+    assert curve.mean() == 0.2
     assert curve.final() == {1: 0.2}
+
+
+def test_validation_images_choose_where_there_are_some():
+    def judged(validation, test, **fields):
+        run = logistic(test, validation_size=9, **fields)
+        last = dataclasses.replace(run.epochs[-1], validation_error=validation)
+        return dataclasses.replace(run, epochs=(last,))
+
+    found = curves(
+        [
+            judged(0.2, 0.5, lr=0.1),
+            judged(0.3, 0.1, lr=1.0),
+            judged(0.01, 0.1, lr=1.0, seed=1),  # a seed that the other has not
+        ]
+    )
+    chosen = best(found, "logistic")
+    assert (chosen.lr, chosen.mean()) == (0.1, 0.5)
 
 
 def test_the_best_is_that_of_the_lowest_final_error():
@@ -191,8 +233,10 @@ def some(tmp_path):
             for share, bad, good in ((0.0, 0.1, 0.1), (0.4, 0.3, 0.2))
             for run in (
                 logistic(bad, lr=0.01, wrong_labels=share, train_size=100),
+                logistic(bad + 0.02, lr=0.01, wrong_labels=share, train_size=100, seed=1),
                 logistic(bad + 0.1, lr=0.1, wrong_labels=share, train_size=100),
                 rescaled(good, lr=0.1, wrong_labels=share, train_size=100),
+                rescaled(good + share / 10, lr=0.1, wrong_labels=share, train_size=100, seed=1),
             )
         ],
         "stability": [
@@ -224,14 +268,17 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     assert "| logistic | 1 | – | – | 0 | 1 |" in lines
     (difference,) = (line for line in lines if line.startswith("| rescaled − logistic"))
     assert difference.startswith("| rescaled − logistic | -0.0110 | -0.0135 to -0.0085 | 3 |")
-    assert "| wrong labels | 40 % | logistic | h = 0.01 | 0.3000 | +0.2000 |" in lines
-    assert "| wrong labels | 40 % | rescaled | h = 0.1 | 0.2000 | +0.1000 |" in lines
+    start = "| wrong labels | 40 % | "
+    assert start + "logistic | h = 0.01 | 2 | 0.3100 | +0.2000 | 2 | 0.25 | 0.5 |" in lines
+    assert start + "rescaled | h = 0.1 | 1 | 0.2200 | +0.1200 | 2 | 0.25 | 0.5 |" in lines
+    (apart,) = (line for line in lines if line.startswith(start + "-0.08"))
+    assert apart.endswith("| 2 |")
     assert "| rescaled | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
     assert "| logistic | 100 | 0.2000 | 2.5 | – | 3 | 0.12 | loss, minibatch 7 |" in lines
     assert "| mnist, smaller: all training images, 3 epochs | logistic | 4 | 0.1250 |" in lines
     assert "0.77" not in (some / "scale_invariant.csv").read_text()
     rows = list(csv.DictReader(io.StringIO((some / "label_noise.csv").read_text())))
-    assert len(rows) == 6
+    assert len(rows) == 10
     assert (rows[0]["kind"], rows[0]["share"], rows[0]["step_ratio"]) == (
         "wrong labels",
         "0",
@@ -287,7 +334,7 @@ def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
     folder.keep(tmp_path / "label-noise", logistic(0.3, lr=0.1, outliers=0.1))
     text = write_stage_report(tmp_path).text
     (line,) = (line for line in text.splitlines() if line.startswith("| outliers"))
-    assert line.split("|")[-2].strip() == "–"  # nothing to compare with
+    assert line.split("|")[7].strip() == "–"  # nothing to compare with
 
 
 # The commands
@@ -296,10 +343,9 @@ def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "runs", "where"),
     [
-        (["figure5"], 10, "figure5"),
-        (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 20, "figure3"),
-        (["figure3", "--paper", "scale-invariant"], 10, "figure3"),
-        (["label-noise"], 60, "label-noise"),
+        (["figure5"], 15, "figure5"),
+        (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 30, "figure3"),
+        (["figure3", "--paper", "scale-invariant"], 15, "figure3"),
     ],
 )
 def test_the_commands_sweep_what_they_say(monkeypatch, arguments, runs, where, tmp_path):

@@ -87,8 +87,8 @@ class StageConfig(Configuration):
         epochs: passes through the training images.
         seed: decides the start, the order of the images, the split, and what is corrupted.
         train_size: training images; None takes all that the validation images leave.
-        validation_size: images held out of the training set, on which errors are counted in place
-            of the test images; 0 uses the test images.
+        validation_size: images held out of the training set, with the labels that they came with;
+            a run that has some sees the test images after its last epoch only.
         wrong_labels: share of the training labels that are replaced by another class.
         outliers: share of the training images that are made outliers.
         outlier_kind: ``"noise"`` replaces them by uniform noise, ``"contrast"`` leaves them as they

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -71,11 +71,22 @@ class Curve:
             if run.result is not None and not run.result.diverged
         }
 
-    @property
-    def score(self) -> float:
-        """Mean final error; ∞ if any run diverged: a rate at which it may is no choice."""
+    def score(self, seeds: Collection[int]) -> float:
+        """Mean error after the last epoch of the runs with some seeds, by which rates are chosen.
+
+        On the validation images, if the runs have some. ∞ if any run diverged: a rate at which it
+        may is no choice.
+        """
+        if self.diverged:
+            return math.inf
+        last = [run.epochs[-1] for run in self.runs if run.config.seed in seeds and run.result]
+        known = [e.test_error if e.validation_error is None else e.validation_error for e in last]
+        return fmean(known) if known else math.inf
+
+    def mean(self) -> float:
+        """Mean test error of the runs that finished; NaN if none did."""
         final = self.final()
-        return fmean(final.values()) if final and not self.diverged else math.inf
+        return fmean(final.values()) if final else math.nan
 
 
 def curves(records: Iterable[StageRecord]) -> list[Curve]:
@@ -91,6 +102,11 @@ def curves(records: Iterable[StageRecord]) -> list[Curve]:
 
 
 def best(candidates: Sequence[Curve], method: str) -> Curve | None:
-    """The curve of a method with the lowest mean final error, of equals the smaller h; or None."""
-    own = [c for c in candidates if c.method == method and c.score < math.inf]
-    return min(own, key=lambda curve: curve.score, default=None)
+    """The curve of a method with the lowest score over the seeds that all of them have.
+
+    Of equals the one with the smaller h; None if every one diverged.
+    """
+    own = [c for c in candidates if c.method == method]
+    seeds = set.intersection(*({run.config.seed for run in c.runs} for c in own)) if own else set()
+    own = [c for c in own if c.score(seeds) < math.inf]
+    return min(own, key=lambda curve: curve.score(seeds), default=None)

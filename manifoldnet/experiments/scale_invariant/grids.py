@@ -57,15 +57,13 @@ class Preset:
     Attributes:
         epochs: of a figure's runs.
         train_size: images of a figure's runs; None takes all.
-        rates: h of ``"rescaled"``.
-        logistic_rates: h of the methods with a softmax.
+        rates: h, the same for every method.
         dimensions: m of ``"rescaled"``.
     """
 
     epochs: int
     train_size: int | None
     rates: tuple[float, ...]
-    logistic_rates: tuple[float, ...]
     dimensions: tuple[int, ...]
 
 
@@ -74,15 +72,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "paper": Preset(
             epochs=100,
             train_size=None,
-            rates=(0.01, 0.03, 0.1, 0.3, 1.0),
-            logistic_rates=(0.001, 0.003, 0.01, 0.03, 0.1),
-            dimensions=(10, 32, 128, 512),
+            rates=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+            dimensions=(10, 32, 128),
         ),
         "cpu": Preset(
             epochs=6,
             train_size=5000,
-            rates=(0.03, 0.1, 0.3),
-            logistic_rates=(0.003, 0.01, 0.03, 0.1),
+            rates=(0.01, 0.03, 0.1, 0.3, 1.0),
             dimensions=(10, 128),
         ),
     }
@@ -122,7 +118,7 @@ def grid(base: StageConfig, methods: Sequence[str], amount: Preset) -> list[Stag
                 for h, m in product(amount.rates, amount.dimensions)
             ]
         else:
-            runs += [replace(base, method=method, lr=h) for h in amount.logistic_rates]
+            runs += [replace(base, method=method, lr=h) for h in amount.rates]
     return runs
 
 
@@ -145,6 +141,12 @@ SHARES = (0.0, 0.2, 0.4, 0.6)
 
 OUTLIERS = (0.1, 0.3)
 """Shares of training images that are gross outliers."""
+
+CLAIMED = 0.4
+"""The share of wrong labels that is run with several seeds."""
+
+NOISE_VALIDATION = 2000
+"""Images with right labels by which rates are chosen when the training data are corrupted."""
 
 
 def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]:
@@ -214,9 +216,22 @@ def noise(preset: str) -> list[StageConfig]:
         architecture="smaller",
         epochs=min(amount.epochs, 10),
         train_size=amount.train_size,
+        validation_size=NOISE_VALIDATION,
     )
     settings = [replace(base, wrong_labels=share) for share in SHARES]
     settings += [replace(base, outliers=share) for share in OUTLIERS]
     return [
         config for setting in settings for config in grid(setting, ("rescaled", "logistic"), amount)
     ]
+
+
+def noise_again(records: Sequence[StageRecord], repetitions: int) -> list[StageConfig]:
+    """What `noise` chose on clean training data and on `CLAIMED` wrong labels, with more seeds."""
+    settings = [
+        [r for r in records if r.config.wrong_labels == share and not r.config.outliers]
+        for share in (0.0, CLAIMED)
+    ]
+    picked = [
+        best(curves(runs), method) for runs in settings for method in ("rescaled", "logistic")
+    ]
+    return repeated([curve.config for curve in picked if curve is not None], repetitions)

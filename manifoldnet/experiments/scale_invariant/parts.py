@@ -19,13 +19,15 @@ class Parts:
     Attributes:
         train: images to train on.
         gain: by what each of them is multiplied.
-        judge: images on which errors are counted.
+        validation: images that choose; None without any.
+        test: images that judge.
         size: channels, height and width.
     """
 
     train: Images
     gain: Tensor
-    judge: Images
+    validation: Images | None
+    test: Images
     size: tuple[int, ...]
 
     def batch(self, rows: Tensor) -> Tensor:
@@ -58,13 +60,15 @@ def make_parts(config: StageConfig, data: Dataset) -> Parts:
     chosen = order[held_out : held_out + count]
     pixels = data.train_images.flatten(1)
     train_pixels, labels = pixels[chosen], data.train_labels[chosen]
-    judge = Images(data.test_images.flatten(1), data.test_labels, data.white)
+    test = Images(data.test_images.flatten(1), data.test_labels, data.white)
+    validation = None
     if held_out:
-        judge = Images(pixels[order[:held_out]], data.train_labels[order[:held_out]], data.white)
+        rows = order[:held_out]
+        validation = Images(pixels[rows], data.train_labels[rows], data.white)
     labels = _with_wrong_labels(labels, len(data.classes), config)
     train_pixels, gain = _with_outliers(train_pixels, data.white, config)
     size = tuple(data.train_images.shape[1:])
-    return Parts(Images(train_pixels, labels, data.white), gain, judge, size)
+    return Parts(Images(train_pixels, labels, data.white), gain, validation, test, size)
 
 
 def _with_wrong_labels(labels: Tensor, classes: int, config: StageConfig) -> Tensor:

@@ -62,14 +62,13 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     folder = Path(folder)
     output = folder if output is None else Path(output)
     found = {place.name: _read(place) for place in sweeps(folder)}
-    tested = {name: [r for r in found[name] if not r.config.validation_size] for name in found}
-    tested = {name: runs for name, runs in tested.items() if runs}
-    if not tested:
+    sections = [_section(name, runs) for name, runs in found.items() if runs]
+    parts = [section for section in sections if section.kind != "choice"]
+    if not parts:
         raise RecordError(
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
             f"figure5 --out {folder}"
         )
-    parts = [_section(name, runs) for name, runs in tested.items()]
     blocks = list(_blocks(parts))
     if (measured := costs.read(folder)) is not None:
         blocks += costs.blocks(measured)
@@ -86,8 +85,8 @@ class Section:
 
     Attributes:
         name: of its folder.
-        kind: ``"label noise"``, ``"stability"``, ``"comparison"`` (each method at one rate) or
-            ``"grid"``.
+        kind: ``"label noise"``, ``"stability"``, ``"choice"`` (judged by validation images),
+            ``"comparison"`` (each method at one rate) or ``"grid"``.
         runs: all of them, of one protocol.
     """
 
@@ -112,6 +111,8 @@ def _section(name: str, runs: list[StageRecord]) -> Section:
         kind, free = "label noise", free | {"wrong_labels": 0.0, "outliers": 0.0}
     elif all(replace(r.config, seed=0) in rates for r in runs):
         kind, free = "stability", free | {"spheres": False}
+    elif runs[0].config.validation_size:
+        kind = "choice"
     else:
         found = curves(runs)
         kind = "comparison" if len({c.method for c in found}) == len(found) else "grid"

@@ -14,8 +14,8 @@ class StageEpoch(EpochRow):
 
     Attributes:
         train_error: on the training images as they came up, with the labels that they came with.
-        test_error: after the epoch, on the test images, or on the validation images if the run has
-            some.
+        validation_error: after the epoch, if the run has validation images.
+        test_error: after the epoch; NaN before the last one if the run has validation images.
         gradient_norm: Euclidean norm of the gradient of all weights, mean over steps.
         largest_gradient_norm: the largest over steps.
         step_ratio: ‖ΔA‖/‖A‖ of the stage's matrix, mean over steps; 0 if it has none to train.
@@ -25,9 +25,9 @@ class StageEpoch(EpochRow):
         largest_weight: the largest entry of the kernels, in modulus, after the epoch.
         overflow: what was first seen to hold a number that is not finite, and in which minibatch;
             empty when all was finite.
-        concentration: κ of the `Confidence` in the scores, fitted on every other judged image;
+        concentration: κ of the `Confidence` in the scores, fitted on every other test image;
             only after the last epoch of a run, as the following.
-        bin_count: of the other judged images, how many have a confidence in each of the bins of
+        bin_count: of the other test images, how many have a confidence in each of the bins of
             equal width over [0, 1].
         bin_right: how many of these are right.
         bin_sure: the sum of their confidences.
@@ -43,6 +43,7 @@ class StageEpoch(EpochRow):
     norm_error: float
     largest_weight: float
     overflow: str = ""
+    validation_error: float | None = None
     concentration: float | None = None
     bin_count: tuple[int, ...] = ()
     bin_right: tuple[int, ...] = ()

@@ -82,21 +82,25 @@ class Run:
         began = time.perf_counter()
         measured = self.train_pass(parts)
         trained = time.perf_counter()
-        test_error, calibration = math.nan, {}
-        if not measured["overflow"]:
-            scores = self.scores(parts.judge, parts.size)
+        last = number == self.config.epochs
+        judged = [("validation", parts.validation)] if parts.validation is not None else []
+        if last or not judged:
+            judged.append(("test", parts.test))
+        for name, images in judged:
+            if measured["overflow"]:
+                break
+            scores = self.scores(images, parts.size)
             if not scores.isfinite().all():
-                measured["overflow"] = "scores of the images that are judged"
-            else:
-                test_error = float((scores.argmax(1) != parts.judge.labels).double().mean())
-                if number == self.config.epochs:
-                    calibration = _calibration(scores, parts.judge.labels)
+                measured["overflow"] = f"scores of the {name} images"
+                break
+            wrong = scores.argmax(1) != images.labels
+            measured[f"{name}_error"] = float(wrong.double().mean())
+            if last and name == "test":
+                measured |= _calibration(scores, images.labels)
         return StageEpoch(
             epoch=number,
             lr=self.optimizer.param_groups[0]["lr"],
-            **measured,
-            test_error=test_error,
-            **calibration,
+            **({"test_error": math.nan} | measured),
             violation=max(map(float, mn.violations(self.network).values()), default=0.0),
             train_seconds=trained - began,
             seconds=time.perf_counter() - began,
