@@ -7,28 +7,25 @@ stage gives. Multiplying x, or A, by α > 0 changes nothing ("any nonzero number
 turns z around and changes the class). So A has a length that means nothing; it is kept on the
 sphere ‖A‖_F = √m, and a learning rate is what it says: the step over the length.
 
-Every norm is taken of numbers divided by the largest of them first (by a power of two, which is
-exact), so that neither huge nor tiny features overflow or vanish. Features that are all zero have
-no direction: z = 0 for them, all cosines are 0, their loss is 2 and their gradient 0.
+Neither huge nor tiny features overflow or vanish (`manifoldnet.nn.direction`). Features that are
+all zero have no direction: z = 0 for them, all cosines are 0, their loss is 2 and their gradient 0.
 
 Source: [tygert2015scale], Sections 3 and 4, appendices A and B.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from manifoldnet.geometry import Retraction, Sphere
+from manifoldnet.nn.direction import direction, evened
 from manifoldnet.nn.simplex import Simplex, check_simplex, simplex_targets
 from manifoldnet.parameter import ManifoldParameter
 
-__all__ = ["SimplexClassifier", "SimplexLoss", "direction"]
-
-_HALF = (torch.float16, torch.bfloat16)
+__all__ = ["SimplexClassifier", "SimplexLoss"]
 
 
 @final
@@ -111,7 +108,7 @@ class SimplexClassifier(nn.Module):
         if not self._checked and not torch.compiler.is_compiling():
             _check_finite(features)
             self._checked = True
-        return direction(nn.functional.linear(_evened(features), self.weight))
+        return direction(nn.functional.linear(evened(features), self.weight))
 
     def forward(self, features: Tensor) -> Tensor:
         """The cosines z·t_1 … z·t_k; the largest is that of the nearest target.
@@ -188,19 +185,6 @@ class SimplexLoss(nn.Module):
         return f"reduction={self.reduction!r}"
 
 
-def direction(y: Tensor) -> Tensor:
-    """y/‖y‖ along the last dimension, of any finite y: 0 (and of zero gradient) where y is 0.
-
-    `torch.nn.functional.normalize` squares first, which overflows to a silent 0 for large y and
-    shortens small ones.
-    """
-    y = _evened(y)
-    y = y.float() if y.dtype in _HALF else y
-    known = y.detach().ne(0).any(-1, keepdim=True)
-    length = torch.where(known, y, 1.0).norm(dim=-1, keepdim=True)
-    return torch.where(known, y / length, 0.0)
-
-
 def _check_finite(features: Tensor) -> None:
     odd = ~features.detach().isfinite()
     if _known(odd.any()):
@@ -232,18 +216,3 @@ def _known(condition: Tensor) -> bool:
         return bool(condition)
     except RuntimeError:
         return False
-
-
-def evening(x: Tensor) -> Tensor:
-    """One over the power of two next to the largest entry along the last dimension."""
-    largest = x.detach().abs().amax(-1, keepdim=True)
-    _, exponent = torch.frexp(largest)
-    # Within the normal numbers of the type: 2^±bound is exact, and neither 0 nor ∞. Not ldexp of x,
-    # whose gradient is 0 for negative exponents (torch 2.13).
-    bound = -round(math.log2(torch.finfo(x.dtype).tiny))
-    return torch.ldexp(torch.ones_like(largest), -exponent.clamp(-bound, bound))
-
-
-def _evened(x: Tensor) -> Tensor:
-    """x times `evening`, a factor that what follows ignores."""
-    return x * evening(x)

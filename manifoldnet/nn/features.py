@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.nn.classifier import evening
+from manifoldnet.nn.direction import evening
 from manifoldnet.nn.modulus import ComplexModulusStage
 
 __all__ = ["ModulusFeatures"]

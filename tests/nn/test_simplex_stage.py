@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet.nn import SimplexClassifier, SimplexLoss, simplex_targets
-from manifoldnet.nn.classifier import direction
+from manifoldnet.nn.direction import direction
 
 SIMPLICES = st.sampled_from(["regular", "standard"])
 seeds = st.integers(0, 2**32 - 1)

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.nn import SimplexClassifier, SimplexLoss, simplex_targets
-from manifoldnet.nn.classifier import direction
+from manifoldnet.nn.direction import direction
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _SMOOTHING = 0.1
