@@ -28,6 +28,14 @@ def test_ratios_are_those_to_logistic_regression_within_a_turn():
     assert "| logistic | 125.0 | 1.000 | 1.000 to 1.000 | 2 |" in lines
 
 
+def test_neighbouring_steps_are_one_measurement():
+    slow = {step: 0.2 if step <= 10 else 0.4 for step in range(1, 31)}
+    found = costs.blocks({("etf", ""): slow, ("logistic", ""): dict.fromkeys(range(1, 31), 0.1)})
+    (row, _) = list(found)[-1].rows
+    assert row[2] == f"{2 ** (5 / 3):.3f}"
+    assert row[-1] == "3"
+
+
 def test_nothing_measured_is_no_error(tmp_path):
     assert costs.read(tmp_path) is None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from manifoldnet.experiments.document import Block, Heading, Paragraph, Table
 from manifoldnet.experiments.errors import RecordError
@@ -18,6 +18,7 @@ from manifoldnet.experiments.statistics import paired
 NAME = "stage_cost.csv"
 COLUMNS = ("method", "m", "step", "seconds")
 BASE = ("logistic", "")
+_BLOCK = 10
 
 Costs = Mapping[tuple[str, str], Mapping[int, float]]
 """Seconds by stage (method, m) and step."""
@@ -64,11 +65,12 @@ def blocks(costs: Costs) -> Iterator[Block]:
     yield Heading("What a training step costs")
     yield Paragraph(
         "Smaller MNIST network, minibatches of 100, one thread, stages in turn. The ratio is the "
-        "geometric mean over steps, with its 95 % interval."
+        f"geometric mean over blocks of {_BLOCK} steps (neighbours are alike), with its 95 % "
+        "interval."
     )
     rows = []
     for (method, m), times in costs.items():
-        ratio = paired(*({n: math.log(s) for n, s in t.items()} for t in (times, costs[BASE])))
+        ratio = paired(_logarithms(times), _logarithms(costs[BASE]))
         rows.append(
             (
                 method + (f", m = {m}" if m else ""),
@@ -78,5 +80,14 @@ def blocks(costs: Costs) -> Iterator[Block]:
                 str(ratio.n),
             )
         )
-    header = ("stage", "ms/step (median)", "ratio to logistic", "95 % interval", "steps")
+    header = ("stage", "ms/step (median)", "ratio to logistic", "95 % interval", "blocks")
     yield Table(header, tuple(rows))
+
+
+def _logarithms(times: Mapping[int, float]) -> dict[int, float]:
+    """Of the seconds, averaged over each block of steps; of each step where there are few."""
+    size = _BLOCK if len(times) >= 2 * _BLOCK else 1
+    blocks: dict[int, list[float]] = {}
+    for number, seconds in times.items():
+        blocks.setdefault((number - 1) // size, []).append(math.log(seconds))
+    return {block: fmean(values) for block, values in blocks.items()}
