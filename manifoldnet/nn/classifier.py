@@ -116,7 +116,10 @@ class SimplexClassifier(nn.Module):
         In float32 for half-precision features, under autocast too: the loss is a difference of
         numbers near 1.
         """
-        z = self.embed(features)
+        return self.cosines(self.embed(features))
+
+    def cosines(self, z: Tensor) -> Tensor:
+        """What `forward` gives, of what `embed` gives."""
         k = self.num_classes
         if self.embedding_dim < k:
             return (z.unsqueeze(-2) * self.targets).sum(-1)

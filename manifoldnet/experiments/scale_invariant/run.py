@@ -27,7 +27,7 @@ from manifoldnet.experiments.scale_invariant.parts import Parts, make_parts
 from manifoldnet.experiments.scale_invariant.rows import SCALE_INVARIANT, StageEpoch, StageResult
 from manifoldnet.experiments.scale_invariant.stages import build_stage
 from manifoldnet.experiments.scale_invariant.watch import Watch
-from manifoldnet.nn import Confidence, ModulusFeatures
+from manifoldnet.nn import Confidence, ModulusFeatures, SimplexClassifier
 
 _EVALUATION_BATCH = 200
 _BINS = 15
@@ -119,9 +119,14 @@ class Run:
             labels = parts.train.labels[rows]
             self.optimizer.zero_grad()
             x = features(parts.batch(rows))
-            scores = stage(x)
+            z: Tensor | None = None
+            if isinstance(stage, SimplexClassifier):
+                z = stage.embed(x)
+                scores = stage.cosines(z)
+            else:
+                scores = stage(x)
             loss = self.loss(scores, labels)
-            if not watch.answered(x, scores, labels, loss):
+            if not watch.answered(x, z, scores, labels, loss):
                 break
             loss.backward()
             if not watch.differentiated():

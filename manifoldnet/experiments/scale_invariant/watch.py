@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.nn import SimplexClassifier
-
 
 class Watch:
     """Follows the steps of an epoch. Each method says whether what it has seen is finite.
@@ -20,7 +18,7 @@ class Watch:
     """
 
     def __init__(self, stage: nn.Module, others: list[nn.Parameter]) -> None:
-        self._stage, self._others = stage, others
+        self._others = others
         self._weights = [*others, *stage.parameters()]
         self._matrix: Tensor | None = getattr(stage, "weight", None)
         self._before: Tensor | None = None
@@ -32,29 +30,30 @@ class Watch:
         self._norm_error = 0.0
         self._overflow = ""
 
-    def answered(self, features: Tensor, scores: Tensor, labels: Tensor, loss: Tensor) -> bool:
-        """After a minibatch went through the network."""
+    def answered(
+        self, features: Tensor, z: Tensor | None, scores: Tensor, labels: Tensor, loss: Tensor
+    ) -> bool:
+        """After a minibatch went through the network; ``z`` are its directions, if there are."""
         self._losses.append(loss.item())
         self._counts.append(len(labels))
         self._wrong += int((scores.detach().argmax(1) != labels).sum())
-        if isinstance(self._stage, SimplexClassifier) and bool(features.isfinite().all()):
-            with torch.no_grad():
-                z = self._stage.embed(features).double()
-            self._norm_error = max(self._norm_error, float((z.norm(dim=1) - 1).abs().max()))
+        if z is not None:
+            off = (z.detach().norm(dim=1) - 1).abs()
+            self._norm_error = max(self._norm_error, off.max().item())
         return self._finite("features", features) and self._finite("loss", scores, loss)
 
     def differentiated(self) -> bool:
         """After the gradient was computed, before the step."""
         gradients = [w.grad for w in self._weights if w.grad is not None]
-        self._norms.append(float(torch.stack([g.double().norm() for g in gradients]).norm()))
+        self._norms.append(torch.stack([_norm(g) for g in gradients]).norm().item())
         self._before = None if self._matrix is None else self._matrix.detach().clone()
         return self._finite("gradients", *gradients)
 
     def stepped(self) -> bool:
         """After the step."""
         if self._matrix is not None and self._before is not None:
-            moved = (self._matrix.detach() - self._before).double().norm()
-            self._ratios.append(float(moved / self._before.double().norm()))
+            moved = _norm(self._matrix.detach() - self._before)
+            self._ratios.append((moved / _norm(self._before)).item())
         return self._finite("weights", *self._weights)
 
     def row(self) -> dict[str, Any]:
@@ -79,3 +78,7 @@ class Watch:
         if not all(bool(t.detach().isfinite().all()) for t in tensors):
             self._overflow = f"{where}, minibatch {len(self._losses)}"
         return not self._overflow
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=torch.float64)  # float32 would overflow first
