@@ -46,7 +46,7 @@ class Curve:
 
     @property
     def diverged(self) -> int:
-        """How many runs ended with a loss that is not finite."""
+        """How many runs ended with a number that is not finite."""
         return sum(run.result is not None and run.result.diverged for run in self.runs)
 
     def errors(self) -> list[float]:

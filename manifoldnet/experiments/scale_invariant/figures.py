@@ -64,7 +64,8 @@ def draw(found: Sequence[Curve], title: str) -> bytes:
     panels[0].set_ylim(0, min(100, 1.05 * max(errors, default=100)))
     panels[0].set_ylabel("test error (%)", color=INK)
     figure.supxlabel(
-        "a line ends where a loss was not finite; best: lowest mean error after the last epoch",
+        "a line ends where a number in the network was not finite; best: lowest mean error after "
+        "the last epoch",
         fontsize=8,
         color=MUTED,
     )

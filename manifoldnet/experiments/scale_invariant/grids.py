@@ -1,9 +1,9 @@
 """Which runs make a figure, a choice of rates, a comparison, a test of robustness.
 
     figure      every rate h and dimension m on the test images, as the paper draws them
-    choice      the same grid on short runs, judged by validation images
+    choice      a grid of short runs, judged by validation images
     comparison  each method at its choice, on all images, three seeds
-    noise       wrong labels and outliers, each method at every h
+    noise       wrong labels and outliers, each method at every h; validation images choose
     stability   one pass at every power of ten
 
 The paper does not give its h and m. A preset says how much of all this is run: ``"paper"`` all
@@ -201,11 +201,11 @@ def comparison(
     base = StageConfig(
         dataset=dataset, architecture=architecture, epochs=epochs, train_size=train_size
     )
-    chosen = [
+    runs = [
         replace(base, method=method, lr=curve.lr, embedding_dim=curve.embedding_dim)
         for method, curve in picked.items()
     ]
-    return repeated(chosen, repetitions)
+    return repeated(runs, repetitions)
 
 
 def noise(preset: str) -> list[StageConfig]:

@@ -4,7 +4,7 @@ Section 6 of [badrinarayanan2015symmetry] says little: the CamVid training set o
 epochs, SGD with the unit-norm update. What it leaves open follows [badrinarayanan2017segnet]
 (momentum 0.9, one setting for all layers), or is a field with a default that validation images
 chose: with the full class weights of that paper and images as they are, the small networks of the
-`cpu` preset call everything a pedestrian or a sign.
+`cpu` preset call many times too many pixels signs and pedestrians.
 """
 
 from __future__ import annotations

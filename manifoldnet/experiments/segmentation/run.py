@@ -1,8 +1,8 @@
 """SegNet under training, for the training loop (`manifoldnet.experiments.loop`).
 
 The loss is the class-balanced cross-entropy; void pixels have no part in it. Images are scaled to
-[0, 1] and nothing else is done to them: the first batch normalization centres what comes of them.
-The network is on the GPU if torch sees one, images and masks come to it minibatch by minibatch.
+[0, 1]; whether they are standardized then, the network knows. It is on the GPU if torch sees one,
+and images and masks come to it minibatch by minibatch.
 """
 
 from __future__ import annotations
@@ -42,14 +42,13 @@ class Run:
     Args:
         config: what is trained.
         data: decides how many classes there are, and what they weigh.
-
     """
 
     def __init__(self, config: SegmentationConfig, data: Scenes) -> None:
         assert config.lr is not None  # SegmentationConfig sees to it
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # torch types no overload of `to` with a memory format alone.
+        # torch types no overload of a module's `to` with a memory format.
         self.network = SegNet(
             len(data.classes),
             width=config.filters,
