@@ -1,6 +1,6 @@
 """The command line of a measurement: times something by turns, and writes one file.
 
-python -m <module> --out DIR [--<units> N] [--data-dir DIR] [--quiet]
+`python -m <module> --out DIR` and how many units to time, `--data-dir` and `--quiet`.
 """
 
 from __future__ import annotations
