@@ -10,7 +10,7 @@ from typing import Any
 from manifoldnet.cli.sweeping import add_work, run_sweep
 from manifoldnet.experiments.scale_invariant import grids
 from manifoldnet.experiments.scale_invariant.config import METHODS, StageConfig
-from manifoldnet.experiments.scale_invariant.curves import Curve
+from manifoldnet.experiments.scale_invariant.curves import Curve, curves
 
 _FOLDER = Path("runs") / "scale-invariant"
 _SEEDS = 3
@@ -73,7 +73,8 @@ def _reproduce_stages(arguments: argparse.Namespace) -> None:
     records = _run(arguments, f"choice-{arguments.dataset}", short, "short runs")
     picked = grids.chosen(records, arguments.methods)
     for method, curve in picked.items():
-        print(f"{method}: {curve.label}")
+        edge = grids.at_edge(curve, curves(records))
+        print(f"{method}: {curve.label}" + (" (the edge of the grid)" if edge else ""))
     runs = _comparison(arguments, architecture, picked)
     size = "" if arguments.train_size is None else f"-{arguments.train_size}"
     _run(arguments, f"comparison-{arguments.dataset}{size}", runs, "the comparison")

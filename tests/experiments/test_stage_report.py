@@ -18,7 +18,7 @@ from manifoldnet.experiments.scale_invariant.rows import StageEpoch, StageRecord
 BINS = {"concentration": 4.0, "bin_count": (0, 4), "bin_right": (0, 3), "bin_sure": (0.0, 3.5)}
 
 
-def record(errors, diverged=False, calibration=BINS, **fields):
+def record(errors, diverged=False, calibration=BINS, validation=None, **fields):
     """A made-up run."""
     config = StageConfig(epochs=max(len(errors), 1), **fields)
     epochs = tuple(
@@ -31,6 +31,7 @@ def record(errors, diverged=False, calibration=BINS, **fields):
             seconds=2.0,
             train_error=0.5,
             test_error=error,
+            validation_error=validation,
             gradient_norm=0.25,
             largest_gradient_norm=0.5,
             step_ratio=0.125,
@@ -122,6 +123,12 @@ def test_the_chosen_are_compared_on_all_images():
     assert all(run.train_size is None and run.validation_size == 0 for run in runs)
     with pytest.raises(RecordError, match="no short run of logistic ended"):
         grids.chosen(short[3:], ["logistic"])
+
+
+def test_the_edge_of_a_grid_is_that_of_a_methods_own_rates():
+    found = curves([logistic(0.2, lr=h) for h in (0.1, 0.3, 1.0)] + [rescaled(0.2, lr=3.0)])
+    own = [curve for curve in found if curve.method == "logistic"]
+    assert [grids.at_edge(curve, found) for curve in own] == [True, False, True]
 
 
 def test_corrupted_data_come_at_every_rate_for_both_methods():
@@ -216,7 +223,7 @@ def test_the_csv_has_a_row_per_epoch():
 
 @pytest.fixture
 def some(tmp_path):
-    """A figure, a comparison, corrupted data, and a choice that is in none of them."""
+    """A figure, a comparison, corrupted data, and runs that choose a rate."""
     made = {
         "figure5": [rescaled(0.3, 0.2, lr=h, embedding_dim=m) for h in (0.1, 1.0) for m in (10, 32)]
         + [logistic(0.4, 0.3, lr=0.01), logistic(0.9, math.nan, lr=1.0, diverged=True)],
@@ -246,7 +253,17 @@ def some(tmp_path):
             )
             for config in grids.stability()
         ],
-        "choice": [logistic(0.77, lr=0.3, validation_size=50)],
+        "choice": [
+            record(
+                [math.nan],
+                validation=error,
+                method="logistic",
+                lr=h,
+                train_size=100,
+                validation_size=50,
+            )
+            for h, error in ((0.3, 0.77), (1.0, 0.88), (3.0, 0.99))
+        ],
     }
     for name, runs in made.items():
         (tmp_path / name / "records").mkdir(parents=True)
@@ -276,7 +293,10 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     assert "| rescaled | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
     assert "| logistic | 100 | 0.2000 | 2.5 | – | 3 | 0.12 | loss, minibatch 7 |" in lines
     assert "| mnist, smaller: all training images, 3 epochs | logistic | 4 | 0.1250 |" in lines
-    assert "0.77" not in (some / "scale_invariant.csv").read_text()
+    chosen = "| mnist, smaller: 100 images, 1 epochs | logistic | h = 0.3 (edge) | 0.3 to 3 |"
+    assert chosen + " 0.7700 |" in lines
+    judged = csv.DictReader(io.StringIO((some / "scale_invariant.csv").read_text()))
+    assert "choice" not in {row["figure"] for row in judged}  # they have seen no test images
     rows = list(csv.DictReader(io.StringIO((some / "label_noise.csv").read_text())))
     assert len(rows) == 10
     assert (rows[0]["kind"], rows[0]["share"], rows[0]["step_ratio"]) == (
@@ -343,9 +363,9 @@ def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "runs", "where"),
     [
-        (["figure5"], 15, "figure5"),
-        (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 30, "figure3"),
-        (["figure3", "--paper", "scale-invariant"], 15, "figure3"),
+        (["figure5"], 18, "figure5"),
+        (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 24, "figure3"),
+        (["figure3", "--paper", "scale-invariant"], 12, "figure3"),
     ],
 )
 def test_the_commands_sweep_what_they_say(monkeypatch, arguments, runs, where, tmp_path):
@@ -393,4 +413,4 @@ def test_stages_are_compared_at_the_rates_of_their_short_runs(monkeypatch, capsy
     assert all(config.validation_size for config in short)
     assert {(c.method, c.lr, c.epochs) for c in long} == {("logistic", 0.01, 10), ("etf", 0.01, 10)}
     assert len(long) == 6
-    assert "logistic: h = 0.01" in capsys.readouterr().out
+    assert "logistic: h = 0.01 (the edge of the grid)\n" in capsys.readouterr().out

@@ -78,11 +78,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "cpu": Preset(
             epochs=6,
             train_size=5000,
-            rates=(0.01, 0.03, 0.1, 0.3, 1.0),
+            rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
             dimensions=(10, 128),
         ),
     }
 )
+
+_COSTLY = Preset(
+    epochs=5, train_size=2000, rates=(0.03, 0.1, 0.3, 1.0), dimensions=PRESETS["cpu"].dimensions
+)
+"""In place of ``"cpu"`` for the larger networks and images, a step of which costs many times as
+much."""
 
 CHOICE = StageConfig(epochs=3, train_size=5000, validation_size=2000)
 """Short runs, from which h and m are chosen; never on test images."""
@@ -99,6 +105,8 @@ def figure(number: int, preset: str) -> list[StageConfig]:
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset {preset!r}, only {', '.join(PRESETS)}")
     which, amount = FIGURES[number], PRESETS[preset]
+    if preset == "cpu" and which.architecture != "smaller":
+        amount = _COSTLY
     base = StageConfig(
         dataset=which.dataset,
         architecture=which.architecture,
@@ -162,11 +170,11 @@ def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]
 
 def choice(dataset: str, architecture: str, methods: Sequence[str]) -> list[StageConfig]:
     """Short runs of every method over its grid, judged by validation images."""
-    held_out = {"imagenet10": (800, 200)}.get(dataset)
     base = replace(CHOICE, dataset=dataset, architecture=architecture)
-    if held_out is not None:
-        base = replace(base, train_size=held_out[0], validation_size=held_out[1], epochs=6)
-    return grid(base, methods, PRESETS["cpu"])
+    if dataset != "imagenet10":
+        return grid(base, methods, PRESETS["cpu"])
+    base = replace(base, train_size=800, validation_size=200, epochs=5)  # of 1000 images
+    return grid(base, methods, _COSTLY)
 
 
 def chosen(records: Sequence[StageRecord], methods: Sequence[str]) -> dict[str, Curve]:
@@ -183,6 +191,12 @@ def chosen(records: Sequence[StageRecord], methods: Sequence[str]) -> dict[str, 
             raise RecordError(f"no short run of {method} ended: there is no rate to choose")
         picked[method] = curve
     return picked
+
+
+def at_edge(curve: Curve, found: Sequence[Curve]) -> bool:
+    """Whether a rate is the smallest or largest that was tried, so that a better one may exist."""
+    rates = [c.lr for c in found if c.method == curve.method]
+    return curve.lr in (min(rates), max(rates))
 
 
 def comparison(
@@ -209,8 +223,11 @@ def comparison(
 
 
 def noise(preset: str) -> list[StageConfig]:
-    """Wrong labels and outliers on MNIST, the smaller network, each method at every rate."""
-    amount = PRESETS[preset]
+    """Wrong labels and outliers on MNIST, the smaller network, each method at every rate.
+
+    With m the number of classes, so that both methods choose of as many runs.
+    """
+    amount = replace(PRESETS[preset], dimensions=(10,))
     base = StageConfig(
         dataset="mnist",
         architecture="smaller",

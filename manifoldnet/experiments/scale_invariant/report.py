@@ -3,9 +3,8 @@
     <folder>/<sweep>/records/*.jsonl, <folder>/stage_cost.csv
     -> scale_invariant.csv, .md, .html, scale_invariant_figure1.png …, label_noise.csv, .png
 
-What there is comes out: figures whose runs are there, comparisons, every learning rate, wrong
-labels and outliers. Runs that were judged by validation images choose rates, and are in none of
-them.
+What there is comes out: figures whose runs are there, comparisons and how their rates were chosen,
+every learning rate, wrong labels and outliers.
 """
 
 from __future__ import annotations
@@ -35,7 +34,8 @@ from manifoldnet.experiments.scale_invariant import (
     reliability,
     stability,
 )
-from manifoldnet.experiments.scale_invariant.curves import Curve, curves
+from manifoldnet.experiments.scale_invariant.config import METHODS
+from manifoldnet.experiments.scale_invariant.curves import Curve, best, curves
 from manifoldnet.experiments.scale_invariant.grids import FIGURES
 from manifoldnet.experiments.scale_invariant.rows import SCALE_INVARIANT, StageRecord
 from manifoldnet.experiments.spreadsheet import csv_text
@@ -69,7 +69,7 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
             f"figure5 --out {folder}"
         )
-    blocks = list(_blocks(parts))
+    blocks = list(_blocks(sections))
     if (measured := costs.read(folder)) is not None:
         blocks += costs.blocks(measured)
     tables = {"scale_invariant.csv": to_csv([part for part in parts if part.kind != "label noise"])}
@@ -190,6 +190,7 @@ def _blocks(sections: Sequence[Section]) -> Iterator[Block]:
             title = _figure_of(section) + section.title
             picture = figures.draw(found, title)
             yield Picture(f"scale_invariant_{section.name}.png", picture, title)
+    yield from _choices([section for section in sections if section.kind == "choice"])
     yield from reliability.blocks({s.title: curves(s.runs) for s in comparisons})
     for section in sections:
         if section.kind == "stability":
@@ -200,6 +201,30 @@ def _blocks(sections: Sequence[Section]) -> Iterator[Block]:
             yield from noise.blocks(corrupted)
             text = "Test error against corrupted data"
             yield Picture("label_noise.png", noise.draw(corrupted), text)
+
+
+def _choices(sections: Sequence[Section]) -> Iterator[Block]:
+    """What the validation images chose, of what."""
+    if not sections:
+        return
+    yield Heading("Rates and dimensions chosen")
+    yield Paragraph(
+        "By the error on validation images after short runs, one for each h and m; of the test "
+        "images nothing is known there. A rate at the edge of those tried may have a better one "
+        "beyond it."
+    )
+    rows = []
+    for section in sections:
+        found = curves(section.runs)
+        for method in METHODS:
+            rates = sorted({curve.lr for curve in found if curve.method == method})
+            if (curve := best(found, method)) is not None:
+                edge = " (edge)" if grids.at_edge(curve, found) else ""
+                tried = f"{rates[0]:g} to {rates[-1]:g}"
+                error = f"{curve.score({run.config.seed for run in curve.runs}):.4f}"
+                rows.append((section.title, method, curve.label + edge, tried, error))
+    header = ("data", "method", "chosen", "h tried", "validation error")
+    yield Table(header, tuple(rows), words=4)
 
 
 def _table(found: Sequence[Curve]) -> Table:
