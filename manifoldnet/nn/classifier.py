@@ -46,7 +46,8 @@ class SimplexClassifier(nn.Module):
         in_features: n, the length of x.
         num_classes: k.
         embedding_dim: m, the dimension of z; by default k. The paper takes more, for "extra space
-            to help facilitate learning".
+            to help facilitate learning". Two or more: in one dimension z is ±1, which no small
+            step changes.
         simplex: ``"regular"`` or ``"standard"`` targets, as in `simplex_targets`.
         retraction: of the sphere: ``"projective"`` (the paper's) or ``"geodesic"``.
         generator: where the Gaussian start is drawn from; torch's global one by default.
@@ -57,8 +58,8 @@ class SimplexClassifier(nn.Module):
         weight: A, ``(embedding_dim, in_features)``, a `ManifoldParameter`.
 
     Raises:
-        ValueError: if the targets do not fit into the embedding (`simplex_targets`), or a size is
-            not positive.
+        ValueError: if the targets do not fit into the embedding (`simplex_targets`), it has one
+            dimension only, or a size is not positive.
     """
 
     def __init__(
@@ -76,6 +77,11 @@ class SimplexClassifier(nn.Module):
         super().__init__()
         m = num_classes if embedding_dim is None else embedding_dim
         check_simplex(num_classes, m, simplex)
+        if m == 1:
+            raise ValueError(
+                "embedding_dim is 1, where a direction is 1 or -1 and the gradient of the loss is "
+                "0: nothing would be learned; give 2 or more"
+            )
         if isinstance(in_features, bool) or not isinstance(in_features, int) or in_features < 1:
             raise ValueError(f"in_features must be a positive whole number, not {in_features!r}")
         self.in_features = in_features

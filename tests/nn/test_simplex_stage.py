@@ -27,10 +27,8 @@ def stages(draw, dtype=torch.float64):
     """A stage, a batch of features and their labels."""
     k, n, batch = draw(st.integers(2, 7)), draw(st.integers(1, 9)), draw(st.integers(1, 6))
     simplex = draw(SIMPLICES)
-    m = k - (simplex == "regular") + draw(st.integers(0, 4))
+    m = max(2, k - (simplex == "regular")) + draw(st.integers(0, 4))
     source = generator(draw(seeds))
-    if m * n < 2:
-        n = 2
     stage = SimplexClassifier(n, k, m, simplex, generator=source, dtype=dtype)
     features = torch.randn(batch, n, generator=source, dtype=dtype)
     return stage, features, torch.randint(k, (batch,), generator=source)
@@ -252,6 +250,7 @@ def test_it_compiles_without_breaks_and_works_under_torch_func():
     [
         ((4, 10, 9, "standard"), "embedding_dim is 9, too few for the standard simplex of 10"),
         ((4, 10, 8, "regular"), "embedding_dim is 8, .*it needs 9 or more"),
+        ((4, 2, 1), "embedding_dim is 1, where a direction is 1 or -1"),
         ((4, 1), "num_classes is 1: a simplex of targets needs at least two"),
         ((4, 2.0), "num_classes must be a whole number, not 2.0"),
         ((4, 3, True), "embedding_dim must be a whole number, not True"),
