@@ -102,6 +102,13 @@ def _add_segnet(experiments: Any) -> None:
         help=f"weight updates ({' '.join(RATES)})",
     )
     command.add_argument("--epochs", type=int, metavar="N", help="instead of the preset's 100")
+    for name, what in (
+        ("zoom", "windows up to X times smaller"),
+        ("gamma", "pixels to powers up to X"),
+    ):
+        command.add_argument(
+            f"--{name}", type=float, metavar="X", help=f"augmentation: {what}, at random (1: none)"
+        )
     command.add_argument(
         "--out", type=Path, metavar="DIR", help="where records go (runs/segnet-PRESET)"
     )
@@ -139,8 +146,8 @@ def _reproduce_cells(arguments: argparse.Namespace) -> None:
 
 def _reproduce_segnet(arguments: argparse.Namespace) -> None:
     preset = PRESETS[arguments.preset]
-    if arguments.epochs is not None:
-        preset = dataclasses.replace(preset, epochs=arguments.epochs)
+    given = {name: getattr(arguments, name) for name in ("epochs", "zoom", "gamma")}
+    preset = dataclasses.replace(preset, **{k: v for k, v in given.items() if v is not None})
     runs = scene_configurations(preset, arguments.updates, arguments.repetitions)
     folder = arguments.out or Path("runs") / f"segnet-{arguments.preset}"
     from manifoldnet.experiments.segmentation.pictures import write_predictions

@@ -472,6 +472,15 @@ def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
         assert float(row["mean_iou"]) == pytest.approx(by_update[row["update"]].mean_iou, rel=1e-5)
 
 
+def test_the_command_passes_augmentation_on(small_preset, tmp_path, capsys):
+    command = ["reproduce", "segnet", "--repetitions", "1", "--updates", "un", *small_preset]
+    assert cli.main([*command, "--zoom", "1.5", "--gamma", "2", "--epochs", "1"]) == 0
+    (record,) = folder.read_all(tmp_path / "out", EXPERIMENT.kind).values()
+    assert (record.config.zoom, record.config.gamma, record.config.epochs) == (1.5, 2.0, 1)
+    assert cli.main([*command, "--zoom", "0.5"]) == 2
+    assert "zoom is 0.5" in capsys.readouterr().err
+
+
 def test_a_folder_of_another_experiment_is_refused(small_preset, tmp_path, capsys, data):
     sweep_options = {"jobs": 1, "progress": False, "data_dir": tmp_path / "data"}
     sweep(EXPERIMENT, configurations(TINY, ["un"], 1), tmp_path / "out", **sweep_options)
@@ -570,6 +579,9 @@ def test_photographs_stay_where_the_runs_are(tmp_path):
         pictures.WITHOUT_PHOTOGRAPHS
     }
     assert not (tmp_path / "out" / pictures.PREDICTIONS).exists()
+    (tmp_path / "runs" / pictures.WITHOUT_PHOTOGRAPHS).unlink()  # records alone are left
+    again = write_scene_report(tmp_path / "runs", tmp_path / "out")
+    assert again.text == away.text
 
 
 def test_a_matrix_that_is_not_square_is_damage(tmp_path):

@@ -363,7 +363,7 @@ def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "runs", "where"),
     [
-        (["figure5"], 18, "figure5"),
+        (["figure5"], 21, "figure5"),
         (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 24, "figure3"),
         (["figure3", "--paper", "scale-invariant"], 12, "figure3"),
     ],

@@ -78,7 +78,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "cpu": Preset(
             epochs=6,
             train_size=5000,
-            rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+            rates=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
             dimensions=(10, 128),
         ),
     }

@@ -3,7 +3,8 @@
 <folder>/records/*.jsonl -> segnet.csv, segnet.png, segnet.md, segnet.html
 
 Of the pictures of predictions that `pictures` left in the folder, the one with the photographs is
-shown if the report stays there, the other one if it goes elsewhere.
+shown if the report stays there, the other one if it goes elsewhere (and if it has been there from
+an earlier report, when records alone are in the folder).
 """
 
 from __future__ import annotations
@@ -76,9 +77,9 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
     }
     pictures = [Picture("segnet.png", _draw(runs), "Validation scores by epoch")]
     name = PREDICTIONS if output.absolute() == folder.absolute() else WITHOUT_PHOTOGRAPHS
-    if (folder / name).exists():
-        content = (folder / name).read_bytes()
-        pictures.append(Picture(name, content, "Predictions on test images"))
+    drawn = next((path for path in (folder / name, output / name) if path.exists()), None)
+    if drawn is not None:
+        pictures.append(Picture(name, drawn.read_bytes(), "Predictions on test images"))
     return publish(list(_blocks(runs, pictures)), output, "segnet", {"segnet.csv": to_csv(runs)})
 
 
