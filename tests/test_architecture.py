@@ -26,7 +26,7 @@ ROOMS = [
     {"registry", "parameter", "rules"},
     {"optim"},
     {"symmetry"},
-    {"nn"},
+    {"nn", "objective"},
     {"experiments"},
     {"cli", "__main__"},
 ]

@@ -11,6 +11,7 @@ from manifoldnet.geometry.geodesics import (
 from manifoldnet.geometry.manifold import Manifold, from_spec, tolerance
 from manifoldnet.geometry.metric import EuclideanMetric, Metric, ScaledMetric
 from manifoldnet.geometry.oblique import Oblique
+from manifoldnet.geometry.product import Product
 from manifoldnet.geometry.projection import NoProjection, Normalization, Projection
 from manifoldnet.geometry.retraction import Additive, Geodesic, Projective, Retraction
 from manifoldnet.geometry.scaled_euclidean import ScaledEuclidean
@@ -29,6 +30,7 @@ __all__ = [
     "NoProjection",
     "Normalization",
     "Oblique",
+    "Product",
     "Projection",
     "Projective",
     "Retraction",

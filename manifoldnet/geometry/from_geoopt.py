@@ -16,7 +16,7 @@ from typing import Any, ClassVar, final
 
 import geoopt
 import torch
-from geoopt.manifolds.stiefel import CanonicalStiefel
+from geoopt.manifolds.stiefel import CanonicalStiefel, EuclideanStiefel
 from torch import Tensor
 
 from manifoldnet.geometry.euclidean import Euclidean
@@ -259,3 +259,13 @@ class _Geodesics(Geodesics):
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return self.base.transp(x, y, v)
+
+    def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        if isinstance(self.base, EuclideanStiefel):
+            # [absil2008optimization]: h − u sym(xᵀg), projected; geoopt has no Hessians.
+            sym = x.mT @ g
+            return self.base.proju(x, h - u @ (sym + sym.mT) / 2)
+        raise NotImplementedError(
+            f"there is no Hessian for {self.base}: use a solver that needs none, such as "
+            "conjugate gradients"
+        )

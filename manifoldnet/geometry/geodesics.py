@@ -7,8 +7,9 @@
 
 Each offers the exponential map, its inverse, the distance, and parallel transport both between
 two points (not defined at antipodes, where no geodesic is singled out: NaN there) and along a
-given geodesic (always defined). The formulas act slice by slice; the derivatives at u = 0 and
-x = y are exact. Sources: [absil2008optimization] for the sphere; the cylinder is our own.
+given geodesic (always defined), and the Hessian, the second derivative along geodesics. The
+formulas act slice by slice; the derivatives at u = 0 and x = y are exact. Sources:
+[absil2008optimization] for the sphere; the cylinder is our own.
 """
 
 from __future__ import annotations
@@ -49,6 +50,23 @@ class Geodesics(ABC):
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """`v` at `x` transported in parallel to `y` along the shortest geodesic."""
 
+    def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        """The Riemannian Hessian along `u`: how the gradient changes, to be tangent at `x` again.
+
+        Args:
+            x: point.
+            g: Euclidean gradient of a function at `x`.
+            h: its Euclidean Hessian times `u`.
+            u: tangent vector at `x`.
+
+        Raises:
+            NotImplementedError: where nobody has written the formula.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no Hessian: use a solver that needs none, such as "
+            "conjugate gradients, or add the method"
+        )
+
 
 @final
 @dataclass(frozen=True)
@@ -74,6 +92,10 @@ class FlatGeodesics(Geodesics):
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """`v` as it is."""
         return v
+
+    def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        """`h` as it is."""
+        return h
 
 
 def _angle(x: Tensor, y: Tensor, dim: Dim) -> Tensor:
@@ -146,6 +168,12 @@ class SphereGeodesics(Geodesics):
         """`v − ⟨y, v⟩/(ρ² + ⟨x, y⟩) (x + y)`."""
         return _swing(*self._units(x, y), v, self.dim)
 
+    def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        """`h − ⟨x, h⟩ x/ρ² − ⟨x, g⟩ u/ρ²`, with the measured ⟨x, x⟩ for ρ²."""
+        squared = slices.inner(x, x, self.dim)
+        tangent = torch.addcmul(h, slices.inner(x, h, self.dim) / squared, x, value=-1)
+        return torch.addcmul(tangent, slices.inner(x, g, self.dim) / squared, u, value=-1)
+
     def _units(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return slices.normalize(x, self.dim), slices.normalize(y, self.dim)
 
@@ -190,6 +218,12 @@ class CylinderGeodesics(Geodesics):
         (unit_x, r_x), (unit_y, r_y) = self._polar(x), self._polar(y)
         a, t = self._split(x, r_x.square(), v)
         return torch.addcmul(r_y / r_x * _swing(unit_x, unit_y, t, self.dim), a, y)
+
+    def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        """`r² h + ⟨x, u⟩ g − ⟨x, g⟩ u + ⟨u, g⟩ x`."""
+        result = torch.addcmul(slices.inner(x, u, self.dim) * g, slices.inner(x, x, self.dim), h)
+        result = torch.addcmul(result, slices.inner(x, g, self.dim), u, value=-1)
+        return torch.addcmul(result, slices.inner(u, g, self.dim), x)
 
     def _polar(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r = slices.norm(x, self.dim)

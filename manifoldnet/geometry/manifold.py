@@ -109,6 +109,23 @@ class Manifold(ABC):
         x_, u_ = slices.promote(x, u)
         return self.projection.to_tangent(x_, self.metric.sharp(x_, u_)).to(x.dtype)
 
+    def ehess2rhess(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        """The Riemannian Hessian at `x` along `u`, of a function with these Euclidean derivatives.
+
+        Args:
+            x: point.
+            g: Euclidean gradient at `x`.
+            h: Euclidean Hessian at `x`, times `u`.
+            u: tangent vector at `x`.
+
+        Returns:
+            The covariant derivative of the Riemannian gradient along `u`, tangent at `x`.
+
+        Raises:
+            NotImplementedError: for a manifold whose geodesics have no `hessian`.
+        """
+        return self.geodesics.hessian(*slices.promote(x, g, h, u)).to(x.dtype)
+
     # --- the projection ---------------------------------------------------------------------
 
     def projx(self, x: Tensor, *, name: str = "the data") -> Tensor:
@@ -191,6 +208,10 @@ class Manifold(ABC):
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """`v` carried along the step `u`."""
         return self.retr_transp(x, u, v)[1]
+
+    def dimension(self, shape: tuple[int, ...]) -> int:
+        """How many numbers a tangent vector has to choose, of all those of a parameter."""
+        return math.prod(shape) - self.projection.codimension(torch.Size(shape))
 
     # --- points -----------------------------------------------------------------------------
 

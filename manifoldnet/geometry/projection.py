@@ -10,6 +10,7 @@ exactly on its sphere, and the error would otherwise feed itself from step to st
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
@@ -41,6 +42,17 @@ class Projection(ABC):
     @abstractmethod
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
         """The share of each slice of `u` that is not tangent at `x`, between 0 and 1."""
+
+    def codimension(self, shape: torch.Size) -> int:
+        """How many directions are not tangent at a point of this shape.
+
+        Counted at a random point, as what the trace of the projection lacks, unless it is known.
+        """
+        source = torch.Generator().manual_seed(0)
+        x = self.to_set(torch.randn(shape, dtype=torch.float64, generator=source))
+        units = torch.eye(x.numel(), dtype=x.dtype)
+        kept = [float(self.to_tangent(x, unit.reshape(shape)).flatten() @ unit) for unit in units]
+        return len(units) - round(sum(kept))
 
 
 @final
@@ -75,6 +87,10 @@ class Normalization(Projection):
         share = slices.inner(x, u, self.dim).abs() / torch.where(length > 0, length, 1.0)
         return share.nan_to_num(nan=torch.inf)
 
+    def codimension(self, shape: torch.Size) -> int:
+        """One for each slice."""
+        return math.prod(shape) // slices.size(shape, self.dim)
+
 
 @final
 @dataclass(frozen=True)
@@ -106,3 +122,7 @@ class NoProjection(Projection):
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
         """0, or ∞ for slices of `u` with non-finite entries."""
         return NoProjection(self.dim).violation(u)
+
+    def codimension(self, shape: torch.Size) -> int:
+        """0."""
+        return 0

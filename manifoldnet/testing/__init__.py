@@ -17,6 +17,15 @@ if TYPE_CHECKING:
         assert_trajectory_invariant,
         assert_update_equivariant,
     )
+    from manifoldnet.testing.checks import (
+        HessianCheck,
+        MetricCheck,
+        Slope,
+        check_gradient,
+        check_hessian,
+        check_metric,
+        check_retraction,
+    )
     from manifoldnet.testing.laws import ManifoldLaws
     from manifoldnet.testing.laws_of_geodesics import GeodesicLaws
     from manifoldnet.testing.laws_of_metrics import MetricLaws
@@ -41,6 +50,15 @@ _HOME = {
         "assert_trajectory_invariant",
         "assert_update_equivariant",
     ],
+    "checks": [
+        "HessianCheck",
+        "MetricCheck",
+        "Slope",
+        "check_gradient",
+        "check_hessian",
+        "check_metric",
+        "check_retraction",
+    ],
     "laws": ["ManifoldLaws"],
     "laws_of_geodesics": ["GeodesicLaws"],
     "laws_of_metrics": ["MetricLaws"],
@@ -55,16 +73,23 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "GeodesicLaws",
+    "HessianCheck",
     "ManifoldLaws",
+    "MetricCheck",
     "MetricLaws",
     "PointLaws",
     "RetractionLaws",
+    "Slope",
     "TransportLaws",
     "ValueLaws",
     "assert_loss_invariant",
     "assert_metric_invariant",
     "assert_trajectory_invariant",
     "assert_update_equivariant",
+    "check_gradient",
+    "check_hessian",
+    "check_metric",
+    "check_retraction",
     "elements",
     "point",
     "point_with_tangents",

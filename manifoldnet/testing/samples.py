@@ -37,6 +37,11 @@ def source(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def tangent_source(seed: int) -> torch.Generator:
+    """A generator for tangent vectors, with other numbers than one for points."""
+    return source(seed ^ _APART)
+
+
 def point(
     manifold: Manifold, shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64
 ) -> Tensor:
@@ -78,7 +83,7 @@ def tangent(manifold: Manifold, x: Tensor, seed: int, size: float = 1.0) -> Tens
         size: the length of the longest slice, ≥ 0.
     """
     x_ = x.double()
-    u = manifold.random_tangent(x_, generator=source(seed ^ _APART))
+    u = manifold.random_tangent(x_, generator=tangent_source(seed))
     longest = manifold.component_inner(x_, u).sqrt().max()
     u = u * (size * unit(manifold) / longest)
     # Again: of a short slice (on a circle, what is left of a projection) more is normal than ε.

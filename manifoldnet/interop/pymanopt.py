@@ -1,0 +1,345 @@
+"""pymanopt's batch solvers, on this library's manifolds and for whole declared models.
+
+    to_pymanopt(manifold, shape)               a pymanopt manifold, with its Hessian
+    minimize(model, loss_closure, solver=…)    all weights of a model at once, as one point
+
+The solver works on one flat vector in numpy; cost, gradient and Hessian-vector products come from
+autograd through `manifoldnet.objective.Objective`. On a processor the arrays of one are the tensors
+of the other, without a copy. What a step is, on which manifold, is said by the declarations.
+
+Source: [townsend2016pymanopt]; trust regions are those of [absil2008optimization].
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pymanopt
+import torch
+from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
+from torch import Tensor, nn
+
+from manifoldnet.geometry import Manifold, Normalization, Product, ScaledMetric
+from manifoldnet.objective import Objective
+
+__all__ = ["SOLVERS", "PymanoptManifold", "minimize", "to_pymanopt"]
+
+SOLVERS: Mapping[str, type[Optimizer]] = MappingProxyType(
+    {
+        "trust-regions": pymanopt.optimizers.TrustRegions,
+        "conjugate-gradient": pymanopt.optimizers.ConjugateGradient,
+        "steepest-descent": pymanopt.optimizers.SteepestDescent,
+    }
+)
+"""Solvers by name. The first uses Hessians.
+
+pymanopt's two others start from random points, not from that of a model.
+"""
+
+_STEP, _FITS = 1e-7, 1e-3
+
+Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
+
+
+def to_pymanopt(
+    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> PymanoptManifold:
+    """A manifold of this library (or of geoopt, adapted) for pymanopt's solvers.
+
+    Args:
+        manifold: any; its retraction is the solver's.
+        shape: of its points, which are numpy arrays.
+        dtype: of random points.
+
+    Raises:
+        ValueError: if no tensor of that shape is a point.
+    """
+    manifold.assert_check_point(torch.empty(shape, dtype=dtype, device="meta"))
+    return PymanoptManifold(manifold, tuple(shape), dtype)
+
+
+# pymanopt carries no types, so its classes are Any to the type checker.
+class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[misc]
+    """The adapter; made by `to_pymanopt`. Methods are pymanopt's, formulas `manifold`'s own."""
+
+    def __init__(self, manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__(f"{manifold} of shape {shape}", manifold.dimension(shape))
+        self.manifold, self.shape, self.dtype = manifold, shape, dtype
+
+    @property
+    def typical_dist(self) -> float:
+        """The radius of the region in which a solver may trust its model at most."""
+        return _typical(self.manifold, self.shape)
+
+    def inner_product(
+        self, point: Array, tangent_vector_a: Array, tangent_vector_b: Array
+    ) -> float:
+        """⟨u, v⟩ₓ."""
+        return float(self._call("inner", point, tangent_vector_a, tangent_vector_b))
+
+    def norm(self, point: Array, tangent_vector: Array) -> float:
+        """√⟨u, u⟩ₓ."""
+        return float(self._call("norm", point, tangent_vector))
+
+    def dist(self, point_a: Array, point_b: Array) -> float:
+        """The length of the shortest geodesic."""
+        return float(self._call("dist", point_a, point_b))
+
+    def projection(self, point: Array, vector: Array) -> Array:
+        """The nearest tangent vector."""
+        return self._array("proju", point, vector)
+
+    def to_tangent_space(self, point: Array, vector: Array) -> Array:
+        """The nearest tangent vector."""
+        return self._array("proju", point, vector)
+
+    def euclidean_to_riemannian_gradient(self, point: Array, euclidean_gradient: Array) -> Array:
+        """The gradient of the metric."""
+        return self._array("egrad2rgrad", point, euclidean_gradient)
+
+    def euclidean_to_riemannian_hessian(
+        self,
+        point: Array,
+        euclidean_gradient: Array,
+        euclidean_hessian: Array,
+        tangent_vector: Array,
+    ) -> Array:
+        """The covariant derivative of the gradient along a tangent vector."""
+        given = point, euclidean_gradient, euclidean_hessian, tangent_vector
+        return self._array("ehess2rhess", *given)
+
+    def retraction(self, point: Array, tangent_vector: Array) -> Array:
+        """The manifold's own retraction."""
+        return self._array("retr", point, tangent_vector)
+
+    def exp(self, point: Array, tangent_vector: Array) -> Array:
+        """The exponential map."""
+        return self._array("expmap", point, tangent_vector)
+
+    def log(self, point_a: Array, point_b: Array) -> Array:
+        """The logarithm."""
+        return self._array("logmap", point_a, point_b)
+
+    def transport(self, point_a: Array, point_b: Array, tangent_vector_a: Array) -> Array:
+        """Parallel transport along the shortest geodesic."""
+        return self._array("transp", point_a, point_b, tangent_vector_a)
+
+    def pair_mean(self, point_a: Array, point_b: Array) -> Array:
+        """The middle of the shortest geodesic."""
+        return self.exp(point_a, 0.5 * self.log(point_a, point_b))
+
+    def random_point(self) -> Array:
+        """A random point, from torch's default generator."""
+        return _numpy(self.manifold.random(self.shape, dtype=self.dtype))
+
+    def random_tangent_vector(self, point: Array) -> Array:
+        """A random tangent vector of length 1."""
+        u = _numpy(self.manifold.random_tangent(_tensor(point)))
+        return u / self.norm(point, u)
+
+    def zero_vector(self, point: Array) -> Array:
+        """0."""
+        return np.zeros_like(point)
+
+    def _call(self, name: str, *arrays: Array) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = getattr(self.manifold, name)(*map(_tensor, arrays))
+        return result
+
+    def _array(self, name: str, *arrays: Array) -> Array:
+        return _numpy(self._call(name, *arrays))
+
+
+def minimize(
+    model: nn.Module,
+    loss_closure: Callable[[], Tensor],
+    solver: str = "trust-regions",
+    *,
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> OptimizerResult:
+    """Minimizes a loss over all trainable parameters of a model, on their manifolds.
+
+        minimize(model, lambda: loss_fn(model(images), labels), max_iterations=50)
+
+    Batch normalization in training mode is fine: of the whole batch, it is a function of the
+    weights. Where the loss has kinks (ReLU, max-pooling) Hessians are those of the smooth piece
+    around a point; trust regions work with them, and no theorem says so.
+
+    Args:
+        model: with its declarations; changed in place at the end.
+        loss_closure: called without arguments, gives the loss on the whole batch, without
+            `backward()`.
+        solver: a key of `SOLVERS`.
+        dtype: what is computed in; the model keeps its own type.
+        options: of the solver: `max_iterations`, `min_gradient_norm`, `max_time`, …, and
+            `verbosity` (0 is silent, 2 prints a line for each iteration).
+
+    Returns:
+        pymanopt's result. `log["iterations"]` has lists with an entry for each gradient the solver
+        asked for: `time` in seconds, `cost`, `gradient_norm`, and how many costs, gradients and
+        Hessian-vector products had been computed until then: `costs`, `gradients`, `hessians`.
+
+    Raises:
+        ValueError: for an unknown solver or option, and whatever is wrong with the loss
+            (`manifoldnet.objective.Objective`). The model is then as it was.
+        KeyboardInterrupt: when interrupted; the model has the best point so far.
+    """
+    made, run_options = _make_solver(solver, options)
+    with Objective(model, loss_closure, dtype) as objective:
+        if solver == "trust-regions":
+            _check_hessians(objective)
+            objective.calls.update(dict.fromkeys(objective.calls, 0))
+        manifold = to_pymanopt(objective.manifold, (objective.manifold.size,), dtype)
+        watch = _Watch(objective, manifold, hessians=solver == "trust-regions")
+        start = _numpy(objective.start.clone())
+        result = made.run(watch.problem(), initial_point=start, **run_options)
+        objective.keep(_tensor(result.point))
+    result.log = {"optimizer": str(made), "iterations": watch.rows}
+    _warn_if_stalled(result, dtype)
+    return result
+
+
+class _Watch:
+    """The functions that pymanopt calls, and what comes by on the way.
+
+    Args:
+        objective: what is minimized.
+        manifold: where.
+        hessians: whether the solver asks for Hessians.
+    """
+
+    def __init__(self, objective: Objective, manifold: PymanoptManifold, hessians: bool) -> None:
+        self.objective, self.manifold, self.hessians = objective, manifold, hessians
+        self.best = math.inf
+        names = "time", "cost", "gradient_norm", "costs", "gradients", "hessians"
+        self.rows: dict[str, list[float]] = {name: [] for name in names}
+        self._began = time.perf_counter()
+
+    def problem(self) -> Any:
+        """The problem as pymanopt wants it."""
+        wrap = pymanopt.function.numpy(self.manifold)
+        return pymanopt.Problem(
+            self.manifold,
+            wrap(self.cost),
+            riemannian_gradient=wrap(self.gradient),
+            riemannian_hessian=wrap(self.hessian) if self.hessians else None,
+        )
+
+    def cost(self, x: Array) -> float:
+        value = self.objective.cost(_tensor(x))
+        if value < self.best:
+            self.best = value
+            self.objective.keep(_tensor(x))
+        return value
+
+    def gradient(self, x: Array) -> Array:
+        point = _tensor(x)
+        slope = self.objective.gradient(point, differentiable=self.hessians)
+        result = self.manifold.euclidean_to_riemannian_gradient(x, _numpy(slope))
+        calls = self.objective.calls
+        row = (
+            *(time.perf_counter() - self._began, self.cost(x), self.manifold.norm(x, result)),
+            *(calls["cost"], calls["gradient"], calls["hessian"]),
+        )
+        for column, value in zip(self.rows.values(), row, strict=True):
+            column.append(value)
+        return result
+
+    def hessian(self, x: Array, u: Array) -> Array:
+        point, direction = _tensor(x), _tensor(u)
+        slope = _numpy(self.objective.gradient(point, differentiable=True))
+        curved = _numpy(self.objective.hessian(point, direction))
+        return self.manifold.euclidean_to_riemannian_hessian(x, slope, curved, u)
+
+
+def _make_solver(name: str, options: Mapping[str, Any]) -> tuple[Optimizer, dict[str, Any]]:
+    """A solver with its options, and those of its `run`."""
+    if name not in SOLVERS:
+        raise ValueError(f"there is no solver {name!r}; there are {', '.join(SOLVERS)}")
+    kind = SOLVERS[name]
+    plain = {"self", "args", "kwargs", "problem", "initial_point"}
+    of_run = set(inspect.signature(kind.run).parameters) - plain
+    both = (*inspect.signature(kind.__init__).parameters, *inspect.signature(Optimizer).parameters)
+    of_solver = set(both) - plain
+    unknown = sorted(set(options) - of_run - of_solver)
+    if unknown:
+        raise ValueError(
+            f"{name} has no option {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(of_run | of_solver))}"
+        )
+    made = kind(**{key: value for key, value in options.items() if key in of_solver})
+    return made, {key: value for key, value in options.items() if key in of_run - of_solver}
+
+
+def _check_hessians(objective: Objective) -> None:
+    """That manifolds and loss have second derivatives, before anything is done with them."""
+    parts = objective.manifold.split(objective.start)
+    for name, (manifold, _), x in zip(
+        objective.names, objective.manifold.factors, parts, strict=True
+    ):
+        try:
+            manifold.ehess2rhess(x, x, x, torch.zeros_like(x))
+        except NotImplementedError as error:
+            raise ValueError(f"{name} is on {manifold}: {error}") from error
+    if objective.start.dtype == torch.float64 and all(
+        off > _FITS for off in (_misfit(objective, seed) for seed in range(2))
+    ):
+        raise ValueError(
+            "the second derivatives of autograd do not fit its first ones, so the loss cannot be "
+            "differentiated twice: some layer's derivative is its own, and has none. Use a solver "
+            "that needs no Hessian, such as conjugate-gradient"
+        )
+
+
+def _misfit(objective: Objective, seed: int) -> float:
+    """How far a Hessian times a vector is from a difference of gradients, relatively.
+
+    The step is so short that it hardly ever meets a kink; a second vector settles the matter.
+    """
+    x = objective.start
+    u = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(seed))
+    u *= _STEP * x.norm() / u.norm()
+    difference = (objective.gradient(x + u) - objective.gradient(x - u)) / 2
+    product = objective.hessian(x, u)
+    size = max(float(difference.norm()), float(product.norm()))
+    rounding = torch.finfo(x.dtype).eps * float(objective.gradient(x).norm())
+    return float((difference - product).norm()) / size if size > rounding / _FITS else 0.0
+
+
+def _typical(manifold: Manifold, shape: tuple[int, ...]) -> float:
+    """π radii for each slice of a sphere (and of a cylinder), as pymanopt has it."""
+    if isinstance(manifold, Product):
+        return math.hypot(*(_typical(*factor) for factor in manifold.factors))
+    dimension = manifold.dimension(shape)
+    if isinstance(manifold.projection, Normalization):
+        slices = math.prod(shape) - dimension
+        return math.pi * manifold.projection.radius * math.sqrt(slices)
+    if isinstance(manifold.metric, ScaledMetric):
+        slices = shape[manifold.dim] if isinstance(manifold.dim, int) else 1
+        return math.pi * math.sqrt(slices)
+    return math.sqrt(dimension)
+
+
+def _warn_if_stalled(result: OptimizerResult, dtype: torch.dtype) -> None:
+    if dtype == torch.float32 and "step_size" in result.stopping_criterion:
+        warnings.warn(
+            f"the solver stalled at a gradient norm of {result.gradient_norm:.2g}: in float32 "
+            "costs are too coarse to go on. Ask for dtype=torch.float64",
+            stacklevel=3,
+        )
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _numpy(tensor: Tensor) -> Array:
+    return tensor.detach().numpy()

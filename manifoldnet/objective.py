@@ -1,0 +1,297 @@
+"""The loss of a declared model as a function of one flat vector, for solvers and for checks.
+
+    with Objective(model, lambda: loss_fn(model(images), labels)) as objective:
+        x = objective.start                          a point of objective.manifold, a `Product`
+        objective.cost(x), objective.gradient(x), objective.hessian(x, u)
+        objective.keep(x)                            what the model gets at the end
+
+Within the block the model computes in float64, its weights being views of one vector, so that a new
+point is one copy. Cost, gradient and Hessian at the same point share one forward pass. At the end
+everything else is as it was: types, gradients, running statistics; and without `keep`, or after
+an error, the weights as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manifoldnet.geometry import Euclidean, Product
+from manifoldnet.parameter import manifolds, verify
+from manifoldnet.symmetry.evaluation import cast
+
+__all__ = ["Objective"]
+
+# Between two evaluations at one point: what threads that add up in another order may change.
+_REPEATS = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+class Objective:
+    """The cost over the manifold of all trainable parameters; use it as a context manager.
+
+    Args:
+        model: with its declarations; undeclared parameters are free. Frozen ones stay fixed.
+        loss_closure: called without arguments, gives the loss of the model on the *whole* batch.
+            What the model is given is cast to `dtype` on the way.
+        dtype: torch.float64 or torch.float32.
+
+    Attributes:
+        manifold: the `Product` of the parameters' manifolds.
+        names: of the parameters, in that order.
+        start: the model's own point, on the CPU.
+        calls: how many losses, gradients and Hessian-vector products were computed.
+
+    Raises:
+        ValueError: on entering, when the loss is no differentiable function of the weights: it is
+            not one finite number, differs from call to call, or a parameter is not in it; for
+            dropout in training mode; for weights off their manifolds.
+    """
+
+    start: Tensor
+    _originals: list[Tensor]
+    _grads: list[Tensor | None]
+    _at: Tensor
+    _vector: Tensor
+    _loss: Tensor | None
+    _slopes: tuple[Tensor, ...]
+    _gradient: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_closure: Callable[[], Tensor],
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        if dtype not in _REPEATS:
+            raise ValueError(f"dtype must be torch.float64 or torch.float32, not {dtype}")
+        if not callable(loss_closure):
+            raise ValueError(
+                f"loss_closure must be a function without arguments that gives the loss, not "
+                f"{type(loss_closure).__name__}"
+            )
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not named:
+            raise ValueError(f"{type(model).__name__} has no parameters that require gradients")
+        devices = {str(p.device) for p in named.values()}
+        if len(devices) > 1:
+            raise ValueError(
+                f"the parameters are on {', '.join(sorted(devices))}: move them to one"
+            )
+        declared = manifolds(model)
+        self.names = tuple(named)
+        self.manifold = Product(
+            (declared.get(name, Euclidean()), p.shape) for name, p in named.items()
+        )
+        self.calls = {"cost": 0, "gradient": 0, "hessian": 0}
+        self._model, self._closure, self._dtype = model, loss_closure, dtype
+        self._parameters = list(named.values())
+        self._kept: Tensor | None = None
+        self._stack = ExitStack()
+        self._forget()
+
+    def cost(self, x: Tensor) -> float:
+        """The loss at `x`; ∞ where it is NaN, which no solver would leave otherwise."""
+        value = float(self._loss_at(x).detach())
+        return math.inf if math.isnan(value) else value
+
+    def gradient(self, x: Tensor, *, differentiable: bool = False) -> Tensor:
+        """The Euclidean gradient at `x`, on the CPU.
+
+        Args:
+            x: a point.
+            differentiable: whether Hessians will be asked for at the same point.
+        """
+        loss = self._loss_at(x)
+        if self._gradient is None or (differentiable and not self._slopes):
+            if not loss.requires_grad:  # a gradient without a graph has used that of the loss
+                self._loss = None
+                loss = self._loss_at(x)
+            self.calls["gradient"] += 1
+            slopes = torch.autograd.grad(
+                loss, self._parameters, create_graph=differentiable, materialize_grads=True
+            )
+            self._slopes = slopes if differentiable else ()
+            self._loss = loss if differentiable else loss.detach()
+            self._gradient = self._flat(slopes)
+        return self._gradient.clone()
+
+    def hessian(self, x: Tensor, u: Tensor) -> Tensor:
+        """The Euclidean Hessian at `x` times `u`, on the CPU.
+
+        Where a loss has kinks (ReLU, max) it is that of the smooth piece around `x`.
+
+        Raises:
+            ValueError: if a layer has no second derivative.
+        """
+        self.gradient(x, differentiable=True)
+        self.calls["hessian"] += 1
+        direction = self.manifold.split(u.to(self._vector))
+        if not any(slope.requires_grad for slope in self._slopes):
+            return torch.zeros_like(u)  # the loss is linear
+        try:
+            curved = [
+                (s, d) for s, d in zip(self._slopes, direction, strict=True) if s.requires_grad
+            ]
+            products = torch.autograd.grad(
+                [s for s, _ in curved],
+                self._parameters,
+                [d for _, d in curved],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"the loss cannot be differentiated twice ({error}): use a solver that needs no "
+                "Hessian, such as conjugate-gradient"
+            ) from error
+        return self._flat(products)
+
+    def keep(self, x: Tensor) -> None:
+        """Lets the model have this point at the end, and when interrupted; not after an error."""
+        self._kept = x.detach().clone()
+
+    def __enter__(self) -> Objective:
+        _refuse_randomness(self._model)
+        verify(self._model)
+        self._originals = [p.detach() for p in self._parameters]
+        self._grads = [p.grad for p in self._parameters]
+        # Rounded to the model's own type, the point is off by more than a double is.
+        start = self.manifold.join(p.cpu().to(self._dtype) for p in self._originals)
+        self.start = self.manifold.projx(start, name="the model")
+        self._at = self.start.clone()
+        self._vector = self.start.to(self._originals[0].device, copy=True)
+        with ExitStack() as stack:
+            stack.callback(self._give_back)
+            self._take_over(stack)
+            self._check()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None and not issubclass(error, KeyboardInterrupt):
+            self._kept = None
+        self._stack.close()
+
+    def _take_over(self, stack: ExitStack) -> None:
+        """Weights become views of the vector, everything else is cast, and lent back later."""
+        for p, view in zip(self._parameters, self.manifold.split(self._vector), strict=True):
+            p.grad = None
+            p.data = view
+        mine = {id(p) for p in self._parameters}
+        for p in self._model.parameters():
+            if id(p) not in mine and p.is_floating_point():
+                stack.callback(setattr, p, "data", p.data)
+                p.data = p.data.to(self._dtype)
+        for module in self._model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    stack.callback(module._buffers.__setitem__, name, buffer)
+                    module._buffers[name] = cast(buffer.clone(), self._dtype, buffer.device)
+
+        def cast_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            return cast((args, kwargs), self._dtype, self._vector.device)
+
+        hook = self._model.register_forward_pre_hook(cast_input, with_kwargs=True)
+        stack.callback(hook.remove)
+
+    def _give_back(self) -> None:
+        """The weights in their own memory and type: what was kept, or what they were."""
+        self._forget()
+        values: list[Tensor] = self._originals
+        if self._kept is not None:
+            values = self.manifold.split(self._kept)
+        for p, own, value in zip(self._parameters, self._originals, values, strict=True):
+            p.grad = None
+            p.data = own.copy_(value)
+        for p, grad in zip(self._parameters, self._grads, strict=True):
+            p.grad = grad
+
+    def _check(self) -> None:
+        """Whether the closure is a differentiable function of the weights."""
+        first = self._loss_at(self.start)
+        if not bool(first.detach().isfinite()):
+            raise ValueError(
+                f"the loss is {float(first.detach())} at the start: look for weights or inputs "
+                "that are not finite"
+            )
+        if any(p.grad is not None for p in self._parameters):
+            raise ValueError(
+                "loss_closure calls backward(): it must give the loss only, which is "
+                "differentiated here"
+            )
+        slopes = torch.autograd.grad(first, self._parameters, allow_unused=True)
+        unused = [name for name, s in zip(self.names, slopes, strict=True) if s is None]
+        if unused:
+            raise ValueError(
+                f"the loss does not depend on {', '.join(unused)}: freeze them with "
+                "requires_grad_(False), or let the loss use them"
+            )
+        if not bool(self._flat([s for s in slopes if s is not None]).isfinite().all()):
+            raise ValueError("the gradient is not finite at the start: use other weights")
+        self._forget()
+        again, once = self.cost(self.start), float(first.detach())
+        if abs(again - once) > _REPEATS[self._dtype] * max(abs(once), 1e-300):
+            raise ValueError(
+                f"the loss was {once:.17g} and then {again:.17g} with the same weights: it must be "
+                "a function of them. Use one fixed batch and no randomness"
+            )
+        self.calls = dict.fromkeys(self.calls, 0)
+        self._forget()
+
+    def _loss_at(self, x: Tensor) -> Tensor:
+        """The loss at a point, with its graph if it is new."""
+        if self._loss is None or not torch.equal(x, self._at):
+            self._forget()
+            self._at.copy_(x)
+            self._vector.copy_(x)
+            self.calls["cost"] += 1
+            with torch.enable_grad():
+                self._loss = self._evaluate()
+        return self._loss
+
+    def _evaluate(self) -> Tensor:
+        try:
+            loss = self._closure()
+        except RuntimeError as error:
+            if "dtype" not in str(error) and "scalar type" not in str(error):
+                raise
+            raise ValueError(
+                f"the loss cannot be computed in {self._dtype} ({error}): give targets and class "
+                f"weights in that type, or ask for dtype={self._originals[0].dtype}"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                f"loss_closure must give one real number, not {what}: use a loss with "
+                "reduction='mean' or 'sum'"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss is not differentiable in the weights: loss_closure must compute it from "
+                "the model, without detach(), item() or no_grad()"
+            )
+        return loss.reshape(())
+
+    def _flat(self, parts: Any) -> Tensor:
+        """Parts on the model's device as one vector on the CPU: one transfer."""
+        return self.manifold.join(part.detach() for part in parts).cpu()
+
+    def _forget(self) -> None:
+        self._loss = None
+        self._slopes = ()
+        self._gradient = None
+
+
+def _refuse_randomness(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        active = module.training and getattr(module, "p", 1) > 0
+        if isinstance(module, nn.modules.dropout._DropoutNd) and active:
+            raise ValueError(
+                f"{name or type(module).__name__} drops units at random, so the loss is no "
+                "function of the weights: call model.eval(), or that layer's eval()"
+            )

@@ -1,0 +1,414 @@
+"""Numerical checks of derivatives, retractions and metrics, for any manifold and any model.
+
+    check_gradient(model, lambda: loss_fn(model(images), labels))       of a model's loss
+    check_hessian(Oblique(), cost, x, gradient=…, hessian=…)            of one's own formulas
+
+A function that agrees with its Taylor polynomial up to order k − 1 differs from it by tᵏ at
+distance t: on logarithmic axes the error is a line of slope k. The slope is measured at the
+shortest steps whose error is not all rounding: 2 for a right gradient, 3 for a right Hessian, less
+for wrong ones. After the tools of the same names in Manopt [boumal2014manopt].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from manifoldnet.geometry import Manifold, Product
+from manifoldnet.objective import Objective
+from manifoldnet.testing.samples import tangent_source
+
+__all__ = [
+    "HessianCheck",
+    "MetricCheck",
+    "Slope",
+    "check_gradient",
+    "check_hessian",
+    "check_metric",
+    "check_retraction",
+]
+
+_STEPS = torch.logspace(-8, -1, 71, dtype=torch.float64)
+_WINDOW = 8  # neighbouring steps: most of a decade
+_STRAIGHT = 0.02  # how far points may be off a line, in logarithms, root mean square
+_SLACK = 0.3  # of a slope; a wrong derivative costs 1
+_EXACT = 1e-9  # what may be wrong with an identity, relatively
+_ROUNDINGS = 30.0
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """How fast an error vanishes with the step.
+
+    Attributes:
+        value: the slope; ∞ if all errors are rounding.
+        steps: lengths t of the steps.
+        errors: the error of each.
+    """
+
+    value: float
+    steps: tuple[float, ...]
+    errors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HessianCheck:
+    """What was measured of a Hessian.
+
+    Attributes:
+        slope: of the error of the second-order model.
+        asymmetry: |⟨Hu, v⟩ − ⟨u, Hv⟩| relative to the larger of the two.
+        nonlinearity: ‖H(au + bv) − aHu − bHv‖, relative.
+    """
+
+    slope: Slope
+    asymmetry: float
+    nonlinearity: float
+
+
+@dataclass(frozen=True)
+class MetricCheck:
+    """What was measured of a metric, relative to the lengths involved.
+
+    Attributes:
+        asymmetry: of the inner product.
+        nonlinearity: in its first argument.
+        least: the least eigenvalue of a Gram matrix over its largest; positive.
+        gradient: |⟨grad, v⟩ₓ − g·v| for the Riemannian gradient of a differential g.
+    """
+
+    asymmetry: float
+    nonlinearity: float
+    least: float
+    gradient: float
+
+
+def check_gradient(
+    where: Manifold | nn.Module,
+    function: Callable[..., Tensor],
+    x: Tensor | None = None,
+    *,
+    gradient: Function | None = None,
+    seed: int = 0,
+) -> Slope:
+    """Checks that a gradient is the derivative of a function along a geodesic.
+
+        |f(exp(x, tu)) − f(x) − t ⟨grad f(x), u⟩|  ∝  t²
+
+    Args:
+        where: a manifold, or a model with its declarations.
+        function: of a point; for a model, what gives its loss on a fixed batch, as in `minimize`.
+        x: a float64 point of the manifold; a model brings its own.
+        gradient: the Euclidean gradient of `function` at a point, if it is not autograd's.
+        seed: of the direction.
+
+    Returns:
+        The slope, with what it was measured by.
+
+    Raises:
+        AssertionError: if it is below 2, or the Riemannian gradient is not tangent.
+        ValueError: if the function is not one finite number.
+    """
+    with _case(where, function, x, gradient, None) as case:
+        manifold, at = case.manifold, case.start
+        u, _ = _directions(manifold, at, seed)
+        grad = manifold.egrad2rgrad(at, case.gradient(at))
+        _check_tangent(manifold, at, grad, "gradient")
+        before, along = case.cost(at), float(manifold.inner(at, grad, u))
+        slope = _slope(
+            lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along, abs(before)
+        )
+    if slope.value < 2 - _SLACK:
+        raise AssertionError(
+            f"the gradient is wrong: the error of the first-order model shrinks like "
+            f"t^{slope.value:.2f}, where a right gradient gives t^2"
+        )
+    return slope
+
+
+def check_hessian(
+    where: Manifold | nn.Module,
+    function: Callable[..., Tensor],
+    x: Tensor | None = None,
+    *,
+    gradient: Function | None = None,
+    hessian: Callable[[Tensor, Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> HessianCheck:
+    """Checks that a Hessian is the second derivative of a function along a geodesic.
+
+        |f(exp(x, tu)) − f(x) − t ⟨grad f, u⟩ − t²/2 ⟨Hess f[u], u⟩|  ∝  t³
+
+    and that it is linear, symmetric and tangent.
+
+    Args:
+        where: a manifold, or a model with its declarations.
+        function: of a point; for a model, what gives its loss on a fixed batch.
+        x: a float64 point of the manifold; a model brings its own.
+        gradient: the Euclidean gradient at a point, if it is not autograd's.
+        hessian: the Euclidean Hessian at a point times a vector, if it is not autograd's.
+        seed: of the directions.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        AssertionError: if the slope is below 3, or the Hessian is not linear, symmetric, tangent.
+        ValueError: if the function is not one finite number, or cannot be differentiated twice.
+    """
+    with _case(where, function, x, gradient, hessian) as case:
+        manifold, at = case.manifold, case.start
+        u, v = _directions(manifold, at, seed)
+        euclidean = case.gradient(at)
+        grad = manifold.egrad2rgrad(at, euclidean)
+
+        def curve(w: Tensor) -> Tensor:
+            return manifold.ehess2rhess(at, euclidean, case.hessian(at, w), w)
+
+        hu, hv, both = curve(u), curve(v), curve(0.7 * u - 0.3 * v)
+        for each in (hu, hv):
+            _check_tangent(manifold, at, each, "Hessian")
+        before = case.cost(at)
+        along, bend = float(manifold.inner(at, grad, u)), float(manifold.inner(at, hu, u))
+        slope = _slope(
+            lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along - t * t / 2 * bend,
+            abs(before),
+        )
+        size = float(manifold.norm(at, hu) + manifold.norm(at, hv))
+        one, other = float(manifold.inner(at, hu, v)), float(manifold.inner(at, u, hv))
+        result = HessianCheck(
+            slope,
+            _share(abs(one - other), size),
+            _share(float(manifold.norm(at, both - 0.7 * hu + 0.3 * hv)), size),
+        )
+    _check_exact("the Hessian is not linear", result.nonlinearity)
+    _check_exact("the Hessian is not symmetric", result.asymmetry)
+    if slope.value < 3 - _SLACK:
+        raise AssertionError(
+            f"the Hessian is wrong: the error of the second-order model shrinks like "
+            f"t^{slope.value:.2f}, where a right Hessian gives t^3 (and a wrong gradient t^1)"
+        )
+    return result
+
+
+def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
+    """Checks that a retraction follows geodesics to first order.
+
+        ‖retr(x, tu) − exp(x, tu)‖  ∝  t²      (t³ for a retraction of second order)
+
+    Args:
+        manifold: with its retraction.
+        x: a float64 point.
+        seed: of the direction.
+
+    Returns:
+        The slope; ∞ where the retraction is the exponential map.
+
+    Raises:
+        AssertionError: if it is below 2, or retr(x, 0) is not x.
+    """
+    x = _double(manifold, x)
+    u, _ = _directions(manifold, x, seed)
+    stays = float((manifold.retr(x, 0 * u) - x).norm())
+    _check_exact("retr(x, 0) is not x", _share(stays, float(x.norm())))
+    slope = _slope(
+        lambda t: float((manifold.retr(x, t * u) - manifold.expmap(x, t * u)).norm()),
+        float(x.norm()),
+    )
+    if slope.value < 2 - _SLACK:
+        raise AssertionError(
+            f"this is no retraction: its distance to the geodesic shrinks like t^{slope.value:.2f} "
+            "with the step, where it must be t^2 or faster"
+        )
+    return slope
+
+
+def check_metric(manifold: Manifold, x: Tensor, *, seed: int = 0) -> MetricCheck:
+    """Checks that a metric is an inner product, and gradients are those of that inner product.
+
+    Args:
+        manifold: with its metric.
+        x: a float64 point.
+        seed: of the vectors.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        AssertionError: if it is not symmetric, linear or positive, or `egrad2rgrad` does not
+            represent the differential.
+    """
+    x = _double(manifold, x)
+    count = min(4, manifold.dimension(tuple(x.shape)))
+    generator = tangent_source(seed)
+    drawn = [manifold.random_tangent(x, generator=generator) for _ in range(count + 1)]
+    *vectors, w = (u / u.norm() for u in drawn)  # by the plain norm: the metric's is on trial
+    inner = [[float(manifold.inner(x, a, b)) for b in vectors] for a in vectors]
+    gram = torch.tensor(inner, dtype=torch.float64)
+    u, v = vectors[0], vectors[-1]
+    mixed = float(manifold.inner(x, 0.7 * u - 0.3 * v, w))
+    apart = mixed - 0.7 * float(manifold.inner(x, u, w)) + 0.3 * float(manifold.inner(x, v, w))
+    g = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    represented = float(manifold.inner(x, manifold.egrad2rgrad(x, g), w))
+    plain = float((g * w).sum())
+    values = torch.linalg.eigvalsh((gram + gram.T) / 2)
+    result = MetricCheck(
+        asymmetry=float((gram - gram.T).abs().max() / gram.abs().max()),
+        nonlinearity=abs(apart) / float(gram.abs().max()),
+        least=float(values[0] / values.abs().max()),
+        gradient=_share(abs(represented - plain), float(g.norm() * w.norm())),
+    )
+    _check_exact("the metric is not symmetric", result.asymmetry)
+    _check_exact("the metric is not linear", result.nonlinearity)
+    if result.least <= 0:
+        raise AssertionError(
+            f"the metric is not positive: a Gram matrix has an eigenvalue of {result.least:.2g} "
+            "times its largest"
+        )
+    _check_exact("egrad2rgrad does not represent the differential", result.gradient)
+    return result
+
+
+class _Case(Protocol):
+    """What is checked: a function on a manifold, at a point."""
+
+    @property
+    def manifold(self) -> Manifold: ...
+    @property
+    def start(self) -> Tensor: ...
+    def cost(self, x: Tensor) -> float: ...
+    def gradient(self, x: Tensor) -> Tensor: ...
+    def hessian(self, x: Tensor, u: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A function of a point, with derivatives of its own or autograd's."""
+
+    manifold: Manifold
+    start: Tensor
+    function: Function
+    own_gradient: Function | None
+    own_hessian: Callable[[Tensor, Tensor], Tensor] | None
+
+    def cost(self, x: Tensor) -> float:
+        with torch.no_grad():
+            return float(self._value(x))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        if self.own_gradient is not None:
+            return self.own_gradient(x)
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(self._value(x), x)
+        return slope
+
+    def hessian(self, x: Tensor, u: Tensor) -> Tensor:
+        if self.own_hessian is not None:
+            return self.own_hessian(x, u)
+        x = x.clone().requires_grad_()
+        if self.own_gradient is not None:
+            slope = self.own_gradient(x)
+        else:
+            (slope,) = torch.autograd.grad(self._value(x), x, create_graph=True)
+        if not slope.requires_grad:
+            return torch.zeros_like(u)  # a linear function
+        (curved,) = torch.autograd.grad(slope, x, u, materialize_grads=True)
+        return curved
+
+    def _value(self, x: Tensor) -> Tensor:
+        value = self.function(x)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise ValueError("the function must give a tensor with one number")
+        if not bool(value.detach().isfinite()):
+            raise ValueError(
+                f"the function is {float(value.detach())} at a point: look at its formula there"
+            )
+        return value.reshape(())
+
+
+@contextmanager
+def _case(
+    where: Manifold | nn.Module,
+    function: Callable[..., Tensor],
+    x: Tensor | None,
+    gradient: Function | None,
+    hessian: Callable[[Tensor, Tensor], Tensor] | None,
+) -> Iterator[_Case]:
+    if isinstance(where, nn.Module):
+        if x is not None or gradient is not None or hessian is not None:
+            raise ValueError("a model brings its own point and derivatives: leave them out")
+        with Objective(where, function) as objective:
+            yield objective
+        return
+    if x is None:
+        raise ValueError("give a point x of the manifold")
+    yield _Plain(where, _double(where, x), function, gradient, hessian)
+
+
+def _double(manifold: Manifold, x: Tensor) -> Tensor:
+    if x.dtype != torch.float64:
+        raise ValueError(f"x has type {x.dtype}; slopes can be measured in float64 only")
+    manifold.assert_check_point_on_manifold(x, name="x")
+    return x.detach()
+
+
+def _directions(manifold: Manifold, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Two random tangent vectors of length 1, all of whose slices are equally long."""
+    generator = tangent_source(seed)
+    u, v = (_even(manifold, x, generator) for _ in range(2))
+    return u / manifold.norm(x, u), v / manifold.norm(x, v)
+
+
+def _even(manifold: Manifold, x: Tensor, generator: torch.Generator) -> Tensor:
+    if isinstance(manifold, Product):
+        parts = zip(manifold.factors, manifold.split(x), strict=True)
+        return manifold.join(_even(factor, part, generator) for (factor, _), part in parts)
+    u = manifold.random_tangent(x, generator=generator)
+    lengths = manifold.component_inner(x, u).sqrt()
+    return u / torch.where(lengths > 0, lengths, 1.0)
+
+
+def _check_tangent(manifold: Manifold, x: Tensor, u: Tensor, what: str) -> None:
+    off = float(manifold.norm(x, u - manifold.proju(x, u)))
+    _check_exact(f"the {what} is not tangent", _share(off, float(manifold.norm(x, u))))
+
+
+def _check_exact(trouble: str, amount: float) -> None:
+    if not amount <= _EXACT:
+        raise AssertionError(f"{trouble}: off by {amount:.2g}, relatively")
+
+
+def _share(amount: float, of: float) -> float:
+    return amount / of if of > 0 else amount
+
+
+def _slope(error: Callable[[float], float], scale: float) -> Slope:
+    """The slope of an error where it is straight first.
+
+    `scale` is the size of what was subtracted, whose rounding hides the error below some step.
+    """
+    steps = _STEPS.tolist()
+    errors = [abs(error(t)) for t in steps]
+    floor = _ROUNDINGS * torch.finfo(torch.float64).eps * max(scale, max(errors) * 1e-6)
+    known = [(math.log(t), math.log(e)) for t, e in zip(steps, errors, strict=True) if e > floor]
+    lines = [_line(known[i : i + _WINDOW]) for i in range(len(known) - _WINDOW + 1)]
+    straight = [slope for slope, off in lines if off < _STRAIGHT]
+    straightest = min(lines, key=lambda line: line[1], default=(math.inf, 0.0))[0]
+    value = straight[0] if straight else straightest
+    return Slope(value, tuple(steps), tuple(errors))
+
+
+def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """Slope of the line through points by least squares, and how far they are off on average."""
+    xs, ys = (torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True))
+    xs, ys = xs - xs.mean(), ys - ys.mean()
+    slope = float((xs * ys).sum() / (xs * xs).sum())
+    return slope, float((ys - slope * xs).square().mean().sqrt())

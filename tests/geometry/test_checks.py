@@ -1,0 +1,235 @@
+"""Numerical checks: right derivatives pass on every manifold, each kind of wrong one fails."""
+
+import dataclasses
+import math
+
+import geoopt
+import pytest
+import torch
+from cases import MANIFOLDS, each_geometry, each_manifold, few, over, point, seeds
+from hypothesis import given
+from torch import nn
+
+import manifoldnet as mn
+from manifoldnet.geometry import Euclidean, Geodesic, Oblique, ScaledEuclidean, Sphere
+from manifoldnet.geometry.metric import ScaledMetric
+from manifoldnet.testing import check_gradient, check_hessian, check_metric, check_retraction
+
+SLOPE_1 = r"the (gradient|Hessian) is wrong: .* like t\^(0\.9|1\.0)"
+SLOPE_2 = r"the Hessian is wrong: .* like t\^(1\.9|2\.0)"
+
+
+def wave(shape, seed=0):
+    """A smooth function of points whose derivatives of all orders matter."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(3, math.prod(shape), generator=generator, dtype=torch.float64)
+    mix /= mix.norm(dim=1, keepdim=True)
+    return lambda x: (mix @ x.flatten()).sin().sum() + (mix[0] @ x.flatten()).square()
+
+
+@each_geometry
+@few
+@given(seed=seeds)
+def test_autograd_is_right_everywhere(manifold, shape, seed):
+    x, f = point(manifold, shape, seed), wave(shape, seed)
+    check_gradient(manifold, f, x, seed=seed)
+    check_hessian(manifold, f, x, seed=seed)
+    check_metric(manifold, x, seed=seed)
+
+
+@each_manifold
+@few
+@given(seed=seeds)
+def test_every_retraction_is_one(manifold, shape, seed):
+    slope = check_retraction(manifold, point(manifold, shape, seed), seed=seed)
+    if isinstance(manifold.retraction, Geodesic):
+        assert slope.value == math.inf
+    elif isinstance(manifold, Oblique | Sphere):
+        assert slope.value == pytest.approx(3, abs=0.05)  # of second order
+
+
+PRODUCT = mn.Product([(Oblique(), (3, 4)), (ScaledEuclidean(1), (2, 3)), (Euclidean(), (2,))])
+STIEFEL = mn.from_geoopt(geoopt.EuclideanStiefel())
+
+
+@over([(PRODUCT, (20,)), (STIEFEL, (5, 3))])
+def test_products_and_adapted_manifolds_have_hessians_too(manifold, shape):
+    x, f = point(manifold, shape, 0), wave(shape)
+    assert check_gradient(manifold, f, x).value == pytest.approx(2, abs=0.05)
+    result = check_hessian(manifold, f, x)
+    assert result.slope.value == pytest.approx(3, abs=0.05)
+    assert len(result.slope.steps) == len(result.slope.errors) > 10
+    check_retraction(manifold, x)
+    check_metric(manifold, x)
+
+
+def test_what_nobody_has_written_is_said():
+    canonical = mn.from_geoopt(geoopt.CanonicalStiefel())
+    x = point(canonical, (5, 3), 0)
+    with pytest.raises(NotImplementedError, match="no Hessian for .*conjugate gradients"):
+        canonical.ehess2rhess(x, x, x, x)
+    with pytest.raises(NotImplementedError, match="_NoGeodesics has no Hessian"):
+        type("_NoGeodesics", (mn.geometry.Geodesics,), {"__abstractmethods__": ()}).hessian(
+            type("_NoGeodesics", (), {})(), x, x, x, x
+        )
+
+
+# Wrong ones
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-3])
+def test_a_wrong_gradient_is_found(share):
+    x = point(Oblique(), (4, 3), 0)
+    f = wave((4, 3))
+
+    def wrong(y):
+        return torch.func.grad(f)(y) + share * torch.ones_like(y)
+
+    with pytest.raises(AssertionError, match=SLOPE_1):
+        check_gradient(Oblique(), f, x, gradient=wrong)
+    with pytest.raises(AssertionError, match=SLOPE_1):
+        check_hessian(Oblique(), f, x, gradient=wrong, hessian=lambda y, u: u)
+
+
+@pytest.mark.parametrize("manifold", [Oblique(), ScaledEuclidean(), Euclidean()])
+def test_a_wrong_hessian_is_found(manifold):
+    x, f = point(manifold, (4, 3), 1), wave((4, 3))
+    right = lambda y, u: torch.func.jvp(torch.func.grad(f), (y,), (u,))[1]  # noqa: E731
+    check_hessian(manifold, f, x, gradient=torch.func.grad(f), hessian=right)
+    with pytest.raises(AssertionError, match=SLOPE_2):
+        check_hessian(manifold, f, x, hessian=lambda y, u: 1.01 * right(y, u))
+    with pytest.raises(AssertionError, match="the Hessian is not linear"):
+        check_hessian(manifold, f, x, hessian=lambda y, u: right(y, u) + u.abs())
+
+
+def test_a_hessian_that_is_not_symmetric_is_found():
+    x, f = point(Euclidean(), (3,), 1), wave((3,))
+    turn = torch.tensor([[0.0, 1, 0], [-1, 0, 0], [0, 0, 0]], dtype=torch.float64)
+    right = lambda y, u: torch.func.jvp(torch.func.grad(f), (y,), (u,))[1]  # noqa: E731
+    with pytest.raises(AssertionError, match="the Hessian is not symmetric"):
+        check_hessian(Euclidean(), f, x, hessian=lambda y, u: right(y, u) + turn @ u)
+
+
+def test_a_wrong_connection_is_found():
+    """The Euclidean Hessian in place of the scaled metric's, and ‖x‖² H u without the rest."""
+    x, f = point(ScaledEuclidean(), (4, 3), 0), wave((4, 3))
+    for rest in (
+        lambda _, x, g, h, u: h,
+        lambda _, x, g, h, u: ScaledMetric().sharp(x, h),
+    ):
+        wrong = ScaledEuclidean()
+        geodesics = type("Wrong", (type(wrong.geodesics),), {"hessian": rest})
+        wrong._compose(geodesics=geodesics())
+        with pytest.raises(AssertionError, match="the Hessian is"):
+            check_hessian(wrong, f, x)
+
+
+def test_a_wrong_retraction_and_a_wrong_metric_are_found():
+    x = point(Oblique(), (4, 3), 0)
+
+    class Short:
+        def step(self, parts, x, u):
+            return parts.projection.to_set(x + 0.99 * u)
+
+    wrong = Oblique()
+    wrong._compose(retraction=Short())
+    with pytest.raises(AssertionError, match="this is no retraction: .* like t\\^1.00"):
+        check_retraction(wrong, x)
+
+    @dataclasses.dataclass(frozen=True)
+    class Odd(ScaledMetric):
+        trouble: str = ""
+
+        def component_inner(self, x, u, v):
+            good = super().component_inner(x, u, v)
+            return {
+                "sign": -good,
+                "asymmetry": good + (u[:, :1] * v[:, 1:2]),
+                "square": good * good,
+                "gradient": 2 * good,
+            }[self.trouble]
+
+    x = point(ScaledEuclidean(), (4, 3), 0)
+    for trouble, message in {
+        "sign": "not positive",
+        "asymmetry": "not symmetric",
+        "square": "not linear",
+        "gradient": "egrad2rgrad does not represent",
+    }.items():
+        wrong = ScaledEuclidean()
+        wrong._compose(metric=Odd(0, trouble))
+        with pytest.raises(AssertionError, match=message):
+            check_metric(wrong, x)
+
+
+# Models
+
+
+class Cube(torch.autograd.Function):
+    """x³ with a derivative that is right or wrong."""
+
+    @staticmethod
+    def forward(x, factor):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return ctx.factor * x**2 * g, None
+
+
+class Cubed(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return Cube.apply(x, self.factor)
+
+
+def net(factor):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), Cubed(factor), nn.Linear(4, 2))
+    mn.declare(model, "0.weight", Oblique(), project=True)
+    mn.declare(model, "3.weight", ScaledEuclidean(1))
+    return model, torch.randn(8, 5)
+
+
+def test_a_model_is_checked_and_left_as_it_was():
+    model, images = net(3.0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert check_gradient(model, lambda: model(images).square().mean()).value > 1.9
+    assert check_hessian(model, lambda: model(images).square().mean()).slope.value > 2.9
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_layer_with_a_wrong_derivative_is_found():
+    model, images = net(2.9)
+    with pytest.raises(AssertionError, match="the gradient is wrong"):
+        check_gradient(model, lambda: model(images).square().mean())
+
+
+def test_bad_input():
+    model, images = net(3.0)
+    x = point(Oblique(), (4, 3), 0)
+    with pytest.raises(ValueError, match="a model brings its own point"):
+        check_gradient(model, lambda: model(images).mean(), x)
+    with pytest.raises(ValueError, match="give a point x"):
+        check_gradient(Oblique(), torch.sum)
+    with pytest.raises(ValueError, match="x has type torch.float32"):
+        check_hessian(Oblique(), torch.sum, x.float())
+    with pytest.raises(ValueError, match="x is not on Oblique"):
+        check_metric(Oblique(), 2 * x)
+    with pytest.raises(ValueError, match="a tensor with one number"):
+        check_gradient(Oblique(), torch.sin, x)
+    with pytest.raises(ValueError, match="the function is nan at a point"):
+        check_gradient(Oblique(), lambda y: (y - 9).sqrt().sum(), x)
+
+
+def test_the_list_is_not_empty():
+    assert len(MANIFOLDS) > 20

@@ -1,0 +1,106 @@
+"""A product of manifolds: the laws hold for it as for any other, and its parts do not mix."""
+
+import math
+
+import pytest
+import torch
+from cases import few, point, seeds, tangent
+from hypothesis import given
+
+from manifoldnet.geometry import (
+    Euclidean,
+    Oblique,
+    Product,
+    Projection,
+    ScaledEuclidean,
+    Sphere,
+    from_spec,
+)
+from manifoldnet.testing import ManifoldLaws, RetractionLaws
+
+
+def product(on_spheres="projective", scaled="geodesic"):
+    return Product(
+        [
+            (Oblique(0, 1.0, on_spheres), (3, 2)),
+            (ScaledEuclidean(1, scaled), (2, 3)),
+            (Euclidean(), (2,)),
+            (Sphere(2.0, on_spheres), (3,)),
+        ]
+    )
+
+
+PRODUCT = product()
+
+
+class TestProduct(ManifoldLaws):
+    manifold, shape = PRODUCT, (17,)
+    injectivity = math.pi  # of the shortest of its circles
+
+
+class TestProductOfGeodesics(RetractionLaws):
+    manifold, shape = product("geodesic"), (17,)
+
+
+@few
+@given(seed=seeds)
+def test_each_part_is_by_itself(seed):
+    x, y = (point(PRODUCT, (17,), seed + i) for i in range(2))
+    u, v = (tangent(PRODUCT, x, seed + i) for i in range(2))
+    g = torch.randn(17, dtype=torch.float64)
+    split = PRODUCT.split
+    for name, given_ in {
+        "egrad2rgrad": (x, g),
+        "ehess2rhess": (x, g, v, u),
+        "proju": (x, g),
+        "projx": (x + u,),
+        "retr": (x, u),
+        "expmap": (x, u),
+        "logmap": (x, y),
+        "transp": (x, y, v),
+    }.items():
+        whole = split(getattr(PRODUCT, name)(*given_))
+        parts = zip(*map(split, given_), strict=True)
+        for (manifold, _), part, ours in zip(PRODUCT.factors, parts, whole, strict=True):
+            assert torch.equal(ours, getattr(manifold, name)(*part)), name
+    lengths = [
+        m.norm(*part) for (m, _), *part in zip(PRODUCT.factors, split(x), split(u), strict=True)
+    ]
+    assert float(PRODUCT.norm(x, u)) == pytest.approx(math.hypot(*map(float, lengths)), rel=1e-14)
+
+
+def test_split_and_join_are_inverse_and_split_gives_views():
+    x = PRODUCT.random(dtype=torch.float64)
+    parts = PRODUCT.split(x)
+    assert [tuple(part.shape) for part in parts] == [shape for _, shape in PRODUCT.factors]
+    assert torch.equal(PRODUCT.join(parts), x)
+    parts[2].zero_()
+    assert x[12:14].tolist() == [0, 0]
+
+
+def test_the_dimension_is_what_the_constraints_leave():
+    assert PRODUCT.dimension((17,)) == 17 - 3 - 1
+    counted = Projection.codimension(PRODUCT.projection, torch.Size((17,)))
+    assert counted == 3 + 1  # by trial, as where no formula is known
+
+
+def test_it_is_a_value():
+    assert product() == PRODUCT != product("geodesic")
+    assert hash(product()) == hash(PRODUCT)
+    assert from_spec(PRODUCT.spec()) == PRODUCT
+    assert eval(repr(product("geodesic", "additive")), vars(__import__("manifoldnet"))) == product(
+        "geodesic", "additive"
+    )
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="at least one manifold"):
+        Product([])
+    with pytest.raises(ValueError, match=r"factor 1, \(3, 1\), cannot be a point of Oblique"):
+        Product([(Euclidean(), (2,)), (Oblique(), (3, 1))])
+    with pytest.raises(ValueError, match=r"has shape \(3,\), and a point of this product is \(17"):
+        PRODUCT.projx(torch.ones(3))
+    with pytest.raises(ValueError, match=r"has size 17, not \(4,\)"):
+        PRODUCT.random(4)
+    with pytest.raises(ValueError, match="the whole tensor"):
+        PRODUCT.projx(torch.zeros(17))
