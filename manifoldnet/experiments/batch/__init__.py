@@ -1,0 +1,1 @@
+"""Batch solvers measured: against first-order ones, under rescaling, and what a call costs."""
