@@ -14,8 +14,9 @@ an error, the weights as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class Objective:
         calls: how many losses, gradients and Hessian-vector products were computed.
 
     Raises:
-        ValueError: on entering, when the loss is no differentiable function of the weights: it is
+        ValueError: for complex parameters, and such that share memory or have gradient hooks; on
+            entering, when the loss is no differentiable function of the weights: it is
             not one finite number, differs from call to call, or a parameter is not in it; for
             dropout in training mode; for weights off their manifolds.
     """
@@ -74,9 +76,12 @@ class Objective:
                 f"loss_closure must be a function without arguments that gives the loss, not "
                 f"{type(loss_closure).__name__}"
             )
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not named:
             raise ValueError(f"{type(model).__name__} has no parameters that require gradients")
+        _refuse_parameters(named)
         devices = {str(p.device) for p in named.values()}
         if len(devices) > 1:
             raise ValueError(
@@ -92,6 +97,7 @@ class Objective:
         self._parameters = list(named.values())
         self._kept: Tensor | None = None
         self._stack = ExitStack()
+        self._open = False
         self._forget()
 
     def cost(self, x: Tensor) -> float:
@@ -158,6 +164,7 @@ class Objective:
     def __enter__(self) -> Objective:
         _refuse_randomness(self._model)
         verify(self._model)
+        self._kept = None
         self._originals = [p.detach() for p in self._parameters]
         self._grads = [p.grad for p in self._parameters]
         # Rounded to the model's own type, the point is off by more than a double is.
@@ -168,6 +175,7 @@ class Objective:
         with ExitStack() as stack:
             stack.callback(self._give_back)
             self._take_over(stack)
+            self._open = True
             self._check()
             self._stack = stack.pop_all()
         return self
@@ -193,6 +201,13 @@ class Objective:
                     stack.callback(module._buffers.__setitem__, name, buffer)
                     module._buffers[name] = cast(buffer.clone(), self._dtype, buffer.device)
 
+        for module in self._model.modules():
+            # A gradient that leaves out the padding is not that of the loss.
+            if isinstance(module, nn.Embedding):
+                stack.callback(setattr, module, "padding_idx", module.padding_idx)
+                stack.callback(setattr, module, "sparse", module.sparse)
+                module.padding_idx, module.sparse = None, False
+
         def cast_input(module: nn.Module, args: Any, kwargs: Any) -> Any:
             return cast((args, kwargs), self._dtype, self._vector.device)
 
@@ -202,6 +217,7 @@ class Objective:
     def _give_back(self) -> None:
         """The weights in their own memory and type: what was kept, or what they were."""
         self._forget()
+        self._open = False
         values: list[Tensor] = self._originals
         if self._kept is not None:
             values = self.manifold.split(self._kept)
@@ -224,6 +240,11 @@ class Objective:
                 "loss_closure calls backward(): it must give the loss only, which is "
                 "differentiated here"
             )
+        if first.dtype != self._dtype:
+            raise ValueError(
+                f"the loss comes in {first.dtype}, not in {self._dtype}: take out what casts it, "
+                "in loss_closure or in the model's last layers"
+            )
         slopes = torch.autograd.grad(first, self._parameters, allow_unused=True)
         unused = [name for name, s in zip(self.names, slopes, strict=True) if s is None]
         if unused:
@@ -231,20 +252,34 @@ class Objective:
                 f"the loss does not depend on {', '.join(unused)}: freeze them with "
                 "requires_grad_(False), or let the loss use them"
             )
-        if not bool(self._flat([s for s in slopes if s is not None]).isfinite().all()):
+        slope = self._flat(slopes)
+        if not bool(slope.isfinite().all()):
             raise ValueError("the gradient is not finite at the start: use other weights")
         self._forget()
-        again, once = self.cost(self.start), float(first.detach())
-        if abs(again - once) > _REPEATS[self._dtype] * max(abs(once), 1e-300):
+        again = self.cost(self.start), self.gradient(self.start)
+        before = float(first.detach()), slope
+        # The gradient as well: with a head that starts at zero every batch has the same loss.
+        off = max(
+            abs(again[0] - before[0]) / max(abs(before[0]), 1e-300),
+            float((again[1] - slope).norm() / slope.norm().clamp(min=1e-300)),
+        )
+        if off > _REPEATS[self._dtype]:
             raise ValueError(
-                f"the loss was {once:.17g} and then {again:.17g} with the same weights: it must be "
-                "a function of them. Use one fixed batch and no randomness"
+                f"the loss was {before[0]:.17g} and then {again[0]:.17g} with the same weights, "
+                f"and the two differ, or their gradients do, by {off:.1g}: it must be a function "
+                "of the weights. Use one fixed batch and no randomness"
             )
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from zero again, and computes anew."""
         self.calls = dict.fromkeys(self.calls, 0)
         self._forget()
 
     def _loss_at(self, x: Tensor) -> Tensor:
         """The loss at a point, with its graph if it is new."""
+        if not self._open:
+            raise RuntimeError("an Objective has values inside its with block only")
         if self._loss is None or not torch.equal(x, self._at):
             self._forget()
             self._at.copy_(x)
@@ -261,8 +296,10 @@ class Objective:
             if "dtype" not in str(error) and "scalar type" not in str(error):
                 raise
             raise ValueError(
-                f"the loss cannot be computed in {self._dtype} ({error}): give targets and class "
-                f"weights in that type, or ask for dtype={self._originals[0].dtype}"
+                f"the loss cannot be computed in {self._dtype} ({error}). What `model(...)` is "
+                "given is cast, and its buffers; targets, class weights, constants in `forward` "
+                "and inputs of other methods must have that type already, or ask for "
+                f"dtype={self._originals[0].dtype}"
             ) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -285,6 +322,33 @@ class Objective:
         self._loss = None
         self._slopes = ()
         self._gradient = None
+
+
+def _refuse_parameters(named: Mapping[str, nn.Parameter]) -> None:
+    """What cannot be a part of one vector, or would not be differentiated as it is."""
+    places: list[tuple[int, int, int, str]] = []
+    for name, p in named.items():
+        if not p.is_floating_point():
+            raise ValueError(f"{name} has type {p.dtype}: only real parameters can be minimized")
+        if p._backward_hooks:
+            raise ValueError(
+                f"{name} has a hook that may change its gradient, which would no longer be that "
+                "of the loss: remove it"
+            )
+        last = sum((n - 1) * int(step) for n, step in zip(p.shape, p.stride(), strict=True))
+        first = int(p.storage_offset())
+        if p.numel() > last + 1:
+            raise ValueError(
+                f"{name} has entries that share memory (an expanded tensor): give it memory of "
+                "its own with contiguous()"
+            )
+        places.append((p.untyped_storage().data_ptr(), first, first + last, name))
+    for one, other in pairwise(sorted(places)):
+        if one[0] == other[0] and other[1] <= one[2]:
+            raise ValueError(
+                f"{one[3]} and {other[3]} share memory but are two parameters: tie them by using "
+                "one parameter twice, or copy one of them"
+            )
 
 
 def _refuse_randomness(model: nn.Module) -> None:

@@ -11,12 +11,13 @@ included. This is the only file of the geometry that knows geoopt.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import geoopt
 import torch
-from geoopt.manifolds.stiefel import CanonicalStiefel, EuclideanStiefel
+from geoopt.manifolds.stiefel import CanonicalStiefel, EuclideanStiefel, Stiefel
 from torch import Tensor
 
 from manifoldnet.geometry.euclidean import Euclidean
@@ -218,6 +219,12 @@ class _Projection(Projection):
             return torch.full((1,) * x.ndim, torch.inf)
         off = (x - self.to_set(x)).norm() / x.norm().clamp(min=torch.finfo(x.dtype).tiny)
         return off.reshape((1,) * x.ndim)
+
+    def codimension(self, shape: torch.Size) -> int:
+        if not isinstance(self.base, Stiefel):
+            return super().codimension(shape)
+        columns = shape[-1]  # symmetric matrices of that size, for each of the batch
+        return math.prod(shape[:-2]) * columns * (columns + 1) // 2
 
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
         off = (u - self.to_tangent(x, u)).norm() / u.norm().clamp(min=torch.finfo(x.dtype).tiny)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from manifoldnet.geometry.from_geoopt import from_geoopt
 from manifoldnet.geometry.geodesics import Geodesics
 from manifoldnet.geometry.manifold import Manifold, from_spec
 from manifoldnet.geometry.metric import Metric
@@ -42,7 +43,7 @@ class Product(Manifold):
     factors: tuple[Factor, ...]
 
     def __init__(self, factors: Iterable[tuple[Manifold, Iterable[int]]]) -> None:
-        parts = tuple((manifold, tuple(shape)) for manifold, shape in factors)
+        parts = tuple((from_geoopt(manifold), tuple(shape)) for manifold, shape in factors)
         if not parts:
             raise ValueError("a product needs at least one manifold")
         for number, (manifold, shape) in enumerate(parts):

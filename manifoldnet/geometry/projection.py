@@ -50,9 +50,12 @@ class Projection(ABC):
         """
         source = torch.Generator().manual_seed(0)
         x = self.to_set(torch.randn(shape, dtype=torch.float64, generator=source))
-        units = torch.eye(x.numel(), dtype=x.dtype)
-        kept = [float(self.to_tangent(x, unit.reshape(shape)).flatten() @ unit) for unit in units]
-        return len(units) - round(sum(kept))
+        kept = 0.0
+        for i in range(x.numel()):
+            unit = torch.zeros_like(x)
+            unit.view(-1)[i] = 1
+            kept += float(self.to_tangent(x, unit).flatten()[i])
+        return x.numel() - round(kept)
 
 
 @final

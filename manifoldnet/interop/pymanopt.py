@@ -26,7 +26,14 @@ import torch
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor, nn
 
-from manifoldnet.geometry import Manifold, Normalization, Product, ScaledMetric
+from manifoldnet.geometry import (
+    Manifold,
+    Normalization,
+    Product,
+    ScaledMetric,
+    from_geoopt,
+    slices,
+)
 from manifoldnet.objective import Objective
 
 __all__ = ["SOLVERS", "PymanoptManifold", "minimize", "to_pymanopt"]
@@ -43,7 +50,7 @@ SOLVERS: Mapping[str, type[Optimizer]] = MappingProxyType(
 pymanopt's two others start from random points, not from that of a model.
 """
 
-_STEP, _FITS = 1e-7, 1e-3
+_NEARBY, _STEP, _FITS = 1e-2, 1e-7, 1e-3
 
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -61,6 +68,7 @@ def to_pymanopt(
     Raises:
         ValueError: if no tensor of that shape is a point.
     """
+    manifold = from_geoopt(manifold)
     manifold.assert_check_point(torch.empty(shape, dtype=dtype, device="meta"))
     return PymanoptManifold(manifold, tuple(shape), dtype)
 
@@ -128,8 +136,11 @@ class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[mi
         return self._array("logmap", point_a, point_b)
 
     def transport(self, point_a: Array, point_b: Array, tangent_vector_a: Array) -> Array:
-        """Parallel transport along the shortest geodesic."""
-        return self._array("transp", point_a, point_b, tangent_vector_a)
+        """Parallel transport along the shortest geodesic; where there is none, a projection."""
+        try:
+            return self._array("transp", point_a, point_b, tangent_vector_a)
+        except NotImplementedError:  # some of geoopt's manifolds
+            return self._array("proju", point_b, tangent_vector_a)
 
     def pair_mean(self, point_a: Array, point_b: Array) -> Array:
         """The middle of the shortest geodesic."""
@@ -196,15 +207,26 @@ def minimize(
     with Objective(model, loss_closure, dtype) as objective:
         if solver == "trust-regions":
             _check_hessians(objective)
-            objective.calls.update(dict.fromkeys(objective.calls, 0))
+            objective.restart()
         manifold = to_pymanopt(objective.manifold, (objective.manifold.size,), dtype)
         watch = _Watch(objective, manifold, hessians=solver == "trust-regions")
         start = _numpy(objective.start.clone())
-        result = made.run(watch.problem(), initial_point=start, **run_options)
+        try:
+            result = made.run(watch.problem(), initial_point=start, **run_options)
+        except _Flat as reached:  # solvers divide by the length of the gradient
+            result = watch.result(reached.point)
         objective.keep(_tensor(result.point))
-    result.log = {"optimizer": str(made), "iterations": watch.rows}
+    result.log = (result.log or {"optimizer": str(made)}) | {"iterations": watch.rows}
     _warn_if_stalled(result, dtype)
     return result
+
+
+class _Flat(Exception):
+    """A point where the gradient is 0."""
+
+    def __init__(self, point: Array) -> None:
+        super().__init__()
+        self.point = point
 
 
 class _Watch:
@@ -251,7 +273,20 @@ class _Watch:
         )
         for column, value in zip(self.rows.values(), row, strict=True):
             column.append(value)
+        if self.rows["gradient_norm"][-1] == 0:
+            raise _Flat(x)
         return result
+
+    def result(self, point: Array) -> OptimizerResult:
+        """That the gradient is 0 at a point."""
+        return OptimizerResult(
+            point=point,
+            cost=self.rows["cost"][-1],
+            iterations=len(self.rows["cost"]) - 1,
+            stopping_criterion="Terminated - the gradient is 0.",
+            time=self.rows["time"][-1],
+            gradient_norm=0.0,
+        )
 
     def hessian(self, x: Array, u: Array) -> Array:
         point, direction = _tensor(x), _tensor(u)
@@ -265,7 +300,7 @@ def _make_solver(name: str, options: Mapping[str, Any]) -> tuple[Optimizer, dict
     if name not in SOLVERS:
         raise ValueError(f"there is no solver {name!r}; there are {', '.join(SOLVERS)}")
     kind = SOLVERS[name]
-    plain = {"self", "args", "kwargs", "problem", "initial_point"}
+    plain = {"self", "args", "kwargs", "problem", "initial_point", "log_verbosity"}
     of_run = set(inspect.signature(kind.run).parameters) - plain
     both = (*inspect.signature(kind.__init__).parameters, *inspect.signature(Optimizer).parameters)
     of_solver = set(both) - plain
@@ -290,28 +325,42 @@ def _check_hessians(objective: Objective) -> None:
         except NotImplementedError as error:
             raise ValueError(f"{name} is on {manifold}: {error}") from error
     if objective.start.dtype == torch.float64 and all(
-        off > _FITS for off in (_misfit(objective, seed) for seed in range(2))
+        _misfit(objective, seed) > _FITS for seed in range(2)
     ):
         raise ValueError(
             "the second derivatives of autograd do not fit its first ones, so the loss cannot be "
-            "differentiated twice: some layer's derivative is its own, and has none. Use a solver "
-            "that needs no Hessian, such as conjugate-gradient"
+            "differentiated twice: some layer's derivative is its own and has none, or computes in "
+            "float32. Use a solver that needs no Hessian, such as conjugate-gradient"
         )
 
 
 def _misfit(objective: Objective, seed: int) -> float:
     """How far a Hessian times a vector is from a difference of gradients, relatively.
 
-    The step is so short that it hardly ever meets a kink; a second vector settles the matter.
+    Not at the start itself, where biases of 0 may put a whole layer on the kink of its ReLU, but
+    nearby, and with a step so short that it hardly ever meets another one.
     """
-    x = objective.start
-    u = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(seed))
-    u *= _STEP * x.norm() / u.norm()
+    generator = torch.Generator().manual_seed(seed)
+    x = objective.start + _NEARBY * _around(objective, generator)
+    u = _STEP * _around(objective, generator)
     difference = (objective.gradient(x + u) - objective.gradient(x - u)) / 2
     product = objective.hessian(x, u)
     size = max(float(difference.norm()), float(product.norm()))
     rounding = torch.finfo(x.dtype).eps * float(objective.gradient(x).norm())
     return float((difference - product).norm()) / size if size > rounding / _FITS else 0.0
+
+
+def _around(objective: Objective, generator: torch.Generator) -> Tensor:
+    """A random vector whose slices are as long as those of the start (1 where those are 0)."""
+    parts = []
+    for (manifold, _), x in zip(
+        objective.manifold.factors, objective.manifold.split(objective.start), strict=True
+    ):
+        dim = manifold.dim if manifold.dim != "elements" else None
+        size = slices.norm(x, dim) / slices.size(x.shape, dim) ** 0.5
+        random = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        parts.append(torch.where(size > 0, size, 1.0) * random)
+    return objective.manifold.join(parts)
 
 
 def _typical(manifold: Manifold, shape: tuple[int, ...]) -> float:
@@ -329,7 +378,14 @@ def _typical(manifold: Manifold, shape: tuple[int, ...]) -> float:
 
 
 def _warn_if_stalled(result: OptimizerResult, dtype: torch.dtype) -> None:
-    if dtype == torch.float32 and "step_size" in result.stopping_criterion:
+    costs = result.log["iterations"]["cost"]
+    still = len(costs) > 3 and costs[-1] >= costs[len(costs) // 2]
+    reached = "grad" in result.stopping_criterion
+    if (
+        dtype == torch.float32
+        and not reached
+        and (still or "step_size" in result.stopping_criterion)
+    ):
         warnings.warn(
             f"the solver stalled at a gradient norm of {result.gradient_norm:.2g}: in float32 "
             "costs are too coarse to go on. Ask for dtype=torch.float64",
@@ -338,7 +394,7 @@ def _warn_if_stalled(result: OptimizerResult, dtype: torch.dtype) -> None:
 
 
 def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.asarray(array, order="C"))
 
 
 def _numpy(tensor: Tensor) -> Array:

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _STEPS = torch.logspace(-8, -1, 71, dtype=torch.float64)
+_TOO_SHORT = (1e-13, 2e-13, 3e-13, 5e-13, 8e-13)
 _WINDOW = 8  # neighbouring steps: most of a decade
 _STRAIGHT = 0.02  # how far points may be off a line, in logarithms, root mean square
 _SLACK = 0.3  # of a slope; a wrong derivative costs 1
@@ -120,11 +121,13 @@ def check_gradient(
     with _case(where, function, x, gradient, None) as case:
         manifold, at = case.manifold, case.start
         u, _ = _directions(manifold, at, seed)
-        grad = manifold.egrad2rgrad(at, case.gradient(at))
-        _check_tangent(manifold, at, grad, "gradient")
+        euclidean = case.gradient(at)
+        grad = manifold.egrad2rgrad(at, euclidean)
+        _check_tangent(manifold, at, grad, _size(manifold, at, euclidean), "gradient")
         before, along = case.cost(at), float(manifold.inner(at, grad, u))
         slope = _slope(
-            lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along, abs(before)
+            lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along,
+            lambda t: abs(before) + t * abs(along) + float(at.norm() * euclidean.norm()),
         )
     if slope.value < 2 - _SLACK:
         raise AssertionError(
@@ -144,6 +147,8 @@ def check_hessian(
     seed: int = 0,
 ) -> HessianCheck:
     """Checks that a Hessian is the second derivative of a function along a geodesic.
+
+    Of a function with kinks (ReLU, max) it is not, as soon as the curve meets one.
 
         |f(exp(x, tu)) − f(x) − t ⟨grad f, u⟩ − t²/2 ⟨Hess f[u], u⟩|  ∝  t³
 
@@ -170,19 +175,26 @@ def check_hessian(
         euclidean = case.gradient(at)
         grad = manifold.egrad2rgrad(at, euclidean)
 
+        slope_size = _size(manifold, at, euclidean)
+
         def curve(w: Tensor) -> Tensor:
-            return manifold.ehess2rhess(at, euclidean, case.hessian(at, w), w)
+            h = case.hessian(at, w)
+            result = manifold.ehess2rhess(at, euclidean, h, w)
+            _check_tangent(manifold, at, result, _size(manifold, at, h) + slope_size, "Hessian")
+            return result
 
         hu, hv, both = curve(u), curve(v), curve(0.7 * u - 0.3 * v)
-        for each in (hu, hv):
-            _check_tangent(manifold, at, each, "Hessian")
+        # A point is rounded as well: by its own size, times how fast the function changes there.
+        moved = [float(at.norm() * d.norm()) for d in (euclidean, case.hessian(at, u))]
         before = case.cost(at)
         along, bend = float(manifold.inner(at, grad, u)), float(manifold.inner(at, hu, u))
         slope = _slope(
             lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along - t * t / 2 * bend,
-            abs(before),
+            lambda t: (
+                abs(before) + t * abs(along) + t * t / 2 * abs(bend) + moved[0] + t * moved[1]
+            ),
         )
-        size = float(manifold.norm(at, hu) + manifold.norm(at, hv))
+        size = float(manifold.norm(at, hu) + manifold.norm(at, hv)) + slope_size
         one, other = float(manifold.inner(at, hu, v)), float(manifold.inner(at, u, hv))
         result = HessianCheck(
             slope,
@@ -219,15 +231,22 @@ def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
     u, _ = _directions(manifold, x, seed)
     stays = float((manifold.retr(x, 0 * u) - x).norm())
     _check_exact("retr(x, 0) is not x", _share(stays, float(x.norm())))
-    slope = _slope(
-        lambda t: float((manifold.retr(x, t * u) - manifold.expmap(x, t * u)).norm()),
-        float(x.norm()),
-    )
-    if slope.value < 2 - _SLACK:
-        raise AssertionError(
-            f"this is no retraction: its distance to the geodesic shrinks like t^{slope.value:.2f} "
-            "with the step, where it must be t^2 or faster"
-        )
+    size = float(x.norm())
+    curves: dict[str, Function] = {
+        "straight step x + tu": lambda v: x + v,
+        "geodesic": lambda v: manifold.expmap(x, v),
+    }
+    for name, curve in curves.items():
+
+        def apart(t: float, curve: Function = curve) -> float:
+            return float((manifold.retr(x, t * u) - curve(t * u)).norm())
+
+        slope = _slope(apart, lambda t: size)
+        if slope.value < 2 - _SLACK:
+            raise AssertionError(
+                f"this is no retraction: its distance to the {name} shrinks like "
+                f"t^{slope.value:.2f} with the step, where it must be t^2 or faster"
+            )
     return slope
 
 
@@ -249,8 +268,7 @@ def check_metric(manifold: Manifold, x: Tensor, *, seed: int = 0) -> MetricCheck
     x = _double(manifold, x)
     count = min(4, manifold.dimension(tuple(x.shape)))
     generator = tangent_source(seed)
-    drawn = [manifold.random_tangent(x, generator=generator) for _ in range(count + 1)]
-    *vectors, w = (u / u.norm() for u in drawn)  # by the plain norm: the metric's is on trial
+    *vectors, w = (_spread(manifold, x, generator) for _ in range(count + 1))
     inner = [[float(manifold.inner(x, a, b)) for b in vectors] for a in vectors]
     gram = torch.tensor(inner, dtype=torch.float64)
     u, v = vectors[0], vectors[-1]
@@ -306,22 +324,33 @@ class _Plain:
     def gradient(self, x: Tensor) -> Tensor:
         if self.own_gradient is not None:
             return self.own_gradient(x)
-        x = x.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(self._value(x), x)
-        return slope
+        return self._slope(x.clone().requires_grad_(), twice=False)
 
     def hessian(self, x: Tensor, u: Tensor) -> Tensor:
         if self.own_hessian is not None:
             return self.own_hessian(x, u)
         x = x.clone().requires_grad_()
-        if self.own_gradient is not None:
-            slope = self.own_gradient(x)
+        if self.own_gradient is None:
+            slope = self._slope(x, twice=True)
+            if not slope.requires_grad:
+                return torch.zeros_like(u)  # a linear function
         else:
-            (slope,) = torch.autograd.grad(self._value(x), x, create_graph=True)
-        if not slope.requires_grad:
-            return torch.zeros_like(u)  # a linear function
+            with torch.enable_grad():
+                slope = self.own_gradient(x)
+            if not slope.requires_grad:
+                raise ValueError(
+                    "the gradient that was given is not differentiable: give the hessian as well"
+                )
         (curved,) = torch.autograd.grad(slope, x, u, materialize_grads=True)
         return curved
+
+    def _slope(self, x: Tensor, twice: bool) -> Tensor:
+        with torch.enable_grad():
+            value = self._value(x)
+        if not value.requires_grad:
+            raise ValueError("the function is not differentiable in x: compute it from x alone")
+        (slope,) = torch.autograd.grad(value, x, create_graph=twice, materialize_grads=True)
+        return slope
 
     def _value(self, x: Tensor) -> Tensor:
         value = self.function(x)
@@ -357,28 +386,37 @@ def _double(manifold: Manifold, x: Tensor) -> Tensor:
     if x.dtype != torch.float64:
         raise ValueError(f"x has type {x.dtype}; slopes can be measured in float64 only")
     manifold.assert_check_point_on_manifold(x, name="x")
-    return x.detach()
+    return manifold.projx(x.detach())  # points that were float32 once are off by more than a double
 
 
 def _directions(manifold: Manifold, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Two random tangent vectors of length 1, all of whose slices are equally long."""
+    """Two random tangent vectors of length 1."""
     generator = tangent_source(seed)
-    u, v = (_even(manifold, x, generator) for _ in range(2))
+    u, v = (_spread(manifold, x, generator) for _ in range(2))
     return u / manifold.norm(x, u), v / manifold.norm(x, v)
 
 
-def _even(manifold: Manifold, x: Tensor, generator: torch.Generator) -> Tensor:
+def _spread(manifold: Manifold, x: Tensor, generator: torch.Generator) -> Tensor:
+    """A random tangent vector all of whose slices are about as long, in the metric."""
     if isinstance(manifold, Product):
         parts = zip(manifold.factors, manifold.split(x), strict=True)
-        return manifold.join(_even(factor, part, generator) for (factor, _), part in parts)
+        return manifold.join(_spread(factor, part, generator) for (factor, _), part in parts)
     u = manifold.random_tangent(x, generator=generator)
-    lengths = manifold.component_inner(x, u).sqrt()
-    return u / torch.where(lengths > 0, lengths, 1.0)
+    lengths = manifold.component_inner(x, u).abs().sqrt()
+    # Not the same length for all: of flat space every number is a slice, and ±1 would not tell
+    # a diagonal from its mean.
+    factors = torch.randn(lengths.shape, dtype=x.dtype, generator=generator)
+    return u * factors / torch.where(lengths > 0, lengths, 1.0)
 
 
-def _check_tangent(manifold: Manifold, x: Tensor, u: Tensor, what: str) -> None:
+def _check_tangent(manifold: Manifold, x: Tensor, u: Tensor, of: float, what: str) -> None:
     off = float(manifold.norm(x, u - manifold.proju(x, u)))
-    _check_exact(f"the {what} is not tangent", _share(off, float(manifold.norm(x, u))))
+    _check_exact(f"the {what} is not tangent", _share(off, of))
+
+
+def _size(manifold: Manifold, x: Tensor, g: Tensor) -> float:
+    """The length of a differential, what is normal to the manifold included."""
+    return float(manifold.norm(x, manifold.metric.sharp(x, g)))
 
 
 def _check_exact(trouble: str, amount: float) -> None:
@@ -390,15 +428,21 @@ def _share(amount: float, of: float) -> float:
     return amount / of if of > 0 else amount
 
 
-def _slope(error: Callable[[float], float], scale: float) -> Slope:
+def _slope(error: Callable[[float], float], scale: Callable[[float], float]) -> Slope:
     """The slope of an error where it is straight first.
 
-    `scale` is the size of what was subtracted, whose rounding hides the error below some step.
+    `scale` is the size of what was subtracted at a step, whose rounding hides the error; how much
+    more the function rounds by itself is seen at steps that are too short to matter.
     """
     steps = _STEPS.tolist()
     errors = [abs(error(t)) for t in steps]
-    floor = _ROUNDINGS * torch.finfo(torch.float64).eps * max(scale, max(errors) * 1e-6)
-    known = [(math.log(t), math.log(e)) for t, e in zip(steps, errors, strict=True) if e > floor]
+    noise = max(abs(error(t)) for t in _TOO_SHORT)
+    finite = [(t, e) for t, e in zip(steps, errors, strict=True) if math.isfinite(e)]
+    if len(finite) < 2 * _WINDOW:
+        raise ValueError("the function is not finite close to the point: choose another one")
+    rounding = _ROUNDINGS * torch.finfo(torch.float64).eps
+    floor = max(rounding * 1e-6 * max(e for _, e in finite), 10 * noise)
+    known = [(math.log(t), math.log(e)) for t, e in finite if e > max(floor, rounding * scale(t))]
     lines = [_line(known[i : i + _WINDOW]) for i in range(len(known) - _WINDOW + 1)]
     straight = [slope for slope, off in lines if off < _STRAIGHT]
     straightest = min(lines, key=lambda line: line[1], default=(math.inf, 0.0))[0]

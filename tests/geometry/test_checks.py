@@ -124,6 +124,59 @@ def test_a_wrong_connection_is_found():
             check_hessian(wrong, f, x)
 
 
+def test_what_is_wrong_along_each_number_of_flat_space_is_seen():
+    """Directions of ±1 would see the trace of a diagonal only."""
+    x = torch.tensor([1.0, 2.0, 0.5, -1.0], dtype=torch.float64)
+    scale = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    for seed in range(4):
+        with pytest.raises(AssertionError, match="the Hessian is wrong"):
+            check_hessian(
+                Euclidean(),
+                lambda y: y[0] ** 2 - y[1] ** 2,
+                x,
+                hessian=lambda y, u: 0 * u,
+                seed=seed,
+            )
+        with pytest.raises(AssertionError, match="the Hessian is wrong"):
+            check_hessian(
+                Euclidean(),
+                lambda y: (scale * y.square()).sum(),
+                x,
+                hessian=lambda y, u: 2 * scale.flip(0) * u,
+                seed=seed,
+            )
+        with pytest.raises(AssertionError, match="the gradient is wrong"):
+            check_gradient(
+                Euclidean(),
+                lambda y: (scale * y.square()).sum(),
+                x,
+                gradient=lambda y: 2 * scale.flip(0) * y,
+                seed=seed,
+            )
+
+
+def test_an_optimum_is_no_reason_for_alarm():
+    x = point(Sphere(), (6,), 0)
+    check_gradient(Sphere(), lambda y: y.square().sum(), x)  # constant there
+    check_hessian(Sphere(), lambda y: y.square().sum(), x)
+    b = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    check_gradient(Euclidean(), lambda y: (y - b).square().sum(), b)
+    check_hessian(Euclidean(), lambda y: (y - b).square().sum(), b)
+    shifted = torch.logsumexp(b + 50, 0)
+    for seed in range(4):
+        f = lambda y: torch.logsumexp(y + 50, 0) - shifted  # noqa: E731
+        check_gradient(Euclidean(), f, b, seed=seed)
+        check_hessian(Euclidean(), f, b, seed=seed)
+
+
+def test_points_that_were_float32_once_and_slices_of_all_sizes_are_points():
+    x = Oblique().random(4, 5, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    check_hessian(Oblique(), wave((4, 5)), x.double())
+    check_retraction(Oblique(), x.double())
+    rows = torch.tensor([[1.0, 2, 3], [1e-8, 2e-8, -1e-8]], dtype=torch.float64)
+    assert check_metric(ScaledEuclidean(), rows).least > 1e-6
+
+
 def test_a_wrong_retraction_and_a_wrong_metric_are_found():
     x = point(Oblique(), (4, 3), 0)
 
@@ -214,6 +267,23 @@ def test_a_layer_with_a_wrong_derivative_is_found():
         check_gradient(model, lambda: model(images).square().mean())
 
 
+class Log(nn.Module):
+    """ln x of a number so small that longer steps leave its domain, and a wrong derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.full((3,), 0.02))
+
+    def forward(self):
+        return Cube.apply(self.w, 300.0).sum() - self.w.log().sum()
+
+
+def test_steps_out_of_the_domain_do_not_hide_a_wrong_derivative():
+    model = Log()
+    with pytest.raises(AssertionError, match="the gradient is wrong"):
+        check_gradient(model, model)
+
+
 def test_bad_input():
     model, images = net(3.0)
     x = point(Oblique(), (4, 3), 0)
@@ -227,6 +297,15 @@ def test_bad_input():
         check_metric(Oblique(), 2 * x)
     with pytest.raises(ValueError, match="a tensor with one number"):
         check_gradient(Oblique(), torch.sin, x)
+    with pytest.raises(ValueError, match="not differentiable in x"):
+        check_gradient(Oblique(), lambda y: y.detach().sum(), x)
+    with pytest.raises(ValueError, match="give the hessian as well"):
+        check_hessian(Oblique(), torch.sum, x, gradient=lambda y: torch.ones_like(y))
+    with torch.no_grad():
+        check_hessian(Oblique(), wave((4, 3)), x)
+    canonical = mn.from_geoopt(geoopt.CanonicalStiefel())  # whose steps are too long
+    with pytest.raises(AssertionError, match=r"distance to the straight step x \+ tu shrinks like"):
+        check_retraction(canonical, point(canonical, (5, 3), 0))
     with pytest.raises(ValueError, match="the function is nan at a point"):
         check_gradient(Oblique(), lambda y: (y - 9).sqrt().sum(), x)
 

@@ -22,7 +22,7 @@ from manifoldnet.testing import ManifoldLaws, RetractionLaws
 def product(on_spheres="projective", scaled="geodesic"):
     return Product(
         [
-            (Oblique(0, 1.0, on_spheres), (3, 2)),
+            (Oblique(0, 1.0, on_spheres), (3, 4)),
             (ScaledEuclidean(1, scaled), (2, 3)),
             (Euclidean(), (2,)),
             (Sphere(2.0, on_spheres), (3,)),
@@ -34,20 +34,20 @@ PRODUCT = product()
 
 
 class TestProduct(ManifoldLaws):
-    manifold, shape = PRODUCT, (17,)
+    manifold, shape = PRODUCT, (23,)
     injectivity = math.pi  # of the shortest of its circles
 
 
 class TestProductOfGeodesics(RetractionLaws):
-    manifold, shape = product("geodesic"), (17,)
+    manifold, shape = product("geodesic"), (23,)
 
 
 @few
 @given(seed=seeds)
 def test_each_part_is_by_itself(seed):
-    x, y = (point(PRODUCT, (17,), seed + i) for i in range(2))
+    x, y = (point(PRODUCT, (23,), seed + i) for i in range(2))
     u, v = (tangent(PRODUCT, x, seed + i) for i in range(2))
-    g = torch.randn(17, dtype=torch.float64)
+    g = torch.randn(23, dtype=torch.float64)
     split = PRODUCT.split
     for name, given_ in {
         "egrad2rgrad": (x, g),
@@ -75,12 +75,12 @@ def test_split_and_join_are_inverse_and_split_gives_views():
     assert [tuple(part.shape) for part in parts] == [shape for _, shape in PRODUCT.factors]
     assert torch.equal(PRODUCT.join(parts), x)
     parts[2].zero_()
-    assert x[12:14].tolist() == [0, 0]
+    assert x[18:20].tolist() == [0, 0]
 
 
 def test_the_dimension_is_what_the_constraints_leave():
-    assert PRODUCT.dimension((17,)) == 17 - 3 - 1
-    counted = Projection.codimension(PRODUCT.projection, torch.Size((17,)))
+    assert PRODUCT.dimension((23,)) == 23 - 3 - 1
+    counted = Projection.codimension(PRODUCT.projection, torch.Size((23,)))
     assert counted == 3 + 1  # by trial, as where no formula is known
 
 
@@ -98,9 +98,9 @@ def test_bad_input():
         Product([])
     with pytest.raises(ValueError, match=r"factor 1, \(3, 1\), cannot be a point of Oblique"):
         Product([(Euclidean(), (2,)), (Oblique(), (3, 1))])
-    with pytest.raises(ValueError, match=r"has shape \(3,\), and a point of this product is \(17"):
+    with pytest.raises(ValueError, match=r"has shape \(3,\), and a point of this product is \(23"):
         PRODUCT.projx(torch.ones(3))
-    with pytest.raises(ValueError, match=r"has size 17, not \(4,\)"):
+    with pytest.raises(ValueError, match=r"has size 23, not \(4,\)"):
         PRODUCT.random(4)
     with pytest.raises(ValueError, match="the whole tensor"):
-        PRODUCT.projx(torch.zeros(17))
+        PRODUCT.projx(torch.zeros(23))

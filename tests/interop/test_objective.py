@@ -99,3 +99,30 @@ def test_images_of_another_type_are_cast_on_the_way():
     images, labels = torch.randn(10, 4), torch.arange(10) % 2
     with Objective(model, lambda: cross_entropy(model(images), labels)) as objective:
         assert objective.gradient(objective.start).dtype == torch.float64
+
+
+def test_values_are_inside_the_block_only_and_each_block_is_new():
+    model, loss, _ = net()
+    objective = Objective(model, loss)
+    with pytest.raises(RuntimeError, match="inside its with block only"):
+        objective.cost(torch.zeros(3))
+    with objective:
+        objective.keep(objective.start + 0.0)
+    with torch.no_grad():
+        model[3].bias += 1
+    after = model[3].bias.clone()
+    with objective:
+        assert objective.cost(objective.start) == pytest.approx(float(loss().detach()))
+    assert torch.equal(model[3].bias, after)  # what the first block kept is forgotten
+    with pytest.raises(RuntimeError, match="inside its with block only"):
+        objective.cost(objective.start)
+
+
+def test_the_gradient_of_an_embedding_is_that_of_the_loss():
+    torch.manual_seed(0)
+    table = nn.Embedding(5, 3, padding_idx=0, sparse=True)
+    words = torch.tensor([[0, 1], [2, 0]])
+    with Objective(table, lambda: (table(words) - 1).square().sum()) as objective:
+        slope = objective.manifold.split(objective.gradient(objective.start))[0]
+        assert slope[0].abs().min() > 0
+    assert (table.padding_idx, table.sparse) == (0, True)

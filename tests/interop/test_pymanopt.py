@@ -102,6 +102,13 @@ def test_typical_distances_of_a_product_add_up_and_do_not_see_scales():
     assert to_pymanopt(product, (22,)).typical_dist == pytest.approx(expected)
 
 
+def test_single_numbers_and_manifolds_of_geoopt_are_taken():
+    number = to_pymanopt(Euclidean(), ())
+    assert number.retraction(np.array(1.0), np.array(2.0)).shape == ()
+    assert to_pymanopt(geoopt.EuclideanStiefel(), (128, 64)).dim == 128 * 64 - 64 * 65 // 2
+    assert mn.Product([(geoopt.EuclideanStiefel(), (5, 3))]).dimension((15,)) == 15 - 6
+
+
 def test_a_shape_without_points_is_refused():
     with pytest.raises(ValueError, match="cannot be a point of Oblique"):
         to_pymanopt(Oblique(), (3, 1))
@@ -199,14 +206,20 @@ def test_a_model_is_trained_and_all_else_is_as_it_was(solver):
 
 
 def test_frozen_parameters_stay_and_tied_ones_are_one():
-    model, images, labels = net()
+    model, images, labels = net(dtype=torch.float64)
     model[3].bias.requires_grad_(False)
     bias = model[3].bias.clone()
-    model.twin = nn.Linear(6, 5, bias=False)
-    model.twin.weight = model[0].weight
-    del model.twin
-    minimize(model, lambda: cross_entropy(model(images), labels), max_iterations=3, **QUIET)
+    twin = nn.Linear(6, 5, bias=False, dtype=torch.float64)
+    twin.weight = model[0].weight
+    both = nn.ModuleList([model, twin])
+
+    def loss():
+        return cross_entropy(model(images), labels) + twin(images).square().mean()
+
+    before = float(loss().detach())
+    assert minimize(both, loss, max_iterations=3, **QUIET).cost < before
     assert torch.equal(model[3].bias, bias)
+    assert twin.weight is model[0].weight
 
 
 @pytest.mark.parametrize("power", [-10, 3, 10])
@@ -282,7 +295,11 @@ def broken(change):
         (lambda m, x, y: lambda: backward(cross_entropy(m(x), y)), r"calls backward\(\)"),
         (lambda m, x, y: lambda: (m(x)[:, 0] - 3).sqrt().sum(), "the loss is nan"),
         (lambda m, x, y: lambda: m(x).sum() + at_a_kink(m[3].bias), "the gradient is not finite"),
-        (lambda m, x, y: lambda: cross_entropy(m(x), y, weight=torch.ones(3)), "targets and class"),
+        (
+            lambda m, x, y: lambda: cross_entropy(m(x), y, weight=torch.ones(3)),
+            "targets, class weights",
+        ),
+        (lambda m, x, y: lambda: cross_entropy(m(x).float(), y), "comes in torch.float32, not in"),
         (lambda m, x, y: "loss", "loss_closure must be a function"),
     ],
 )
@@ -304,6 +321,97 @@ def backward(loss):
     return loss
 
 
+def test_a_random_batch_is_seen_where_every_batch_has_the_same_loss():
+    model, images, labels = net()
+    mn.undeclare(model, "3.weight")  # on which no column may be 0
+    nn.init.zeros_(model[3].weight)
+    nn.init.zeros_(model[3].bias)
+    with pytest.raises(ValueError, match="it must be a function of the weights"):
+        minimize(model, lambda: cross_entropy(model(images), labels.roll(some_number())), **QUIET)
+
+
+def some_number(numbers=iter(range(10**6))):  # noqa: B008, the next one at every call
+    return next(numbers)
+
+
+def lend(values):
+    return nn.Parameter(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: setattr(m[3], "bias", lend(torch.ones(3) + 1j)),
+            "3.bias has type torch.complex",
+        ),
+        (
+            lambda m: setattr(m[3], "bias", lend(torch.zeros(1).expand(3))),
+            "3.bias has entries that",
+        ),
+        (
+            lambda m: setattr(m[3], "bias", lend(m[1].bias.data[:3])),
+            "3.bias and 1.bias share memory but are two parameters",
+        ),
+        (lambda m: m[3].bias.register_hook(lambda g: g.clamp(-1, 1)), "3.bias has a hook"),
+    ],
+)
+def test_parameters_that_cannot_be_part_of_a_vector_are_refused(change, message):
+    model, images, labels = net()
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        minimize(model, lambda: cross_entropy(model(images), labels), **QUIET)
+
+
+def test_views_that_do_not_overlap_are_parameters_like_any_other():
+    model, images, labels = net()
+    memory = torch.zeros(8)
+    model[1].bias, model[3].bias = nn.Parameter(memory[:5]), nn.Parameter(memory[5:])
+    minimize(model, lambda: cross_entropy(model(images), labels), max_iterations=2, **QUIET)
+    assert memory.abs().min() > 0
+
+
+def test_kinks_at_the_start_are_no_reason_to_refuse_trust_regions():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    nn.init.zeros_(model[0].bias)
+    images = random(40, 6, seed=2).float()
+    images[0] = 0  # all of the layer is on its kink for this one
+    labels = torch.arange(40) % 3
+    loss = lambda: cross_entropy(model(images), labels)  # noqa: E731
+    assert minimize(model, loss, max_iterations=10, **QUIET).cost < 1.1
+
+
+def test_filters_of_all_sizes_are_no_reason_to_refuse_trust_regions():
+    model, images, labels = net()
+    mn.undeclare(model, "0.weight")
+    with torch.no_grad():
+        model[0].weight *= 10 ** torch.tensor([[4.0], [2.0], [0.0], [-2.0], [-4.0]])
+    mn.declare(model, "0.weight", ScaledEuclidean())
+    with mn.symmetry.without_eps(model):
+        minimize(model, lambda: cross_entropy(model(images), labels), max_iterations=3, **QUIET)
+
+
+class Square(nn.Module):
+    """relu(w)², which one step may bring to exactly 0."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([start], dtype=torch.float64))
+
+    def forward(self):
+        return self.w.relu().square().sum() + 0 * self.w.sum()
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize("start", [2.0, -1.0])
+def test_a_gradient_of_zero_is_the_end(solver, start):
+    model = Square(start)
+    result = minimize(model, model, solver, max_iterations=50, **QUIET)
+    assert result.gradient_norm < 1e-5
+    assert float(model().detach()) == result.cost < 1e-10
+
+
 def test_dropout_is_refused_and_allowed_when_it_is_off():
     model, images, labels = net()
     model.append(nn.Dropout(0.5))
@@ -319,6 +427,7 @@ def test_dropout_is_refused_and_allowed_when_it_is_off():
     [
         ({"solver": "newton"}, "no solver 'newton'; there are trust-regions, conj"),
         ({"max_iter": 3}, "trust-regions has no option max_iter; it has .*max_iterations"),
+        ({"log_verbosity": 1}, "trust-regions has no option log_verbosity"),
         ({"dtype": torch.bfloat16}, "dtype must be torch.float64 or torch.float32"),
     ],
 )
@@ -331,6 +440,8 @@ def test_unknown_solvers_and_options_are_refused(arguments, message):
 def test_a_model_without_trainable_parameters_is_refused():
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         minimize(nn.ReLU(), lambda: torch.ones(()))
+    with pytest.raises(ValueError, match=r"model must be a torch.nn.Module, not list"):
+        minimize([nn.Linear(2, 2)], lambda: torch.ones(()))
 
 
 def test_weights_off_their_manifold_are_refused():
@@ -348,7 +459,9 @@ def test_a_manifold_without_hessian_is_refused_by_trust_regions_alone():
     loss = lambda: (model.weight - b).square().sum()  # noqa: E731
     with pytest.raises(ValueError, match="weight is on from_geoopt.*no Hessian"):
         minimize(model, loss, **QUIET)
-    assert minimize(model, loss, "steepest-descent", max_iterations=30, **QUIET).gradient_norm < 1
+    for solver in ("steepest-descent", "conjugate-gradient"):
+        before = float(loss().detach())
+        assert minimize(model, loss, solver, max_iterations=5, **QUIET).cost < before
 
 
 class Once(torch.autograd.Function):
@@ -377,6 +490,8 @@ def test_float32_that_stalls_warns():
     options = {"max_iterations": 3000, "min_gradient_norm": 1e-12, **QUIET}
     with pytest.warns(UserWarning, match=r"stalled at a gradient norm .* dtype=torch.float64"):
         minimize(model, loss, "conjugate-gradient", dtype=torch.float32, **options)
+    with pytest.warns(UserWarning, match="stalled at a gradient norm"):
+        minimize(model, loss, dtype=torch.float32, **(options | {"max_iterations": 150}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         minimize(model, loss, "conjugate-gradient", max_iterations=2, **QUIET)

@@ -95,21 +95,20 @@ def _lbfgs(model: nn.Module, loss: Callable[[], Tensor], seconds: float) -> Iter
     optimizer = torch.optim.LBFGS(
         model.parameters(), max_iter=1, history_size=10, line_search_fn="strong_wolfe"
     )
-    began, calls = time.perf_counter(), 0
+    began = time.perf_counter()
+    points: list[Point] = []
 
     def closure() -> Tensor:
-        nonlocal calls
-        calls += 1
         optimizer.zero_grad()
         value = loss()
         value.backward()
+        now = time.perf_counter() - began
+        points.append(Point(now, 2 * (len(points) + 1), float(value.detach())))
         return value
 
-    while (now := time.perf_counter() - began) < seconds:
-        value = float(optimizer.step(closure).detach())
-        yield Point(now, 2 * calls, value)
-        if not math.isfinite(value):
-            return
+    while not points or (points[-1].seconds < seconds and math.isfinite(points[-1].cost)):
+        optimizer.step(closure)
+    return iter(points)
 
 
 def _sgd(
