@@ -200,8 +200,6 @@ class Objective:
                 if buffer is not None:
                     stack.callback(module._buffers.__setitem__, name, buffer)
                     module._buffers[name] = cast(buffer.clone(), self._dtype, buffer.device)
-
-        for module in self._model.modules():
             # A gradient that leaves out the padding is not that of the loss.
             if isinstance(module, nn.Embedding):
                 stack.callback(setattr, module, "padding_idx", module.padding_idx)

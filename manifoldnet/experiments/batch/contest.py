@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -25,6 +26,7 @@ from manifoldnet.experiments.batch.rows import Contestant, Point
 from manifoldnet.experiments.batch.task import arch1, batch_of, loss_of
 from manifoldnet.experiments.data import Dataset
 from manifoldnet.interop.pymanopt import minimize
+from manifoldnet.optim.growth import NormGrowthWarning
 
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Learning rates that RiemannianSGD may choose from, for the mean loss."""
@@ -93,7 +95,11 @@ def _run(
 
 def _lbfgs(model: nn.Module, loss: Callable[[], Tensor], seconds: float) -> Iterator[Point]:
     optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=1, history_size=10, line_search_fn="strong_wolfe"
+        model.parameters(),
+        history_size=10,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
     )
     began = time.perf_counter()
     points: list[Point] = []
@@ -124,7 +130,10 @@ def _sgd(
         if not bool(value.detach().isfinite()):
             return
         value.backward()
-        optimizer.step()
+        with warnings.catch_warnings():
+            # Some rates are too large; the best one is chosen.
+            warnings.simplefilter("ignore", NormGrowthWarning)
+            optimizer.step()
 
 
 def _lowest(points: Iterator[Point]) -> list[Point]:

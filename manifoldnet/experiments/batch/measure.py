@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="where the files go")
-    add("--seconds", type=float, default=60, metavar="S", help="for each solver (%(default)s)")
+    add("--seconds", type=float, default=20, metavar="S", help="for each solver (%(default)s)")
     add("--rounds", type=int, default=100, metavar="N", help="of timed calls (%(default)s)")
     add("--dataset", default="mnist", metavar="NAME", help="of the contest (%(default)s)")
     add("--data-dir", type=Path, metavar="DIR", help="the folder of data sets")

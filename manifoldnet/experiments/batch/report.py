@@ -101,7 +101,11 @@ def draw_rescaling(courses: Sequence[Course]) -> bytes:
         axes.set_xlabel("point of trust regions", color=INK)
     figure.axes[0].set_ylabel("training loss", color=INK)
     figure.axes[1].legend(
-        title="filters scaled by 1/1000 … 1000:", frameon=False, fontsize=8, labelcolor=INK
+        title="filters scaled by 1/1000 … 1000:",
+        title_fontsize=8,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
     )
     return png(figure)
 

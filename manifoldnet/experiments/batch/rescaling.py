@@ -32,8 +32,8 @@ def rescaled(
     data: Dataset,
     *,
     iterations: int = 60,
-    size: int = 300,
-    features: int = 16,
+    size: int = 600,
+    features: int = 4,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Course]:
     """Runs every update from every scaling of the same weights.
@@ -42,7 +42,7 @@ def rescaled(
         data: images.
         iterations: of trust regions.
         size: images of the batch.
-        features: filters of the hidden layer.
+        features: filters of the hidden layer: so few that the loss does not vanish.
         on_progress: called with (what is done, how many before it, of how many).
     """
     batch = batch_of(data, size)
