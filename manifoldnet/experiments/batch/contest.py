@@ -17,6 +17,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +83,10 @@ def _run(
         return _lowest(_lbfgs(model, loss, seconds))
     if contestant.solver == "sgd":
         return _lowest(_sgd(model, loss, contestant.lr, seconds))
-    result = minimize(
-        model, loss, contestant.solver, max_time=seconds, max_iterations=10**6, verbosity=0
-    )
+    endless: dict[str, Any] = {"max_iterations": 10**6, "min_gradient_norm": 0.0, "verbosity": 0}
+    if contestant.solver != "trust-regions":
+        endless |= {"min_step_size": 0.0, "max_cost_evaluations": 10**6}
+    result = minimize(model, loss, contestant.solver, max_time=seconds, **endless)
     rows = result.log["iterations"]
     passes = [
         c + g + 2 * h
