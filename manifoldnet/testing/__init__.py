@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from manifoldnet.testing.checks import (
         HessianCheck,
         MetricCheck,
-        Slope,
         check_gradient,
         check_hessian,
         check_metric,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from manifoldnet.testing.laws_of_transport import TransportLaws
     from manifoldnet.testing.laws_of_values import ValueLaws
     from manifoldnet.testing.scalings import elements, reparameterized
+    from manifoldnet.testing.slopes import Slope
     from manifoldnet.testing.strategies import (
         points,
         points_with_tangents,
@@ -53,7 +53,6 @@ _HOME = {
     "checks": [
         "HessianCheck",
         "MetricCheck",
-        "Slope",
         "check_gradient",
         "check_hessian",
         "check_metric",
@@ -67,6 +66,7 @@ _HOME = {
     "laws_of_transport": ["TransportLaws"],
     "laws_of_values": ["ValueLaws"],
     "scalings": ["elements", "reparameterized"],
+    "slopes": ["Slope"],
     "strategies": ["points", "points_with_tangents", "seeds", "sizes", "tangents"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

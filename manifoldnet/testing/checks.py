@@ -4,14 +4,13 @@
     check_hessian(Oblique(), cost, x, gradient=…, hessian=…)            of one's own formulas
 
 A function that agrees with its Taylor polynomial up to order k − 1 differs from it by tᵏ at
-distance t: on logarithmic axes the error is a line of slope k. The slope is measured at the
-shortest steps whose error is not all rounding: 2 for a right gradient, 3 for a right Hessian, less
-for wrong ones. After the tools of the same names in Manopt [boumal2014manopt].
+distance t: on logarithmic axes the error is a line of slope k (`manifoldnet.testing.slopes`): 2 for
+a right gradient, 3 for a right Hessian, less for wrong ones. After the tools of the same names in
+Manopt [boumal2014manopt].
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,41 +22,21 @@ from torch import Tensor, nn
 from manifoldnet.geometry import Manifold, Product
 from manifoldnet.objective import Objective
 from manifoldnet.testing.samples import tangent_source
+from manifoldnet.testing.slopes import Slope, measure_slope
 
 __all__ = [
     "HessianCheck",
     "MetricCheck",
-    "Slope",
     "check_gradient",
     "check_hessian",
     "check_metric",
     "check_retraction",
 ]
 
-_STEPS = torch.logspace(-8, -1, 71, dtype=torch.float64)
-_TOO_SHORT = (1e-13, 2e-13, 3e-13, 5e-13, 8e-13)
-_WINDOW = 8  # neighbouring steps: most of a decade
-_STRAIGHT = 0.02  # how far points may be off a line, in logarithms, root mean square
 _SLACK = 0.3  # of a slope; a wrong derivative costs 1
 _EXACT = 1e-9  # what may be wrong with an identity, relatively
-_ROUNDINGS = 30.0
 
 Function = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Slope:
-    """How fast an error vanishes with the step.
-
-    Attributes:
-        value: the slope; ∞ if all errors are rounding.
-        steps: lengths t of the steps.
-        errors: the error of each.
-    """
-
-    value: float
-    steps: tuple[float, ...]
-    errors: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -66,8 +45,8 @@ class HessianCheck:
 
     Attributes:
         slope: of the error of the second-order model.
-        asymmetry: |⟨Hu, v⟩ − ⟨u, Hv⟩| relative to the larger of the two.
-        nonlinearity: ‖H(au + bv) − aHu − bHv‖, relative.
+        asymmetry: |⟨Hu, v⟩ − ⟨u, Hv⟩|, relative to ‖Hu‖ + ‖Hv‖ + ‖gradient‖.
+        nonlinearity: ‖H(au + bv) − aHu − bHv‖, relative to the same.
     """
 
     slope: Slope
@@ -115,7 +94,7 @@ def check_gradient(
         The slope, with what it was measured by.
 
     Raises:
-        AssertionError: if it is below 2, or the Riemannian gradient is not tangent.
+        AssertionError: if it is clearly below 2, or the Riemannian gradient is not tangent.
         ValueError: if the function is not one finite number.
     """
     with _case(where, function, x, gradient, None) as case:
@@ -125,7 +104,7 @@ def check_gradient(
         grad = manifold.egrad2rgrad(at, euclidean)
         _check_tangent(manifold, at, grad, _size(manifold, at, euclidean), "gradient")
         before, along = case.cost(at), float(manifold.inner(at, grad, u))
-        slope = _slope(
+        slope = measure_slope(
             lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along,
             lambda t: abs(before) + t * abs(along) + float(at.norm() * euclidean.norm()),
         )
@@ -166,7 +145,8 @@ def check_hessian(
         What was measured.
 
     Raises:
-        AssertionError: if the slope is below 3, or the Hessian is not linear, symmetric, tangent.
+        AssertionError: if the slope is clearly below 3, or the Hessian is not linear, symmetric,
+            tangent.
         ValueError: if the function is not one finite number, or cannot be differentiated twice.
     """
     with _case(where, function, x, gradient, hessian) as case:
@@ -188,7 +168,7 @@ def check_hessian(
         moved = [float(at.norm() * d.norm()) for d in (euclidean, case.hessian(at, u))]
         before = case.cost(at)
         along, bend = float(manifold.inner(at, grad, u)), float(manifold.inner(at, hu, u))
-        slope = _slope(
+        slope = measure_slope(
             lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along - t * t / 2 * bend,
             lambda t: (
                 abs(before) + t * abs(along) + t * t / 2 * abs(bend) + moved[0] + t * moved[1]
@@ -225,7 +205,8 @@ def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
         The slope; ∞ where the retraction is the exponential map.
 
     Raises:
-        AssertionError: if it is below 2, or retr(x, 0) is not x.
+        AssertionError: if it is clearly below 2, so or against the straight step x + tu, or
+            retr(x, 0) is not x.
     """
     x = _double(manifold, x)
     u, _ = _directions(manifold, x, seed)
@@ -241,7 +222,7 @@ def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
         def apart(t: float, curve: Function = curve) -> float:
             return float((manifold.retr(x, t * u) - curve(t * u)).norm())
 
-        slope = _slope(apart, lambda t: size)
+        slope = measure_slope(apart, lambda t: size)
         if slope.value < 2 - _SLACK:
             raise AssertionError(
                 f"this is no retraction: its distance to the {name} shrinks like "
@@ -426,33 +407,3 @@ def _check_exact(trouble: str, amount: float) -> None:
 
 def _share(amount: float, of: float) -> float:
     return amount / of if of > 0 else amount
-
-
-def _slope(error: Callable[[float], float], scale: Callable[[float], float]) -> Slope:
-    """The slope of an error where it is straight first.
-
-    `scale` is the size of what was subtracted at a step, whose rounding hides the error; how much
-    more the function rounds by itself is seen at steps that are too short to matter.
-    """
-    steps = _STEPS.tolist()
-    errors = [abs(error(t)) for t in steps]
-    noise = max(abs(error(t)) for t in _TOO_SHORT)
-    finite = [(t, e) for t, e in zip(steps, errors, strict=True) if math.isfinite(e)]
-    if len(finite) < 2 * _WINDOW:
-        raise ValueError("the function is not finite close to the point: choose another one")
-    rounding = _ROUNDINGS * torch.finfo(torch.float64).eps
-    floor = max(rounding * 1e-6 * max(e for _, e in finite), 10 * noise)
-    known = [(math.log(t), math.log(e)) for t, e in finite if e > max(floor, rounding * scale(t))]
-    lines = [_line(known[i : i + _WINDOW]) for i in range(len(known) - _WINDOW + 1)]
-    straight = [slope for slope, off in lines if off < _STRAIGHT]
-    straightest = min(lines, key=lambda line: line[1], default=(math.inf, 0.0))[0]
-    value = straight[0] if straight else straightest
-    return Slope(value, tuple(steps), tuple(errors))
-
-
-def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
-    """Slope of the line through points by least squares, and how far they are off on average."""
-    xs, ys = (torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True))
-    xs, ys = xs - xs.mean(), ys - ys.mean()
-    slope = float((xs * ys).sum() / (xs * xs).sum())
-    return slope, float((ys - slope * xs).square().mean().sqrt())

@@ -96,6 +96,7 @@ def _wrapped(model: nn.Module, pixels: Tensor, labels: Tensor) -> Callable[[int]
         ]
     )
 
+    # pymanopt carries no types.
     @pymanopt.function.pytorch(manifold)  # type: ignore[untyped-decorator]
     def cost(*weights: Tensor) -> Tensor:
         *filters, last = weights
