@@ -20,19 +20,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pymanopt
 import torch
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor, nn
 
-from manifoldnet.geometry import (
-    Manifold,
-    Normalization,
-    Product,
-    ScaledMetric,
-    from_geoopt,
-    slices,
+from manifoldnet.geometry import slices
+from manifoldnet.interop.pymanopt_manifold import (
+    Array,
+    PymanoptManifold,
+    to_array,
+    to_pymanopt,
+    to_tensor,
 )
 from manifoldnet.objective import Objective
 
@@ -51,121 +50,6 @@ pymanopt's two others start from random points, not from that of a model.
 """
 
 _NEARBY, _STEP, _FITS = 1e-2, 1e-7, 1e-3
-
-Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
-
-
-def to_pymanopt(
-    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype = torch.float64
-) -> PymanoptManifold:
-    """A manifold of this library (or of geoopt, adapted) for pymanopt's solvers.
-
-    Args:
-        manifold: any; its retraction is the solver's.
-        shape: of its points, which are numpy arrays.
-        dtype: of random points.
-
-    Raises:
-        ValueError: if no tensor of that shape is a point.
-    """
-    manifold = from_geoopt(manifold)
-    manifold.assert_check_point(torch.empty(shape, dtype=dtype, device="meta"))
-    return PymanoptManifold(manifold, tuple(shape), dtype)
-
-
-# pymanopt carries no types, so its classes are Any to the type checker.
-class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[misc]
-    """The adapter; made by `to_pymanopt`. Methods are pymanopt's, formulas `manifold`'s own."""
-
-    def __init__(self, manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        super().__init__(f"{manifold} of shape {shape}", manifold.dimension(shape))
-        self.manifold, self.shape, self.dtype = manifold, shape, dtype
-
-    @property
-    def typical_dist(self) -> float:
-        """The radius of the region in which a solver may trust its model at most."""
-        return _typical(self.manifold, self.shape)
-
-    def inner_product(
-        self, point: Array, tangent_vector_a: Array, tangent_vector_b: Array
-    ) -> float:
-        """⟨u, v⟩ₓ."""
-        return float(self._call("inner", point, tangent_vector_a, tangent_vector_b))
-
-    def norm(self, point: Array, tangent_vector: Array) -> float:
-        """√⟨u, u⟩ₓ."""
-        return float(self._call("norm", point, tangent_vector))
-
-    def dist(self, point_a: Array, point_b: Array) -> float:
-        """The length of the shortest geodesic."""
-        return float(self._call("dist", point_a, point_b))
-
-    def projection(self, point: Array, vector: Array) -> Array:
-        """The nearest tangent vector."""
-        return self._array("proju", point, vector)
-
-    def to_tangent_space(self, point: Array, vector: Array) -> Array:
-        """The nearest tangent vector."""
-        return self._array("proju", point, vector)
-
-    def euclidean_to_riemannian_gradient(self, point: Array, euclidean_gradient: Array) -> Array:
-        """The gradient of the metric."""
-        return self._array("egrad2rgrad", point, euclidean_gradient)
-
-    def euclidean_to_riemannian_hessian(
-        self,
-        point: Array,
-        euclidean_gradient: Array,
-        euclidean_hessian: Array,
-        tangent_vector: Array,
-    ) -> Array:
-        """The covariant derivative of the gradient along a tangent vector."""
-        given = point, euclidean_gradient, euclidean_hessian, tangent_vector
-        return self._array("ehess2rhess", *given)
-
-    def retraction(self, point: Array, tangent_vector: Array) -> Array:
-        """The manifold's own retraction."""
-        return self._array("retr", point, tangent_vector)
-
-    def exp(self, point: Array, tangent_vector: Array) -> Array:
-        """The exponential map."""
-        return self._array("expmap", point, tangent_vector)
-
-    def log(self, point_a: Array, point_b: Array) -> Array:
-        """The logarithm."""
-        return self._array("logmap", point_a, point_b)
-
-    def transport(self, point_a: Array, point_b: Array, tangent_vector_a: Array) -> Array:
-        """Parallel transport along the shortest geodesic; where there is none, a projection."""
-        try:
-            return self._array("transp", point_a, point_b, tangent_vector_a)
-        except NotImplementedError:  # some of geoopt's manifolds
-            return self._array("proju", point_b, tangent_vector_a)
-
-    def pair_mean(self, point_a: Array, point_b: Array) -> Array:
-        """The middle of the shortest geodesic."""
-        return self.exp(point_a, 0.5 * self.log(point_a, point_b))
-
-    def random_point(self) -> Array:
-        """A random point, from torch's default generator."""
-        return _numpy(self.manifold.random(self.shape, dtype=self.dtype))
-
-    def random_tangent_vector(self, point: Array) -> Array:
-        """A random tangent vector of length 1."""
-        u = _numpy(self.manifold.random_tangent(_tensor(point)))
-        return u / self.norm(point, u)
-
-    def zero_vector(self, point: Array) -> Array:
-        """0."""
-        return np.zeros_like(point)
-
-    def _call(self, name: str, *arrays: Array) -> Tensor:
-        with torch.no_grad():
-            result: Tensor = getattr(self.manifold, name)(*map(_tensor, arrays))
-        return result
-
-    def _array(self, name: str, *arrays: Array) -> Array:
-        return _numpy(self._call(name, *arrays))
 
 
 def minimize(
@@ -210,12 +94,12 @@ def minimize(
             objective.restart()
         manifold = to_pymanopt(objective.manifold, (objective.manifold.size,), dtype)
         watch = _Watch(objective, manifold, hessians=solver == "trust-regions")
-        start = _numpy(objective.start.clone())
+        start = to_array(objective.start.clone())
         try:
             result = made.run(watch.problem(), initial_point=start, **run_options)
         except _Flat as reached:  # solvers divide by the length of the gradient
             result = watch.result(reached.point)
-        objective.keep(_tensor(result.point))
+        objective.keep(to_tensor(result.point))
     result.log = (result.log or {"optimizer": str(made)}) | {"iterations": watch.rows}
     _warn_if_stalled(result, dtype)
     return result
@@ -256,16 +140,16 @@ class _Watch:
         )
 
     def cost(self, x: Array) -> float:
-        value = self.objective.cost(_tensor(x))
+        value = self.objective.cost(to_tensor(x))
         if value < self.best:
             self.best = value
-            self.objective.keep(_tensor(x))
+            self.objective.keep(to_tensor(x))
         return value
 
     def gradient(self, x: Array) -> Array:
-        point = _tensor(x)
+        point = to_tensor(x)
         slope = self.objective.gradient(point, differentiable=self.hessians)
-        result = self.manifold.euclidean_to_riemannian_gradient(x, _numpy(slope))
+        result = self.manifold.euclidean_to_riemannian_gradient(x, to_array(slope))
         calls = self.objective.calls
         row = (
             *(time.perf_counter() - self._began, self.cost(x), self.manifold.norm(x, result)),
@@ -289,9 +173,9 @@ class _Watch:
         )
 
     def hessian(self, x: Array, u: Array) -> Array:
-        point, direction = _tensor(x), _tensor(u)
-        slope = _numpy(self.objective.gradient(point, differentiable=True))
-        curved = _numpy(self.objective.hessian(point, direction))
+        point, direction = to_tensor(x), to_tensor(u)
+        slope = to_array(self.objective.gradient(point, differentiable=True))
+        curved = to_array(self.objective.hessian(point, direction))
         return self.manifold.euclidean_to_riemannian_hessian(x, slope, curved, u)
 
 
@@ -363,20 +247,6 @@ def _around(objective: Objective, generator: torch.Generator) -> Tensor:
     return objective.manifold.join(parts)
 
 
-def _typical(manifold: Manifold, shape: tuple[int, ...]) -> float:
-    """π radii for each slice of a sphere (and of a cylinder), as pymanopt has it."""
-    if isinstance(manifold, Product):
-        return math.hypot(*(_typical(*factor) for factor in manifold.factors))
-    dimension = manifold.dimension(shape)
-    if isinstance(manifold.projection, Normalization):
-        slices = math.prod(shape) - dimension
-        return math.pi * manifold.projection.radius * math.sqrt(slices)
-    if isinstance(manifold.metric, ScaledMetric):
-        slices = shape[manifold.dim] if isinstance(manifold.dim, int) else 1
-        return math.pi * math.sqrt(slices)
-    return math.sqrt(dimension)
-
-
 def _warn_if_stalled(result: OptimizerResult, dtype: torch.dtype) -> None:
     costs = result.log["iterations"]["cost"]
     still = len(costs) > 3 and costs[-1] >= costs[len(costs) // 2]
@@ -391,11 +261,3 @@ def _warn_if_stalled(result: OptimizerResult, dtype: torch.dtype) -> None:
             "costs are too coarse to go on. Ask for dtype=torch.float64",
             stacklevel=3,
         )
-
-
-def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(np.asarray(array, order="C"))
-
-
-def _numpy(tensor: Tensor) -> Array:
-    return tensor.detach().numpy()
