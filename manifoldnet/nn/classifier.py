@@ -40,7 +40,7 @@ class SimplexClassifier(nn.Module):
 
     Its weight is declared on the sphere ‖A‖_F = √m. `RiemannianSGD` without momentum is then the
     paper's own update, a Euclidean step and a rescaling: the gradient of the loss has no radial
-    part, so nothing is projected away. Torch's own optimizers train it too, but let go of the sphere:
+    part, so nothing is projected away. Torch's own optimizers train it too, but leave the sphere:
     the longer A gets, the less a step turns it.
 
     Args:

@@ -96,10 +96,36 @@ def test_the_six_figures_are_the_papers():
         grids.repeated(grids.figure(1, "cpu"), 0)
 
 
+def test_a_figures_size_is_that_of_its_preset():
+    def sizes(number, preset):
+        runs = grids.figure(number, preset)
+        return {(r.epochs, r.train_size) for r in runs}, len({r.lr for r in runs})
+
+    assert sizes(5, "paper") == sizes(2, "paper") == ({(100, None)}, 7)
+    assert sizes(5, "cpu") == ({(6, 5000)}, 7)
+    assert sizes(2, "cpu") == ({(5, 2000)}, 4)  # the larger network
+    assert sizes(6, "cpu") == ({(5, None)}, 4)  # all thousand images
+    noisy = {preset: grids.noise(preset)[0] for preset in grids.PRESETS}
+    assert {(r.epochs, r.train_size) for r in noisy.values()} == {(10, None), (6, 5000)}
+    assert {r.embedding_dim for r in grids.noise("paper") if r.method == "rescaled"} == {10}
+    with pytest.raises(ConfigError, match="there is no preset 'gpu'"):
+        grids.noise("gpu")
+
+
+def test_every_power_of_ten_is_500_steps():
+    runs = grids.stability()
+    rates = {r.lr for r in runs}
+    assert (len(rates), min(rates), max(rates)) == (13, 1e-6, 1e6)
+    assert {(r.train_size // r.batch_size, r.epochs) for r in runs} == {(500, 1)}
+    kinds = {("rescaled", False), ("rescaled", True), ("logistic", False)}
+    assert {(r.method, r.spheres) for r in runs} == kinds
+
+
 def test_choices_never_see_test_images():
     for dataset in ("mnist", "cifar10", "imagenet10"):
         runs = grids.choice(dataset, "smaller", ["rescaled", "logistic"])
         assert all(run.validation_size > 0 and run.train_size for run in runs)
+        assert dataset != "imagenet10" or sum((runs[0].validation_size, runs[0].train_size)) == 1000
     assert {(run.train_size, run.epochs) for run in grids.choice("mnist", "smaller", ["etf"])} == {
         (5000, 3)
     }
@@ -150,6 +176,7 @@ def test_the_claim_is_run_with_more_seeds_at_the_chosen_rates():
         logistic(0.9, lr=0.3, wrong_labels=0.4),
         rescaled(0.3, lr=0.3, wrong_labels=0.4),
         rescaled(0.0, lr=0.7, wrong_labels=0.2),
+        rescaled(0.0, lr=0.7, outliers=0.3),
     ]
     again = grids.noise_again(runs, 2)
     assert [(r.method, r.lr, r.wrong_labels, r.seed) for r in again] == [
@@ -200,6 +227,8 @@ def test_the_best_is_that_of_the_lowest_final_error():
     found = curves([logistic(0.1, 0.3, lr=0.1), logistic(0.5, 0.2, lr=1.0), rescaled(0.1, 0.1)])
     assert best(found, "logistic").lr == 1.0
     assert best(found, "etf") is None
+    alike = [rescaled(0.1, lr=h, embedding_dim=m) for h, m in ((1.0, 8), (0.1, 32), (0.1, 16))]
+    assert best(curves(alike), "rescaled").label == "h = 0.1, m = 16"  # of equals the smallest
 
 
 # The report
