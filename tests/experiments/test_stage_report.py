@@ -4,12 +4,13 @@ import csv
 import dataclasses
 import io
 import math
+from pathlib import Path
 
 import pytest
 
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError, RecordError, folder
-from manifoldnet.experiments.scale_invariant import grids
+from manifoldnet.experiments.scale_invariant import figures, grids, noise, reliability, stability
 from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.scale_invariant.curves import best, curves
 from manifoldnet.experiments.scale_invariant.report import Section, to_csv, write_stage_report
@@ -241,6 +242,7 @@ def test_the_csv_has_a_row_per_epoch():
     assert list(rows[0]) == [
         *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch", "test_error")
     ]
+    assert [row["method"] for row in rows] == ["logistic", "rescaled", "rescaled"]
     assert [tuple(row.values()) for row in rows if row["method"] == "rescaled"] == [
         ("5", "mnist", "smaller", "rescaled", "0.1", "32", "3", "1", "0.5"),
         ("5", "mnist", "smaller", "rescaled", "0.1", "32", "3", "2", "0.25"),
@@ -364,6 +366,33 @@ def test_a_sweep_is_of_one_protocol(some, odd, message):
         write_stage_report(some)
 
 
+def test_a_sweep_is_of_one_set_of_images(some):
+    other = dataclasses.replace(logistic(0.1, lr=7.0, train_size=100), data="01")
+    folder.keep(some / "label-noise", other)
+    with pytest.raises(RecordError, match="the records of label-noise are of different data"):
+        write_stage_report(some)
+
+
+def test_two_sweeps_of_corrupted_data_and_of_every_rate_keep_their_files(some):
+    for name in ("label-noise", "stability"):
+        (some / f"{name}-again" / "records").mkdir(parents=True)
+    run = logistic(0.7, lr=0.1, wrong_labels=0.3)
+    folder.keep(some / "label-noise-again", dataclasses.replace(run, versions={"torch": "9"}))
+    folder.keep(some / "stability-again", dataclasses.replace(run, config=grids.stability()[0]))
+    report = write_stage_report(some)
+    names = [path.name for path in report.files]
+    assert len(set(names)) == len(names)
+    for kind in ("label-noise", "stability"):
+        assert any(f"{kind}.png" in name for name in names)
+        assert any(f"{kind}-again.png" in name for name in names)
+    rows = {
+        name: list(csv.DictReader(io.StringIO((some / f"label_noise_{name}.csv").read_text())))
+        for name in ("label-noise", "label-noise-again")
+    }
+    assert (len(rows["label-noise"]), len(rows["label-noise-again"])) == (10, 1)
+    assert "Made with manifoldnet 0; torch 9." in report.text
+
+
 def test_two_figures_of_one_kind_stand_beside_each_other(some):
     (some / "figure5-long" / "records").mkdir(parents=True)
     for h in (0.1, 0.2):
@@ -386,6 +415,77 @@ def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
     assert line.split("|")[7].strip() == "–"  # nothing to compare with
 
 
+# Pictures
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """The lines of what a module draws: panel by panel, what they are called and where they go."""
+
+    def read(module, *given):
+        drawn = []
+        monkeypatch.setattr(module, "png", drawn.append)
+        module.draw(*given)
+        return [
+            {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
+            for axes in drawn[0].axes
+        ]
+
+    return read
+
+
+def points(line):
+    return [tuple(map(float, point)) for point in line.get_xydata()]
+
+
+def test_a_figure_tells_every_rate_from_the_others(lines):
+    rates = grids.PRESETS["paper"].rates
+    runs = [
+        rescaled(0.5, 0.1 * n, lr=h, embedding_dim=m)
+        for n, h in enumerate(rates, 1)
+        for m in (10, 32)
+    ]
+    runs += [logistic(0.5, 0.3, lr=0.1), logistic(0.5, math.nan, lr=1.0, diverged=True)]
+    first, second, both = lines(figures, curves(runs), "title")
+    looks = {(line.get_color(), line.get_linestyle()) for line in first.values()}
+    assert (len(first), len(looks)) == (14, 14)
+    assert list(second) == ["h = 0.1", "h = 1 (1 of 1 diverged)"]
+    assert points(both["rescaled, h = 0.001, m = 10"]) == [(1, 50), (2, 10)]
+    assert points(both["logistic, h = 0.1"]) == [(1, 50), (2, 30)]
+
+
+def test_a_run_that_overflowed_has_a_cross_and_no_point(lines):
+    runs = [
+        dataclasses.replace(record([0.2], diverged=config.lr > 10), config=config)
+        for config in grids.stability()
+        if config.method == "logistic"
+    ]
+    error, loss, step = lines(stability, runs)
+    finite = [10.0**power for power in range(-6, 2)]
+    assert points(error["logistic"]) == [(h, 20) for h in finite]
+    assert points(error["logistic: overflow"]) == [(10.0**power, 100) for power in range(2, 7)]
+    assert points(loss["logistic"]) == [(h, 2.5) for h in finite]
+    assert points(step["logistic"]) == [(h, 0.125) for h in finite]
+
+
+def test_confidence_is_drawn_against_accuracy_and_pooled(lines):
+    last = record([0.2]).epochs[0]
+    other = dataclasses.replace(last, bin_count=(4, 2), bin_right=(1, 2), bin_sure=(1.6, 1.0))
+    pooled = reliability.reliability([last, other])
+    assert pooled.count == (4, 6)
+    assert pooled.confidence == pytest.approx((0.4, 0.75))
+    assert pooled.accuracy == pytest.approx((0.25, 5 / 6))
+    (panel,) = lines(reliability, {"title": {"etf": [last, other]}})
+    (drawn,) = panel.values()
+    assert points(drawn) == [pytest.approx((40, 25)), pytest.approx((75, 500 / 6))]
+
+
+def test_corrupted_data_are_drawn_at_their_share(lines):
+    runs = [rescaled(0.1, lr=0.1), rescaled(0.3, lr=0.1, wrong_labels=0.4)]
+    (panel,) = lines(noise, noise.by_setting(runs))
+    assert points(panel["rescaled"]) == [(0, 10), (40, 30)]
+
+
 # The commands
 
 
@@ -395,6 +495,9 @@ def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
         (["figure5"], 21, "figure5"),
         (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 24, "figure3"),
         (["figure3", "--paper", "scale-invariant"], 12, "figure3"),
+        (["figure3", "--paper", "scale-invariant", "--preset", "paper"], 28, "figure3"),
+        (["figure4", "--preset", "paper"], 28, "figure4"),
+        (["stability", "--repetitions", "2"], 78, "stability"),
     ],
 )
 def test_the_commands_sweep_what_they_say(monkeypatch, arguments, runs, where, tmp_path):
@@ -415,7 +518,10 @@ def test_the_commands_sweep_what_they_say(monkeypatch, arguments, runs, where, t
         (["stages", "--epochs", "0"], "epochs is 0"),
         (["stages", "--repetitions", "0"], "repetitions is 0"),
         (["stages", "--train-size", "-5"], "train_size is -5"),
+        (["label-noise", "--repetitions", "0"], "repetitions is 0"),
+        (["figure3", "--paper", "scale-invariant", "--repetitions", "0"], "repetitions is 0"),
         (["figure3", "--paper", "scale-invariant", "--cells", "x"], "--cells are of the symmetry"),
+        (["figure3", "--preset", "paper"], "--preset is of the scale-invariant paper"),
     ],
 )
 def test_nothing_is_swept_when_a_part_cannot_be(monkeypatch, capsys, arguments, message, tmp_path):
@@ -442,4 +548,32 @@ def test_stages_are_compared_at_the_rates_of_their_short_runs(monkeypatch, capsy
     assert all(config.validation_size for config in short)
     assert {(c.method, c.lr, c.epochs) for c in long} == {("logistic", 0.01, 10), ("etf", 0.01, 10)}
     assert len(long) == 6
+    assert {config.dataset for config in (*short, *long)} == {"cifar10"}
     assert "logistic: h = 0.01 (the edge of the grid)\n" in capsys.readouterr().out
+    calls.clear()
+    command = ["reproduce", "stages", "--dataset", "imagenet10", "--train-size", "500"]
+    assert cli.main([*command, "--out", str(tmp_path)]) == 0
+    (choice, short), (comparison, long) = calls
+    assert (choice, comparison) == ("choice-imagenet10", "comparison-imagenet10-500")
+    assert {config.architecture for config in (*short, *long)} == {"imagenet-smaller"}
+    assert {config.train_size for config in long} == {500}
+
+
+def test_corrupted_data_are_run_at_the_chosen_rates_with_more_seeds(monkeypatch, tmp_path):
+    calls = []
+
+    def swept(arguments, where, experiment, configs, *_, **__):
+        calls.append((where, configs))
+        return [dataclasses.replace(record([c.lr / 100]), config=c) for c in configs]
+
+    monkeypatch.setattr("manifoldnet.cli.stages.run_sweep", swept)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", "label-noise", "--repetitions", "2"]) == 0
+    (one, runs), (same, again) = calls
+    assert one == same == Path("runs", "scale-invariant", "label-noise")
+    assert runs == grids.noise("cpu")
+    assert len(again) == 8
+    assert {(c.seed, c.lr) for c in again} == {(0, 0.01), (1, 0.01)}
+    calls.clear()
+    assert cli.main(["reproduce", "figure3", "--paper", "scale-invariant"]) == 0
+    assert calls[0][0] == Path("runs", "scale-invariant", "figure3")
