@@ -16,6 +16,7 @@ from manifoldnet.experiments.scale_invariant.config import ARCHITECTURES, METHOD
 from manifoldnet.experiments.scale_invariant.parts import make_parts
 from manifoldnet.experiments.scale_invariant.run import EXPERIMENT, Run
 from manifoldnet.experiments.scale_invariant.stages import build_stage
+from manifoldnet.experiments.scale_invariant.watch import Watch
 from manifoldnet.nn import Confidence, ModulusFeatures
 
 TINY = StageConfig(epochs=2, batch_size=20, train_size=60, embedding_dim=None)
@@ -97,6 +98,21 @@ def test_the_fixed_frame_is_a_simplex_and_is_not_trained():
     assert not list(stage.parameters())
     products = stage.frame @ stage.frame.T
     assert torch.allclose(products, (5 * torch.eye(5) - 1) / 4, atol=1e-6)
+
+
+def test_the_other_stages_are_what_they_are_called():
+    features, labels = torch.randn(7, 12), torch.arange(7) % 5
+    stage, _ = build_stage(StageConfig(method="cosine"), 12, 5, seeded_generator(0, "start"))
+    cosines = torch.cosine_similarity(features[:, None], stage.weight[None], dim=2)
+    assert torch.allclose(stage(features), 10 * cosines, atol=1e-5)
+    stage(features).square().sum().backward()
+    assert stage.log_scale.grad > 0
+    stage, smoothed = build_stage(
+        StageConfig(method="smoothing"), 12, 5, seeded_generator(0, "start")
+    )
+    chances = stage(features).log_softmax(1)
+    right = chances.gather(1, labels[:, None]).mean()
+    assert torch.allclose(smoothed(stage(features), labels), -0.9 * right - 0.1 * chances.mean())
 
 
 def test_only_the_papers_stage_has_a_dimension():
@@ -230,6 +246,24 @@ def test_what_is_measured_of_a_step_is_right(squares):
     ratio = (after[-1] - before[-1]).norm() / before[-1].norm()
     assert measured["step_ratio"] == pytest.approx(ratio.item(), rel=1e-5)
     assert isinstance(mn.manifolds(run.network)["1.weight"], mn.Sphere)
+
+
+def test_what_is_measured_neither_overflows_nor_hides_a_nan():
+    stage = torch.nn.Linear(1, 1, bias=False)
+    watch = Watch(stage, [])
+    one, labels = torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)
+    assert watch.answered(one, None, one, labels, torch.tensor(1.0))
+    stage.weight.data.fill_(1.0)
+    stage.weight.grad = torch.full((1, 1), 1e30)  # the square of which float32 does not hold
+    assert watch.differentiated()
+    stage.weight.data.fill_(3.0)
+    assert watch.stepped()
+    assert not watch.answered(one, None, one, labels, torch.tensor(math.nan))
+    measured = watch.row()
+    assert measured["gradient_norm"] == pytest.approx(1e30)
+    assert measured["step_ratio"] == 2  # of what the matrix was before
+    assert math.isnan(measured["largest_loss"])
+    assert measured["overflow"] == "loss, minibatch 2"
 
 
 def test_what_is_measured_of_an_epoch_is_over_its_minibatches(squares):

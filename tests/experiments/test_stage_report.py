@@ -321,7 +321,11 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     assert start + "rescaled | h = 0.1 | 1 | 0.2200 | +0.1200 | 2 | 0.25 | 0.5 |" in lines
     (apart,) = (line for line in lines if line.startswith(start + "-0.08"))
     assert apart.endswith("| 2 |")
+    assert sum(line.startswith("| wrong labels | 0 % |") for line in lines) == 2  # not compared
     assert "| rescaled | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
+    assert (
+        "| rescaled, kernels on spheres | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
+    )
     assert "| logistic | 100 | 0.2000 | 2.5 | – | 3 | 0.12 | loss, minibatch 7 |" in lines
     assert "| mnist, smaller: all training images, 3 epochs | logistic | 4 | 0.1250 |" in lines
     chosen = "| mnist, smaller: 100 images, 1 epochs | logistic | h = 0.3 (edge) | 0.3 to 3 |"
@@ -413,6 +417,26 @@ def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
     text = write_stage_report(tmp_path).text
     (line,) = (line for line in text.splitlines() if line.startswith("| outliers"))
     assert line.split("|")[7].strip() == "–"  # nothing to compare with
+
+
+def test_corrupted_runs_are_told_by_their_last_epoch_and_largest_gradient():
+    runs = [logistic(0.4, 0.2, lr=0.1, outliers=0.1, seed=seed) for seed in (0, 1)]
+    last = dataclasses.replace(runs[1].epochs[-1], largest_gradient_norm=8.0, step_ratio=0.5)
+    runs[1] = dataclasses.replace(runs[1], epochs=(runs[1].epochs[0], last))
+    found = noise.by_setting(runs)
+    rows = list(csv.DictReader(io.StringIO(noise.to_csv(found))))
+    assert [row["test_error"] for row in rows] == ["0.2", "0.2"]
+    assert [row["step_ratio"] for row in rows] == ["0.125", "0.5"]
+    (table,) = list(noise.blocks(found))[1:]
+    assert table.rows[0][-2:] == ("0.25", "8")
+
+
+def test_a_grid_that_shares_a_rate_with_every_rate_is_a_grid(tmp_path):
+    (tmp_path / "figure5" / "records").mkdir(parents=True)
+    for h in (0.1, 0.3):
+        folder.keep(tmp_path / "figure5", logistic(0.1, lr=h, train_size=50_000))
+    report = write_stage_report(tmp_path)
+    assert "scale_invariant_figure5.png" in {path.name for path in report.files}
 
 
 # Pictures

@@ -199,8 +199,8 @@ def _blocks(sections: Sequence[Section]) -> Iterator[Block]:
     yield from reliability.blocks({s.title: curves(s.runs) for s in comparisons})
     for section in sections:
         if section.kind == "stability":
-            picture = f"{_file('scale_invariant_stability', section, sections)}.png"
-            yield from stability.blocks(section.runs, picture)
+            name = _file("scale_invariant_stability", section, sections)
+            yield from stability.blocks(section.runs, f"{name}.png")
         if section.kind == "label noise":
             corrupted = noise.by_setting(section.runs)
             yield Heading(f"Wrong labels and outliers: {section.title}")
