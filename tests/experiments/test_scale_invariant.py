@@ -249,18 +249,18 @@ def test_what_is_measured_of_a_step_is_right(squares):
 
 
 def test_what_is_measured_neither_overflows_nor_hides_a_nan():
-    stage = torch.nn.Linear(1, 1, bias=False)
+    stage = torch.nn.Linear(2, 1, bias=False)
     watch = Watch(stage, [])
     one, labels = torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)
     assert watch.answered(one, None, one, labels, torch.tensor(1.0))
     stage.weight.data.fill_(1.0)
-    stage.weight.grad = torch.full((1, 1), 1e30)  # the square of which float32 does not hold
+    stage.weight.grad = torch.full((1, 2), 1e30)  # the square of which float32 does not hold
     assert watch.differentiated()
     stage.weight.data.fill_(3.0)
     assert watch.stepped()
     assert not watch.answered(one, None, one, labels, torch.tensor(math.nan))
     measured = watch.row()
-    assert measured["gradient_norm"] == pytest.approx(1e30)
+    assert measured["gradient_norm"] == pytest.approx(1e30 * 2**0.5)
     assert measured["step_ratio"] == 2  # of what the matrix was before
     assert math.isnan(measured["largest_loss"])
     assert measured["overflow"] == "loss, minibatch 2"
