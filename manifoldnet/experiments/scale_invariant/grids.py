@@ -102,9 +102,7 @@ def figure(number: int, preset: str) -> list[StageConfig]:
     """
     if number not in FIGURES:
         raise ConfigError(f"there is no figure {number}, only {', '.join(map(str, FIGURES))}")
-    if preset not in PRESETS:
-        raise ConfigError(f"there is no preset {preset!r}, only {', '.join(PRESETS)}")
-    which, amount = FIGURES[number], PRESETS[preset]
+    which, amount = FIGURES[number], _preset(preset)
     if preset == "cpu" and which.architecture != "smaller":
         amount = _COSTLY
     base = StageConfig(
@@ -114,6 +112,12 @@ def figure(number: int, preset: str) -> list[StageConfig]:
         train_size=None if which.dataset == "imagenet10" else amount.train_size,
     )
     return grid(base, ("rescaled", "logistic"), amount)
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}, only {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def grid(base: StageConfig, methods: Sequence[str], amount: Preset) -> list[StageConfig]:
@@ -226,8 +230,11 @@ def noise(preset: str) -> list[StageConfig]:
     """Wrong labels and outliers on MNIST, the smaller network, each method at every rate.
 
     With m the number of classes, so that both methods choose of as many runs.
+
+    Raises:
+        ConfigError: for an unknown preset.
     """
-    amount = replace(PRESETS[preset], dimensions=(10,))
+    amount = replace(_preset(preset), dimensions=(10,))
     base = StageConfig(
         dataset="mnist",
         architecture="smaller",
