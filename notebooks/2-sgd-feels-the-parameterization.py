@@ -1,0 +1,158 @@
+# %% [markdown]
+# # Why Euclidean SGD feels the parameterization
+#
+# One function, written with other weights, is trained differently by plain gradient descent. First
+# in a picture with two weights, then on a network; and what an update must look like that does not.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import manifoldnet as mn
+from manifoldnet.experiments import sources
+
+# %% [markdown]
+# ## Two weights
+#
+# The model x ↦ a·b·x knows only the product ab. Scaling a up and b down moves along a hyperbola on
+# which the function is the same; the loss (ab − 1)² is constant there. Three starts on *one*
+# hyperbola are one and the same function.
+
+
+# %%
+class Product(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([[a]]))
+        self.b = nn.Parameter(torch.tensor([[b]]))
+
+    def forward(self):
+        return (self.a * self.b).squeeze()
+
+
+def descend(scale, declared, steps=40, lr=0.05):
+    """The path of (a, b) from one start, (0.5, 0.5) scaled up and down by `scale`."""
+    model = Product(0.5 * scale, 0.5 / scale).double()
+    if declared:
+        mn.declare(model, "a", mn.ScaledEuclidean())
+        mn.declare(model, "b", mn.ScaledEuclidean())
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=lr)
+    path = []
+    for _ in range(steps):
+        path.append((float(model.a), float(model.b)))
+        optimizer.zero_grad()
+        ((model() - 1) ** 2).backward()
+        optimizer.step()
+    return np.array(path)
+
+
+scales = [1, 2, 4]
+euclidean = {s: descend(s, declared=False) for s in scales}
+scaled = {s: descend(s, declared=True) for s in scales}
+
+# %% alt="Paths in the plane of a and b. Euclidean paths cut across the hyperbolas, each in another way; under the scaled metric the three paths cross the same hyperbolas at the same steps"
+figure, panels = plt.subplots(1, 2, figsize=(8, 4.2), sharex=True, sharey=True)
+a, b = np.meshgrid(np.linspace(0.05, 2.7, 200), np.linspace(0.05, 1.6, 200))
+for axes, paths, title in zip(
+    panels, (euclidean, scaled), ("Euclidean", "scaled metric"), strict=True
+):
+    axes.contour(a, b, a * b, levels=np.arange(0.25, 1.8, 0.25), colors="#BBBBBB", linewidths=0.8)
+    axes.contour(a, b, a * b, levels=[1], colors="#222222", linewidths=1.6)
+    for s, path in paths.items():
+        axes.plot(*path.T, marker="o", markersize=3, linewidth=1, label=f"a × {s}, b ÷ {s}")
+    axes.set(title=title, xlabel="a", ylabel="b")
+    axes.grid(False)
+panels[0].legend()
+plt.show()
+
+# %% [markdown]
+# Grey: where the function is constant; black: the minima. Dots are steps. On the left the three
+# paths are at different functions after the same number of steps. On the right they are at the same
+# one, always: dot by dot, each pair of paths differs by the factor it began with.
+
+# %%
+spread = {
+    name: np.ptp([path.prod(1) for path in paths.values()], axis=0).max()
+    for name, paths in {"Euclidean": euclidean, "scaled metric": scaled}.items()
+}
+print("how far apart the functions get:", spread)
+assert spread["Euclidean"] > 0.1
+assert spread["scaled metric"] < 1e-12
+for s in scales:
+    assert np.allclose(scaled[s], scaled[1] * [s, 1 / s], rtol=1e-12)
+
+# %% [markdown]
+# Why: with a → sa, b → b/s the gradient by a shrinks by s while a grows by s. A Euclidean step is then
+# off by s². The scaled metric measures a step relative to its weight, so its gradient is a²·∂L/∂a,
+# which scales as a does.
+#
+# ## A network
+#
+# Behind a ReLU the same holds filter by filter. A network on the digits, from its own weights and from
+# weights with hidden filters scaled by 4 and 1/4 (and the classifier back): three equal functions,
+# one batch, one rate for each update, 100 steps.
+
+# %%
+data = sources.load("digits")
+images = data.train_images.flatten(1).double() / data.white
+labels = data.train_labels
+
+
+def network(scale, update):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32, bias=False), nn.ReLU(), nn.Linear(32, 10, bias=False))
+    model.double()
+    with torch.no_grad():
+        model[0].weight *= scale
+        model[2].weight /= scale
+    if update == "scaled metric":
+        mn.declare_all(model, mn.rules.scaled_metric(classifier="2"))
+    elif update == "unit norm":
+        mn.declare_all(model, mn.rules.unit_norm(classifier="2"), project=True)
+    return model
+
+
+def losses(scale, update, steps=100):
+    model = network(scale, update)
+    if update == "AdamW":
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    else:
+        optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.2)
+    result = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        result.append(float(loss))
+    return np.array(result)
+
+
+starts = [0.25, 1, 4]
+runs = {
+    update: {s: losses(s, update) for s in starts}
+    for update in ("Euclidean SGD", "AdamW", "scaled metric", "unit norm")
+}
+first = [curves[s][0] for update, curves in runs.items() if update != "unit norm" for s in starts]
+assert np.ptp(first) < 1e-12  # all of them begin as the same function
+
+# %% alt="Training loss over 100 steps from three parameterizations of one network, for four updates: three different curves for Euclidean SGD and AdamW, one for the scaled metric, three for unit norm"
+figure, panels = plt.subplots(1, 4, figsize=(10, 3), sharey=True)
+for axes, (update, curves) in zip(panels, runs.items(), strict=True):
+    for (s, curve), width in zip(curves.items(), (6, 3, 1.2), strict=True):
+        axes.plot(curve, linewidth=width, label=f"filters × {s:g}")
+    axes.set(title=update, xlabel="step")
+panels[0].set_ylabel("training loss")
+panels[0].legend()
+plt.show()
+
+# %%
+apart = {update: np.ptp(list(curves.values()), axis=0).max() for update, curves in runs.items()}
+for update, value in apart.items():
+    print(f"{update:15s} largest difference of losses {value:.1e}")
+assert apart["Euclidean SGD"] > 0.1
+assert apart["AdamW"] > 0.1
+assert apart["scaled metric"] < 1e-10
