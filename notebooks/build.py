@@ -125,6 +125,7 @@ async def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
                 kernel_name="python3", transport="ipc", connection_file=f"{place}/kernel.json"
             ),
             timeout=CELL_SECONDS,
+            coalesce_streams=True,
             resources={"metadata": {"path": str(folder)}},
         )
         # One thread, so that sums keep their order; the reader's settings of IPython stay out.
