@@ -103,14 +103,14 @@ for (update, solver, scaled), log in runs.items():
     print(f"{update:13s} {solver:18s} from {start}  cost {log['cost'][-1]:.1e} after ", end="")
     print(f"{log['gradients'][-1]} gradients, {log['hessians'][-1]} Hessian-vector products")
 
-# %% alt="Cost by iteration, from original and scaled weights: apart for Euclidean weights only"
+# %% alt="Cost by gradient, from original and scaled weights: apart for Euclidean weights only"
 figure, panels = plt.subplots(1, 4, figsize=(10, 3), sharey=True)
 names = dict.fromkeys((update, solver) for update, solver, _ in runs)
 for axes, name in zip(panels, names, strict=True):
     for scaled, width, label in ((False, 5, "original weights"), (True, 1.5, "scaled weights")):
         axes.semilogy(runs[*name, scaled]["cost"], linewidth=width, label=label)
     axes.set_title("\n".join(name), fontsize="small")
-    axes.set_xlabel("iteration")
+    axes.set_xlabel("gradient")
 panels[0].set_ylabel("cost")
 panels[-1].legend(fontsize="small")
 plt.show()
