@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
 
 from manifoldnet.experiments import folder, sources
+from manifoldnet.experiments.canvas import COLOURS
 from manifoldnet.experiments.classification.comparison import compare
 from manifoldnet.experiments.classification.plots import plot_test_error
 from manifoldnet.experiments.classification.rows import CLASSIFICATION
@@ -114,7 +115,8 @@ for k, update in enumerate(PAPER_UPDATES):
         bar = (100 * theirs.mean, 100 * theirs.deviation)
         axes.errorbar(place, *bar, fmt="_", color="#999999", elinewidth=5, alpha=0.5, markersize=12)
         dots = [100 * error for error in ours]
-        axes.plot([place] * len(dots), dots, ".", color=f"C{k}", label=update if x == 0 else None)
+        label = update if x == 0 else None
+        axes.plot([place] * len(dots), dots, ".", color=COLOURS[update], label=label)
 names = [f"{c.architecture}\n{c.depth} layers\n{c.schedule}" for c in settings]
 axes.set_xticks(range(len(settings)), names, fontsize="small")
 axes.set_ylabel("test error (%)")
