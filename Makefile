@@ -80,5 +80,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 .PHONY: clean
 clean: ## remove the environment, builds and caches (not runs/)
-	rm -rf $(VENV) build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/notebooks .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -83,9 +83,10 @@ figure, axes = plt.subplots(figsize=(8, 2.8))
 zero = len(sizes) - found.dimension
 axes.semilogy(range(1, zero + 1), sizes[:zero], "o", label="equations")
 axes.semilogy(range(zero + 1, len(sizes) + 1), sizes[zero:], "o", label="symmetries")
-axes.set(xlabel="singular value", ylabel="size")
+axes.set(xlabel="singular value", ylabel="size", xticks=range(1, len(sizes) + 1, 2))
 axes.legend(loc="center left")
 plt.show()
+assert sizes[zero - 1] > 1e10 * sizes[zero]
 
 # %% [markdown]
 # The singular values leave no doubt about what is zero. `discover` does the same with batches for
