@@ -134,6 +134,7 @@ async def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
             "MKL_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "IPYTHONDIR": place,
+            "HYPOTHESIS_STORAGE_DIRECTORY": place,
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }
         async with client.async_setup_kernel(env=os.environ | settings, cleanup_kc=True):
