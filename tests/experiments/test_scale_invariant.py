@@ -466,3 +466,15 @@ def test_what_does_not_fit_is_refused_before_training(squares, fields, message):
 def test_a_bad_field_is_named(fields, message):
     with pytest.raises(ConfigError, match=message):
         StageConfig(**fields)
+
+
+def test_rates_may_be_chosen_on_longer_runs() -> None:
+    short = grids.choice("mnist", "smaller", ["rescaled", "logistic"])
+    longer = grids.choice("mnist", "smaller", ["rescaled", "logistic"], train_size=50_000, epochs=2)
+    assert len(longer) == len(short) == 21
+    assert {(run.train_size, run.epochs, run.validation_size) for run in longer} == {
+        (50_000, 2, 2000)
+    }
+    assert [run.lr for run in longer] == [run.lr for run in short]
+    with pytest.raises(ConfigError, match="epochs"):
+        grids.choice("mnist", "smaller", ["logistic"], epochs=0)

@@ -172,13 +172,35 @@ def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]
     return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
 
 
-def choice(dataset: str, architecture: str, methods: Sequence[str]) -> list[StageConfig]:
-    """Short runs of every method over its grid, judged by validation images."""
-    base = replace(CHOICE, dataset=dataset, architecture=architecture)
-    if dataset != "imagenet10":
-        return grid(base, methods, PRESETS["cpu"])
-    base = replace(base, train_size=800, validation_size=200, epochs=5)  # of 1000 images
-    return grid(base, methods, _COSTLY)
+def choice(
+    dataset: str,
+    architecture: str,
+    methods: Sequence[str],
+    *,
+    train_size: int | None = None,
+    epochs: int | None = None,
+) -> list[StageConfig]:
+    """Runs of every method over its grid, judged by validation images.
+
+    Args:
+        dataset: what is chosen for.
+        architecture: with which network.
+        methods: to choose a rate for.
+        train_size: images to train on; by default few, for short runs. A rate that is the best of
+            short runs may be too large for long ones.
+        epochs: of each run; by default few.
+
+    Raises:
+        ConfigError: for numbers that are not positive.
+    """
+    base, amount = replace(CHOICE, dataset=dataset, architecture=architecture), PRESETS["cpu"]
+    if dataset == "imagenet10":  # 1000 images
+        base, amount = replace(base, train_size=800, validation_size=200, epochs=5), _COSTLY
+    if train_size is not None:
+        base = replace(base, train_size=train_size)
+    if epochs is not None:
+        base = replace(base, epochs=epochs)
+    return grid(base, methods, amount)
 
 
 def chosen(records: Sequence[StageRecord], methods: Sequence[str]) -> dict[str, Curve]:
