@@ -12,6 +12,7 @@ import manifoldnet as mn
 from manifoldnet.experiments import ConfigError, Dataset, load, rundir
 from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.loop import train_in, train_whole
+from manifoldnet.experiments.scale_invariant import grids
 from manifoldnet.experiments.scale_invariant.config import ARCHITECTURES, METHODS, StageConfig
 from manifoldnet.experiments.scale_invariant.parts import make_parts
 from manifoldnet.experiments.scale_invariant.run import EXPERIMENT, Run
