@@ -42,7 +42,8 @@ ALLOWED = {
     "testing": LIGHT | {"hypothesis"},
     "interop": LIGHT | {"pymanopt"},
     "experiments": LIGHT
-    | {"datasets", "distributed", "matplotlib", "PIL", "pymanopt", "scipy", "sklearn", "tqdm"},
+    | {"datasets", "distributed", "geotorch", "matplotlib", "PIL", "pymanopt", "scipy", "sklearn"}
+    | {"tqdm"},
     "cli": set(),
 }
 
@@ -59,6 +60,7 @@ REPORTS = (
     "experiments.scale_invariant.report",
     "experiments.scale_invariant.grids",
     "experiments.batch.report",
+    "experiments.benchmarks.report",
 )
 TRAINING = (
     "experiments.classification.run",

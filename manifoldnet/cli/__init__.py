@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from manifoldnet.cli.benchmarks import add_benchmarks
 from manifoldnet.cli.papers import add_papers
 from manifoldnet.cli.symmetries import add_symmetries
 from manifoldnet.cli.training import add_training
@@ -68,4 +69,5 @@ def _parser() -> argparse.ArgumentParser:
     add_training(commands)
     add_symmetries(commands)
     add_papers(commands)
+    add_benchmarks(commands)
     return parser

@@ -1,4 +1,4 @@
-"""`manifoldnet train`, `compare` and `bench`: one configuration, several updates, their speed."""
+"""`manifoldnet train`, `compare`, `bench-epoch`: one configuration, many updates, their speed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def add_training(commands: Any) -> None:
     for name, summary, run in (
         ("train", "train one configuration", _train),
         ("compare", "train several updates on several seeds, side by side", _compare),
-        ("bench", "time an epoch of each update against torch.optim.SGD", _bench),
+        ("bench-epoch", "time an epoch of each update against torch.optim.SGD", _bench),
     ):
         command = commands.add_parser(
             name,
@@ -70,7 +70,7 @@ def add_training(commands: Any) -> None:
         if name == "compare":
             _add_comparison(command)
         add_data_dir(command)
-        if name != "bench":
+        if name != "bench-epoch":
             _add_files(command)
 
 

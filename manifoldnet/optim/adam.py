@@ -177,23 +177,23 @@ class RiemannianAdam(RiemannianOptimizer):
         )
 
     def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
-        works = []
-        for p, manifold, kind in declared:
-            assert p.grad is not None  # so chosen by _split
-            assert kind is not None
-            assert manifold is not None
-            state, x = self.state[p], p.detach()
+        for p, manifold, _ in declared:
+            state = self.state[p]
             if not state:
-                (point,) = slices.promote(x)
+                assert manifold is not None  # so chosen by _split
+                (point,) = slices.promote(p.detach())
                 _begin(state, point, manifold, group["amsgrad"], group["capturable"])
-            work = Work(x, p.grad, kind, state["exp_avg"], s=state["exp_avg_sq"])
-            works.append(work._replace(top=state["max_exp_avg_sq"] if group["amsgrad"] else None))
-        steps = [self.state[p]["step"] for p, _, _ in declared]
-        torch._foreach_add_(steps, 1)
-        return [
-            work._replace(unbias=_unbias(step, group["betas"], group["capturable"]))
-            for work, step in zip(works, steps, strict=True)
-        ]
+        states = [self.state[p] for p, _, _ in declared]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        works = []
+        for (p, _, kind), state in zip(declared, states, strict=True):
+            assert p.grad is not None
+            assert kind is not None
+            top = state["max_exp_avg_sq"] if group["amsgrad"] else None
+            unbias = _unbias(state["step"], group["betas"], group["capturable"])
+            v, s = state["exp_avg"], state["exp_avg_sq"]
+            works.append(Work(p.detach(), p.grad, kind, v, False, s, top, unbias))
+        return works
 
     def _rates(self, group: dict[str, Any]) -> Rates:
         beta1, beta2 = group["betas"]

@@ -7,6 +7,8 @@ Elsewhere a large rate can go from ordinary to infinite in a step or two.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ class NormGrowthWarning(UserWarning):
     """A weight under the scaled metric is growing towards the largest number of its type."""
 
 
+@cache
 def _limit(dtype: torch.dtype) -> float:
     """The norm from which ‖x‖² is nearer to the end of its type than to 1, or ‖x‖ to its own."""
     computed = torch.promote_types(dtype, torch.float32)

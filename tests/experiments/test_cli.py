@@ -180,5 +180,5 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(tmp_
 
 
 def test_bench_refuses_what_train_refuses(capsys):
-    assert cli.main(["bench", "--train-size", "101", "--epochs", "1"]) == 2
+    assert cli.main(["bench-epoch", "--train-size", "101", "--epochs", "1"]) == 2
     assert "last minibatch of one" in capsys.readouterr().err

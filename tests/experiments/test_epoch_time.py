@@ -25,7 +25,7 @@ def test_the_table_gives_medians_and_their_ratio() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "--epochs", "1", "--train-size", "200", "--updates", "un"]) == 0
+    assert cli.main(["bench-epoch", "--epochs", "1", "--train-size", "200", "--updates", "un"]) == 0
     assert "| un  " in capsys.readouterr().out
-    assert cli.main(["bench", "--epochs", "1", "--updates", "newton"]) == 2
+    assert cli.main(["bench-epoch", "--epochs", "1", "--updates", "newton"]) == 2
     assert "newton" in capsys.readouterr().err

@@ -52,7 +52,7 @@ struct Work {
 
 namespace {
 
-constexpr int64_t SMALL = 1 << 15;  // numbers; below, a weight is one thread's
+constexpr int64_t SMALL = 1 << 16;  // numbers; below, a weight is one thread's
 constexpr int64_t LONG = 1 << 17;   // a slice that is worth all threads
 constexpr int64_t CHUNK = 1 << 14;  // numbers of it that are summed in one go
 constexpr int64_t AHEAD = 1 << 10;  // numbers to ask memory for in advance, at least
@@ -329,17 +329,17 @@ struct Step {
       const int64_t to = std::min(j + LINE, n);
 #pragma omp simd
       for (int64_t i = j; i < to; ++i) {
-        Sums s;
+        double xx = 0, xg = 0, gg = 0, xb = 0, gb = 0, bb = 0;
         for (int r = 0; r < N; ++r) {
           const double p = px[r * wide + i], q = pg[r * wide + i];
-          s.xx += p * p, s.xg += p * q, s.gg += q * q;
+          xx += p * p, xg += p * q, gg += q * q;
           if (OLD) {
             const double u = pb[r * wide + i];
-            s.xb += p * u, s.gb += q * u, s.bb += u * u;
+            xb += p * u, gb += q * u, bb += u * u;
           }
         }
-        sum[i] += s.xx, sum[wide + i] += s.xg, sum[2 * wide + i] += s.gg;
-        if (OLD) sum[3 * wide + i] += s.xb, sum[4 * wide + i] += s.gb, sum[5 * wide + i] += s.bb;
+        sum[i] += xx, sum[wide + i] += xg, sum[2 * wide + i] += gg;
+        if (OLD) sum[3 * wide + i] += xb, sum[4 * wide + i] += gb, sum[5 * wide + i] += bb;
       }
     }
   }

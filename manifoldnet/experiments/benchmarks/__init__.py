@@ -1,0 +1,1 @@
+"""What a step costs: manifoldnet's paths, torch's own, geoopt's, and parametrizations."""

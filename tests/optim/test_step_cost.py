@@ -1,0 +1,86 @@
+"""What a step does, counted instead of timed: operators, new memory, calls of the kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import manifoldnet as mn
+
+
+class Counter(TorchDispatchMode):
+    """Counts operators, and the bytes of what each of them makes anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        self.calls += 1
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in known:
+            self.largest = max(self.largest, result.untyped_storage().nbytes())
+        return result
+
+
+def _count(weights: int, shape: tuple[int, ...], make: Any, **options: Any) -> Counter:
+    model = nn.ParameterList([nn.Parameter(mn.Oblique().random(shape)) for _ in range(weights)])
+    for name, p in model.named_parameters():
+        mn.declare(model, name, mn.Oblique())
+        p.grad = torch.randn(shape)
+    optimizer = make(mn.param_groups(model), lr=0.01, **options)
+    optimizer.step()  # makes the buffers, and checks the points
+    with Counter() as counter:
+        optimizer.step()
+    return counter
+
+
+# What they take today, views included.
+STEPS = [
+    (mn.RiemannianSGD, {}, 28),
+    (mn.RiemannianSGD, {"momentum": 0.9}, 33),
+    (mn.RiemannianAdam, {}, 49),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "most"), STEPS)
+def test_one_weight_takes_few_operators(make: Any, options: dict[str, Any], most: int) -> None:
+    assert _count(1, (64, 64), make, **options).calls <= most
+
+
+@pytest.mark.parametrize(("make", "options", "most"), STEPS)
+def test_weights_of_one_shape_are_stepped_together(
+    make: Any, options: dict[str, Any], most: int
+) -> None:
+    """Each more weight costs its views, and not a step of its own."""
+    few, many = (_count(n, (64, 64), make, **options).calls for n in (10, 110))
+    assert (many - few) / 100 <= 12
+
+
+@pytest.mark.parametrize(("make", "options", "most"), STEPS)
+def test_rows_need_no_memory_of_the_size_of_the_weight(
+    make: Any, options: dict[str, Any], most: int
+) -> None:
+    shape = (4096, 512)
+    assert _count(1, shape, make, **options).largest <= 4 * shape[0] * shape[1] / 10
+
+
+@pytest.mark.parametrize(("make", "options", "most"), STEPS)
+def test_the_kernel_is_called_once(
+    make: Any, options: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    from manifoldnet.optim import native
+
+    inner = native.step
+    monkeypatch.setattr(native, "step", lambda *a: calls.append(1) or inner(*a))
+    counter = _count(50, (64, 64), make, fused=True, **options)
+    assert len(calls) == 2  # one a step
+    assert counter.calls <= 2 * 50 + 10  # a view of each weight; a step count of each
+    assert counter.largest <= 4
