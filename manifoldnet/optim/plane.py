@@ -31,11 +31,12 @@ from manifoldnet.optim.work import Rates, Work
 __all__ = ["step"]
 
 # Numbers of a block; some blocks of this size fit into the cache of a processor.
-_BLOCK = 1 << 17
+_BLOCK = 1 << 18
 # Numbers of a weight that is worth being copied to be stepped together with others.
 _SMALL = 1 << 14
 
 _Over = tuple[int, ...]
+_Space = tuple[Tensor | None, Tensor | None]
 
 
 def step(works: Sequence[Work], rates: Rates) -> None:
@@ -93,12 +94,16 @@ def _step_one(work: Work, rates: Rates) -> None:
         [None] * -(-len(x) // rows) if t is None else t.split(rows)
         for t in (x, work.g, work.v, work.s, work.top)
     ]
+    # One place for what is computed on the way: memory that is asked for anew costs more than that.
+    (like,) = slices.promote(x[:rows])
+    space = torch.empty_like(like), torch.empty_like(like)
     for x_, g, v, s, top in zip(*parts, strict=True):
-        _advance(work._replace(x=x_, g=g, v=v, s=s, top=top), rates, over)
+        here = space[0][: len(x_)], space[1][: len(x_)]
+        _advance(work._replace(x=x_, g=g, v=v, s=s, top=top), rates, over, here)
 
 
-def _advance(work: Work, rates: Rates, over: _Over) -> None:
-    """One step of slices that extend over some dimensions."""
+def _advance(work: Work, rates: Rates, over: _Over, space: _Space = (None, None)) -> None:
+    """One step of slices that extend over some dimensions; `space` may be written over."""
     x, g = slices.promote(work.x, work.g)
     kind, v = work.kind, work.v
     on_sphere = kind.radius is not None
@@ -109,7 +114,8 @@ def _advance(work: Work, rates: Rates, over: _Over) -> None:
         d, weight = g, 1.0 if work.first and rates.beta2 is None else rates.fresh
         if rates.beta2 is not None:
             if on_sphere:
-                d = torch.addcmul(g, _inner(x, g, over) / rr, x, value=-1)
+                share = _inner(x, g, over, space[1]) / rr
+                d = torch.addcmul(g, share, x, value=-1, out=space[0])
             sigma = _adapted(work, rates, _norm(d, over).square_(), d.numel(), rr)
         _mix(v, 0.0 if work.first else rates.keep, d, rates.sign * weight, kind, rr)
         direction = v
@@ -119,7 +125,7 @@ def _advance(work: Work, rates: Rates, over: _Over) -> None:
     if kind.way == "additive":
         x.sub_(direction * sigma)
     else:
-        _turn(x, direction, v is not None, sigma, r, over, kind)
+        _turn(x, direction, v is not None, sigma, r, over, kind, space)
     if x is not work.x:
         work.x.copy_(x)
 
@@ -161,10 +167,11 @@ def _turn(
     r: Tensor,
     over: _Over,
     kind: Kind,
+    space: _Space,
 ) -> None:
     """The step of the plane, in place; `direction` is a buffer to carry along, or left as it is."""
-    share = _inner(x, direction, over) / r.square()
-    out = direction if carries else None
+    share = _inner(x, direction, over, space[1]) / r.square()
+    out = direction if carries else space[0]
     t = torch.addcmul(direction, share, x, value=-1, out=out)
     q = _norm(t, over)
     if kind.way == "projective":
@@ -186,7 +193,7 @@ def _turn(
     if not carries:
         x.mul_(a).addcmul_(b, t)
     else:
-        y = torch.mul(x, a).addcmul_(b, t)
+        y = torch.mul(x, a, out=space[0]).addcmul_(b, t)
         t.mul_(d).addcmul_(c, x)
         x.copy_(y)
     if kind.radius is not None:
@@ -194,8 +201,8 @@ def _turn(
 
 
 # A slice of one number extends over no dimension, which torch would read as all of them.
-def _inner(u: Tensor, v: Tensor, over: _Over) -> Tensor:
-    return (u * v).sum(over, keepdim=True) if over else u * v
+def _inner(u: Tensor, v: Tensor, over: _Over, out: Tensor | None) -> Tensor:
+    return torch.mul(u, v, out=out).sum(over, keepdim=True) if over else u * v
 
 
 def _norm(x: Tensor, over: _Over) -> Tensor:

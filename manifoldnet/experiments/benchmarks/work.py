@@ -70,7 +70,7 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"sgd": {}, "momentum": {"momentum": 0.9}, "adam": {}}
 )
 
-_LR = 1e-5  # torch's steps leave the manifolds; ours begin on them
+_LR = 1e-7  # torch's steps leave the manifolds; ours begin on them
 
 
 def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
