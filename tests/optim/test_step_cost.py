@@ -67,7 +67,7 @@ def test_weights_of_one_shape_are_stepped_together(
 def test_rows_need_no_memory_of_the_size_of_the_weight(
     make: Any, options: dict[str, Any], most: int
 ) -> None:
-    shape = (4096, 512)
+    shape = (4096, 1024)
     assert _count(1, shape, make, **options).largest <= 4 * shape[0] * shape[1] / 10
 
 
