@@ -83,7 +83,7 @@ def draw(rows: Sequence[Row], threads: int) -> bytes:
     """
     optimizers = list(dict.fromkeys(row.cell.optimizer for row in rows))
     works = list(dict.fromkeys((row.cell.shapes, row.cell.manifold) for row in rows))
-    figure = new_figure(11.5, 0.27 * len(works) + 1.2)
+    figure = new_figure(11.5, 0.27 * len(works) + 1.6)
     panels = figure.subplots(1, len(optimizers), sharey=True, squeeze=False)[0]
     for axes, optimizer in zip(panels, optimizers, strict=True):
         style(axes)
@@ -104,5 +104,7 @@ def draw(rows: Sequence[Row], threads: int) -> bytes:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panels[0].set_yticks(range(len(works)), [f"{s}: {m}" for s, m in works])
     panels[0].invert_yaxis()
-    panels[-1].legend(frameon=False, fontsize=8, labelcolor=INK, loc="center right")
+    handles, names = panels[0].get_legend_handles_labels()
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    legend.set_frame_on(False)
     return png(figure)
