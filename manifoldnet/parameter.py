@@ -47,8 +47,8 @@ __all__ = [
 # Options that only undeclared parameters can honour; with these values every optimizer can.
 _FOR_DECLARED = {"weight_decay": 0.0, "foreach": None, "fused": None, "capturable": False}
 
-#: Says where a parameter lives: (qualified name, module, parameter) -> manifold, or None for free.
 Rule = Callable[[str, nn.Module, nn.Parameter], Manifold | None]
+"""Says where a parameter lives: (qualified name, module, parameter) -> manifold, None for free."""
 
 
 # geoopt carries no types, so its class is Any to the type checker.
