@@ -17,7 +17,7 @@ step        = @printf '\n==> %s\n' "$(1)"
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(INSTALLED) ## train a network on the digits with three updates and draw their errors
@@ -46,9 +46,14 @@ tests: $(INSTALLED) ## tests and README examples (pytest)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 		$(BIN)/pytest -n $(JOBS) --dist worksteal --hypothesis-profile ci
 
+.PHONY: notebooks
+notebooks: $(INSTALLED) ## run the notebooks that changed, into docs/notebooks
+	$(call step,notebooks)
+	$(BIN)/python notebooks/build.py --jobs $(JOBS)
+
 # Not with --quiet: that hides warnings from --strict as well.
 .PHONY: docs
-docs: $(INSTALLED) ## the documentation, into build/site
+docs: $(INSTALLED) notebooks ## the documentation, into build/site
 	$(call step,docs)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --site-dir build/site
 
@@ -75,5 +80,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 .PHONY: clean
 clean: ## remove the environment, builds and caches (not runs/)
-	rm -rf $(VENV) build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/notebooks .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +

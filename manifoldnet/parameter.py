@@ -44,9 +44,6 @@ __all__ = [
     "violations",
 ]
 
-# Options that only undeclared parameters can honour; with these values every optimizer can.
-_FOR_DECLARED = {"weight_decay": 0.0, "foreach": None, "fused": None, "capturable": False}
-
 Rule = Callable[[str, nn.Module, nn.Parameter], Manifold | None]
 """Says where a parameter lives: (qualified name, module, parameter) -> manifold, None for free."""
 
@@ -375,8 +372,7 @@ def param_groups(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
     """The parameter groups of a model for an optimizer: declared weights, and all others.
 
     Weight decay is for the others only: on a norm-constrained weight it has no effect, and it
-    would break the invariance of the scaled metric. So are torch's `foreach`, `fused` and
-    `capturable`.
+    would break the invariance of the scaled metric.
 
     Args:
         model: the network.
@@ -406,7 +402,6 @@ def param_groups(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
             }
             if wanted:
                 group["weight_decay"] = 0.0
-                group.update({k: v for k, v in _FOR_DECLARED.items() if k in options})
             groups.append(group)
     if not groups:
         raise ValueError(f"{type(model).__name__} has no parameters")

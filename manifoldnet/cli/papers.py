@@ -65,7 +65,7 @@ def _add_cells(experiments: Any, name: str, summary: str) -> None:
             help="both papers have a Figure 3 (%(default)s)",
         )
         command.add_argument(
-            "--preset", choices=("paper", "cpu"), default="cpu", help="of the scale-invariant one"
+            "--preset", choices=("paper", "cpu"), help="of the scale-invariant one (cpu)"
         )
     command.add_argument(
         "--out",
@@ -132,9 +132,12 @@ def _reproduce_cells(arguments: argparse.Namespace) -> None:
         if arguments.cells:
             raise ConfigError("--cells are of the symmetry paper: leave them out")
         arguments.out = None if arguments.out == _TABLE2_FOLDER else arguments.out
-        arguments.repetitions = arguments.repetitions or 1
+        arguments.preset = arguments.preset or "cpu"
+        arguments.repetitions = 1 if arguments.repetitions is None else arguments.repetitions
         reproduce_figure(arguments)
         return
+    if getattr(arguments, "preset", None) is not None:
+        raise ConfigError("--preset is of the scale-invariant paper: give --paper too")
     own = EXPERIMENTS[arguments.experiment]
     cells = named(arguments.cells, own) if arguments.cells else own
     repetitions = REPETITIONS if arguments.repetitions is None else arguments.repetitions

@@ -49,6 +49,12 @@ def add_stages(experiments: Any) -> None:
     command.add_argument(
         "--train-size", type=int, metavar="N", help="training images of the comparison (all)"
     )
+    command.add_argument(
+        "--choice-size", type=int, metavar="N", help="training images of the short runs (few)"
+    )
+    command.add_argument(
+        "--choice-epochs", type=int, metavar="N", help="epochs of the short runs (few)"
+    )
     add_work(command, _SEEDS, "runs of each method")
     command = _command(experiments, "label-noise", "MNIST with wrong labels and gross outliers")
     command.set_defaults(run=_reproduce_noise)
@@ -68,16 +74,20 @@ def reproduce_figure(arguments: argparse.Namespace) -> None:
 
 def _reproduce_stages(arguments: argparse.Namespace) -> None:
     architecture = "imagenet-smaller" if arguments.dataset == "imagenet10" else "smaller"
-    short = grids.choice(arguments.dataset, architecture, arguments.methods)
+    length = {"train_size": arguments.choice_size, "epochs": arguments.choice_epochs}
+    short = grids.choice(arguments.dataset, architecture, arguments.methods, **length)
     _comparison(arguments, architecture, {})  # that all of it can be run is seen before any of it
-    records = _run(arguments, f"choice-{arguments.dataset}", short, "short runs")
+    # Each way of choosing has folders of its own.
+    how = "".join(f"-{n}" for n in length.values() if n is not None)
+    records = _run(arguments, f"choice-{arguments.dataset}{how}", short, "short runs")
     picked = grids.chosen(records, arguments.methods)
     for method, curve in picked.items():
         edge = grids.at_edge(curve, curves(records))
         print(f"{method}: {curve.label}" + (" (the edge of the grid)" if edge else ""))
     runs = _comparison(arguments, architecture, picked)
     size = "" if arguments.train_size is None else f"-{arguments.train_size}"
-    _run(arguments, f"comparison-{arguments.dataset}{size}", runs, "the comparison")
+    by = how and f"-by{how}"
+    _run(arguments, f"comparison-{arguments.dataset}{size}{by}", runs, "the comparison")
 
 
 def _comparison(

@@ -40,7 +40,8 @@ class SimplexClassifier(nn.Module):
 
     Its weight is declared on the sphere ‖A‖_F = √m. `RiemannianSGD` without momentum is then the
     paper's own update, a Euclidean step and a rescaling: the gradient of the loss has no radial
-    part, so nothing is projected away.
+    part, so nothing is projected away. Torch's own optimizers train it too, but leave the sphere:
+    the longer A gets, the less a step turns it.
 
     Args:
         in_features: n, the length of x.
@@ -111,7 +112,8 @@ class SimplexClassifier(nn.Module):
                 f"features have shape {tuple(features.shape)}; the last dimension must be "
                 f"in_features = {self.in_features}"
             )
-        if not self._checked and not torch.compiler.is_compiling():
+        # In this order, so that compiled code does not depend on whether the check has been made.
+        if not torch.compiler.is_compiling() and not self._checked:
             _check_finite(features)
             self._checked = True
         return direction(nn.functional.linear(evened(features), self.weight))

@@ -71,17 +71,11 @@ class Confidence:
             labels: their classes, ``(samples,)``.
 
         Raises:
-            ValueError: if there are no samples, or numbers that are not finite.
+            ValueError: if there are no samples, numbers that are not finite, or labels that are no
+                classes.
         """
-        if cosines.ndim != 2 or len(cosines) == 0 or labels.shape != cosines.shape[:1]:
-            raise ValueError(
-                f"cosines of shape {tuple(cosines.shape)} and labels of shape "
-                f"{tuple(labels.shape)}: (samples, classes) and (samples,) are needed, one sample "
-                "or more"
-            )
+        _check(cosines, labels)
         scores = cosines.detach().double()
-        if not scores.isfinite().all():
-            raise ValueError("some cosines are not finite")
         right = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
 
         def slope(concentration: float) -> float:
@@ -114,8 +108,14 @@ class Confidence:
             cosines: of samples that κ was not fitted on.
             labels: their classes.
             bins: of equal width over [0, 1].
+
+        Raises:
+            ValueError: as `fit`; or for no bins.
         """
-        sure = self(cosines).double()
+        _check(cosines, labels)
+        if bins < 1:
+            raise ValueError(f"bins is {bins}; at least one is needed")
+        sure = self(cosines.detach()).double()
         right = (cosines.argmax(-1) == labels).double()
         index = (sure * bins).long().clamp(max=bins - 1)
         count = torch.bincount(index, minlength=bins)
@@ -123,4 +123,19 @@ class Confidence:
             tuple((torch.bincount(index, sure, minlength=bins) / count).tolist()),
             tuple((torch.bincount(index, right, minlength=bins) / count).tolist()),
             tuple(count.tolist()),
+        )
+
+
+def _check(cosines: Tensor, labels: Tensor) -> None:
+    if cosines.ndim != 2 or len(cosines) == 0 or labels.shape != cosines.shape[:1]:
+        raise ValueError(
+            f"cosines of shape {tuple(cosines.shape)} and labels of shape {tuple(labels.shape)}: "
+            "(samples, classes) and (samples,) are needed, one sample or more"
+        )
+    if not cosines.isfinite().all():
+        raise ValueError("some cosines are not finite")
+    if labels.dtype != torch.int64 or labels.min() < 0 or labels.max() >= cosines.shape[1]:
+        raise ValueError(
+            f"labels are {labels.dtype} from {labels.min()} to {labels.max()}; they must be int64, "
+            f"0 … {cosines.shape[1] - 1}"
         )

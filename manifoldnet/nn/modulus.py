@@ -151,8 +151,10 @@ class _AveragedModulus(Function):
             r = _modulus(u)
         each = nn.functional.interpolate(gradient * 0.25, scale_factor=2, mode="nearest")
         unit = u.unflatten(1, (2, -1)) / r.unsqueeze(1)
-        result = unit * each.unsqueeze(1) if unit.requires_grad else unit.mul_(each.unsqueeze(1))
-        return result.flatten(1, 2)
+        try:
+            return unit.mul_(each.unsqueeze(1)).flatten(1, 2)
+        except RuntimeError:  # several gradients at once, by vmap, that share this one unit
+            return (unit * each.unsqueeze(1)).reshape(u.shape)
 
 
 def _modulus(u: Tensor) -> Tensor:

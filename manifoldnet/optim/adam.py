@@ -12,7 +12,8 @@ One second moment per slice, measured in the metric, is what makes the step foll
 [becigneul2019riemannian]: entry by entry it would depend on the coordinates. It also makes a step
 about λ long per slice, where Adam's is λ√n long for a slice of n entries; `slice_scale="rms"`
 measures ⟨d, d⟩ₓ/n and gives that length back. Undeclared parameters go to
-`torch.optim.adam.adam`. The single-tensor path below is the specification.
+`torch.optim.adam.adam`. The single-tensor path below is the specification; the faster ones are
+those of `manifoldnet.optim.sgd`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from torch import Tensor
 from torch.optim import adam as torch_adam
 
 from manifoldnet.geometry import Manifold, slices
-from manifoldnet.optim.riemannian import RiemannianOptimizer, check_number, plain_tensors
+from manifoldnet.optim.riemannian import (
+    Declared,
+    RiemannianOptimizer,
+    check_number,
+    plain_tensors,
+)
+from manifoldnet.optim.work import Rates, Work
 
 __all__ = ["RiemannianAdam"]
 
@@ -40,19 +47,19 @@ class RiemannianAdam(RiemannianOptimizer):
         eps: ε ≥ 0, added to the root of the second moment.
         weight_decay: for undeclared parameters only.
         amsgrad: use the largest second moment so far.
-        foreach: for undeclared parameters, as in torch; True is refused where weights are declared.
+        foreach: as in `RiemannianSGD`.
         maximize: ascend.
-        capturable: as `foreach`.
+        capturable: as in torch: a step never waits for the device, and may go into a CUDA graph.
         differentiable: refused; a step is taken without a graph.
-        fused: as `foreach`.
+        fused: as in `RiemannianSGD`.
         decoupled_weight_decay: decay undeclared parameters as AdamW does.
         slice_scale: "norm" for steps of length λ per slice, "rms" for λ√n as in plain Adam.
         error_if_nonfinite: refuse to step, naming the parameter, when a gradient is NaN or
             infinite (a synchronization with the device in every step); otherwise as torch does.
 
     Raises:
-        ValueError: for numbers out of range, flags that declared weights do not support, weight
-            decay on a group of nothing but declared weights, and weights off their manifolds.
+        ValueError: for numbers out of range, flags that are not supported, weight decay on a group
+            of nothing but declared weights, and weights off their manifolds.
     """
 
     state_keys: ClassVar[frozenset[str]] = frozenset(
@@ -147,7 +154,7 @@ class RiemannianAdam(RiemannianOptimizer):
             maximize=group["maximize"],
         )
 
-    def _step_declared(
+    def _step_reference(
         self,
         group: dict[str, Any],
         x: Tensor,
@@ -165,7 +172,40 @@ class RiemannianAdam(RiemannianOptimizer):
             eps=group["eps"],
             amsgrad=group["amsgrad"],
             maximize=group["maximize"],
+            capturable=group["capturable"],
             slice_scale=group["slice_scale"],
+        )
+
+    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
+        works = []
+        for p, manifold, kind in declared:
+            assert p.grad is not None  # so chosen by _split
+            assert kind is not None
+            assert manifold is not None
+            state, x = self.state[p], p.detach()
+            if not state:
+                (point,) = slices.promote(x)
+                _begin(state, point, manifold, group["amsgrad"], group["capturable"])
+            work = Work(x, p.grad, kind, state["exp_avg"], s=state["exp_avg_sq"])
+            works.append(work._replace(top=state["max_exp_avg_sq"] if group["amsgrad"] else None))
+        steps = [self.state[p]["step"] for p, _, _ in declared]
+        torch._foreach_add_(steps, 1)
+        return [
+            work._replace(unbias=_unbias(step, group["betas"], group["capturable"]))
+            for work, step in zip(works, steps, strict=True)
+        ]
+
+    def _rates(self, group: dict[str, Any]) -> Rates:
+        beta1, beta2 = group["betas"]
+        return Rates(
+            lr=group["lr"],
+            sign=-1.0 if group["maximize"] else 1.0,
+            keep=beta1,
+            fresh=1 - beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            amsgrad=group["amsgrad"],
+            rms=group["slice_scale"] == "rms",
         )
 
     def _adopt(
@@ -197,6 +237,26 @@ def _second_moment(x: Tensor, d: Tensor, manifold: Manifold, slice_scale: str) -
     return squared if slice_scale == "norm" else squared * (squared.numel() / d.numel())
 
 
+def _begin(
+    state: dict[str, Any], x: Tensor, manifold: Manifold, amsgrad: bool, capturable: bool
+) -> None:
+    """The state before the first step: zeros."""
+    state["step"] = torch.zeros((), device=x.device if capturable else "cpu")
+    state["exp_avg"] = torch.zeros_like(x, memory_format=torch.preserve_format)
+    state["exp_avg_sq"] = torch.zeros_like(manifold.component_inner(x, state["exp_avg"]))
+    if amsgrad:
+        state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+
+
+def _unbias(
+    step: Tensor, betas: tuple[float, float], capturable: bool
+) -> tuple[float | Tensor, float | Tensor]:
+    """1 − β₁ᵗ and 1 − β₂ᵗ: numbers, or tensors where nobody may wait for the device."""
+    beta1, beta2 = betas
+    t = step if capturable or torch.compiler.is_compiling() else float(step)
+    return 1 - beta1**t, 1 - beta2**t
+
+
 def _single_tensor_adam(
     x: Tensor,
     grad: Tensor,
@@ -208,6 +268,7 @@ def _single_tensor_adam(
     eps: float,
     amsgrad: bool,
     maximize: bool,
+    capturable: bool,
     slice_scale: str,
 ) -> None:
     """The formulas of this module's docstring, on one weight, in place."""
@@ -216,18 +277,14 @@ def _single_tensor_adam(
     d = manifold.egrad2rgrad(point, -grad if maximize else grad)
     squared = _second_moment(point, d, manifold, slice_scale)
     if not state:
-        state["step"] = torch.zeros(())
-        state["exp_avg"] = torch.zeros_like(d, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(squared)
-        if amsgrad:
-            state["max_exp_avg_sq"] = torch.zeros_like(squared)
+        _begin(state, point, manifold, amsgrad, capturable)
     state["step"] += 1
-    step = float(state["step"])
+    unbias1, unbias2 = _unbias(state["step"], betas, capturable)
     m = state["exp_avg"].mul_(beta1).add_(d, alpha=1 - beta1)
     v = state["exp_avg_sq"].mul_(beta2).add_(squared, alpha=1 - beta2)
     if amsgrad:
         v = torch.maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
-    root = (v / (1 - beta2**step)).sqrt().add_(eps)
-    direction = m / (root * (1 - beta1**step))
+    root = (v / unbias2).sqrt().add_(eps)
+    direction = m / (root * unbias1)
     point, state["exp_avg"] = manifold.retr_transp(point, -lr * direction, m)
     x.copy_(point)

@@ -12,11 +12,22 @@ from torch import Tensor
 
 from manifoldnet.geometry import Manifold, ScaledMetric, slices
 
-__all__ = ["NormGrowthWarning", "overflowing"]
+__all__ = ["NormGrowthWarning", "growing", "overflowing"]
 
 
 class NormGrowthWarning(UserWarning):
     """A weight under the scaled metric is growing towards the largest number of its type."""
+
+
+def _limit(dtype: torch.dtype) -> float:
+    """The norm from which ‖x‖² is nearer to the end of its type than to 1, or ‖x‖ to its own."""
+    computed = torch.promote_types(dtype, torch.float32)
+    return min(float(torch.finfo(computed).max ** 0.25), float(torch.finfo(dtype).max ** 0.5))
+
+
+def growing(square: float, dtype: torch.dtype) -> bool:
+    """Whether a weight whose longest slice has this ‖x‖² is worth a look by `overflowing`."""
+    return not square <= _limit(dtype) ** 2
 
 
 def overflowing(p: Tensor, manifold: Manifold) -> str | None:
@@ -28,9 +39,8 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
     if not isinstance(manifold.metric, ScaledMetric):
         return None
     (x,) = slices.promote(p.detach())
-    limit = min(torch.finfo(x.dtype).max ** 0.25, torch.finfo(p.dtype).max ** 0.5)
     norms = slices.norm(x, manifold.metric.dim).flatten()
-    if not bool((norms > limit).any()):
+    if not bool((norms > _limit(p.dtype)).any()):
         return None
     worst = int(norms.argmax())
     return (

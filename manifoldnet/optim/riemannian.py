@@ -26,16 +26,23 @@ from torch.optim import Optimizer
 
 from manifoldnet import registry
 from manifoldnet.geometry import Euclidean, Manifold, slices
-from manifoldnet.optim import checkpoint
-from manifoldnet.optim.growth import NormGrowthWarning, overflowing
+from manifoldnet.optim import checkpoint, native, plane, traced
+from manifoldnet.optim.growth import NormGrowthWarning, growing, overflowing
+from manifoldnet.optim.kind import Kind, kind_of
+from manifoldnet.optim.work import Rates, Work
 
 __all__ = ["RiemannianOptimizer"]
+
+
+# A weight, its manifold, and what the fast paths know of that. Not a named tuple: Dynamo (2.13)
+# cannot guard one.
+Declared = tuple[Tensor, Manifold | None, Kind | None]
 
 # A step puts a weight back on its manifold, so rounding (of a type conversion, say) is no reason
 # to refuse it; a weight that was never put there is.
 _GROSS = 1e-2
-# Variants of torch's own functions; a declared weight has the reference path only.
-_PLAIN_ONLY: tuple[str, ...] = ("foreach", "fused", "capturable")
+# How a step is computed, which a checkpoint of another machine does not decide.
+_PATHS: tuple[str, ...] = ("foreach", "fused", "capturable")
 
 
 class RiemannianOptimizer(Optimizer, ABC):
@@ -50,7 +57,8 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _reset(self) -> None:
         # Not by weak reference: torch swaps no tensor that has one (swap_module_params).
-        self._cache: dict[int, tuple[Tensor, Manifold | None]] = {}
+        self._cache: dict[int, Declared] = {}
+        self._places: list[list[Declared]] = []
         self._clock = -1
         self._keep: list[registry.Declarations] = []
         self._verified = False
@@ -87,6 +95,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             homes = registry.index()
             found = [_manifold(p, homes) for p in group["params"]]
             group["manifolds"] = [None if m is None else m.spec() for m in found]
+            if group["fused"]:
+                self._check_devices(group, found)
             if any(m is not None for m in found):
                 self._check_declared_options(group, all(m is not None for m in found))
             for name, parameter, manifold in zip(
@@ -97,23 +107,17 @@ class RiemannianOptimizer(Optimizer, ABC):
             self.param_groups.pop()
             raise
         for parameter, manifold in zip(group["params"], found, strict=True):
-            self._cache[id(parameter)] = (parameter, manifold)
+            self._cache[id(parameter)] = _declared(parameter, manifold)
             if id(parameter) in homes:
                 # The records outlive a model that is thrown away while its weights still train.
                 self._keep.append(homes[id(parameter)].declarations)
+        self._places.append([self._cache[id(p)] for p in group["params"]])
 
     @abstractmethod
     def _check_options(self, group: dict[str, Any]) -> None:
         """Raise ValueError for options that are out of range."""
 
     def _check_declared_options(self, group: dict[str, Any], only_declared: bool) -> None:
-        for flag in _PLAIN_ONLY:
-            if group.get(flag):
-                raise ValueError(
-                    f"{flag}=True is not supported for declared weights; leave it out, or make "
-                    f"the groups with param_groups(model, {flag}=True), which gives it to the "
-                    "others only"
-                )
         if only_declared and group["weight_decay"] != 0:
             raise ValueError(
                 f"weight_decay={group['weight_decay']} for a group of declared weights: on a "
@@ -121,6 +125,15 @@ class RiemannianOptimizer(Optimizer, ABC):
                 "scaled metric. Use param_groups(model, weight_decay=…), which gives it to the "
                 "other parameters only"
             )
+
+    def _check_devices(self, group: dict[str, Any], found: list[Manifold | None]) -> None:
+        for name, p, manifold in zip(self._names(group), group["params"], found, strict=True):
+            if manifold is not None and p.device.type not in ("cpu", "meta"):
+                raise ValueError(
+                    f"fused=True: {name} is declared on {manifold} and is on {p.device}, and the "
+                    "kernel is for processors. Leave fused out and compile the step with "
+                    "torch.compile(optimizer.step), or give fused=True to undeclared weights only"
+                )
 
     def _names(self, group: dict[str, Any]) -> list[str]:
         """What to call the parameters of a group in messages."""
@@ -133,36 +146,47 @@ class RiemannianOptimizer(Optimizer, ABC):
             for i, p in enumerate(group["params"])
         ]
 
-    def _split(self, group: dict[str, Any]) -> tuple[list[Tensor], list[tuple[Tensor, Manifold]]]:
+    def _split(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Declared]]:
         """The parameters of a group that have a gradient: the plain ones, and the declared."""
-        if self._clock != registry.version():
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self._clock != registry.version():
             self._resolve()
         plain, declared = [], []
-        for p in group["params"]:
+        for place, p in enumerate(group["params"]):
             if p.grad is None:
                 continue
-            entry = self._cache.get(id(p))
-            if entry is None or entry[0] is not p:
-                self._resolve()
-                entry = self._cache[id(p)]
-            if entry[1] is None:
+            if compiling:  # a graph is of the declarations that it was made with
+                entry = self._entry_at(group, place)
+            else:
+                found = self._cache.get(id(p))
+                if found is None or found[0] is not p:
+                    self._resolve()
+                    found = self._cache[id(p)]
+                entry = found
+            _, manifold, _ = entry
+            if manifold is None:
                 plain.append(p)
                 continue
             if p.grad.is_sparse:
                 name = self._names(group)[next(i for i, q in enumerate(group["params"]) if q is p)]
                 raise RuntimeError(
-                    f"{name} has a sparse gradient, and a step on {entry[1]} needs all of a "
+                    f"{name} has a sparse gradient, and a step on {manifold} needs all of a "
                     "slice: make the layer with sparse=False, or undeclare it"
                 )
-            declared.append((p, entry[1]))
+            declared.append(entry)
         return plain, declared
+
+    def _entry_at(self, group: dict[str, Any], place: int) -> Declared:
+        number = next(i for i, g in enumerate(self.param_groups) if g is group)
+        p, manifold, kind = self._places[number][place]
+        return p, manifold, kind
 
     def _resolve(self) -> None:
         """Look all manifolds up anew, and refuse to go on if a declaration has changed."""
         homes = registry.index()
         old, cache = self._cache, {}
         present = {id(p) for group in self.param_groups for p in group["params"]}
-        lost = any(m is not None for key, (_, m) in old.items() if key not in present)
+        lost = any(m is not None for key, (_, m, _) in old.items() if key not in present)
         for group in self.param_groups:
             specs = group.get("manifolds", ())
             known = specs if len(specs) == len(group["params"]) else [...] * len(group["params"])
@@ -181,7 +205,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                         f"optimizer and is {_said(now)} now (declared, undeclared, or copied "
                         "without its module?): make the optimizer after the declarations"
                     )
-                cache[id(p)] = (p, manifold)
+                cache[id(p)] = _declared(p, manifold)
                 if id(p) in homes:
                     self._keep.append(homes[id(p)].declarations)
             group["manifolds"] = [
@@ -189,6 +213,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             ]
         self._keep = list({id(d): d for d in self._keep}.values())
         self._cache = cache
+        self._places = [[cache[id(p)] for p in g["params"]] for g in self.param_groups]
         self._clock = registry.version()
 
     # --- the step -----------------------------------------------------------------------------
@@ -207,7 +232,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         work = [(group, *self._split(group)) for group in self.param_groups]
-        if not self._verified:
+        if not self._verified and not torch.compiler.is_compiling():
             self._verify(work)
         for group, _, _ in work:
             if group["error_if_nonfinite"]:
@@ -215,21 +240,69 @@ class RiemannianOptimizer(Optimizer, ABC):
         for group, plain, declared in work:
             if plain:
                 self._step_plain(group, plain)
-            for p, manifold in declared:
-                assert p.grad is not None  # so chosen by _split
-                # Under `detach` a ManifoldParameter is an ordinary tensor on the same memory.
-                self._step_declared(group, p.detach(), p.grad, self.state[p], manifold)
-        self._steps += 1
-        if self._steps <= 128 or self._steps % 100 == 0:
-            self._watch_growth(work)
+            if declared:
+                self._step_declared(group, declared)
+        if not torch.compiler.is_compiling():
+            self._steps += 1
         return loss
 
     @abstractmethod
     def _step_plain(self, group: dict[str, Any], plain: list[Tensor]) -> None:
         """Step undeclared parameters with torch's own function."""
 
+    def _step_declared(self, group: dict[str, Any], declared: list[Declared]) -> None:
+        """Step declared weights, each by the fastest path that there is for it and is asked for."""
+        by_kernel: list[Declared] = []
+        by_plane: list[Declared] = []
+        watched: list[Declared] = []
+        fast = group["foreach"] is not False and not group.get("nesterov")
+        if torch.compiler.is_compiling():
+            self._step_traced(group, declared)
+            return
+        for entry in declared:
+            p, _, kind = entry
+            if kind is not None and group["fused"] and native.takes(p, kind):
+                by_kernel.append(entry)
+                continue
+            watched.append(entry)
+            if kind is not None and fast:
+                by_plane.append(entry)
+            else:
+                self._step_alone(group, entry)
+        if by_plane:
+            plane.step(self._works(group, by_plane), self._rates(group))
+        if by_kernel:
+            squares = native.step(self._works(group, by_kernel), self._rates(group))
+            watched += [
+                entry
+                for entry, square in zip(by_kernel, squares, strict=True)
+                if growing(square, entry[0].dtype)
+            ]
+        elif self._steps > 128 and self._steps % 100:
+            return
+        self._watch_growth(group, watched)
+
+    def _step_traced(self, group: dict[str, Any], declared: list[Declared]) -> None:
+        """The same inside a graph, where nothing can be asked that waits for an answer."""
+        known = []
+        for entry in declared:
+            _, _, kind = entry
+            if kind is not None and not group.get("nesterov"):
+                known.append(entry)
+            else:
+                self._step_alone(group, entry)
+        if known:
+            traced.step(self._works(group, known), self._rates(group), bool(group["fused"]))
+
+    def _step_alone(self, group: dict[str, Any], entry: Declared) -> None:
+        p, manifold, _ = entry
+        assert manifold is not None  # so chosen by _split
+        assert p.grad is not None
+        # Under `detach` a ManifoldParameter is an ordinary tensor on the same memory.
+        self._step_reference(group, p.detach(), p.grad, self.state[p], manifold)
+
     @abstractmethod
-    def _step_declared(
+    def _step_reference(
         self,
         group: dict[str, Any],
         x: Tensor,
@@ -237,12 +310,20 @@ class RiemannianOptimizer(Optimizer, ABC):
         state: dict[str, Any],
         manifold: Manifold,
     ) -> None:
-        """Step one declared weight, in place."""
+        """Step one declared weight, in place, by the formulas as they are written."""
+
+    @abstractmethod
+    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
+        """What the fast paths are given; buffers that are missing are made."""
+
+    @abstractmethod
+    def _rates(self, group: dict[str, Any]) -> Rates:
+        """The numbers of a group, for the fast paths."""
 
     def _verify(self, work: list[Any]) -> None:
         """Before the first step and after loading: are the points on their manifolds?"""
         for group, _, declared in work:
-            manifold_of = {id(p): m for p, m in declared}
+            manifold_of = {id(p): m for p, m, _ in declared}
             for name, p in zip(self._names(group), group["params"], strict=True):
                 _check_point(name, p, manifold_of.get(id(p)))
         self._verified = True
@@ -259,20 +340,18 @@ class RiemannianOptimizer(Optimizer, ABC):
                     "gradients, or skip this batch"
                 )
 
-    def _watch_growth(self, work: list[Any]) -> None:
+    def _watch_growth(self, group: dict[str, Any], declared: list[Declared]) -> None:
         """Warn once of each weight whose norm will overflow."""
-        for group, _, declared in work:
-            for p, manifold in declared:
-                trouble = overflowing(p, manifold)
-                if trouble is None:
-                    continue
-                number = next(i for i, q in enumerate(group["params"]) if q is p)
-                name = self._names(group)[number]
-                if name not in self._warned:
-                    self._warned.add(name)
-                    warnings.warn(
-                        f"{name}: {trouble}", NormGrowthWarning, stacklevel=_users_level()
-                    )
+        for p, manifold, _ in declared:
+            assert manifold is not None  # so chosen by _split
+            trouble = overflowing(p, manifold)
+            if trouble is None:
+                continue
+            number = next(i for i, q in enumerate(group["params"]) if q is p)
+            name = self._names(group)[number]
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(f"{name}: {trouble}", NormGrowthWarning, stacklevel=_users_level())
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -293,8 +372,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         exact: dict[Tensor, dict[str, Any]] = {}
         for group, merged in zip(self.param_groups, aligned["param_groups"], strict=True):
             manifolds = [self._cache[id(p)][1] for p in group["params"]]
-            # What a checkpoint of other groups says of these is not for declared weights.
-            kept = _PLAIN_ONLY if any(m is not None for m in manifolds) else ()
+            kept = _PATHS if any(m is not None for m in manifolds) else ()
             if manifolds and all(m is not None for m in manifolds):
                 kept = ("weight_decay", *kept)
             merged.update({key: group[key] for key in kept if key in group})
@@ -353,6 +431,10 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _state_shape(self, key: str, p: Tensor, manifold: Manifold | None) -> torch.Size:
         return p.shape
+
+
+def _declared(p: Tensor, manifold: Manifold | None) -> Declared:
+    return p, manifold, (None if manifold is None else kind_of(manifold))
 
 
 def _manifold(p: Tensor, homes: dict[int, registry.Home]) -> Manifold | None:

@@ -9,8 +9,9 @@ For a declared weight x with buffer b, both tangent at every step:
 
 Without momentum, under the additive scaled metric it is the paper's update (7), on the oblique
 manifold (9) of [badrinarayanan2015symmetry]; convergence: [bonnabel2013stochastic]. Undeclared
-parameters go to `torch.optim.sgd.sgd`. The single-tensor path below is the specification;
-`manifoldnet.optim.lean` takes the same step without momentum in fewer passes.
+parameters go to `torch.optim.sgd.sgd`. The single-tensor path below is the specification; the same
+step is taken in fewer passes by `manifoldnet.optim.plane`, and by a compiled kernel in
+`manifoldnet.optim.native`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ from torch import Tensor
 from torch.optim import sgd as torch_sgd
 
 from manifoldnet.geometry import Manifold, slices
-from manifoldnet.optim.lean import lean_step
-from manifoldnet.optim.riemannian import RiemannianOptimizer, check_number, plain_tensors
+from manifoldnet.optim.riemannian import (
+    Declared,
+    RiemannianOptimizer,
+    check_number,
+    plain_tensors,
+)
+from manifoldnet.optim.work import Rates, Work
 
 __all__ = ["RiemannianSGD"]
 
@@ -42,17 +48,18 @@ class RiemannianSGD(RiemannianOptimizer):
         weight_decay: for undeclared parameters only.
         nesterov: Nesterov momentum; needs a momentum and no dampening.
         maximize: ascend.
-        foreach: for undeclared parameters, as in torch. For declared ones None chooses fewer passes
-            where there are such (`manifoldnet.optim.lean`), False the plain formulas; True is
-            refused.
+        foreach: False takes the formulas as they are written, tensor by tensor; None and True take
+            declared weights in few passes (`manifoldnet.optim.plane`), and others as torch does.
         differentiable: refused; a step is taken without a graph.
-        fused: as `foreach`.
+        fused: True takes a kernel that is compiled at first use, in seconds, for declared float32
+            and float64 weights on a processor (`manifoldnet.optim.native`), and torch's own for
+            the others.
         error_if_nonfinite: refuse to step, naming the parameter, when a gradient is NaN or
             infinite (a synchronization with the device in every step); otherwise as torch does.
 
     Raises:
-        ValueError: for numbers out of range, flags that declared weights do not support, weight
-            decay on a group of nothing but declared weights, and weights off their manifolds.
+        ValueError: for numbers out of range, flags that are not supported, weight decay on a group
+            of nothing but declared weights, and weights off their manifolds.
     """
 
     state_keys: ClassVar[frozenset[str]] = frozenset({"momentum_buffer"})
@@ -118,7 +125,7 @@ class RiemannianSGD(RiemannianOptimizer):
             for p, buffer in zip(plain, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 
-    def _step_declared(
+    def _step_reference(
         self,
         group: dict[str, Any],
         x: Tensor,
@@ -126,22 +133,44 @@ class RiemannianSGD(RiemannianOptimizer):
         state: dict[str, Any],
         manifold: Manifold,
     ) -> None:
-        lr = group["lr"]
-        if group["momentum"] == 0 and group["foreach"] is None and not isinstance(lr, Tensor):
-            step = lean_step(manifold) if x.dtype in (torch.float32, torch.float64) else None
-            if step is not None:
-                step(x, grad, lr if group["maximize"] else -lr)
-                return
         _single_tensor_sgd(
             x,
             grad,
             state,
             manifold,
-            lr=lr,
+            lr=group["lr"],
             momentum=group["momentum"],
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
+        )
+
+    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
+        works = []
+        for p, _, kind in declared:
+            assert p.grad is not None  # so chosen by _split
+            assert kind is not None
+            x = p.detach()
+            if group["momentum"] == 0:
+                works.append(Work(x, p.grad, kind))
+                continue
+            state = self.state[p]
+            first = state.get("momentum_buffer") is None
+            if first:
+                (point,) = slices.promote(x)
+                state["momentum_buffer"] = torch.empty_like(
+                    point, memory_format=torch.preserve_format
+                )
+            works.append(Work(x, p.grad, kind, state["momentum_buffer"], first))
+        return works
+
+    def _rates(self, group: dict[str, Any]) -> Rates:
+        return Rates(
+            lr=group["lr"],
+            sign=-1.0 if group["maximize"] else 1.0,
+            keep=group["momentum"],
+            fresh=1 - group["dampening"],
+            nesterov=group["nesterov"],
         )
 
     def _adopt(

@@ -1,11 +1,13 @@
 """What a step with each classification stage costs: measuring it, and the file that it leaves."""
 
 import pytest
+import torch
 
 from manifoldnet.experiments import RecordError
 from manifoldnet.experiments.document import to_markdown
 from manifoldnet.experiments.scale_invariant import costs, times
 from manifoldnet.experiments.scale_invariant.config import METHODS, StageConfig
+from manifoldnet.experiments.scale_invariant.run import Run
 
 MADE = {("rescaled", "128"): {1: 0.2, 2: 0.3}, ("logistic", ""): {1: 0.1, 2: 0.15}}
 
@@ -20,6 +22,37 @@ def test_every_stage_takes_its_turn_and_the_file_is_read_back(tmp_path, capsys, 
     assert all(set(steps) == {1, 2} for steps in found.values())
     (*_, table) = costs.blocks(found)
     assert len(table.rows) == len(found)
+
+
+def test_what_is_timed_is_training_and_everybody_comes_first_once(monkeypatch):
+    made, order, images, labels = [], [], [], []
+
+    class Watched(Run):
+        def __init__(self, config, data):
+            super().__init__(config, data)
+            self.plain = Run(config, data)
+            loss = self.loss
+            self.network.register_forward_pre_hook(lambda _, given: self.see(given[0]))
+            self.loss = lambda scores, right: (labels.append(right), loss(scores, right))[1]
+            made.append(self)
+
+        def see(self, batch):
+            order.append(self)
+            images.append(batch)
+
+    monkeypatch.setattr(times, "Run", Watched)
+    times.measure(1, StageConfig(dataset="digits", batch_size=10))
+    turns = [order[i : i + len(made)] for i in range(0, len(order), len(made))]
+    assert all(set(turn) == set(made) for turn in turns)
+    assert {turn[0] for turn in turns} == set(made)
+    run = made[0]
+    for who, batch, right in zip(order, images, labels, strict=True):
+        if who is run:
+            run.plain.optimizer.zero_grad()
+            run.plain.loss(run.plain.network(batch), right).backward()
+            run.plain.optimizer.step()
+    for ours, theirs in zip(run.network.parameters(), run.plain.network.parameters(), strict=True):
+        assert torch.allclose(ours, theirs)
 
 
 def test_ratios_are_those_to_logistic_regression_within_a_turn():
@@ -44,6 +77,7 @@ def test_nothing_measured_is_no_error(tmp_path):
     ("spoil", "message"),
     [
         (lambda text: text.replace("0.2", "-0.2"), "line 2.*seconds is -0.2"),
+        (lambda text: text.replace("0.200000", "inf"), "line 2.*seconds is inf"),
         (lambda text: text.replace("logistic", "etf"), "no steps of logistic regression"),
         (lambda text: text[: text.rindex("logistic")], "not as many of each stage"),
         (lambda text: text.replace("method", "what"), "the columns are what, m, step, seconds"),

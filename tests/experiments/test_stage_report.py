@@ -4,12 +4,13 @@ import csv
 import dataclasses
 import io
 import math
+from pathlib import Path
 
 import pytest
 
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError, RecordError, folder
-from manifoldnet.experiments.scale_invariant import grids
+from manifoldnet.experiments.scale_invariant import figures, grids, noise, reliability, stability
 from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.scale_invariant.curves import best, curves
 from manifoldnet.experiments.scale_invariant.report import Section, to_csv, write_stage_report
@@ -96,10 +97,36 @@ def test_the_six_figures_are_the_papers():
         grids.repeated(grids.figure(1, "cpu"), 0)
 
 
+def test_a_figures_size_is_that_of_its_preset():
+    def sizes(number, preset):
+        runs = grids.figure(number, preset)
+        return {(r.epochs, r.train_size) for r in runs}, len({r.lr for r in runs})
+
+    assert sizes(5, "paper") == sizes(2, "paper") == ({(100, None)}, 7)
+    assert sizes(5, "cpu") == ({(6, 5000)}, 7)
+    assert sizes(2, "cpu") == ({(5, 2000)}, 4)  # the larger network
+    assert sizes(6, "cpu") == ({(5, None)}, 4)  # all thousand images
+    noisy = {preset: grids.noise(preset)[0] for preset in grids.PRESETS}
+    assert {(r.epochs, r.train_size) for r in noisy.values()} == {(10, None), (6, 5000)}
+    assert {r.embedding_dim for r in grids.noise("paper") if r.method == "rescaled"} == {10}
+    with pytest.raises(ConfigError, match="there is no preset 'gpu'"):
+        grids.noise("gpu")
+
+
+def test_every_power_of_ten_is_500_steps():
+    runs = grids.stability()
+    rates = {r.lr for r in runs}
+    assert (len(rates), min(rates), max(rates)) == (13, 1e-6, 1e6)
+    assert {(r.train_size // r.batch_size, r.epochs) for r in runs} == {(500, 1)}
+    kinds = {("rescaled", False), ("rescaled", True), ("logistic", False)}
+    assert {(r.method, r.spheres) for r in runs} == kinds
+
+
 def test_choices_never_see_test_images():
     for dataset in ("mnist", "cifar10", "imagenet10"):
         runs = grids.choice(dataset, "smaller", ["rescaled", "logistic"])
         assert all(run.validation_size > 0 and run.train_size for run in runs)
+        assert dataset != "imagenet10" or sum((runs[0].validation_size, runs[0].train_size)) == 1000
     assert {(run.train_size, run.epochs) for run in grids.choice("mnist", "smaller", ["etf"])} == {
         (5000, 3)
     }
@@ -150,6 +177,7 @@ def test_the_claim_is_run_with_more_seeds_at_the_chosen_rates():
         logistic(0.9, lr=0.3, wrong_labels=0.4),
         rescaled(0.3, lr=0.3, wrong_labels=0.4),
         rescaled(0.0, lr=0.7, wrong_labels=0.2),
+        rescaled(0.0, lr=0.7, outliers=0.3),
     ]
     again = grids.noise_again(runs, 2)
     assert [(r.method, r.lr, r.wrong_labels, r.seed) for r in again] == [
@@ -200,6 +228,8 @@ def test_the_best_is_that_of_the_lowest_final_error():
     found = curves([logistic(0.1, 0.3, lr=0.1), logistic(0.5, 0.2, lr=1.0), rescaled(0.1, 0.1)])
     assert best(found, "logistic").lr == 1.0
     assert best(found, "etf") is None
+    alike = [rescaled(0.1, lr=h, embedding_dim=m) for h, m in ((1.0, 8), (0.1, 32), (0.1, 16))]
+    assert best(curves(alike), "rescaled").label == "h = 0.1, m = 16"  # of equals the smallest
 
 
 # The report
@@ -212,6 +242,7 @@ def test_the_csv_has_a_row_per_epoch():
     assert list(rows[0]) == [
         *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch", "test_error")
     ]
+    assert [row["method"] for row in rows] == ["logistic", "rescaled", "rescaled"]
     assert [tuple(row.values()) for row in rows if row["method"] == "rescaled"] == [
         ("5", "mnist", "smaller", "rescaled", "0.1", "32", "3", "1", "0.5"),
         ("5", "mnist", "smaller", "rescaled", "0.1", "32", "3", "2", "0.25"),
@@ -290,7 +321,11 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     assert start + "rescaled | h = 0.1 | 1 | 0.2200 | +0.1200 | 2 | 0.25 | 0.5 |" in lines
     (apart,) = (line for line in lines if line.startswith(start + "-0.08"))
     assert apart.endswith("| 2 |")
+    assert sum(line.startswith("| wrong labels | 0 % |") for line in lines) == 2  # not compared
     assert "| rescaled | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
+    assert (
+        "| rescaled, kernels on spheres | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
+    )
     assert "| logistic | 100 | 0.2000 | 2.5 | – | 3 | 0.12 | loss, minibatch 7 |" in lines
     assert "| mnist, smaller: all training images, 3 epochs | logistic | 4 | 0.1250 |" in lines
     chosen = "| mnist, smaller: 100 images, 1 epochs | logistic | h = 0.3 (edge) | 0.3 to 3 |"
@@ -335,6 +370,33 @@ def test_a_sweep_is_of_one_protocol(some, odd, message):
         write_stage_report(some)
 
 
+def test_a_sweep_is_of_one_set_of_images(some):
+    other = dataclasses.replace(logistic(0.1, lr=7.0, train_size=100), data="01")
+    folder.keep(some / "label-noise", other)
+    with pytest.raises(RecordError, match="the records of label-noise are of different data"):
+        write_stage_report(some)
+
+
+def test_two_sweeps_of_corrupted_data_and_of_every_rate_keep_their_files(some):
+    for name in ("label-noise", "stability"):
+        (some / f"{name}-again" / "records").mkdir(parents=True)
+    run = logistic(0.7, lr=0.1, wrong_labels=0.3)
+    folder.keep(some / "label-noise-again", dataclasses.replace(run, versions={"torch": "9"}))
+    folder.keep(some / "stability-again", dataclasses.replace(run, config=grids.stability()[0]))
+    report = write_stage_report(some)
+    names = [path.name for path in report.files]
+    assert len(set(names)) == len(names)
+    for kind in ("label-noise", "stability"):
+        assert any(f"{kind}.png" in name for name in names)
+        assert any(f"{kind}-again.png" in name for name in names)
+    rows = {
+        name: list(csv.DictReader(io.StringIO((some / f"label_noise_{name}.csv").read_text())))
+        for name in ("label-noise", "label-noise-again")
+    }
+    assert (len(rows["label-noise"]), len(rows["label-noise-again"])) == (10, 1)
+    assert "Made with manifoldnet 0; torch 9." in report.text
+
+
 def test_two_figures_of_one_kind_stand_beside_each_other(some):
     (some / "figure5-long" / "records").mkdir(parents=True)
     for h in (0.1, 0.2):
@@ -357,6 +419,97 @@ def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
     assert line.split("|")[7].strip() == "–"  # nothing to compare with
 
 
+def test_corrupted_runs_are_told_by_their_last_epoch_and_largest_gradient():
+    runs = [logistic(0.4, 0.2, lr=0.1, outliers=0.1, seed=seed) for seed in (0, 1)]
+    last = dataclasses.replace(runs[1].epochs[-1], largest_gradient_norm=8.0, step_ratio=0.5)
+    runs[1] = dataclasses.replace(runs[1], epochs=(runs[1].epochs[0], last))
+    found = noise.by_setting(runs)
+    rows = list(csv.DictReader(io.StringIO(noise.to_csv(found))))
+    assert [row["test_error"] for row in rows] == ["0.2", "0.2"]
+    assert [row["step_ratio"] for row in rows] == ["0.125", "0.5"]
+    (table,) = list(noise.blocks(found))[1:]
+    assert table.rows[0][-2:] == ("0.25", "8")
+
+
+def test_a_grid_that_shares_a_rate_with_every_rate_is_a_grid(tmp_path):
+    (tmp_path / "figure5" / "records").mkdir(parents=True)
+    for h in (0.1, 0.3):
+        folder.keep(tmp_path / "figure5", logistic(0.1, lr=h, train_size=50_000))
+    report = write_stage_report(tmp_path)
+    assert "scale_invariant_figure5.png" in {path.name for path in report.files}
+
+
+# Pictures
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """The lines of what a module draws: panel by panel, what they are called and where they go."""
+
+    def read(module, *given):
+        drawn = []
+        monkeypatch.setattr(module, "png", drawn.append)
+        module.draw(*given)
+        return [
+            {line.get_label(): line for line in axes.lines if line.get_label()[0] != "_"}
+            for axes in drawn[0].axes
+        ]
+
+    return read
+
+
+def points(line):
+    return [tuple(map(float, point)) for point in line.get_xydata()]
+
+
+def test_a_figure_tells_every_rate_from_the_others(lines):
+    rates = grids.PRESETS["paper"].rates
+    runs = [
+        rescaled(0.5, 0.1 * n, lr=h, embedding_dim=m)
+        for n, h in enumerate(rates, 1)
+        for m in (10, 32)
+    ]
+    runs += [logistic(0.5, 0.3, lr=0.1), logistic(0.5, math.nan, lr=1.0, diverged=True)]
+    first, second, both = lines(figures, curves(runs), "title")
+    looks = {(line.get_color(), line.get_linestyle()) for line in first.values()}
+    assert (len(first), len(looks)) == (14, 14)
+    assert list(second) == ["h = 0.1", "h = 1 (1 of 1 diverged)"]
+    assert points(both["rescaled, h = 0.001, m = 10"]) == [(1, 50), (2, 10)]
+    assert points(both["logistic, h = 0.1"]) == [(1, 50), (2, 30)]
+
+
+def test_a_run_that_overflowed_has_a_cross_and_no_point(lines):
+    runs = [
+        dataclasses.replace(record([0.2], diverged=config.lr > 10), config=config)
+        for config in grids.stability()
+        if config.method == "logistic"
+    ]
+    error, loss, step = lines(stability, runs)
+    finite = [10.0**power for power in range(-6, 2)]
+    assert points(error["logistic"]) == [(h, 20) for h in finite]
+    assert points(error["logistic: overflow"]) == [(10.0**power, 100) for power in range(2, 7)]
+    assert points(loss["logistic"]) == [(h, 2.5) for h in finite]
+    assert points(step["logistic"]) == [(h, 0.125) for h in finite]
+
+
+def test_confidence_is_drawn_against_accuracy_and_pooled(lines):
+    last = record([0.2]).epochs[0]
+    other = dataclasses.replace(last, bin_count=(4, 2), bin_right=(1, 2), bin_sure=(1.6, 1.0))
+    pooled = reliability.reliability([last, other])
+    assert pooled.count == (4, 6)
+    assert pooled.confidence == pytest.approx((0.4, 0.75))
+    assert pooled.accuracy == pytest.approx((0.25, 5 / 6))
+    (panel,) = lines(reliability, {"title": {"etf": [last, other]}})
+    (drawn,) = panel.values()
+    assert points(drawn) == [pytest.approx((40, 25)), pytest.approx((75, 500 / 6))]
+
+
+def test_corrupted_data_are_drawn_at_their_share(lines):
+    runs = [rescaled(0.1, lr=0.1), rescaled(0.3, lr=0.1, wrong_labels=0.4)]
+    (panel,) = lines(noise, noise.by_setting(runs))
+    assert points(panel["rescaled"]) == [(0, 10), (40, 30)]
+
+
 # The commands
 
 
@@ -366,6 +519,9 @@ def test_corrupted_runs_without_clean_ones_are_reported(tmp_path):
         (["figure5"], 21, "figure5"),
         (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 24, "figure3"),
         (["figure3", "--paper", "scale-invariant"], 12, "figure3"),
+        (["figure3", "--paper", "scale-invariant", "--preset", "paper"], 28, "figure3"),
+        (["figure4", "--preset", "paper"], 28, "figure4"),
+        (["stability", "--repetitions", "2"], 78, "stability"),
     ],
 )
 def test_the_commands_sweep_what_they_say(monkeypatch, arguments, runs, where, tmp_path):
@@ -386,7 +542,10 @@ def test_the_commands_sweep_what_they_say(monkeypatch, arguments, runs, where, t
         (["stages", "--epochs", "0"], "epochs is 0"),
         (["stages", "--repetitions", "0"], "repetitions is 0"),
         (["stages", "--train-size", "-5"], "train_size is -5"),
+        (["label-noise", "--repetitions", "0"], "repetitions is 0"),
+        (["figure3", "--paper", "scale-invariant", "--repetitions", "0"], "repetitions is 0"),
         (["figure3", "--paper", "scale-invariant", "--cells", "x"], "--cells are of the symmetry"),
+        (["figure3", "--preset", "paper"], "--preset is of the scale-invariant paper"),
     ],
 )
 def test_nothing_is_swept_when_a_part_cannot_be(monkeypatch, capsys, arguments, message, tmp_path):
@@ -413,4 +572,32 @@ def test_stages_are_compared_at_the_rates_of_their_short_runs(monkeypatch, capsy
     assert all(config.validation_size for config in short)
     assert {(c.method, c.lr, c.epochs) for c in long} == {("logistic", 0.01, 10), ("etf", 0.01, 10)}
     assert len(long) == 6
+    assert {config.dataset for config in (*short, *long)} == {"cifar10"}
     assert "logistic: h = 0.01 (the edge of the grid)\n" in capsys.readouterr().out
+    calls.clear()
+    command = ["reproduce", "stages", "--dataset", "imagenet10", "--train-size", "500"]
+    assert cli.main([*command, "--out", str(tmp_path)]) == 0
+    (choice, short), (comparison, long) = calls
+    assert (choice, comparison) == ("choice-imagenet10", "comparison-imagenet10-500")
+    assert {config.architecture for config in (*short, *long)} == {"imagenet-smaller"}
+    assert {config.train_size for config in long} == {500}
+
+
+def test_corrupted_data_are_run_at_the_chosen_rates_with_more_seeds(monkeypatch, tmp_path):
+    calls = []
+
+    def swept(arguments, where, experiment, configs, *_, **__):
+        calls.append((where, configs))
+        return [dataclasses.replace(record([c.lr / 100]), config=c) for c in configs]
+
+    monkeypatch.setattr("manifoldnet.cli.stages.run_sweep", swept)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", "label-noise", "--repetitions", "2"]) == 0
+    (one, runs), (same, again) = calls
+    assert one == same == Path("runs", "scale-invariant", "label-noise")
+    assert runs == grids.noise("cpu")
+    assert len(again) == 8
+    assert {(c.seed, c.lr) for c in again} == {(0, 0.01), (1, 0.01)}
+    calls.clear()
+    assert cli.main(["reproduce", "figure3", "--paper", "scale-invariant"]) == 0
+    assert calls[0][0] == Path("runs", "scale-invariant", "figure3")

@@ -56,6 +56,20 @@ def test_bins_hold_what_falls_into_them():
     assert found.error == pytest.approx(abs((2 * sure + 0.5) / 3 - 2 / 3))
 
 
+def test_certainty_falls_into_the_last_bin():
+    cosines, labels = torch.tensor([[1.0, -1.0], [1.0, -1.0]]), torch.tensor([0, 1])
+    found = Confidence(1e4).reliability(cosines, labels, bins=10)
+    assert found.count == (0,) * 9 + (2,)
+    assert (found.confidence[9], found.accuracy[9], found.error) == (1.0, 0.5, 0.5)
+
+
+def test_scores_of_a_model_in_training_will_do():
+    cosines, labels = made(3.0, 400)
+    plain, graph = Confidence.fit(cosines, labels), cosines.clone().requires_grad_()
+    assert Confidence.fit(graph, labels) == plain
+    assert plain.reliability(graph, labels).error == plain.reliability(cosines, labels).error
+
+
 def test_labels_that_have_nothing_to_do_with_directions_give_none():
     cosines, _ = made(1.0, 400)
     wrong = cosines.argmin(1)  # worse than chance
@@ -69,11 +83,20 @@ def test_labels_that_have_nothing_to_do_with_directions_give_none():
         (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), "one sample or more"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), "are needed"),
         (torch.full((2, 3), math.nan), torch.zeros(2, dtype=torch.int64), "not finite"),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), "from 0 to 3; they must be int64, 0 … 2"),
+        (torch.zeros(2, 3), torch.tensor([-1, 0]), "from -1 to 0; they must be"),
+        (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "labels are torch.float32"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(cosines, labels, message):
-    with pytest.raises(ValueError, match=message):
-        Confidence.fit(cosines, labels)
+def test_what_cannot_be_fitted_or_judged_is_refused(cosines, labels, message):
+    for use in (Confidence.fit, Confidence(1.0).reliability):
+        with pytest.raises(ValueError, match=message):
+            use(cosines, labels)
+
+
+def test_bins_there_must_be():
+    with pytest.raises(ValueError, match="bins is 0; at least one"):
+        Confidence(1.0).reliability(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), bins=0)
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])

@@ -117,6 +117,13 @@ def test_it_compiles_and_works_under_torch_func():
     images = torch.randn(3, 1, 6, 6).double()
     compiled = torch.compile(stage, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(images), stage(images))
+    jacobian = torch.autograd.functional.jacobian
+    for result in (jacobian(stage, images, vectorize=True), torch.func.jacrev(stage)(images)):
+        assert torch.equal(result, jacobian(stage, images))
+    black = torch.zeros_like(images).requires_grad_()
+    assert compiled(black).eq(0).all()
+    compiled(black).sum().backward()
+    assert black.grad.eq(0).all()
     each = torch.func.vmap(torch.func.grad(lambda x: stage(x[None]).sum()))(images)
     images.requires_grad_()
     stage(images).sum().backward()

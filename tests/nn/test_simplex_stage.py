@@ -1,5 +1,6 @@
 """The classification stage: its targets, its invariance, its bounds, its update, and bad input."""
 
+import copy
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
@@ -155,6 +157,30 @@ def test_huge_and_tiny_features_have_directions(dtype, size):
     assert error < {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype, 1e-2)
 
 
+def test_huge_and_tiny_features_have_directions_in_one_batch():
+    features = torch.tensor([[3.0, 4.0], [3.0, -4.0], [3.0, 4.0]]) * torch.tensor(
+        [[1e30], [1.0], [1e-30]]
+    )
+    stage = SimplexClassifier(2, 3, generator=generator(0))
+    cosines = stage(features)
+    assert torch.allclose(cosines[0], cosines[2], atol=1e-6)
+    assert torch.allclose(stage.embed(features).norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_cosines_in_single_precision(dtype):
+    features = torch.randn(4, 5)
+    stage = SimplexClassifier(5, 3, generator=generator(0))
+    exact = stage(features)
+    with torch.autocast("cpu", dtype):
+        mixed = stage(features)
+    half = stage.to(dtype)(features.to(dtype))
+    for cosines in (mixed, half):
+        assert cosines.dtype == torch.float32
+        assert torch.allclose(cosines, exact, atol=0.05)
+        assert (cosines.sum(1).abs() < 1e-5).all()  # as exactly as in float32
+
+
 def test_plain_normalization_loses_them():
     """What `direction` is there for."""
     large = torch.full((1, 4), 1e30)
@@ -211,6 +237,44 @@ def test_it_takes_the_place_of_a_models_last_layer():
     mn.verify(model)
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: mn.RiemannianSGD(mn.param_groups(model), lr=0.3, momentum=0.9),
+        lambda model: mn.RiemannianSGD(model.parameters(), lr=0.3, momentum=0.9, nesterov=True),
+        lambda model: mn.RiemannianAdam(mn.param_groups(model), lr=1e-2),
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9),
+    ],
+)
+def test_any_optimizer_trains_it_and_a_copy_of_it(make, half):
+    source = generator(0)
+    features, labels = torch.randn(60, 4, generator=source), torch.arange(60) % 3
+    features[torch.arange(60), labels] += 2
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), SimplexClassifier(8, 3, generator=source))
+    for trained in (model, copy.deepcopy(model)):
+        optimizer = make(trained)
+        for _ in range(30):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = SimplexLoss()(trained(features), labels)
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.8
+        if type(optimizer) is torch.optim.SGD:
+            assert trained[2].weight.norm() > 3**0.5  # off the sphere, and no worse for it
+        else:
+            mn.verify(trained)
+
+
+def test_it_starts_anywhere_on_its_sphere_and_keeps_to_the_retraction():
+    stage = SimplexClassifier(200, 100, generator=generator(0), retraction="geodesic")
+    assert mn.manifolds(stage) == {"weight": mn.Sphere(10.0, retraction="geodesic")}
+    entries = stage.weight.detach().flatten() * 200**0.5  # Gaussian ones, of size 1
+    assert entries.mean().abs() < 0.03
+    assert entries.pow(4).mean() == pytest.approx(3, rel=0.1)
+
+
 def test_checkpoints_hold_the_weight_alone_and_come_back():
     one, other = (SimplexClassifier(5, 3, generator=generator(seed)) for seed in (0, 1))
     assert list(one.state_dict()) == ["weight"]
@@ -236,8 +300,11 @@ def test_any_leading_dimensions():
 def test_it_compiles_without_breaks_and_works_under_torch_func():
     stage = SimplexClassifier(5, 3).double()
     features, labels = torch.randn(4, 5).double(), torch.tensor([0, 1, 2, 0])
-    compiled = torch.compile(stage, backend="eager", fullgraph=True)
+    counter = CompileCounter()
+    compiled = torch.compile(stage, backend=counter, fullgraph=True)
     assert torch.allclose(compiled(features), stage(features))
+    assert torch.allclose(compiled(features), stage(features))
+    assert counter.frame_count == 1  # not again because of what was checked in between
     each = torch.func.vmap(torch.func.grad(lambda x, y: SimplexLoss()(stage(x), y)))
     assert torch.allclose(each(features, labels), gradients(stage, features, labels)[0])
 
@@ -297,6 +364,15 @@ def test_labels_that_do_not_fit_are_refused(labels, error, message):
 def test_scores_that_are_no_cosines_are_refused():
     with pytest.raises(ValueError, match="the scores reach 3, so they are no cosines"):
         SimplexLoss()(torch.tensor([[0.5, -3.0]]), torch.tensor([0]))
+
+
+def test_rounding_takes_no_loss_out_of_its_bounds():
+    cosines = torch.tensor([[1 + 1e-6, -1 - 1e-6], [1.009, -1.009]])
+    for label, bound in ((0, 0.0), (1, 4.0)):
+        losses = SimplexLoss("none")(cosines, torch.tensor([label, label]))
+        assert losses.eq(bound).all()
+    with pytest.raises(ValueError, match="the scores reach 1.05, so they are no cosines"):
+        SimplexLoss()(torch.tensor([[0.5, 1.05]]), torch.tensor([0]))
 
 
 def test_a_new_stage_works_without_numbers_to_look_at():

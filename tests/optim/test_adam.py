@@ -131,18 +131,3 @@ def test_it_learns() -> None:
 def test_numbers_out_of_range(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         mn.RiemannianAdam([nn.Parameter(torch.zeros(3))], **options)
-
-
-def test_variants_for_the_others_only() -> None:
-    model = nn.Linear(3, 4)
-    mn.declare(model, "weight", mn.Oblique(), project=True)
-    groups = mn.param_groups(model, lr=0.1, capturable=True)
-    assert [g["capturable"] for g in groups] == [False, True]
-    assert mn.RiemannianAdam(groups).param_groups[0]["weight_decay"] == 0.0
-
-
-@pytest.mark.parametrize("flag", ["foreach", "fused", "capturable"])
-def test_flags_that_declared_weights_do_not_support(flag: str) -> None:
-    module = _declared(mn.Oblique(), (4, 3), torch.float32)
-    with pytest.raises(ValueError, match=f"{flag}=True is not supported"):
-        mn.RiemannianAdam(module.parameters(), **{flag: True})

@@ -287,27 +287,24 @@ def test_a_step_without_batch_normalization_that_leaves_the_numbers_at_once_is_t
     assert NormGrowthWarning in {w.category for w in caught}
 
 
-def test_variants_for_the_others_only() -> None:
+@pytest.mark.parametrize("make", [mn.RiemannianSGD, mn.RiemannianAdam])
+@pytest.mark.parametrize("flag", ["foreach", "fused"])
+def test_variants_are_for_declared_weights_and_for_the_others(flag: str, make: Any) -> None:
     model = nn.Linear(3, 4)
     mn.declare(model, "weight", mn.Oblique(), project=True)
-    for flag in ("foreach", "fused"):
-        groups = mn.param_groups(model, lr=0.1, **{flag: True})
-        assert [g[flag] for g in groups] == [None, True]
-        optimizer = mn.RiemannianSGD(groups)
-        model(torch.ones(2, 3)).sum().backward()
-        optimizer.step()
+    groups = mn.param_groups(model, lr=0.1, **{flag: True})
+    assert [g[flag] for g in groups] == [True, True]
+    optimizer = make(groups)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.0
+    model(torch.ones(2, 3)).sum().backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step()
+    assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 def test_differentiable_is_refused() -> None:
     with pytest.raises(ValueError, match="differentiable=True is not supported"):
         mn.RiemannianSGD([nn.Parameter(torch.zeros(3))], lr=0.1, differentiable=True)
-
-
-@pytest.mark.parametrize("flag", ["foreach", "fused"])
-def test_flags_that_declared_weights_do_not_support(flag: str) -> None:
-    module = _layer(mn.Oblique(), (4, 3))
-    with pytest.raises(ValueError, match=f"{flag}=True is not supported for declared"):
-        mn.RiemannianSGD(module.parameters(), lr=0.1, **{flag: True})
 
 
 def test_weight_decay_needs_undeclared_parameters() -> None:

@@ -32,6 +32,15 @@ ARGUMENTS = [
 ]
 
 
+def run(*arguments: str) -> None:
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the built site; workers of one run share it."""
@@ -41,12 +50,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, done = shared / "site", shared / "site-is-built"
     with FileLock(shared / "site.lock"):
         if not done.exists():
-            command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
-            environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-            built = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-            )
-            assert built.returncode == 0, built.stderr
+            run("notebooks/build.py")  # nothing to do if they are there already
+            run("-m", "mkdocs", "build", "--strict", "--site-dir", str(folder))
             done.touch()
     return folder
 

@@ -15,8 +15,9 @@ from manifoldnet.experiments.scale_invariant.curves import Curve, best
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# From small h to large, from light to dark; colour-blind readers see the order.
-_SHADES = ("#9ecae9", "#5aa5d6", "#2b7bba", "#08519c", "#08306b", "#041c40")
+# From small h to large, from light to dark; colour-blind readers see the order. As many as the
+# rates of a preset.
+_SHADES = ("#9ecae9", "#6fb0dc", "#4292c6", "#2171b5", "#08519c", "#08306b", "#03152f")
 _DASHES = ("-", "--", ":", "-.")
 COLOURS = {
     "rescaled": "#D55E00",
@@ -50,7 +51,7 @@ def draw(found: Sequence[Curve], title: str) -> bytes:
             _line(
                 axes,
                 curve,
-                _SHADES[min(rates.index(curve.lr), len(_SHADES) - 1)],
+                _SHADES[round(rates.index(curve.lr) * (len(_SHADES) - 1) / max(len(rates) - 1, 1))],
                 _DASHES[dimensions.index(curve.embedding_dim or 0) % len(_DASHES)],
                 curve.label,
             )

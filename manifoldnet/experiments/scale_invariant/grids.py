@@ -102,9 +102,7 @@ def figure(number: int, preset: str) -> list[StageConfig]:
     """
     if number not in FIGURES:
         raise ConfigError(f"there is no figure {number}, only {', '.join(map(str, FIGURES))}")
-    if preset not in PRESETS:
-        raise ConfigError(f"there is no preset {preset!r}, only {', '.join(PRESETS)}")
-    which, amount = FIGURES[number], PRESETS[preset]
+    which, amount = FIGURES[number], _preset(preset)
     if preset == "cpu" and which.architecture != "smaller":
         amount = _COSTLY
     base = StageConfig(
@@ -114,6 +112,12 @@ def figure(number: int, preset: str) -> list[StageConfig]:
         train_size=None if which.dataset == "imagenet10" else amount.train_size,
     )
     return grid(base, ("rescaled", "logistic"), amount)
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}, only {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def grid(base: StageConfig, methods: Sequence[str], amount: Preset) -> list[StageConfig]:
@@ -168,13 +172,35 @@ def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]
     return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
 
 
-def choice(dataset: str, architecture: str, methods: Sequence[str]) -> list[StageConfig]:
-    """Short runs of every method over its grid, judged by validation images."""
-    base = replace(CHOICE, dataset=dataset, architecture=architecture)
-    if dataset != "imagenet10":
-        return grid(base, methods, PRESETS["cpu"])
-    base = replace(base, train_size=800, validation_size=200, epochs=5)  # of 1000 images
-    return grid(base, methods, _COSTLY)
+def choice(
+    dataset: str,
+    architecture: str,
+    methods: Sequence[str],
+    *,
+    train_size: int | None = None,
+    epochs: int | None = None,
+) -> list[StageConfig]:
+    """Runs of every method over its grid, judged by validation images.
+
+    Args:
+        dataset: what is chosen for.
+        architecture: with which network.
+        methods: to choose a rate for.
+        train_size: images to train on; by default few, for short runs. A rate that is the best of
+            short runs may be too large for long ones.
+        epochs: of each run; by default few.
+
+    Raises:
+        ConfigError: for numbers that are not positive.
+    """
+    base, amount = replace(CHOICE, dataset=dataset, architecture=architecture), PRESETS["cpu"]
+    if dataset == "imagenet10":  # 1000 images
+        base, amount = replace(base, train_size=800, validation_size=200, epochs=5), _COSTLY
+    if train_size is not None:
+        base = replace(base, train_size=train_size)
+    if epochs is not None:
+        base = replace(base, epochs=epochs)
+    return grid(base, methods, amount)
 
 
 def chosen(records: Sequence[StageRecord], methods: Sequence[str]) -> dict[str, Curve]:
@@ -226,8 +252,11 @@ def noise(preset: str) -> list[StageConfig]:
     """Wrong labels and outliers on MNIST, the smaller network, each method at every rate.
 
     With m the number of classes, so that both methods choose of as many runs.
+
+    Raises:
+        ConfigError: for an unknown preset.
     """
-    amount = replace(PRESETS[preset], dimensions=(10,))
+    amount = replace(_preset(preset), dimensions=(10,))
     base = StageConfig(
         dataset="mnist",
         architecture="smaller",

@@ -75,7 +75,8 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     tables = {"scale_invariant.csv": to_csv([part for part in parts if part.kind != "label noise"])}
     for part in parts:
         if part.kind == "label noise":
-            tables["label_noise.csv"] = noise.to_csv(noise.by_setting(part.runs))
+            name = _file("label_noise", part, sections)
+            tables[f"{name}.csv"] = noise.to_csv(noise.by_setting(part.runs))
     return publish(blocks, output, "scale_invariant", tables)
 
 
@@ -173,12 +174,16 @@ def _figure_of(section: Section) -> str:
 
 
 def _blocks(sections: Sequence[Section]) -> Iterator[Block]:
-    versions = sections[0].runs[0].versions
+    made = {
+        ", ".join(f"{k} {v}" for k, v in sorted(run.versions.items()))
+        for section in sections
+        for run in section.runs
+    }
     yield Heading("Scale-invariant learning and convolutional networks", 1)
     yield Paragraph(
         "Errors are rates on the test images after the last epoch. A run diverged when a number in "
         "the network was not finite. "
-        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}."
+        f"Made with {'; '.join(sorted(made))}."
     )
     comparisons = [section for section in sections if section.kind == "comparison"]
     for section in (*comparisons, *(s for s in sections if s.kind == "grid")):
@@ -194,13 +199,21 @@ def _blocks(sections: Sequence[Section]) -> Iterator[Block]:
     yield from reliability.blocks({s.title: curves(s.runs) for s in comparisons})
     for section in sections:
         if section.kind == "stability":
-            yield from stability.blocks(section.runs)
+            name = _file("scale_invariant_stability", section, sections)
+            yield from stability.blocks(section.runs, f"{name}.png")
         if section.kind == "label noise":
             corrupted = noise.by_setting(section.runs)
             yield Heading(f"Wrong labels and outliers: {section.title}")
             yield from noise.blocks(corrupted)
             text = "Test error against corrupted data"
-            yield Picture("label_noise.png", noise.draw(corrupted), text)
+            name = _file("label_noise", section, sections)
+            yield Picture(f"{name}.png", noise.draw(corrupted), text)
+
+
+def _file(name: str, section: Section, sections: Sequence[Section]) -> str:
+    """A file's name without its ending; with the sweep's where there are several of its kind."""
+    several = sum(other.kind == section.kind for other in sections) > 1
+    return f"{name}_{section.name}" if several else name
 
 
 def _choices(sections: Sequence[Section]) -> Iterator[Block]:

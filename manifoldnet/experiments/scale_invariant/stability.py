@@ -27,8 +27,12 @@ _LINES = {
 }
 
 
-def blocks(records: Sequence[StageRecord]) -> Iterator[Block]:
+def blocks(records: Sequence[StageRecord], picture: str) -> Iterator[Block]:
     """A section: table and picture.
+
+    Args:
+        records: of the runs.
+        picture: the name of its file.
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -48,7 +52,7 @@ def blocks(records: Sequence[StageRecord]) -> Iterator[Block]:
     )
     yield Table(header, tuple(_row(record) for record in ordered))
     text = "Test error, largest loss and relative step against the learning rate"
-    yield Picture("scale_invariant_stability.png", draw(ordered), text)
+    yield Picture(picture, draw(ordered), text)
 
 
 def draw(records: Sequence[StageRecord]) -> bytes:

@@ -1,0 +1,189 @@
+"""Steps by a kernel that the machine's own C++ compiler makes, at first use: `step.cpp`.
+
+It takes float32 and float64 on a processor, in any order of memory without holes, and many weights
+in one call. It is compiled once for each machine and version, in seconds, and kept in a cache
+folder (`MANIFOLDNET_CACHE`, by default below the user's own). Where it cannot be made there is a
+warning, once, and it takes nothing. It runs on torch's threads, as many as `torch.set_num_threads`
+says.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from manifoldnet.geometry.slices import Dim
+from manifoldnet.optim.kind import Kind
+from manifoldnet.optim.work import Rates, Work
+
+__all__ = ["step", "takes"]
+
+_SOURCE = Path(__file__).with_name("step.cpp")
+_FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+    *("-fno-math-errno", "-fno-trapping-math"),  # vectors of square roots; NaN stays NaN
+)
+# The kernel's structures, field for field.
+_OPTIONS = struct.Struct("=6i11d")
+_WAYS = {"projective": 0, "geodesic": 1, "additive": 2}
+_NAMES = {torch.float32: "step_float", torch.float64: "step_double"}
+
+
+def takes(p: Tensor, kind: Kind) -> bool:
+    """Whether the kernel can step a weight; it is made if need be, which takes seconds."""
+    return (
+        p.dtype in _NAMES
+        and p.device.type == "cpu"
+        and _layout(p.shape, p.stride(), kind.dim) is not None
+        and _library() is not None
+    )
+
+
+def step(works: Sequence[Work], rates: Rates) -> list[float]:
+    """Step weights in place, all of which the kernel `takes`.
+
+    Returns:
+        The largest ‖x‖² of a slice of each, before the step.
+    """
+    if len({work.x.dtype for work in works}) > 1:
+        return [square for work in works for square in step([work], rates)]
+    options = b"".join([_options(work, rates) for work in works])
+    numbers = array.array("q")
+    alive = []  # until the kernel has read it
+    for x, g, kind, v, _, s, top, _ in works:
+        if g.stride() != x.stride() or g.dtype != x.dtype:
+            g = torch.empty_like(x).copy_(g)
+            alive.append(g)
+        layout = _layout(x.shape, x.stride(), kind.dim)
+        assert layout is not None
+        numbers.extend((x.data_ptr(), g.data_ptr(), _address(v), _address(s), _address(top)))
+        numbers.extend(layout)
+    squares = array.array("d", bytes(8 * len(works)))
+    getattr(_library(), _NAMES[works[0].x.dtype])(
+        options, numbers.buffer_info()[0], squares.buffer_info()[0], len(works)
+    )
+    return squares.tolist()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _options(work: Work, rates: Rates) -> bytes:
+    kind, adam = work.kind, rates.beta2 is not None
+    share = work.s.numel() / work.x.numel() if work.s is not None and rates.rms else 1.0
+    return _OPTIONS.pack(
+        kind.radius is None,
+        _WAYS[kind.way],
+        adam,
+        rates.nesterov,
+        work.first,
+        rates.amsgrad,
+        kind.radius or 0.0,
+        rates.lr,
+        rates.sign,
+        rates.keep,
+        rates.fresh,
+        rates.keep,
+        rates.beta2 or 0.0,
+        rates.eps,
+        *work.unbias,
+        share,
+    )
+
+
+@cache
+def _layout(shape: torch.Size, stride: tuple[int, ...], dim: Dim) -> tuple[int, int, int] | None:
+    """A slice as x[:, i, :] of (outer, count, inner), in the order of memory; None with holes."""
+    order = sorted(range(len(shape)), key=lambda d: (-stride[d], d))
+    expected = 1
+    for d in reversed(order):
+        if shape[d] != 1 and stride[d] != expected:
+            return None
+        expected *= shape[d]
+    if not isinstance(dim, int):
+        return 1, 1, expected
+    place = order.index(dim)
+    outer = inner = 1
+    for d in order[:place]:
+        outer *= shape[d]
+    for d in order[place + 1 :]:
+        inner *= shape[d]
+    return outer, shape[dim], inner
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The kernel; None, and a warning, where it cannot be made."""
+    try:
+        path = _build()
+        library = ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        warnings.warn(
+            f"fused=True: the kernel could not be compiled ({str(said).strip()[-500:]}); declared "
+            "weights take the path without a compiler, which is slower and gives the same results. "
+            "Install g++ (or name a compiler in CXX), or leave fused out",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    for name in _NAMES.values():
+        function = getattr(library, name)
+        function.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        function.restype = None
+    return library
+
+
+def _build() -> Path:
+    """Where the compiled kernel is, after compiling it if it is not there."""
+    compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
+    if compiler is None:
+        raise OSError("no C++ compiler is there")
+    source = _SOURCE.read_bytes()
+    key = hashlib.sha256(source)
+    for part in (compiler, *_FLAGS, _processor()):
+        key.update(part.encode())
+    path = _cache_folder() / f"step-{key.hexdigest()[:16]}.so"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        made.replace(path)
+    return path
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get("MANIFOLDNET_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "manifoldnet"
+
+
+def _processor() -> str:
+    """What decides which instructions there are: a cache folder may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.platform() + platform.processor()
+    return next(
+        (line for line in lines if line.startswith(("flags", "Features"))), platform.machine()
+    )

@@ -1,0 +1,433 @@
+// A step on a manifold for the price of a plain one: each weight, gradient and buffer is read once,
+// each weight and buffer written once (columns and whole tensors: read twice).
+//
+// Whatever the manifold, a step stays in the span of x, g and the buffer b of its slice:
+//
+//     x <- x1 x + x2 g + x3 b            b <- b1 x + b2 g + b3 b
+//
+// and the six coefficients depend on the slice only through its inner products <x,x>, <x,g>, <x,b>,
+// <g,g>, <g,b>, <b,b>. So: one sweep for the inner products, a few numbers, one sweep that writes. All
+// in double, which costs nothing where memory is what is waited for, and makes <v,v> - <x,v>^2/<x,x>,
+// the square of a tangent part, as exact as if the part had been formed.
+//
+// The formulas are those of manifoldnet/optim/plane.py, held to the reference path by the tests.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_max_threads() { return 1; }
+#endif
+
+namespace {
+
+enum Set : int32_t { SPHERE = 0, SCALED = 1 };
+enum Way : int32_t { PROJECTIVE = 0, GEODESIC = 1, ADDITIVE = 2 };
+
+}  // namespace
+
+// As in native/__init__.py, field for field.
+struct Options {
+  int32_t set, way;     // which manifold, which retraction
+  int32_t adam;         // Adam, or SGD
+  int32_t nesterov, first, amsgrad;
+  double radius;
+  double rate;          // lambda
+  double sign;          // -1 to maximize
+  double keep, fresh;   // b <- keep b + fresh d; momentum and 1 - dampening, or beta1 and 1 - beta1
+  double momentum;      // for Nesterov
+  double beta2, eps, unbias1, unbias2;  // 1 - beta^t
+  double share;         // of <d,d> that the second moment takes: 1, or one over a slice's size
+};
+
+struct Work {
+  void *x, *g, *b;      // b may be null
+  void *v, *top;        // second moments and their maxima, one number a slice; may be null
+  int64_t outer, count, inner;  // a slice is x[:, i, :] of (outer, count, inner)
+};
+
+namespace {
+
+constexpr int64_t SMALL = 1 << 15;  // numbers; below, a weight is one thread's
+constexpr int64_t LONG = 1 << 17;   // a slice that is worth all threads
+constexpr int64_t CHUNK = 1 << 14;  // numbers of it that are summed in one go
+constexpr int64_t AHEAD = 1 << 10;  // numbers to ask memory for in advance, at least
+constexpr int64_t TILE = 1 << 12;   // columns whose sums stay in the cache
+constexpr int64_t STRIPES = 16;     // of rows, the sums of which are kept apart, at most
+constexpr int64_t HIGH = 64;        // rows of a stripe, at least
+constexpr int ROWS = 4;             // that are read and written together
+constexpr int LANES = 16;           // sums that are kept apart so that none waits for the last one
+
+struct Sums {
+  double xx = 0, xg = 0, xb = 0, gg = 0, gb = 0, bb = 0;
+  bool tangent = false;  // whether the last three are of what is at right angles to x
+
+  void add(const Sums &s) {
+    xx += s.xx, xg += s.xg, xb += s.xb;
+    gg += s.gg, gb += s.gb, bb += s.bb;
+  }
+};
+
+struct Mix {
+  double x1, x2, x3, b1, b2, b3;
+};
+
+template <class T, bool OLD, bool NEW>
+inline void put(T *x, const T *g, T *b, int64_t i, const Mix &k) {
+  const double p = x[i], q = g[i], w = OLD ? b[i] : T(0);
+  double y = k.x1 * p + k.x2 * q, z = k.b1 * p + k.b2 * q;
+  if (OLD) y += k.x3 * w, z += k.b3 * w;
+  x[i] = T(y);
+  if (NEW) b[i] = T(z);
+}
+
+// How a step u = s_u x + t_u carries the point, x' = a x + b t_u, and a vector v = s_v x + t_v:
+// v' = c x + d t_u + e t_v; t_u and t_v at right angles to x.
+struct Carried {
+  double a, b, c, d, e;
+};
+
+Carried carry(const Options &o, double rr, double su, double sv, double uu, double uv) {
+  const double r = std::sqrt(rr);
+  if (o.way == ADDITIVE) return {1 + su, 1, sv, 0, 1};
+  if (o.way == PROJECTIVE) {
+    const double end = std::sqrt(rr + uu);
+    const double turn = -uv / (end + r);
+    return {o.radius / end, o.radius / end, turn * (1 / r + 1 / end), turn / end, 1};
+  }
+  const double unit = o.set == SPHERE ? o.radius * o.radius : rr;
+  const double angle = std::min(std::sqrt(uu / unit), 4503599627370496.0);
+  const double cos = std::cos(angle), sin = std::sin(angle);
+  const bool still = angle < 1e-150;
+  const double sinc = still ? 1 : sin / std::sqrt(uu / unit);
+  const double half = std::sin(angle / 2);
+  const double versed = still ? 0.5 : 2 * half * half / (uu / unit);
+  const double along = uv / unit;
+  if (o.set == SPHERE) {
+    const double size = o.radius / std::sqrt(cos * cos * rr + sinc * sinc * uu);
+    Carried k{size * cos, size * sinc, -along * sinc, -along * versed, 1};
+    // What rounding of the radius left along the new point.
+    const double off =
+        (k.a * k.c * rr + k.b * (k.d * uu + uv)) / (o.radius * o.radius);
+    k.c -= off * k.a;
+    k.d -= off * k.b;
+    return k;
+  }
+  const double stretch = std::exp(su);
+  return {stretch * cos, stretch * sinc, stretch * (sv * cos - along * sinc),
+          stretch * (sv * sinc - along * versed), stretch};
+}
+
+// The coefficients of a slice; `v` and `top` are its second moments.
+template <class T>
+Mix mix(const Options &o, const Sums &s, T *v, T *top) {
+  const double rr = s.xx;
+  // d = scale g + along x: the Riemannian gradient.
+  const double scale = o.set == SPHERE ? o.sign : o.sign * rr;
+  const double dg = o.first ? scale * (o.adam ? o.fresh : 1) : scale * o.fresh;
+  const double db = o.first ? 0 : o.keep;
+  // The new buffer n = dg g + db b, and the step u = -rate d, -rate n or what Nesterov makes of both.
+  const bool plain = !o.adam && o.keep == 0;
+  const double ng = plain ? scale : dg, nb = plain ? 0 : db;
+  // g and b taken apart: a share of x, and what is at right angles to it.
+  const double sg = s.xg / rr, sb = nb == 0 ? 0 : s.xb / rr;
+  const double gg = s.tangent ? s.gg : std::max(s.gg - sg * s.xg, 0.0);
+  const double gb = nb == 0 ? 0 : s.tangent ? s.gb : s.gb - sg * s.xb;
+  const double bb = nb == 0 ? 0 : s.tangent ? s.bb : std::max(s.bb - sb * s.xb, 0.0);
+  double rate = o.rate;
+  if (o.adam) {
+    const double dd = o.set == SPHERE ? gg : rr * (gg + sg * s.xg);
+    double now = o.beta2 * (o.first ? 0.0 : double(*v)) + (1 - o.beta2) * dd * o.share;
+    *v = T(now);
+    if (o.amsgrad) {
+      now = o.first ? double(T(now)) : std::max(double(*top), double(T(now)));
+      *top = T(now);
+    }
+    rate = o.rate / ((std::sqrt(now / o.unbias2) + o.eps) * o.unbias1);
+  }
+  const double ug = -rate * (o.nesterov ? scale + o.momentum * ng : ng);
+  const double ub = -rate * (o.nesterov ? o.momentum * nb : nb);
+  const double uu = std::max(ug * ug * gg + 2 * ug * ub * gb + ub * ub * bb, 0.0);
+  const double uv = ug * ng * gg + (ug * nb + ub * ng) * gb + ub * nb * bb;
+  const bool flat = o.set == SCALED;
+  const double su = flat ? ug * sg + ub * sb : 0, sv = flat ? ng * sg + nb * sb : 0;
+  const Carried k = carry(o, rr, su, sv, uu, uv);
+  const double tg = k.d * ug + k.e * ng, tb = k.d * ub + k.e * nb;
+  return {k.a - k.b * (ug * sg + ub * sb), k.b * ug, k.b * ub,
+          k.c - (tg * sg + tb * sb),       tg,       tb};
+}
+
+// OLD: there is a buffer with a value; NEW: it gets one.
+template <class T, bool OLD>
+Sums sums(const T *x, const T *g, const T *b, int64_t n) {
+  double xx[LANES] = {}, xg[LANES] = {}, gg[LANES] = {};
+  double xb[LANES] = {}, gb[LANES] = {}, bb[LANES] = {};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    __builtin_prefetch(x + i + AHEAD);
+    __builtin_prefetch(g + i + AHEAD);
+    if (OLD) __builtin_prefetch(b + i + AHEAD);
+#pragma omp simd
+    for (int l = 0; l < LANES; ++l) {
+      const double p = x[i + l], q = g[i + l];
+      xx[l] += p * p, xg[l] += p * q, gg[l] += q * q;
+      if (OLD) {
+        const double w = b[i + l];
+        xb[l] += p * w, gb[l] += q * w, bb[l] += w * w;
+      }
+    }
+  }
+  for (int l = 0; i < n; ++i, ++l) {
+    const double p = x[i], q = g[i], w = OLD ? b[i] : T(0);
+    xx[l] += p * p, xg[l] += p * q, gg[l] += q * q;
+    xb[l] += p * w, gb[l] += q * w, bb[l] += w * w;
+  }
+  Sums s;
+  for (int l = 0; l < LANES; ++l) {
+    s.xx += xx[l], s.xg += xg[l], s.xb += xb[l];
+    s.gg += gg[l], s.gb += gb[l], s.bb += bb[l];
+  }
+  return s;
+}
+
+// While one piece is written, memory can bring the piece that is `ahead` of it (0: none).
+template <class T, bool OLD, bool NEW>
+void write(T *x, const T *g, T *b, int64_t n, const Mix &m, int64_t ahead = 0) {
+  const Mix k = m;
+  constexpr int64_t line = 64 / sizeof(T);
+  int64_t i = 0;
+  for (; i + line <= n; i += line) {
+    if (ahead) {
+      __builtin_prefetch(x + i + ahead, 1);
+      __builtin_prefetch(g + i + ahead);
+      if (NEW) __builtin_prefetch(b + i + ahead, 1);
+    }
+#pragma omp simd
+    for (int64_t j = i; j < i + line; ++j) put<T, OLD, NEW>(x, g, b, j, k);
+  }
+  for (; i < n; ++i) put<T, OLD, NEW>(x, g, b, i, k);
+}
+
+template <class T, bool OLD, bool NEW>
+struct Step {
+  const Options &o;
+  const Work &w;
+  T *x, *b, *v, *top;
+  const T *g;
+  static constexpr int64_t LINE = 64 / sizeof(T);  // numbers that memory brings at once
+
+  Step(const Options &o, const Work &w)
+      : o(o), w(w), x((T *)w.x), b((T *)w.b), v((T *)w.v), top((T *)w.top), g((const T *)w.g) {}
+
+  Mix coefficients(Sums s, int64_t i) const {
+    // Where g or b is all but parallel to x, the square of its tangent part would be rounding.
+    const double least = sizeof(T) == 4 ? 1e-6 : 1e-3;
+    const bool lost = s.gg * s.xx - s.xg * s.xg < least * s.gg * s.xx ||
+                      (OLD && s.bb * s.xx - s.xb * s.xb < least * s.bb * s.xx);
+    if (lost && o.way != ADDITIVE) s = tangents(s, i);
+    return mix<T>(o, s, v ? v + i : nullptr, top ? top + i : nullptr);
+  }
+
+  // The same sums, the last three of the tangent parts: one more look at a slice.
+  Sums tangents(Sums s, int64_t i) const {
+    const double sg = s.xg / s.xx, sb = OLD ? s.xb / s.xx : 0;
+    s.gg = s.gb = s.bb = 0;
+    s.tangent = true;
+    for (int64_t row = 0; row < w.outer; ++row) {
+      const int64_t from = (row * w.count + i) * w.inner;
+      for (int64_t j = from; j < from + w.inner; ++j) {
+        const double p = x[j], q = g[j] - sg * p, u = OLD ? b[j] - sb * p : 0;
+        s.gg += q * q, s.gb += q * u, s.bb += u * u;
+      }
+    }
+    return s;
+  }
+
+  // Slices that lie in one piece each: read, and while it is in the cache, written.
+  double rows(bool alone) const {
+    const int64_t m = w.inner;
+    double most = 0;
+    if (!alone && (w.count < omp_get_max_threads() || m >= LONG)) {
+      for (int64_t i = 0; i < w.count; ++i) most = std::max(most, one(i));
+      return most;
+    }
+    const int64_t ahead = std::max(m, AHEAD), end = w.count * m;
+#pragma omp parallel for schedule(static) reduction(max : most) if (!alone)
+    for (int64_t i = 0; i < w.count; ++i) {
+      const int64_t at = i * m;
+      T *xi = x + at, *bi = NEW ? b + at : nullptr;
+      const Sums s = sums<T, OLD>(xi, g + at, bi, m);
+      most = std::max(most, s.xx);
+      write<T, OLD, NEW>(xi, g + at, bi, m, coefficients(s, i), at + m + ahead < end ? ahead : 0);
+    }
+    return most;
+  }
+
+  // One slice in one piece, by all threads. Sums of chunks are added in their order, so that the
+  // number of threads does not matter.
+  double one(int64_t i) const {
+    const int64_t m = w.inner, start = i * m, chunks = (m + CHUNK - 1) / CHUNK;
+    std::vector<Sums> parts(chunks);
+#pragma omp parallel for schedule(static)
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t at = start + c * CHUNK, n = std::min(CHUNK, m - c * CHUNK);
+      parts[c] = sums<T, OLD>(x + at, g + at, NEW ? b + at : nullptr, n);
+    }
+    Sums s;
+    for (const Sums &part : parts) s.add(part);
+    const Mix k = coefficients(s, i);
+    // Backwards: what was read last is still in the cache.
+#pragma omp parallel for schedule(static)
+    for (int64_t back = 0; back < chunks; ++back) {
+      const int64_t c = chunks - 1 - back;
+      const int64_t at = start + c * CHUNK, n = std::min(CHUNK, m - c * CHUNK);
+      write<T, OLD, NEW>(x + at, g + at, NEW ? b + at : nullptr, n, k, AHEAD);
+    }
+    return s.xx;
+  }
+
+  // Slices that are strewn: the columns of (outer, count * inner), of which `inner` are a slice.
+  double columns(bool alone) const {
+    const int64_t wide = w.count * w.inner, sets = OLD ? 6 : 3;
+    // Stripes of rows, whatever the number of threads.
+    const int64_t high = std::max(HIGH, (w.outer + STRIPES - 1) / STRIPES);
+    const int64_t stripes = (w.outer + high - 1) / high;
+    std::vector<double> space(stripes * sets * wide, 0.0);
+#pragma omp parallel for schedule(static) if (!alone)
+    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
+      const int64_t from = stripe * high, to = std::min(from + high, w.outer);
+      double *sum = space.data() + stripe * sets * wide;
+      for (int64_t left = 0; left < wide; left += TILE) {
+        const int64_t n = std::min(TILE, wide - left);
+        int64_t row = from;
+        for (; row + ROWS <= to; row += ROWS) gather<ROWS>(row * wide + left, wide, n, sum + left);
+        for (; row < to; ++row) gather<1>(row * wide + left, wide, n, sum + left);
+      }
+    }
+    std::vector<double> mixes(6 * wide);
+    const double most = mixtures(space.data(), stripes, mixes.data(), wide, alone);
+#pragma omp parallel for schedule(static) if (!alone)
+    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
+      const int64_t from = stripe * high, to = std::min(from + high, w.outer);
+      int64_t row = to;  // backwards: what was read last is still in the cache
+      for (; row - ROWS >= from; row -= ROWS) spread<ROWS>((row - ROWS) * wide, wide, mixes.data());
+      for (; row > from; --row) spread<1>((row - 1) * wide, wide, mixes.data());
+    }
+    return most;
+  }
+
+  // Adds ROWS rows to the sums of n columns.
+  template <int N>
+  void gather(int64_t at, int64_t wide, int64_t n, double *sum) const {
+    const T *px = x + at, *pg = g + at, *pb = OLD ? b + at : nullptr;
+    for (int64_t j = 0; j < n; j += LINE) {
+      for (int r = 0; r < N; ++r) fetch((r + N) * wide + at + j);
+      const int64_t to = std::min(j + LINE, n);
+#pragma omp simd
+      for (int64_t i = j; i < to; ++i) {
+        Sums s;
+        for (int r = 0; r < N; ++r) {
+          const double p = px[r * wide + i], q = pg[r * wide + i];
+          s.xx += p * p, s.xg += p * q, s.gg += q * q;
+          if (OLD) {
+            const double u = pb[r * wide + i];
+            s.xb += p * u, s.gb += q * u, s.bb += u * u;
+          }
+        }
+        sum[i] += s.xx, sum[wide + i] += s.xg, sum[2 * wide + i] += s.gg;
+        if (OLD) sum[3 * wide + i] += s.xb, sum[4 * wide + i] += s.gb, sum[5 * wide + i] += s.bb;
+      }
+    }
+  }
+
+  // Asks memory for what is to be read soon. Addresses beyond an array's end do no harm.
+  void fetch(int64_t at) const {
+    __builtin_prefetch(x + at);
+    __builtin_prefetch(g + at);
+    if (OLD) __builtin_prefetch(b + at);
+  }
+
+  // The coefficients of every column, from the sums of all stripes.
+  double mixtures(double *sum, int64_t stripes, double *mixes, int64_t wide, bool alone) const {
+    const int64_t sets = OLD ? 6 : 3;
+    double most = 0;
+#pragma omp parallel for schedule(static) reduction(max : most) if (!alone)
+    for (int64_t i = 0; i < w.count; ++i) {
+      const int64_t from = i * w.inner, to = from + w.inner;
+      double all[6] = {};
+      for (int64_t set = 0; set < sets; ++set)
+        for (int64_t stripe = 0; stripe < stripes; ++stripe)
+          for (int64_t j = from; j < to; ++j) all[set] += sum[(stripe * sets + set) * wide + j];
+      most = std::max(most, all[0]);
+      Sums s;
+      s.xx = all[0], s.xg = all[1], s.gg = all[2], s.xb = all[3], s.gb = all[4], s.bb = all[5];
+      const Mix m = coefficients(s, i);
+      const double k[6] = {m.x1, m.x2, m.x3, m.b1, m.b2, m.b3};
+      for (int c = 0; c < 6; ++c) std::fill(mixes + c * wide + from, mixes + c * wide + to, k[c]);
+    }
+    return most;
+  }
+
+  // Writes ROWS rows.
+  template <int N>
+  void spread(int64_t at, int64_t wide, const double *k) const {
+    for (int64_t j = 0; j < wide; j += LINE) {
+      for (int r = 0; r < N && at >= N * wide; ++r) fetch(at + (r - N) * wide + j);
+      const int64_t to = std::min(j + LINE, wide);
+#pragma omp simd
+      for (int64_t i = j; i < to; ++i) {
+        const int64_t w1 = wide + i, w2 = w1 + wide, w3 = w2 + wide, w4 = w3 + wide, w5 = w4 + wide;
+        const Mix m{k[i], k[w1], OLD ? k[w2] : 0, NEW ? k[w3] : 0, NEW ? k[w4] : 0, OLD ? k[w5] : 0};
+        for (int r = 0; r < N; ++r) put<T, OLD, NEW>(x, g, b, at + r * wide + i, m);
+      }
+    }
+  }
+
+  double run(bool alone) const {
+    if (w.outer == 1) return rows(alone);
+    return columns(alone);
+  }
+};
+
+template <class T>
+double step(const Options &o, const Work &w, bool alone) {
+  if (!w.b) return Step<T, false, false>(o, w).run(alone);
+  if (o.first) return Step<T, false, true>(o, w).run(alone);
+  return Step<T, true, true>(o, w).run(alone);
+}
+
+template <class T>
+void all(const Options *o, const Work *work, double *most, int64_t n) {
+  std::vector<int64_t> small;
+  int64_t total = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t size = work[i].outer * work[i].count * work[i].inner;
+    if (size > SMALL) {
+      most[i] = step<T>(o[i], work[i], false);
+    } else {
+      small.push_back(i);
+      total += size;
+    }
+  }
+  const int64_t few = small.size();
+#pragma omp parallel for schedule(dynamic) if (total > SMALL)
+  for (int64_t j = 0; j < few; ++j) {
+    const int64_t i = small[j];
+    most[i] = step<T>(o[i], work[i], true);
+  }
+}
+
+}  // namespace
+
+// Steps n weights of one type; most[i] is the largest <x,x> of a slice of weight i before its step.
+extern "C" void step_float(const Options *o, const Work *w, double *most, int64_t n) {
+  all<float>(o, w, most, n);
+}
+
+extern "C" void step_double(const Options *o, const Work *w, double *most, int64_t n) {
+  all<double>(o, w, most, n);
+}

@@ -1,0 +1,383 @@
+"""Every path takes the step of the specification: few passes, and the compiled kernel."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import MANIFOLDS, SCALED, SPHERES, apart, few, name, over, point, seeds, sizes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import manifoldnet as mn
+from manifoldnet.optim import native
+from manifoldnet.optim.kind import kind_of
+
+PATHS: dict[str, dict[str, bool]] = {"few passes": {}, "kernel": {"fused": True}}
+SPECIFICATION = {"foreach": False}
+
+OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sgd": (mn.RiemannianSGD, {}),
+    "sgd-maximize": (mn.RiemannianSGD, {"maximize": True}),
+    "momentum": (mn.RiemannianSGD, {"momentum": 0.9}),
+    "dampened": (mn.RiemannianSGD, {"momentum": 0.8, "dampening": 0.3, "maximize": True}),
+    "nesterov": (mn.RiemannianSGD, {"momentum": 0.9, "nesterov": True}),
+    "adam": (mn.RiemannianAdam, {}),
+    "amsgrad": (mn.RiemannianAdam, {"amsgrad": True, "slice_scale": "rms", "maximize": True}),
+    "capturable": (mn.RiemannianAdam, {"capturable": True}),
+}
+
+each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_kernel_there_is() -> None:
+    """Without it its tests would hold one other path against another."""
+    assert native.takes(torch.zeros(2, 2), kind_of(mn.Oblique()))  # type: ignore[arg-type]
+
+
+def _layer(manifold: mn.Manifold, x: Tensor) -> nn.Module:
+    module = nn.Module()
+    module.weight = nn.Parameter(x.clone(memory_format=torch.preserve_format))
+    mn.declare(module, "weight", manifold)
+    return module
+
+
+def _gradients(
+    manifold: mn.Manifold, x: Tensor, count: int, size: float, seed: int
+) -> list[Tensor]:
+    """Gradients whose steps are about `size` long, in radians or relative to the weight."""
+    generator = torch.Generator().manual_seed(seed + 10**6)  # not those that made the point
+    found = []
+    for _ in range(count):
+        g = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        length = manifold.component_inner(x.double(), manifold.egrad2rgrad(x.double(), g)).sqrt()
+        found.append((size * g / length.clamp(min=1e-2)).to(x.dtype))
+    return found
+
+
+def _run(
+    manifold: mn.Manifold, x: Tensor, gradients: list[Tensor], kind: str, path: dict[str, bool]
+) -> dict[str, Tensor]:
+    """The weight and the buffers after some steps, which leave the gradients as they are."""
+    module = _layer(manifold, x)
+    make, options = OPTIMIZERS[kind]
+    optimizer = make(module.parameters(), lr=0.1, **options, **path)
+    for g in gradients:
+        module.weight.grad = g.clone(memory_format=torch.preserve_format)
+        optimizer.step()
+        assert torch.equal(module.weight.grad, g)
+    return {"weight": module.weight.detach(), **optimizer.state[module.weight]}
+
+
+def _agree(
+    one: dict[str, Tensor], other: dict[str, Tensor], manifold: mn.Manifold, limit: float
+) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        a, b = value.double(), other[key].double()
+        assert value.dtype == other[key].dtype, key
+        off = apart(a, b, manifold.dim) if a.shape == one["weight"].shape else _relative(a, b)
+        assert off <= limit, (key, off)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float(((a - b).abs() / torch.where(b == 0, 1.0, b.abs())).max())
+
+
+@over([*SPHERES, *SCALED])
+@each_path
+@settings(max_examples=5)
+@given(kind=st.sampled_from(sorted(OPTIMIZERS)), seed=seeds, size=sizes(1e-3, 1.0))
+def test_they_agree_with_the_specification(
+    manifold: mn.Manifold,
+    shape: tuple[int, ...],
+    path: dict[str, bool],
+    kind: str,
+    seed: int,
+    size: float,
+) -> None:
+    exact = point(manifold, shape, seed)
+    # What is a few rounding errors in one step is more of them in three.
+    for dtype, limit in ((torch.float64, 1e-12), (torch.float32, 4e-6)):
+        x = exact.to(dtype)
+        gradients = _gradients(manifold, x, 3, size, seed)
+        plain = _run(manifold, x, gradients, kind, SPECIFICATION)
+        _agree(_run(manifold, x, gradients, kind, path), plain, manifold, limit)
+
+
+@each_path
+@each_optimizer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("manifold", [mn.Oblique(), mn.ScaledEuclidean(1)], ids=str)
+def test_half_types(
+    manifold: mn.Manifold, dtype: torch.dtype, kind: str, path: dict[str, bool]
+) -> None:
+    x = point(manifold, (6, 5), 0).to(dtype)
+    gradients = _gradients(manifold, x, 3, 0.3, 1)
+    warnings.simplefilter("ignore", mn.optim.NormGrowthWarning)  # float16 ends at 65504
+    plain = _run(manifold, x, gradients, kind, SPECIFICATION)
+    # Weights may be rounded to the other neighbour; buffers are float32.
+    _agree(_run(manifold, x, gradients, kind, path), plain, manifold, 3 * torch.finfo(dtype).eps)
+
+
+def _big() -> Iterator[tuple[mn.Manifold, tuple[int, ...]]]:
+    """Weights so large that they go in blocks, chunks, tiles and stripes, with rests."""
+    for manifold in (mn.Oblique(), mn.ScaledEuclidean(retraction="additive")):
+        yield manifold, (300, 1001)
+    yield mn.Oblique(), (3, 140_001)
+    yield mn.Oblique(1), (403, 501)
+    yield mn.ScaledEuclidean(1), (131, 37, 3, 3)
+    yield mn.ScaledEuclidean(1), (9, 5001)
+    yield mn.Sphere(2.0, "geodesic"), (150_001,)
+
+
+@each_path
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize(("manifold", "shape"), list(_big()), ids=[name(*row) for row in _big()])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_weights(
+    manifold: mn.Manifold, shape: tuple[int, ...], kind: str, path: dict[str, bool], threads: int
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = point(manifold, shape, 0)
+        gradients = _gradients(manifold, x, 2, 0.1, 1)
+        plain = _run(manifold, x, gradients, kind, SPECIFICATION)
+        _agree(_run(manifold, x, gradients, kind, path), plain, manifold, 1e-12)
+    finally:
+        torch.set_num_threads(before)
+
+
+@each_path
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_any_order_of_memory(dim: int, kind: str, path: dict[str, bool]) -> None:
+    """Channels last, gradients and buffers in another order than the weight, and holes."""
+    manifold = mn.Oblique(dim)
+    x = point(manifold, (6, 4, 3, 3), 0)
+    gradients = _gradients(manifold, x, 3, 0.3, 1)
+    plain = _run(manifold, x, gradients, kind, SPECIFICATION)
+    last = x.to(memory_format=torch.channels_last)
+    _agree(_run(manifold, last, gradients, kind, path), plain, manifold, 1e-12)
+    for holes in (
+        x.repeat_interleave(2, 3)[..., ::2],
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+    ):
+        module = nn.Module()
+        module.weight = nn.Parameter(holes)
+        mn.declare(module, "weight", manifold)
+        make, options = OPTIMIZERS[kind]
+        optimizer = make(module.parameters(), lr=0.1, **options, **path)
+        for g in gradients:
+            module.weight.grad = g.clone()
+            optimizer.step()
+        _agree({"weight": module.weight.detach()}, {"weight": plain["weight"]}, manifold, 1e-12)
+
+
+@each_path
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
+def test_many_weights_are_stepped_as_each_alone(kind: str, path: dict[str, bool]) -> None:
+    """Of several shapes, manifolds and types, some without a gradient, some that begin later."""
+    rows = [row for row in MANIFOLDS if not isinstance(row[0], mn.Euclidean)] * 2
+    ends = []
+    for way in (path, SPECIFICATION):
+        model = nn.Module()
+        for i, (manifold, shape) in enumerate(rows):
+            dtype = torch.float32 if i % 5 == 0 else torch.float64
+            part = _layer(manifold, point(manifold, shape, i).to(dtype))
+            model.add_module(str(i), part)
+        make, options = OPTIMIZERS[kind]
+        optimizer = make(mn.param_groups(model, **way), lr=0.05, **options)
+        for step in range(4):
+            for i, (part, (manifold, _)) in enumerate(zip(model.children(), rows, strict=True)):
+                x = part.weight.detach()
+                g = _gradients(manifold, x, 1, 0.3, 100 * step + i)[0]
+                part.weight.grad = None if (step + i) % 3 == 0 else g
+            optimizer.step()
+        ends.append([part.weight.detach() for part in model.children()])
+    for a, b, (manifold, _) in zip(*ends, rows, strict=True):
+        # Adam divides by moments of whatever size.
+        limit = 1e-10 if a.dtype == torch.float64 else 1e-4
+        assert apart(a.double(), b.double(), manifold.dim) < limit
+
+
+@each_path
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("retraction", ["additive", "geodesic"])
+@pytest.mark.parametrize("dim", [0, 1, None])
+@given(seed=seeds, exponents=st.lists(st.integers(-9, 9), min_size=6, max_size=6))
+@few
+def test_powers_of_two_scale_the_run_bitwise(
+    dim: int | None,
+    retraction: str,
+    kind: str,
+    path: dict[str, bool],
+    seed: int,
+    exponents: list[int],
+) -> None:
+    manifold = mn.ScaledEuclidean(dim, retraction)
+    shape = (5, 6) if dim == 1 else (6, 5)
+    x = point(manifold, shape, seed, torch.float32)
+    across = [6 if d == dim else 1 for d in range(2)]
+    factors = 2.0 ** torch.tensor(exponents[:1] if dim is None else exponents).reshape(across)
+    gradients = _gradients(manifold, x, 4, 0.3, seed)
+    plain = _run(manifold, x, gradients, kind, path)
+    scaled = _run(manifold, x * factors, [g / factors for g in gradients], kind, path)
+    assert torch.equal(scaled["weight"], plain["weight"] * factors)
+
+
+@each_path
+@pytest.mark.parametrize("lr", [1e-30, 1e12, 1e28])
+@pytest.mark.parametrize("kind", ["sgd", "momentum"])
+@pytest.mark.parametrize("retraction", ["projective", "geodesic"])
+def test_absurd_rates_end_on_the_sphere(
+    lr: float, kind: str, retraction: str, path: dict[str, bool]
+) -> None:
+    manifold = mn.Oblique(retraction=retraction)
+    module = _layer(manifold, point(manifold, (5, 7), 0, torch.float32))
+    make, options = OPTIMIZERS[kind]
+    optimizer = make(module.parameters(), lr=lr, **options, **path)
+    for _ in range(3):
+        module.weight.grad = torch.randn(5, 7)
+        optimizer.step()
+    assert manifold.violation(module.weight.detach()).max() < 1e-6
+
+
+@each_path
+@pytest.mark.parametrize("length", [1.0, 1e3, 1e5])
+def test_gradients_along_the_weight_leave_it_on_the_sphere(
+    length: float, path: dict[str, bool]
+) -> None:
+    """There ‖g‖² − ⟨x, g⟩²/‖x‖² is nothing but rounding, unless it is formed with care."""
+    manifold = mn.Oblique()
+    x = point(manifold, (50, 33), 0, torch.float32)
+    module = _layer(manifold, x)
+    optimizer = mn.RiemannianSGD(module.parameters(), lr=1.0, **path)
+    module.weight.grad = length * x + 1e-3 * torch.randn(50, 33)
+    optimizer.step()
+    assert manifold.violation(module.weight.detach()).max() < 1e-6
+
+
+@each_path
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+def test_buffers_stay_tangent(kind: str, path: dict[str, bool]) -> None:
+    manifold = mn.Oblique()
+    module = _layer(manifold, point(manifold, (8, 16), 0, torch.float32))
+    make, options = OPTIMIZERS[kind]
+    optimizer = make(module.parameters(), lr=0.05, **options, **path)
+    for _ in range(1000):
+        module.weight.grad = torch.randn(8, 16)
+        optimizer.step()
+    x, state = module.weight.detach(), optimizer.state[module.weight]
+    buffer = state.get("momentum_buffer", state.get("exp_avg"))
+    assert manifold.tangent_violation(x, buffer).max() < 1e-6
+    assert manifold.violation(x).max() < 1e-6
+
+
+@each_path
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+def test_not_a_number_stays_in_its_slice(kind: str, path: dict[str, bool]) -> None:
+    manifold = mn.ScaledEuclidean()
+    x = point(manifold, (4, 3), 0, torch.float32)
+    g = torch.randn(4, 3)
+    g[1, 2] = float("nan")
+    after = _run_once(manifold, x, g, kind, path)
+    assert after[1].isnan().all()
+    assert after[[0, 2, 3]].isfinite().all()
+
+
+def _run_once(
+    manifold: mn.Manifold, x: Tensor, g: Tensor, kind: str, path: dict[str, bool]
+) -> Tensor:
+    module = _layer(manifold, x)
+    make, options = OPTIMIZERS[kind]
+    module.weight.grad = g
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mn.optim.NormGrowthWarning)
+        make(module.parameters(), lr=0.1, **options, **path).step()
+    return module.weight.detach()
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+def test_a_checkpoint_goes_on_by_another_path(kind: str) -> None:
+    manifold = mn.Oblique(1)
+    x = point(manifold, (5, 7), 0)
+    gradients = _gradients(manifold, x, 6, 0.3, 1)
+    plain = _run(manifold, x, gradients, kind, SPECIFICATION)["weight"]
+    module = _layer(manifold, x)
+    make, options = OPTIMIZERS[kind]
+    optimizer = make(module.parameters(), lr=0.1, **options)
+    for i, g in enumerate(gradients):
+        if i in (2, 4):
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = make(module.parameters(), lr=0.1, **options, fused=i == 2)
+            optimizer.load_state_dict(state)
+            assert optimizer.param_groups[0]["fused"] == (i == 2)
+        module.weight.grad = g
+        optimizer.step()
+    assert apart(module.weight.detach(), plain, 1) < 1e-12
+
+
+def test_the_kernel_warns_of_norms_that_grow() -> None:
+    manifold = mn.ScaledEuclidean(retraction="additive")
+    module = _layer(manifold, point(manifold, (4, 3), 0, torch.float32))
+    optimizer = mn.RiemannianSGD(module.parameters(), lr=1.0, fused=True)
+    optimizer._steps = 1000  # what is looked at every 100 steps elsewhere
+    module.weight.grad = torch.randn(4, 3)
+    with torch.no_grad():
+        module.weight[2] *= 1e12
+    with pytest.warns(mn.optim.NormGrowthWarning, match="row 2"):
+        optimizer.step()
+
+
+def test_what_has_a_kind() -> None:
+    for manifold, _ in MANIFOLDS:
+        assert (kind_of(manifold) is None) is isinstance(manifold, mn.Euclidean)
+
+
+_WITHOUT_COMPILER = """
+import warnings, torch, manifoldnet as mn
+layer = torch.nn.Linear(3, 2, bias=False)
+mn.declare(layer, "weight", mn.Oblique(), project=True)
+optimizer = mn.RiemannianSGD(layer.parameters(), lr=0.1, fused=True)
+layer.weight.grad = torch.ones(2, 3)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    optimizer.step()
+    optimizer.step()
+print([w.category.__name__ for w in caught], caught[0].message, mn.violations(layer))
+"""
+
+
+@pytest.mark.parametrize("broken", ["no compiler", "one that fails", "a folder that is none"])
+def test_without_a_compiler_there_is_a_warning_and_a_step(broken: str, tmp_path: Any) -> None:
+    false = tmp_path / "c++"
+    false.write_text("#!/bin/sh\\necho no such thing >&2\\nexit 1\\n".replace("\\\\n", "\n"))
+    false.chmod(0o755)
+    environment = os.environ | {
+        "MANIFOLDNET_CACHE": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    if broken == "no compiler":
+        environment |= {"PATH": str(tmp_path / "nothing"), "CXX": "none"}
+    elif broken == "one that fails":
+        environment |= {"CXX": str(false)}
+    else:
+        (tmp_path / "cache").write_text("a file")
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_COMPILER], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("['RuntimeWarning'] fused=True: the kernel could not be compiled")
+    assert not list(tmp_path.glob("cache/*.so"))
