@@ -55,7 +55,7 @@ notebooks: $(INSTALLED) ## run the notebooks that changed, into docs/notebooks
 .PHONY: docs
 docs: $(INSTALLED) notebooks ## the documentation, into build/site
 	$(call step,docs)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --site-dir build/site
 
 .PHONY: install
 install: $(INSTALLED) ## the environment in .venv, from constraints.txt

@@ -44,8 +44,8 @@ __all__ = [
     "violations",
 ]
 
-#: Says where a parameter lives: (qualified name, module, parameter) -> manifold, or None for free.
 Rule = Callable[[str, nn.Module, nn.Parameter], Manifold | None]
+"""Says where a parameter lives: (qualified name, module, parameter) -> manifold, None for free."""
 
 
 # geoopt carries no types, so its class is Any to the type checker.

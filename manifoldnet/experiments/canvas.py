@@ -47,6 +47,21 @@ def png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
+def svg(figure: Figure) -> bytes:
+    """The figure as lines and letters' outlines on nothing, the same bytes for the same figure."""
+    from matplotlib import rc_context
+
+    stream = io.BytesIO()
+    with rc_context({"svg.hashsalt": "manifoldnet"}):
+        figure.savefig(
+            stream,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None},
+        )
+    return stream.getvalue()
+
+
 def style(axes: Axes) -> None:
     """No frame, faint horizontal lines."""
     axes.spines[["top", "right"]].set_visible(False)

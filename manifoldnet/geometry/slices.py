@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 Dim = int | Literal["elements"] | None
+"""The dimension that indexes the slices; None: one slice; "elements": each number is one."""
 
 _HALF = (torch.float16, torch.bfloat16)
 # Below this θ², power series are used where derivatives are asked for.

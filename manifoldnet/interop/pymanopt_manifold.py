@@ -15,6 +15,7 @@ from manifoldnet.geometry import Manifold, Normalization, Product, ScaledMetric,
 __all__ = ["Array", "PymanoptManifold", "to_array", "to_pymanopt", "to_tensor"]
 
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
+"""A point or vector as pymanopt has it."""
 
 
 def to_pymanopt(

@@ -23,6 +23,7 @@ from torch import Tensor
 __all__ = ["Simplex", "check_simplex", "simplex_targets"]
 
 Simplex = Literal["regular", "standard"]
+"""Which simplex: one whose corners add up to 0, or the unit vectors."""
 
 
 def simplex_targets(

@@ -39,7 +39,10 @@ __all__ = [
 ]
 
 Batch = tuple[Any, Any]
+"""(inputs, targets), as a data loader gives them."""
+
 LossFunction = Callable[[Any, Any], Tensor]
+"""(outputs, targets) -> one number."""
 
 # torch refuses ε = 0 in training; this one vanishes beside any variance that occurs.
 _NO_EPS = 1e-38

@@ -24,8 +24,8 @@ from manifoldnet.symmetry.evaluation import (
 
 __all__ = ["OptimizerFactory", "Run", "check_batch", "make", "run", "take_step"]
 
-#: Makes an optimizer for a model: `lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3)`.
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+"""Makes an optimizer for a model: `lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3)`."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,11 @@ from manifoldnet.symmetry.scaling import ScalingElement
 
 __all__ = ["SPREAD", "FalseSymmetryError", "Verifier"]
 
-# ln of the largest factor of one generator, with and without ε in normalization layers.
-SPREAD, _SPREAD_WITH_EPS = 2.0, 0.5
+SPREAD = 2.0
+"""ln of the largest factor of one generator."""
+
+# The same with ε in normalization layers.
+_SPREAD_WITH_EPS = 0.5
 # How far the loss may move, relative, by the type it is computed in.
 _VERIFIED = {torch.float64: 1e-8, torch.float32: 1e-4}
 # So many batches, and so many samples of each.

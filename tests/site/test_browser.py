@@ -1,0 +1,148 @@
+"""The site in Chromium: it loads without complaints, is searched, read, copied from, by anyone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import BrowserContext, Page, TimeoutError, expect
+
+MakeContext = Callable[..., BrowserContext]
+PHONE = {"width": 390, "height": 844}
+SCHEMES = ["light", "dark"]
+
+
+def test_pages_load_without_complaints_other_hosts_or_overflow(
+    context: MakeContext, address: str, pages: list[str]
+) -> None:
+    complaints: list[str] = []
+    page = context(viewport=PHONE).new_page()
+    page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "requestfailed",
+        # What is still on its way when the next page is opened is given up.
+        lambda request: (
+            request.failure == "net::ERR_ABORTED" or complaints.append(f"{request.url} failed")
+        ),
+    )
+
+    def watch(url: str) -> None:
+        if urlsplit(url).hostname not in ("127.0.0.1", None):
+            complaints.append(f"{page.url} asks for {url}")
+
+    page.on("request", lambda request: watch(request.url))
+    for name in pages:
+        response = page.goto(address + name, wait_until="load")
+        assert response is not None
+        assert response.ok, name
+        expect(page.locator("h1").first).to_be_attached()
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > PHONE["width"]:
+            complaints.append(f"{name} is {width} wide on a phone")
+    assert not complaints, "\n".join(complaints)
+
+
+def test_formulas_are_shown(context: MakeContext, address: str) -> None:
+    page = context().new_page()
+    page.goto(address + "concepts.html")
+    formulas = page.locator("math")
+    assert formulas.count() >= 8
+    sizes = formulas.evaluate_all("all => all.map(x => x.getBoundingClientRect().height)")
+    assert min(sizes) > 5
+    fractions = page.locator("mfrac").evaluate_all(
+        "all => all.map(x => x.children[1].getBoundingClientRect().top"
+        " - x.children[0].getBoundingClientRect().top)"
+    )
+    assert min(fractions) > 5  # one above the other
+    assert "\\" not in "".join(page.locator("article p").all_inner_texts())
+
+
+def search(page: Page, words: str) -> str:
+    """The page that the search lists first, with the sections that fit."""
+    first = page.locator(".md-search-result__item").first
+    page.locator(".md-search__input").click()
+    for _ in range(10):  # what is typed before the index is there is not looked for
+        page.locator(".md-search__input").fill("")
+        page.locator(".md-search__input").fill(words)
+        with suppress(TimeoutError):
+            first.wait_for(timeout=4_000)
+            return first.inner_html()
+    raise AssertionError(f"nothing is found for {words}")
+
+
+@pytest.mark.parametrize("where", ["served", "from disk"])
+def test_search_finds_a_name(context: MakeContext, address: str, site: Path, where: str) -> None:
+    page = context().new_page()
+    page.goto((address if where == "served" else f"{site.as_uri()}/") + "index.html")
+    assert "#manifoldnet.parameter.ManifoldParameter" in search(page, "ManifoldParameter")
+
+
+def test_code_is_copied(context: MakeContext, address: str) -> None:
+    made = context(permissions=["clipboard-read", "clipboard-write"])
+    page = made.new_page()
+    page.goto(address + "index.html")
+    block = page.locator(".highlight").first
+    block.hover()
+    block.locator(".md-clipboard, [data-clipboard-target]").first.click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("import torch\nimport manifoldnet as mn\n")
+    compile(copied, "copied", "exec")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_pictures_follow_the_scheme(context: MakeContext, address: str, scheme: str) -> None:
+    page = context(color_scheme=scheme).new_page()
+    page.goto(address + "concepts.html")
+    seen = page.locator("article img").evaluate_all(
+        "all => all.filter(x => x.offsetParent && x.naturalWidth).map(x => x.src)"
+    )
+    assert len(seen) == 3
+    assert all(f"-{scheme}.svg" in source for source in seen)
+
+
+# The reference is made from one template, and rows of a table are alike: some of each are enough.
+FEWER_ENTRIES = """
+const keep = (selector, n) => document.querySelectorAll(selector)
+  .forEach((each, i) => i >= n && each.remove());
+keep("details.mkdocstrings-source", 1);
+keep(".doc-function, .doc-attribute", 6);
+keep(".doc-class", 3);
+keep(".doc-module", 5);
+keep(".md-nav--secondary li", 10);
+document.querySelectorAll("tr:nth-child(n+6)").forEach(each => each.remove());
+"""
+
+
+def violations(page: Page, **options: object) -> list[str]:
+    """What axe finds of serious or critical impact."""
+    found = Axe().run(page, options={"resultTypes": ["violations"], **options}).response
+    return [
+        f"{page.url}: {each['id']}: {[node['html'][:160] for node in each['nodes'][:3]]}"
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+def test_pages_are_accessible_in_both_schemes(
+    context: MakeContext, address: str, pages: list[str]
+) -> None:
+    page = context(color_scheme="light", reduced_motion="reduce").new_page()
+    found = []
+    for name in pages:
+        page.goto(address + name)
+        page.evaluate(FEWER_ENTRIES)
+        found += violations(page)
+        page.evaluate("document.body.setAttribute('data-md-color-scheme', 'slate')")
+        found += [f"dark {each}" for each in violations(page, runOnly=["color-contrast"])]
+    assert not found, "\n".join(found)
+
+
+def test_the_check_of_accessibility_sees_what_is_wrong(context: MakeContext) -> None:
+    page = context().new_page()
+    page.set_content("<p style='color: #bbb; background: #fff'>pale</p><img src='x'>")
+    assert {each.split(": ")[1] for each in violations(page)} >= {"color-contrast", "image-alt"}
