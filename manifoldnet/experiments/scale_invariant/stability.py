@@ -57,7 +57,7 @@ def blocks(records: Sequence[StageRecord], picture: str) -> Iterator[Block]:
 
 def draw(records: Sequence[StageRecord]) -> bytes:
     """Three panels over h: test error, largest loss, relative step; × where a run overflowed."""
-    figure = new_figure(11.5, 4.0)
+    figure = new_figure(11.5, 4.3)
     error, loss, step = figure.subplots(1, 3)
     for axes, (title, value) in zip((error, loss, step), _PANELS.items(), strict=True):
         style(axes)
@@ -80,7 +80,9 @@ def draw(records: Sequence[StageRecord]) -> bytes:
     loss.axhline(4, color=MUTED, linewidth=0.8, linestyle=":")
     loss.annotate("4", (1, 4), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED)
     step.set_yscale("log")
-    error.legend(frameon=False, fontsize=8, labelcolor=INK)
+    handles, names = error.get_legend_handles_labels()
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+    legend.set_frame_on(False)
     return png(figure)
 
 
