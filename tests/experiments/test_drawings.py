@@ -51,9 +51,9 @@ def test_the_table_is_that_of_the_paper() -> None:
 
 def test_every_picture_is_drawn_and_kept(tmp_path: Path) -> None:
     assert main(["--out", str(tmp_path)]) == 0
-    drawn = sorted(path.name for path in tmp_path.iterdir())
+    drawn = sorted(path.name for path in tmp_path.glob("*.svg"))
     assert drawn == sorted(f"{name}-{page}.svg" for name in PICTURES for page in ("dark", "light"))
-    assert drawn == sorted(path.name for path in COMMITTED.iterdir())
+    assert drawn == sorted(path.name for path in COMMITTED.glob("*.svg"))
     for name in drawn:
         shapes = [
             [element.tag for element in ET.parse(folder / name).iter()]
