@@ -20,6 +20,8 @@ from manifoldnet.symmetry import discover
 PAGE = Path(__file__).parents[1] / "docs" / "faq.md"
 SECTION = re.compile(r"^## (?P<heading>[^\n]+)\n\n```text\n(?P<error>.*?)\n```$", re.M | re.S)
 
+OTHERS = {"second-order", "doubled"}
+
 PROVOKED: dict[str, Callable[[], object]] = {}
 
 
@@ -166,7 +168,10 @@ def test_the_page_prints_the_error(heading: str, monkeypatch: pytest.MonkeyPatch
     if "extra" in heading:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     page = {m["heading"]: m["error"] for m in SECTION.finditer(PAGE.read_text(encoding="utf-8"))}
-    assert what_is_said(PROVOKED[heading]) == " ".join(page[heading].split())
+    said = what_is_said(PROVOKED[heading])
+    for name in set(re.findall(r"'([\w-]+)'", said)) & OTHERS:  # retractions of other tests
+        said = said.replace(f", '{name}'", "")
+    assert said == " ".join(page[heading].split())
 
 
 def test_the_page_prints_no_other() -> None:

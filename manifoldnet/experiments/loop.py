@@ -133,6 +133,8 @@ def train_in(
             f"now {fingerprint}): use that data, or train the run again with --overwrite, or "
             "delete its directory"
         )
+    else:
+        rundir.tidy(directory)
     with limited_threads(config.threads):
         if found.selection is None:
             found = dataclasses.replace(found, selection=_choice(experiment, config, data, parts))

@@ -84,8 +84,14 @@ def save(checkpoint: Checkpoint[Any, Any], directory: Path) -> None:
 
 def clear(directory: Path) -> None:
     """Removes the run in ``directory``: its two files and nothing else."""
+    tidy(directory)
     for path in (checkpoint_path(directory), record_path(directory)):
         path.unlink(missing_ok=True)
+
+
+def tidy(directory: Path) -> None:
+    """Removes what a process that was killed while it wrote has left of these files."""
+    for path in (checkpoint_path(directory), record_path(directory)):
         remove_leftovers(path)
 
 

@@ -65,12 +65,13 @@ def test_formulas_are_shown(context: MakeContext, address: str) -> None:
 def search(page: Page, words: str) -> str:
     """The page that the search lists first, with the sections that fit."""
     first = page.locator(".md-search-result__item").first
-    page.locator(".md-search__input").click()
-    for _ in range(10):  # what is typed before the index is there is not looked for
-        page.locator(".md-search__input").fill("")
+    for pause in (1_000, 3_000, 9_000, 20_000):
+        page.reload()
+        page.wait_for_timeout(pause)  # a question before the index is there ends the search
+        page.locator(".md-search__input").click()
         page.locator(".md-search__input").fill(words)
         with suppress(TimeoutError):
-            first.wait_for(timeout=4_000)
+            first.wait_for(timeout=5_000)
             return first.inner_html()
     raise AssertionError(f"nothing is found for {words}")
 
