@@ -69,7 +69,7 @@ def search(page: Page, words: str) -> str:
         page.reload()
         page.wait_for_timeout(pause)  # a question before the index is there ends the search
         page.locator(".md-search__input").click()
-        page.locator(".md-search__input").fill(words)
+        page.locator(".md-search__input").press_sequentially(words)  # it listens to keys
         with suppress(TimeoutError):
             first.wait_for(timeout=5_000)
             return first.inner_html()
