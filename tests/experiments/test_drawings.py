@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_every_picture_is_drawn_and_kept(tmp_path: Path) -> None:
     assert drawn == sorted(path.name for path in COMMITTED.glob("*.svg"))
     for name in drawn:
         shapes = [
-            [element.tag for element in ElementTree.parse(folder / name).iter()]
+            [element.tag for element in ET.parse(folder / name).iter()]
             for folder in (tmp_path, COMMITTED)
         ]
         assert shapes[0] == shapes[1], f"{name} is not what the code draws: draw it again"

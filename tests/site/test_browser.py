@@ -66,9 +66,10 @@ def search(page: Page, words: str) -> str:
     """The page that the search lists first, with the sections that fit."""
     first = page.locator(".md-search-result__item").first
     page.locator(".md-search__input").click()
-    for _ in range(10):  # what is typed before the index is there is not looked for
-        page.locator(".md-search__input").fill("")
-        page.locator(".md-search__input").fill(words)
+    for _ in range(10):  # what is typed before the index is there is not looked for, nor twice
+        page.locator(".md-search__input").fill(words[:-1])
+        page.wait_for_timeout(500)
+        page.locator(".md-search__input").press_sequentially(words[-1])
         with suppress(TimeoutError):
             first.wait_for(timeout=4_000)
             return first.inner_html()
