@@ -15,7 +15,7 @@ from markdown.preprocessors import Preprocessor
 
 ENTRY = re.compile(r"@\w+\{(?P<key>\w+),\n(?P<fields>.*?)\n\}", re.DOTALL)
 FIELD = re.compile(r"^\s*(\w+) = \{(.*)\},?$", re.MULTILINE)
-CITATION = r"\[([a-z]+\d{4}[a-z]+)\](?![(\[])"
+CITATION = r"\[([a-z]+\d{4}[a-z0-9]+)\](?![(\[])"
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:

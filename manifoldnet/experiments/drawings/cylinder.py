@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["curves", "draw", "rolled"]
 
-_CAMERA = Camera(azimuth=-50, elevation=20)
+_CAMERA = Camera(azimuth=75, elevation=20)
 _START = (1.0, 0.0)
 # Tangent vectors at the start: along the ray, across it, and between.
 _DIRECTIONS = ((0.9, 0.0), (0.0, 2.6), (0.45, 2.6), (-0.45, 2.6))
