@@ -41,7 +41,7 @@ types: $(INSTALLED) ## types (mypy)
 
 # One thread a process: the processes share the machine already, and sums keep their order.
 .PHONY: tests
-tests: $(INSTALLED) ## tests and README examples (pytest)
+tests: $(INSTALLED) notebooks ## tests and README examples (pytest)
 	$(call step,tests)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 		$(BIN)/pytest -n $(JOBS) --dist worksteal --hypothesis-profile ci
