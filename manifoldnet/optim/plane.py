@@ -11,15 +11,20 @@ carries along, in the plane of x and t of its slice: with r = ‖x‖, q = ‖t�
                           c = e (s cos θ + σ (q/r)² sinc θ), d = e (cos θ − σ s sinc θ)
     scaled, additive      x′ = x − σ v, v′ = v
 
-with sinc θ = sin θ/θ; on spheres s is left out, and x′ is put to norm ρ as measured. t is formed as
-a vector, so that nothing cancels in float32. Rows are stepped in blocks that stay in the cache,
-small weights of one shape and manifold together. Nesterov's step leaves the plane: it takes the
-reference path.
+with sinc θ = sin θ/θ; on spheres s is left out, and a and b bring x′ to norm ρ from r as measured.
+q² is a difference, ‖v‖² − s²r², where that is exact; else t is formed as a vector and x′ is
+measured once more. So a step is two or three sweeps, one operator after the other on blocks that
+stay in the cache: for inner products, for the buffer, for writing. Slices that lie in one block are
+through with it at once. Small weights of one shape and manifold are stepped together. Nesterov's
+step leaves the plane: it takes the reference path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +41,6 @@ _BLOCK = 1 << 18
 _SMALL = 1 << 14
 
 _Over = tuple[int, ...]
-_Space = tuple[Tensor | None, Tensor | None]
 
 
 def step(works: Sequence[Work], rates: Rates) -> None:
@@ -77,77 +81,177 @@ def _step_together(works: Sequence[Work], rates: Rates) -> None:
     )
     assert x is not None
     assert g is not None
-    _advance(first._replace(x=x, g=g, v=v, s=s, top=top), rates, over)
+    _advance(first._replace(x=x, g=g, v=v, s=s, top=top), rates, over, [_Piece(x, g, v)])
     for stack, name in ((x, "x"), (v, "v"), (s, "s"), (top, "top")):
         if stack is not None:
             torch._foreach_copy_([getattr(w, name) for w in works], list(stack.unbind()))
 
 
 def _step_one(work: Work, rates: Rates) -> None:
-    x, kind = work.x, work.kind
-    over = slices.reduced(x.ndim, kind.dim)
-    if kind.dim != 0 or x.numel() <= _BLOCK or torch.compiler.is_compiling():
-        _advance(work, rates, over)
+    x, dim = work.x, work.kind.dim
+    over = slices.reduced(x.ndim, dim)
+    if x.numel() <= _BLOCK or torch.compiler.is_compiling():
+        _advance(work, rates, over, [_Piece(work.x, work.g, work.v)])
         return
-    rows = max(1, _BLOCK * len(x) // x.numel())
-    parts = [
-        [None] * -(-len(x) // rows) if t is None else t.split(rows)
-        for t in (x, work.g, work.v, work.s, work.top)
-    ]
+    along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]))  # the slowest in memory
+    long = max(1, _BLOCK * x.shape[along] // x.numel())
     # One place for what is computed on the way: memory that is asked for anew costs more than that.
-    (like,) = slices.promote(x[:rows])
+    (like,) = slices.promote(x.narrow(along, 0, long))
     space = torch.empty_like(like), torch.empty_like(like)
-    for x_, g, v, s, top in zip(*parts, strict=True):
-        here = space[0][: len(x_)], space[1][: len(x_)]
-        _advance(work._replace(x=x_, g=g, v=v, s=s, top=top), rates, over, here)
+    parts = [_divided(t, along, long) for t in (work.x, work.g, work.v, work.s, work.top)]
+    pieces = [
+        _Piece(x_, g, v, *(place.narrow(along, 0, x_.shape[along]) for place in space))
+        for x_, g, v in zip_longest(*parts[:3])
+    ]
+    if along != dim:
+        _advance(work, rates, over, pieces)
+        return
+    # Whole slices are in each piece: it does not leave the cache until it has been stepped.
+    for i, piece in enumerate(pieces):
+        s, top = (part[i] if part else None for part in parts[3:])
+        _advance(work._replace(x=piece.x, s=s, top=top), rates, over, [piece])
 
 
-def _advance(work: Work, rates: Rates, over: _Over, space: _Space = (None, None)) -> None:
-    """One step of slices that extend over some dimensions; `space` may be written over."""
-    x, g = slices.promote(work.x, work.g)
-    kind, v = work.kind, work.v
-    on_sphere = kind.radius is not None
-    r = _norm(x, over)
-    rr = r.square()
-    sigma = rates.lr
-    if v is not None:
-        d, weight = g, 1.0 if work.first and rates.beta2 is None else rates.fresh
-        if rates.beta2 is not None:
-            if on_sphere:
-                share = _inner(x, g, over, space[1]) / rr
-                d = torch.addcmul(g, share, x, value=-1, out=space[0])
-            sigma = _adapted(work, rates, _norm(d, over).square_(), d.numel(), rr)
-        _mix(v, 0.0 if work.first else rates.keep, d, rates.sign * weight, kind, rr)
-        direction = v
+def _divided(tensor: Tensor | None, along: int, long: int) -> Sequence[Tensor]:
+    return () if tensor is None else tensor.split(long, along)
+
+
+class _Piece(NamedTuple):
+    """Some of a weight, its gradient and buffer, and two places that may be written over."""
+
+    x: Tensor
+    g: Tensor
+    v: Tensor | None
+    near: Tensor | None = None
+    far: Tensor | None = None
+
+    @property
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Weight and gradient to compute with."""
+        x, g = slices.promote(self.x, self.g)
+        return x, g
+
+    @property
+    def direction(self) -> Tensor:
+        """What the step goes along: the buffer, or the gradient."""
+        return self.values[1] if self.v is None else self.v
+
+    def put(self, x: Tensor) -> None:
+        """Keep the weight that was computed with, which may be of another type."""
+        if x is not self.x:
+            self.x.copy_(x)
+
+
+def _advance(work: Work, rates: Rates, over: _Over, pieces: Sequence[_Piece]) -> None:
+    """One step of slices that extend over some dimensions and maybe over several pieces."""
+    kind, sigma = work.kind, rates.lr
+    radius = kind.radius
+    flat, turns = radius is None, kind.way != "additive"
+    carries, adam = work.v is not None, rates.beta2 is not None
+    plainly = turns and not carries
+    # Of x, and as far as that is needed of g.
+    of_g = 2 if plainly else 1 if adam and not flat else 0
+    rr, *found = _sum([_look(piece, over, of_g) for piece in pieces])
+    if carries:
+        along = found[0] / rr if found else None
+        found = _sum([_mix(piece, work, rates, over, rr, along, turns) for piece in pieces])
+        if adam:
+            sigma = _adapted(work, rates, found.pop(), rr)
     else:
-        direction = g
-        sigma = sigma * rates.sign if on_sphere else sigma * rates.sign * rr
-    if kind.way == "additive":
-        x.sub_(direction * sigma)
+        sigma = sigma * rates.sign * rr if flat else sigma * rates.sign
+    if not turns:
+        for piece in pieces:
+            x, v = piece.values[0], piece.direction
+            if isinstance(sigma, Tensor):
+                piece.put(x.addcmul_(v, sigma, value=-1))
+            else:
+                piece.put(x.sub_(v, alpha=sigma))
+        return
+    xv, vv = found
+    share = xv / rr
+    tt = torch.addcmul(vv, share, xv, value=-1)
+    exactly = _lost(tt, vv)
+    if exactly:
+        (tt,) = _sum([(_tangent_square(piece, share, over),) for piece in pieces])
+    turn = _turn(kind, sigma, rr, tt, share, carries)
+    for piece in pieces:
+        _write(piece, *turn)
+    if (
+        exactly and radius is not None
+    ):  # x' has a rounding error of what was along x, and that may be much
+        (xx,) = _sum([_look(piece, over, 0) for piece in pieces])
+        for piece in pieces:
+            piece.x.mul_(radius / xx.sqrt())
+
+
+def _sum(found: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Inner products of slices, from those of the pieces."""
+    if len(found) == 1:
+        return list(found[0])
+    return [torch.stack(parts).sum(0) for parts in zip(*found, strict=True)]
+
+
+def _lost(tt: Tensor, vv: Tensor) -> bool:
+    """Whether ‖t‖² as a difference has lost digits somewhere: v is all but parallel to x.
+
+    To ask waits for the answer, which costs nothing on a processor and is not for elsewhere.
+    """
+    if tt.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    return not bool((tt / vv).min() > 0.5)  # NaN where there is no gradient
+
+
+def _look(piece: _Piece, over: _Over, of_g: int) -> tuple[Tensor, ...]:
+    """⟨x, x⟩, with ⟨x, g⟩ and ⟨g, g⟩ as far as is asked for."""
+    x, g = piece.values
+    found = [_squared(x, over, piece.far)]
+    if of_g > 0:
+        found.append(_inner(x, g, over, piece.far))
+    if of_g > 1:
+        found.append(_squared(g, over, piece.far))
+    return tuple(found)
+
+
+def _mix(
+    piece: _Piece,
+    work: Work,
+    rates: Rates,
+    over: _Over,
+    rr: Tensor,
+    along: Tensor | None,
+    turns: bool,
+) -> tuple[Tensor, ...]:
+    """The buffer takes up the gradient; ⟨x, v⟩ and ⟨v, v⟩, and for Adam the gradient's square."""
+    x, d = piece.values
+    v, keep = piece.v, 0.0 if work.first else rates.keep
+    assert v is not None
+    weight = rates.sign * (1.0 if work.first and rates.beta2 is None else rates.fresh)
+    if along is not None:
+        d = torch.addcmul(d, along, x, value=-1, out=piece.near)
+    squares = () if rates.beta2 is None else (_squared(d, over, piece.far),)
+    if work.kind.radius is None:
+        v.mul_(keep).addcmul_(rr, d, value=weight) if keep else torch.mul(d, weight * rr, out=v)
+    elif not keep:
+        torch.mul(d, weight, out=v)
+    elif weight == 1:
+        torch.add(d, v, alpha=keep, out=v)
+    elif weight == 1 - keep:
+        v.lerp_(d, weight)
     else:
-        _turn(x, direction, v is not None, sigma, r, over, kind, space)
-    if x is not work.x:
-        work.x.copy_(x)
-
-
-def _mix(v: Tensor, keep: float, d: Tensor, weight: float, kind: Kind, rr: Tensor) -> None:
-    """v ← keep · v + weight · (d, or ‖x‖² d under the scaled metric), in place."""
-    if keep == 0:
-        torch.mul(d, weight if kind.radius is not None else weight * rr, out=v)
-    elif kind.radius is not None:
         v.mul_(keep).add_(d, alpha=weight)
-    else:
-        v.mul_(keep).addcmul_(rr, d, value=weight)
+    if not turns:
+        return squares
+    return _inner(x, v, over, piece.far), _squared(v, over, piece.far), *squares
 
 
-def _adapted(work: Work, rates: Rates, squared: Tensor, size: int, rr: Tensor) -> Tensor:
+def _adapted(work: Work, rates: Rates, squared: Tensor, rr: Tensor) -> Tensor:
     """Adam's σ of each slice, from ‖d‖² (‖g‖² under the scaled metric); moments are updated."""
     assert work.s is not None
     assert rates.beta2 is not None
     if work.kind.radius is None:
         squared = squared * rr
     if rates.rms:
-        squared = squared * (squared.numel() / size)
+        squared = squared * (squared.numel() / work.x.numel())
     s = work.s
     if work.first:
         torch.mul(squared, 1 - rates.beta2, out=s)
@@ -159,51 +263,74 @@ def _adapted(work: Work, rates: Rates, squared: Tensor, size: int, rr: Tensor) -
     return rates.lr / ((s / unbias2).sqrt_().add_(rates.eps) * unbias1)
 
 
+def _tangent_square(piece: _Piece, share: Tensor, over: _Over) -> Tensor:
+    """‖t‖², formed as a vector."""
+    x, _ = piece.values
+    t = torch.addcmul(piece.direction, share, x, value=-1, out=piece.near)
+    return _squared(t, over, piece.far)
+
+
 def _turn(
-    x: Tensor,
-    direction: Tensor,
-    carries: bool,
-    sigma: float | Tensor,
-    r: Tensor,
-    over: _Over,
-    kind: Kind,
-    space: _Space,
-) -> None:
-    """The step of the plane, in place; `direction` is a buffer to carry along, or left as it is."""
-    share = _inner(x, direction, over, space[1]) / r.square()
-    out = direction if carries else space[0]
-    t = torch.addcmul(direction, share, x, value=-1, out=out)
-    q = _norm(t, over)
+    kind: Kind, sigma: float | Tensor, rr: Tensor, tt: Tensor, share: Tensor, carries: bool
+) -> tuple[Tensor, ...]:
+    """The step as x′ = x₁ x + x₂ v and v′ = v₁ x + v₂ v, from a to d of the module's docstring."""
+    c = d = rr
     if kind.way == "projective":
         assert kind.radius is not None
-        end = torch.hypot(r, q * sigma)
+        r = rr.sqrt()
+        end = torch.hypot(r, tt.sqrt() * sigma)
         a = kind.radius / end
-        b = -sigma * a
-        c, d = sigma / end * (q / r) * q, r / end
+        b = a * -sigma
+        if carries:
+            c, d = sigma * tt / end / r, r / end
     else:
-        unit = r if kind.radius is None else kind.radius
-        q_ = q / unit
-        cos, sinc = slices.cos_sinc((q_ * sigma).square())
-        a, b = cos, -sigma * sinc
-        c, d = sigma * sinc * q_.square(), cos
+        qq = tt / (rr if kind.radius is None else kind.radius**2)
+        cos, sinc = slices.cos_sinc(qq * sigma**2)
+        sine = sigma * sinc
         if kind.radius is None:
             stretch = (-sigma * share).exp()
-            a, b = stretch * a, stretch * b
-            c, d = stretch * (share * cos + c), stretch * (cos - sigma * share * sinc)
-    if not carries:
-        x.mul_(a).addcmul_(b, t)
+            a, b = stretch * cos, -stretch * sine
+            c, d = stretch * (share * cos + sine * qq), stretch * (cos - sine * share)
+        else:
+            size = kind.radius / (cos.square() * rr + sine.square() * tt).sqrt_()
+            a, b = size * cos, -size * sine
+            c, d = sine * qq, cos
+    x = torch.addcmul(a, b, share, value=-1), b
+    return (*x, torch.addcmul(c, d, share, value=-1), d) if carries else x
+
+
+def _write(piece: _Piece, x1: Tensor, x2: Tensor, *carried: Tensor) -> None:
+    x, _ = piece.values
+    v = piece.direction
+    if carried:
+        v1, v2 = carried
+        end = torch.mul(x, x1, out=piece.near).addcmul_(x2, v)
+        v.mul_(v2).addcmul_(v1, x)
+        piece.x.copy_(end)
     else:
-        y = torch.mul(x, a, out=space[0]).addcmul_(b, t)
-        t.mul_(d).addcmul_(c, x)
-        x.copy_(y)
-    if kind.radius is not None:
-        x.mul_(kind.radius / _norm(x, over))
+        piece.put(x.mul_(x1).addcmul_(x2, v))
 
 
-# A slice of one number extends over no dimension, which torch would read as all of them.
 def _inner(u: Tensor, v: Tensor, over: _Over, out: Tensor | None) -> Tensor:
-    return torch.mul(u, v, out=out).sum(over, keepdim=True) if over else u * v
+    product = torch.mul(u, v, out=out)
+    for run in _runs(over):  # torch's sum over dimensions on both sides of another is slow
+        product = product.sum(run, keepdim=True)
+    return product
 
 
-def _norm(x: Tensor, over: _Over) -> Tensor:
-    return torch.linalg.vector_norm(x, 2, over, keepdim=True) if over else x.abs()
+def _squared(x: Tensor, over: _Over, out: Tensor | None) -> Tensor:
+    if len(_runs(over)) == 1 and over[-1] == x.ndim - 1 and x.is_contiguous():
+        return torch.linalg.vector_norm(x, 2, over, keepdim=True).square_()
+    return _inner(x, x, over, out)
+
+
+@cache
+def _runs(over: _Over) -> tuple[_Over, ...]:
+    """Dimensions in groups of neighbours, the first of them first."""
+    runs: list[list[int]] = []
+    for d in over:
+        if runs and runs[-1][-1] == d - 1:
+            runs[-1].append(d)
+        else:
+            runs.append([d])
+    return tuple(map(tuple, runs))

@@ -107,8 +107,9 @@ def test_they_agree_with_the_specification(
     size: float,
 ) -> None:
     exact = point(manifold, shape, seed)
-    # What is a few rounding errors in one step is more of them in three.
-    for dtype, limit in ((torch.float64, 1e-12), (torch.float32, 4e-6)):
+    # What is a few rounding errors in one step is more of them in three, the more the longer a
+    # gradient is than its tangent part (here up to a hundred times).
+    for dtype, limit in ((torch.float64, 1e-12), (torch.float32, 3e-5)):
         x = exact.to(dtype)
         gradients = _gradients(manifold, x, 3, size, seed)
         plain = _run(manifold, x, gradients, kind, SPECIFICATION)
