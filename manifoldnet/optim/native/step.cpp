@@ -6,9 +6,10 @@
 //     x <- x1 x + x2 g + x3 b            b <- b1 x + b2 g + b3 b
 //
 // and the six coefficients depend on the slice only through its inner products <x,x>, <x,g>, <x,b>,
-// <g,g>, <g,b>, <b,b>. So: one sweep for the inner products, a few numbers, one sweep that writes. All
-// in double, which costs nothing where memory is what is waited for, and makes <v,v> - <x,v>^2/<x,x>,
-// the square of a tangent part, as exact as if the part had been formed.
+// <g,g>, <g,b>, <b,b>. So: one sweep for the inner products, a few numbers, one sweep that writes.
+// Inner products are summed a few in the type of the weight, these sums in double; what is left of
+// <v,v> - <x,v>^2/<x,x>, the square of a tangent part, is exact to rounding unless it is small, and
+// then the part is formed.
 //
 // The formulas are those of manifoldnet/optim/plane.py, held to the reference path by the tests.
 
@@ -59,7 +60,8 @@ constexpr int64_t AHEAD = 1 << 10;  // numbers to ask memory for in advance, at 
 constexpr int64_t TILE = 1 << 11;   // columns whose sums stay in the cache
 constexpr int64_t STRIPES = 16;     // of rows, the sums of which are kept apart, at most
 constexpr int64_t HIGH = 64;        // rows of a stripe, at least
-constexpr int ROWS = 4;             // that are read and written together
+constexpr int ROWS = 4;             // that are written together
+constexpr int64_t FEW = 8;          // products that are summed before their sum is taken to double
 constexpr int LANES = 16;           // sums that are kept apart so that none waits for the last one
 
 struct Sums {
@@ -72,15 +74,18 @@ struct Sums {
   }
 };
 
+// The six coefficients of a slice, and whether rounding to float on the way would be too much.
 struct Mix {
   double x1, x2, x3, b1, b2, b3;
+  bool careful = false;
 };
 
-template <class T, bool OLD, bool NEW>
-inline void put(T *x, const T *g, T *b, int64_t i, const Mix &k) {
-  const double p = x[i], q = g[i], w = OLD ? b[i] : T(0);
-  double y = k.x1 * p + k.x2 * q, z = k.b1 * p + k.b2 * q;
-  if (OLD) y += k.x3 * w, z += k.b3 * w;
+// Writes a number, computing in C.
+template <class C, class T, bool OLD, bool NEW>
+inline void put(T *x, const T *g, T *b, int64_t i, C x1, C x2, C x3, C b1, C b2, C b3) {
+  const C p = x[i], q = g[i], w = OLD ? b[i] : T(0);
+  C y = x1 * p + x2 * q, z = b1 * p + b2 * q;
+  if (OLD) y += x3 * w, z += b3 * w;
   x[i] = T(y);
   if (NEW) b[i] = T(z);
 }
@@ -158,7 +163,7 @@ Mix mix(const Options &o, const Sums &s, T *v, T *top) {
   const Carried k = carry(o, rr, su, sv, uu, uv);
   const double tg = k.d * ug + k.e * ng, tb = k.d * ub + k.e * nb;
   return {k.a - k.b * (ug * sg + ub * sb), k.b * ug, k.b * ub,
-          k.c - (tg * sg + tb * sb),       tg,       tb};
+          k.c - (tg * sg + tb * sb),       tg,       tb,       s.tangent};
 }
 
 // OLD: there is a buffer with a value; NEW: it gets one.
@@ -167,18 +172,28 @@ Sums sums(const T *x, const T *g, const T *b, int64_t n) {
   double xx[LANES] = {}, xg[LANES] = {}, gg[LANES] = {};
   double xb[LANES] = {}, gb[LANES] = {}, bb[LANES] = {};
   int64_t i = 0;
-  for (; i + LANES <= n; i += LANES) {
-    __builtin_prefetch(x + i + AHEAD);
-    __builtin_prefetch(g + i + AHEAD);
-    if (OLD) __builtin_prefetch(b + i + AHEAD);
+  while (n - i >= LANES) {
+    const int64_t end = i + std::min(FEW, (n - i) / LANES) * LANES;
+    T fxx[LANES] = {}, fxg[LANES] = {}, fgg[LANES] = {};
+    T fxb[LANES] = {}, fgb[LANES] = {}, fbb[LANES] = {};
+    for (; i < end; i += LANES) {
+      __builtin_prefetch(x + i + AHEAD);
+      __builtin_prefetch(g + i + AHEAD);
+      if (OLD) __builtin_prefetch(b + i + AHEAD);
+#pragma omp simd
+      for (int l = 0; l < LANES; ++l) {
+        const T p = x[i + l], q = g[i + l];
+        fxx[l] += p * p, fxg[l] += p * q, fgg[l] += q * q;
+        if (OLD) {
+          const T w = b[i + l];
+          fxb[l] += p * w, fgb[l] += q * w, fbb[l] += w * w;
+        }
+      }
+    }
 #pragma omp simd
     for (int l = 0; l < LANES; ++l) {
-      const double p = x[i + l], q = g[i + l];
-      xx[l] += p * p, xg[l] += p * q, gg[l] += q * q;
-      if (OLD) {
-        const double w = b[i + l];
-        xb[l] += p * w, gb[l] += q * w, bb[l] += w * w;
-      }
+      xx[l] += fxx[l], xg[l] += fxg[l], gg[l] += fgg[l];
+      if (OLD) xb[l] += fxb[l], gb[l] += fgb[l], bb[l] += fbb[l];
     }
   }
   for (int l = 0; i < n; ++i, ++l) {
@@ -195,9 +210,9 @@ Sums sums(const T *x, const T *g, const T *b, int64_t n) {
 }
 
 // While one piece is written, memory can bring the piece that is `ahead` of it (0: none).
-template <class T, bool OLD, bool NEW>
-void write(T *x, const T *g, T *b, int64_t n, const Mix &m, int64_t ahead = 0) {
-  const Mix k = m;
+template <class C, class T, bool OLD, bool NEW>
+void write_in(T *x, const T *g, T *b, int64_t n, const Mix &m, int64_t ahead) {
+  const C x1 = m.x1, x2 = m.x2, x3 = m.x3, b1 = m.b1, b2 = m.b2, b3 = m.b3;
   constexpr int64_t line = 64 / sizeof(T);
   int64_t i = 0;
   for (; i + line <= n; i += line) {
@@ -207,9 +222,15 @@ void write(T *x, const T *g, T *b, int64_t n, const Mix &m, int64_t ahead = 0) {
       if (NEW) __builtin_prefetch(b + i + ahead, 1);
     }
 #pragma omp simd
-    for (int64_t j = i; j < i + line; ++j) put<T, OLD, NEW>(x, g, b, j, k);
+    for (int64_t j = i; j < i + line; ++j) put<C, T, OLD, NEW>(x, g, b, j, x1, x2, x3, b1, b2, b3);
   }
-  for (; i < n; ++i) put<T, OLD, NEW>(x, g, b, i, k);
+  for (; i < n; ++i) put<C, T, OLD, NEW>(x, g, b, i, x1, x2, x3, b1, b2, b3);
+}
+
+template <class T, bool OLD, bool NEW>
+void write(T *x, const T *g, T *b, int64_t n, const Mix &m, int64_t ahead = 0) {
+  if (m.careful) return write_in<double, T, OLD, NEW>(x, g, b, n, m, ahead);
+  write_in<T, T, OLD, NEW>(x, g, b, n, m, ahead);
 }
 
 template <class T, bool OLD, bool NEW>
@@ -224,27 +245,33 @@ struct Step {
       : o(o), w(w), x((T *)w.x), b((T *)w.b), v((T *)w.v), top((T *)w.top), g((const T *)w.g) {}
 
   Mix coefficients(Sums s, int64_t i) const {
-    // Where g or b is all but parallel to x, the square of its tangent part would be rounding.
-    const double least = sizeof(T) == 4 ? 1e-6 : 1e-3;
+    // Where g or b is nearly parallel to x, the square of its tangent part would be rounding.
+    const double least = 0.1;
     const bool lost = s.gg * s.xx - s.xg * s.xg < least * s.gg * s.xx ||
                       (OLD && s.bb * s.xx - s.xb * s.xb < least * s.bb * s.xx);
-    if (lost && o.way != ADDITIVE) s = tangents(s, i);
+    if (lost && o.way != ADDITIVE) s = tangents(i);
     return mix<T>(o, s, v ? v + i : nullptr, top ? top + i : nullptr);
   }
 
-  // The same sums, the last three of the tangent parts: one more look at a slice.
-  Sums tangents(Sums s, int64_t i) const {
-    const double sg = s.xg / s.xx, sb = OLD ? s.xb / s.xx : 0;
-    s.gg = s.gb = s.bb = 0;
+  // The same sums in double, the last three of the tangent parts: two more looks at a slice.
+  Sums tangents(int64_t i) const {
+    Sums s;
     s.tangent = true;
+    each(i, [&](double p, double q, double u) { s.xx += p * p, s.xg += p * q, s.xb += p * u; });
+    const double sg = s.xg / s.xx, sb = s.xb / s.xx;
+    each(i, [&](double p, double q, double u) {
+      q -= sg * p, u -= sb * p;
+      s.gg += q * q, s.gb += q * u, s.bb += u * u;
+    });
+    return s;
+  }
+
+  template <class Look>
+  void each(int64_t i, Look look) const {
     for (int64_t row = 0; row < w.outer; ++row) {
       const int64_t from = (row * w.count + i) * w.inner;
-      for (int64_t j = from; j < from + w.inner; ++j) {
-        const double p = x[j], q = g[j] - sg * p, u = OLD ? b[j] - sb * p : 0;
-        s.gg += q * q, s.gb += q * u, s.bb += u * u;
-      }
+      for (int64_t j = from; j < from + w.inner; ++j) look(x[j], g[j], OLD ? b[j] : T(0));
     }
-    return s;
   }
 
   // Slices that lie in one piece each: read, and while it is in the cache, written.
@@ -304,44 +331,45 @@ struct Step {
       for (int64_t left = 0; left < wide; left += TILE) {
         const int64_t n = std::min(TILE, wide - left);
         int64_t row = from;
-        for (; row + ROWS <= to; row += ROWS) gather<ROWS>(row * wide + left, wide, n, sum + left);
+        for (; row + FEW <= to; row += FEW) gather<FEW>(row * wide + left, wide, n, sum + left);
         for (; row < to; ++row) gather<1>(row * wide + left, wide, n, sum + left);
       }
     }
     std::vector<double> mixes(6 * wide);
-    const double most = mixtures(space.data(), stripes, mixes.data(), wide, alone);
+    bool careful = false;
+    const double most = mixtures(space.data(), stripes, mixes.data(), wide, alone, careful);
 #pragma omp parallel for schedule(static) if (!alone)
     for (int64_t stripe = 0; stripe < stripes; ++stripe) {
       const int64_t from = stripe * high, to = std::min(from + high, w.outer);
-      int64_t row = to;  // backwards: what was read last is still in the cache
-      for (; row - ROWS >= from; row -= ROWS) spread<ROWS>((row - ROWS) * wide, wide, mixes.data());
-      for (; row > from; --row) spread<1>((row - 1) * wide, wide, mixes.data());
+      careful ? spread_all<double>(from, to, mixes.data()) : spread_all<T>(from, to, mixes.data());
     }
     return most;
   }
 
-  // Adds ROWS rows to the sums of n columns.
+  // Adds N rows to the sums of n columns.
   template <int N>
   void gather(int64_t at, int64_t wide, int64_t n, double *sum) const {
     const T *px = x + at, *pg = g + at, *pb = OLD ? b + at : nullptr;
-    for (int64_t j = 0; j < n; j += LINE) {
-      for (int r = 0; r < N; ++r) fetch((r + N) * wide + at + j);
-      const int64_t to = std::min(j + LINE, n);
-#pragma omp simd
-      for (int64_t i = j; i < to; ++i) {
-        double xx = 0, xg = 0, gg = 0, xb = 0, gb = 0, bb = 0;
-        for (int r = 0; r < N; ++r) {
-          const double p = px[r * wide + i], q = pg[r * wide + i];
-          xx += p * p, xg += p * q, gg += q * q;
-          if (OLD) {
-            const double u = pb[r * wide + i];
-            xb += p * u, gb += q * u, bb += u * u;
-          }
+    auto add = [&](int64_t i) {
+      T xx = 0, xg = 0, gg = 0, xb = 0, gb = 0, bb = 0;
+      for (int r = 0; r < N; ++r) {
+        const T p = px[r * wide + i], q = pg[r * wide + i];
+        xx += p * p, xg += p * q, gg += q * q;
+        if (OLD) {
+          const T u = pb[r * wide + i];
+          xb += p * u, gb += q * u, bb += u * u;
         }
-        sum[i] += xx, sum[wide + i] += xg, sum[2 * wide + i] += gg;
-        if (OLD) sum[3 * wide + i] += xb, sum[4 * wide + i] += gb, sum[5 * wide + i] += bb;
       }
+      sum[i] += xx, sum[wide + i] += xg, sum[2 * wide + i] += gg;
+      if (OLD) sum[3 * wide + i] += xb, sum[4 * wide + i] += gb, sum[5 * wide + i] += bb;
+    };
+    int64_t j = 0;
+    for (; j + LINE <= n; j += LINE) {
+      for (int r = 0; r < N; ++r) fetch((r + N) * wide + at + j);
+#pragma omp simd
+      for (int64_t i = j; i < j + LINE; ++i) add(i);
     }
+    for (; j < n; ++j) add(j);
   }
 
   // Asks memory for what is to be read soon. Addresses beyond an array's end do no harm.
@@ -352,10 +380,12 @@ struct Step {
   }
 
   // The coefficients of every column, from the sums of all stripes.
-  double mixtures(double *sum, int64_t stripes, double *mixes, int64_t wide, bool alone) const {
+  double mixtures(double *sum, int64_t stripes, double *mixes, int64_t wide, bool alone,
+                  bool &careful) const {
     const int64_t sets = OLD ? 6 : 3;
     double most = 0;
-#pragma omp parallel for schedule(static) reduction(max : most) if (!alone)
+    bool any = false;
+#pragma omp parallel for schedule(static) reduction(max : most) reduction(|| : any) if (!alone)
     for (int64_t i = 0; i < w.count; ++i) {
       const int64_t from = i * w.inner, to = from + w.inner;
       double all[6] = {};
@@ -368,23 +398,37 @@ struct Step {
       const Mix m = coefficients(s, i);
       const double k[6] = {m.x1, m.x2, m.x3, m.b1, m.b2, m.b3};
       for (int c = 0; c < 6; ++c) std::fill(mixes + c * wide + from, mixes + c * wide + to, k[c]);
+      any = any || m.careful;
     }
+    careful = any;
     return most;
   }
 
-  // Writes ROWS rows.
-  template <int N>
+  // Writes a stripe of rows, backwards: what was read last is still in the cache.
+  template <class C>
+  void spread_all(int64_t from, int64_t to, const double *k) const {
+    const int64_t wide = w.count * w.inner;
+    for (; to - ROWS >= from; to -= ROWS) spread<C, ROWS>((to - ROWS) * wide, wide, k);
+    for (; to > from; --to) spread<C, 1>((to - 1) * wide, wide, k);
+  }
+
+  // Writes N rows, computing in C.
+  template <class C, int N>
   void spread(int64_t at, int64_t wide, const double *k) const {
-    for (int64_t j = 0; j < wide; j += LINE) {
+    auto mix = [&](int64_t i) {
+      const int64_t w1 = wide + i, w2 = w1 + wide, w3 = w2 + wide, w4 = w3 + wide, w5 = w4 + wide;
+      const C x1 = k[i], x2 = k[w1], x3 = OLD ? k[w2] : 0;
+      const C b1 = NEW ? k[w3] : 0, b2 = NEW ? k[w4] : 0, b3 = OLD ? k[w5] : 0;
+      for (int r = 0; r < N; ++r)
+        put<C, T, OLD, NEW>(x, g, b, at + r * wide + i, x1, x2, x3, b1, b2, b3);
+    };
+    int64_t j = 0;
+    for (; j + LINE <= wide; j += LINE) {
       for (int r = 0; r < N && at >= N * wide; ++r) fetch(at + (r - N) * wide + j);
-      const int64_t to = std::min(j + LINE, wide);
 #pragma omp simd
-      for (int64_t i = j; i < to; ++i) {
-        const int64_t w1 = wide + i, w2 = w1 + wide, w3 = w2 + wide, w4 = w3 + wide, w5 = w4 + wide;
-        const Mix m{k[i], k[w1], OLD ? k[w2] : 0, NEW ? k[w3] : 0, NEW ? k[w4] : 0, OLD ? k[w5] : 0};
-        for (int r = 0; r < N; ++r) put<T, OLD, NEW>(x, g, b, at + r * wide + i, m);
-      }
+      for (int64_t i = j; i < j + LINE; ++i) mix(i);
     }
+    for (; j < wide; ++j) mix(j);
   }
 
   double run(bool alone) const {
