@@ -58,9 +58,11 @@ constexpr int64_t LONG = 1 << 17;   // a slice that is worth all threads
 constexpr int64_t CHUNK = 1 << 14;  // numbers of it that are summed in one go
 constexpr int64_t AHEAD = 1 << 10;  // numbers to ask memory for in advance, at least
 constexpr int64_t TILE = 1 << 11;   // columns whose sums stay in the cache
+constexpr int64_t PANEL = 1 << 20;  // bytes of columns that stay in a processor's own cache
+constexpr int64_t NARROW = 128;      // columns of a panel that is worth it, at least
 constexpr int64_t STRIPES = 16;     // of rows, the sums of which are kept apart, at most
 constexpr int64_t HIGH = 64;        // rows of a stripe, at least
-constexpr int ROWS = 4;             // that are written together
+constexpr int ROWS = 4;             // that are read and written together
 constexpr int64_t FEW = 8;          // products that are summed before their sum is taken to double
 constexpr int LANES = 16;           // sums that are kept apart so that none waits for the last one
 
@@ -135,7 +137,7 @@ Mix mix(const Options &o, const Sums &s, T *v, T *top) {
   const double scale = o.set == SPHERE ? o.sign : o.sign * rr;
   const double dg = o.first ? scale * (o.adam ? o.fresh : 1) : scale * o.fresh;
   const double db = o.first ? 0 : o.keep;
-  // The new buffer n = dg g + db b, and the step u = -rate d, -rate n or what Nesterov makes of both.
+  // The new buffer n = dg g + db b, and the step u = -rate d, -rate n or Nesterov's of both.
   const bool plain = !o.adam && o.keep == 0;
   const double ng = plain ? scale : dg, nb = plain ? 0 : db;
   // g and b taken apart: a share of x, and what is at right angles to it.
@@ -240,6 +242,7 @@ struct Step {
   T *x, *b, *v, *top;
   const T *g;
   static constexpr int64_t LINE = 64 / sizeof(T);  // numbers that memory brings at once
+  static constexpr int64_t SETS = OLD ? 6 : 3;     // kinds of inner products
 
   Step(const Options &o, const Work &w)
       : o(o), w(w), x((T *)w.x), b((T *)w.b), v((T *)w.v), top((T *)w.top), g((const T *)w.g) {}
@@ -317,40 +320,64 @@ struct Step {
     return s.xx;
   }
 
-  // Slices that are strewn: the columns of (outer, count * inner), of which `inner` are a slice.
+  // Slices that are strewn: columns of (outer, count * inner), of which `inner` are a slice. In
+  // panels of columns that stay in the cache from their first look to the second, if that leaves
+  // panels worth reading; else all of them at once, by stripes of rows.
   double columns(bool alone) const {
-    const int64_t wide = w.count * w.inner, sets = OLD ? 6 : 3;
-    // Stripes of rows, whatever the number of threads.
-    const int64_t high = std::max(HIGH, (w.outer + STRIPES - 1) / STRIPES);
-    const int64_t stripes = (w.outer + high - 1) / high;
-    std::vector<double> space(stripes * sets * wide, 0.0);
-#pragma omp parallel for schedule(static) if (!alone)
-    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
-      const int64_t from = stripe * high, to = std::min(from + high, w.outer);
-      double *sum = space.data() + stripe * sets * wide;
-      for (int64_t left = 0; left < wide; left += TILE) {
-        const int64_t n = std::min(TILE, wide - left);
-        int64_t row = from;
-        for (; row + FEW <= to; row += FEW) gather<FEW>(row * wide + left, wide, n, sum + left);
-        for (; row < to; ++row) gather<1>(row * wide + left, wide, n, sum + left);
-      }
-    }
-    std::vector<double> mixes(6 * wide);
-    bool careful = false;
-    const double most = mixtures(space.data(), stripes, mixes.data(), wide, alone, careful);
-#pragma omp parallel for schedule(static) if (!alone)
-    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
-      const int64_t from = stripe * high, to = std::min(from + high, w.outer);
-      careful ? spread_all<double>(from, to, mixes.data()) : spread_all<T>(from, to, mixes.data());
+    const int64_t wide = w.count * w.inner;
+    const int64_t most_slices = PANEL / (w.outer * w.inner * 3 * int64_t(sizeof(T)));
+    if (!alone && most_slices * w.inner < std::min(NARROW, wide)) return stripes();
+    const int64_t share = alone ? w.count : w.count / omp_get_max_threads() + 1;
+    const int64_t slices = std::max<int64_t>(1, std::min(most_slices, share));
+    double most = 0;
+#pragma omp parallel for schedule(static) reduction(max : most) if (!alone)
+    for (int64_t i = 0; i < w.count; i += slices) {
+      const int64_t left = i * w.inner, n = std::min(slices * w.inner, wide - left);
+      std::vector<double> space(SETS * n, 0.0), mixes(6 * n);
+      bool careful = false;
+      gather_all(0, w.outer, left, n, space.data(), n);
+      most = std::max(most, mixtures(space.data(), 1, i, n / w.inner, mixes.data(), careful, true));
+      spread_all(0, w.outer, left, n, mixes.data(), careful);
     }
     return most;
   }
 
-  // Adds N rows to the sums of n columns.
+  double stripes() const {
+    const int64_t wide = w.count * w.inner;
+    // Of rows, whatever the number of threads.
+    const int64_t high = std::max(HIGH, (w.outer + STRIPES - 1) / STRIPES);
+    const int64_t stripes = (w.outer + high - 1) / high;
+    std::vector<double> space(stripes * SETS * wide, 0.0), mixes(6 * wide);
+#pragma omp parallel for schedule(static)
+    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
+      const int64_t from = stripe * high, to = std::min(from + high, w.outer);
+      for (int64_t left = 0; left < wide; left += TILE) {
+        double *sum = space.data() + stripe * SETS * wide + left;
+        gather_all(from, to, left, std::min(TILE, wide - left), sum, wide);
+      }
+    }
+    bool careful = false;
+    const double most = mixtures(space.data(), stripes, 0, w.count, mixes.data(), careful, false);
+#pragma omp parallel for schedule(static)
+    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
+      const int64_t from = stripe * high, to = std::min(from + high, w.outer);
+      spread_all(from, to, 0, wide, mixes.data(), careful);
+    }
+    return most;
+  }
+
+  // Adds some rows to the sums of n columns, which are `apart` from one kind of sum to the next.
+  void gather_all(int64_t from, int64_t to, int64_t left, int64_t n, double *sum,
+                  int64_t apart) const {
+    for (; from + FEW <= to; from += FEW) gather<FEW>(from, left, n, sum, apart);
+    for (; from < to; ++from) gather<1>(from, left, n, sum, apart);
+  }
+
   template <int N>
-  void gather(int64_t at, int64_t wide, int64_t n, double *sum) const {
+  void gather(int64_t row, int64_t left, int64_t n, double *sum, int64_t apart) const {
+    const int64_t wide = w.count * w.inner, at = row * wide + left;
     const T *px = x + at, *pg = g + at, *pb = OLD ? b + at : nullptr;
-    auto add = [&](int64_t i) {
+    auto add = [=](int64_t i) {
       T xx = 0, xg = 0, gg = 0, xb = 0, gb = 0, bb = 0;
       for (int r = 0; r < N; ++r) {
         const T p = px[r * wide + i], q = pg[r * wide + i];
@@ -360,8 +387,8 @@ struct Step {
           xb += p * u, gb += q * u, bb += u * u;
         }
       }
-      sum[i] += xx, sum[wide + i] += xg, sum[2 * wide + i] += gg;
-      if (OLD) sum[3 * wide + i] += xb, sum[4 * wide + i] += gb, sum[5 * wide + i] += bb;
+      sum[i] += xx, sum[apart + i] += xg, sum[2 * apart + i] += gg;
+      if (OLD) sum[3 * apart + i] += xb, sum[4 * apart + i] += gb, sum[5 * apart + i] += bb;
     };
     int64_t j = 0;
     for (; j + LINE <= n; j += LINE) {
@@ -379,56 +406,64 @@ struct Step {
     if (OLD) __builtin_prefetch(b + at);
   }
 
-  // The coefficients of every column, from the sums of all stripes.
-  double mixtures(double *sum, int64_t stripes, double *mixes, int64_t wide, bool alone,
-                  bool &careful) const {
-    const int64_t sets = OLD ? 6 : 3;
+  // The coefficients of some slices, column by column, from the sums of all stripes.
+  double mixtures(const double *sum, int64_t stripes, int64_t first, int64_t count, double *mixes,
+                  bool &careful, bool alone) const {
+    const int64_t n = count * w.inner;
     double most = 0;
     bool any = false;
 #pragma omp parallel for schedule(static) reduction(max : most) reduction(|| : any) if (!alone)
-    for (int64_t i = 0; i < w.count; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
       const int64_t from = i * w.inner, to = from + w.inner;
       double all[6] = {};
-      for (int64_t set = 0; set < sets; ++set)
+      for (int64_t set = 0; set < SETS; ++set)
         for (int64_t stripe = 0; stripe < stripes; ++stripe)
-          for (int64_t j = from; j < to; ++j) all[set] += sum[(stripe * sets + set) * wide + j];
+          for (int64_t j = from; j < to; ++j) all[set] += sum[(stripe * SETS + set) * n + j];
       most = std::max(most, all[0]);
       Sums s;
       s.xx = all[0], s.xg = all[1], s.gg = all[2], s.xb = all[3], s.gb = all[4], s.bb = all[5];
-      const Mix m = coefficients(s, i);
+      const Mix m = coefficients(s, first + i);
       const double k[6] = {m.x1, m.x2, m.x3, m.b1, m.b2, m.b3};
-      for (int c = 0; c < 6; ++c) std::fill(mixes + c * wide + from, mixes + c * wide + to, k[c]);
+      for (int c = 0; c < 6; ++c) std::fill(mixes + c * n + from, mixes + c * n + to, k[c]);
       any = any || m.careful;
     }
     careful = any;
     return most;
   }
 
-  // Writes a stripe of rows, backwards: what was read last is still in the cache.
-  template <class C>
-  void spread_all(int64_t from, int64_t to, const double *k) const {
-    const int64_t wide = w.count * w.inner;
-    for (; to - ROWS >= from; to -= ROWS) spread<C, ROWS>((to - ROWS) * wide, wide, k);
-    for (; to > from; --to) spread<C, 1>((to - 1) * wide, wide, k);
+  // Writes n columns of some rows, backwards: what was read last is still in the cache.
+  void spread_all(int64_t from, int64_t to, int64_t left, int64_t n, const double *k,
+                  bool careful) const {
+    careful ? spread_in<double>(from, to, left, n, k) : spread_in<T>(from, to, left, n, k);
   }
 
-  // Writes N rows, computing in C.
+  template <class C>
+  void spread_in(int64_t from, int64_t to, int64_t left, int64_t n, const double *k) const {
+    for (; to - ROWS >= from; to -= ROWS) spread<C, ROWS>(to - ROWS, left, n, k);
+    for (; to > from; --to) spread<C, 1>(to - 1, left, n, k);
+  }
+
   template <class C, int N>
-  void spread(int64_t at, int64_t wide, const double *k) const {
-    auto mix = [&](int64_t i) {
-      const int64_t w1 = wide + i, w2 = w1 + wide, w3 = w2 + wide, w4 = w3 + wide, w5 = w4 + wide;
-      const C x1 = k[i], x2 = k[w1], x3 = OLD ? k[w2] : 0;
-      const C b1 = NEW ? k[w3] : 0, b2 = NEW ? k[w4] : 0, b3 = OLD ? k[w5] : 0;
-      for (int r = 0; r < N; ++r)
-        put<C, T, OLD, NEW>(x, g, b, at + r * wide + i, x1, x2, x3, b1, b2, b3);
-    };
+  void spread(int64_t row, int64_t left, int64_t n, const double *k) const {
+    const int64_t wide = w.count * w.inner, at = row * wide + left;
+    T *const px = x + at, *const pb = NEW ? b + at : nullptr;
+    const T *const pg = g + at;
     int64_t j = 0;
-    for (; j + LINE <= wide; j += LINE) {
-      for (int r = 0; r < N && at >= N * wide; ++r) fetch(at + (r - N) * wide + j);
+    for (; j + LINE <= n; j += LINE) {
+      for (int r = 0; r < N && row >= N; ++r) fetch(at + (r - N) * wide + j);
 #pragma omp simd
-      for (int64_t i = j; i < j + LINE; ++i) mix(i);
+      for (int64_t i = j; i < j + LINE; ++i) mixed<C, N>(px, pg, pb, wide, k, n, i);
     }
-    for (; j < wide; ++j) mix(j);
+    for (; j < n; ++j) mixed<C, N>(px, pg, pb, wide, k, n, j);
+  }
+
+  template <class C, int N>
+  static inline void mixed(T *x, const T *g, T *b, int64_t wide, const double *k, int64_t n,
+                           int64_t i) {
+    const C x1 = k[i], x2 = k[n + i], x3 = OLD ? k[2 * n + i] : 0.0;
+    const C b1 = NEW ? k[3 * n + i] : 0.0, b2 = NEW ? k[4 * n + i] : 0.0;
+    const C b3 = OLD ? k[5 * n + i] : 0.0;
+    for (int r = 0; r < N; ++r) put<C, T, OLD, NEW>(x, g, b, r * wide + i, x1, x2, x3, b1, b2, b3);
   }
 
   double run(bool alone) const {
