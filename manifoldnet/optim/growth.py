@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Manifold, ScaledMetric, slices
+from manifoldnet.geometry import Additive, Manifold, ScaledMetric, slices
 
 __all__ = ["NormGrowthWarning", "growing", "overflowing"]
 
@@ -46,9 +46,13 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
     if not bool((norms > _limit(p.dtype)).any()):
         return None
     worst = int(norms.argmax())
+    advice = "lower the learning rate"
+    if isinstance(manifold.retraction, Additive):
+        advice = (
+            "where the loss does not depend on the norm (batch normalization), additive steps make "
+            f"it grow without bound: use retraction='geodesic', which keeps it, or {advice}"
+        )
     return (
         f"{slices.label(worst, p.ndim, manifold.dim)} has norm {float(norms[worst]):.3g}, on its "
-        f"way out of {p.dtype}. Where the loss does not depend on the norm (batch normalization), "
-        "additive steps make it grow without bound: use retraction='geodesic', which keeps it, or "
-        "lower the learning rate"
+        f"way out of {p.dtype}: {advice}"
     )

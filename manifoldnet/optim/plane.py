@@ -225,7 +225,7 @@ def _mix(
     x, d = piece.values
     v, keep = piece.v, 0.0 if work.first else rates.keep
     assert v is not None
-    weight = rates.sign * (1.0 if work.first and rates.beta2 is None else rates.fresh)
+    weight = rates.sign * (1.0 if work.first else rates.fresh)
     if along is not None:
         d = torch.addcmul(d, along, x, value=-1, out=piece.near)
     squares = () if rates.beta2 is None else (_squared(d, over, piece.far),)
@@ -253,10 +253,7 @@ def _adapted(work: Work, rates: Rates, squared: Tensor, rr: Tensor) -> Tensor:
     if rates.rms:
         squared = squared * (squared.numel() / work.x.numel())
     s = work.s
-    if work.first:
-        torch.mul(squared, 1 - rates.beta2, out=s)
-    else:
-        s.mul_(rates.beta2).add_(squared, alpha=1 - rates.beta2)
+    s.mul_(rates.beta2).add_(squared, alpha=1 - rates.beta2)
     if work.top is not None:
         s = torch.maximum(work.top, s, out=work.top)
     unbias1, unbias2 = work.unbias

@@ -40,7 +40,7 @@ class Work(NamedTuple):
         g: its gradient, which is left as it is.
         kind: its manifold.
         v: the buffer; None for SGD without momentum.
-        first: whether the buffers have no value yet.
+        first: whether the buffer has no value yet (SGD; Adam's starts with zeros).
         s: Adam's second moments, one number per slice.
         top: the largest of them so far, with amsgrad.
         unbias: 1 − β₁ᵗ and 1 − β₂ᵗ.

@@ -80,14 +80,18 @@ def _run(
 
 
 def _agree(
-    one: dict[str, Tensor], other: dict[str, Tensor], manifold: mn.Manifold, limit: float
+    one: dict[str, Tensor],
+    other: dict[str, Tensor],
+    manifold: mn.Manifold,
+    limit: float,
+    of_buffers: float | None = None,
 ) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         a, b = value.double(), other[key].double()
         assert value.dtype == other[key].dtype, key
         off = apart(a, b, manifold.dim) if a.shape == one["weight"].shape else _relative(a, b)
-        assert off <= limit, (key, off)
+        assert off <= (limit if key == "weight" or of_buffers is None else of_buffers), (key, off)
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
@@ -107,13 +111,13 @@ def test_they_agree_with_the_specification(
     size: float,
 ) -> None:
     exact = point(manifold, shape, seed)
-    # What is a few rounding errors in one step is more of them in three, the more the longer a
-    # gradient is than its tangent part (here up to a hundred times).
-    for dtype, limit in ((torch.float64, 1e-12), (torch.float32, 3e-5)):
+    # What is a few rounding errors in one step is more of them in three; and in buffers, where a
+    # gradient is longer than its tangent part (here up to a hundred times) and terms cancel.
+    for dtype, limit, of_buffers in ((torch.float64, 1e-12, None), (torch.float32, 4e-6, 3e-4)):
         x = exact.to(dtype)
         gradients = _gradients(manifold, x, 3, size, seed)
         plain = _run(manifold, x, gradients, kind, SPECIFICATION)
-        _agree(_run(manifold, x, gradients, kind, path), plain, manifold, limit)
+        _agree(_run(manifold, x, gradients, kind, path), plain, manifold, limit, of_buffers)
 
 
 @each_path

@@ -40,7 +40,7 @@ _FLAGS = (
     *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),
 )
 # The kernel's structures, field for field.
-_OPTIONS = struct.Struct("=6i11d")
+_OPTIONS = struct.Struct("=6i10d")
 _WAYS = {"projective": 0, "geodesic": 1, "additive": 2}
 _NAMES = {torch.float32: "step_float", torch.float64: "step_double"}
 
@@ -94,8 +94,8 @@ def _options(work: Work, rates: Rates, packed: dict[object, bytes]) -> bytes:
     if found is None:
         found = packed[key] = _OPTIONS.pack(
             *(kind.radius is None, _WAYS[kind.way], rates.beta2 is not None),
-            *(rates.nesterov, work.first, rates.amsgrad),
-            *(kind.radius or 0.0, rates.lr, rates.sign, rates.keep, rates.fresh, rates.keep),
+            *(rates.nesterov, rates.amsgrad, work.first),
+            *(kind.radius or 0.0, rates.lr, rates.sign, rates.keep, rates.fresh),
             *(rates.beta2 or 0.0, rates.eps, *work.unbias, share),
         )
     return found

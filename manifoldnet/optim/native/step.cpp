@@ -35,12 +35,12 @@ enum Way : int32_t { PROJECTIVE = 0, GEODESIC = 1, ADDITIVE = 2 };
 struct Options {
   int32_t set, way;     // which manifold, which retraction
   int32_t adam;         // Adam, or SGD
-  int32_t nesterov, first, amsgrad;
+  int32_t nesterov, amsgrad;
+  int32_t first;        // whether the buffer has no value yet; for Adam it has zeros
   double radius;
   double rate;          // lambda
   double sign;          // -1 to maximize
   double keep, fresh;   // b <- keep b + fresh d; momentum and 1 - dampening, or beta1 and 1 - beta1
-  double momentum;      // for Nesterov
   double beta2, eps, unbias1, unbias2;  // 1 - beta^t
   double share;         // of <d,d> that the second moment takes: 1, or one over a slice's size
 };
@@ -98,7 +98,7 @@ struct Carried {
   double a, b, c, d, e;
 };
 
-Carried carry(const Options &o, double rr, double su, double sv, double uu, double uv) {
+inline Carried carry(const Options &o, double rr, double su, double sv, double uu, double uv) {
   const double r = std::sqrt(rr);
   if (o.way == ADDITIVE) return {1 + su, 1, sv, 0, 1};
   if (o.way == PROJECTIVE) {
@@ -130,12 +130,12 @@ Carried carry(const Options &o, double rr, double su, double sv, double uu, doub
 }
 
 // The coefficients of a slice; `v` and `top` are its second moments.
-template <class T>
+template <class T, bool NEW>
 Mix mix(const Options &o, const Sums &s, T *v, T *top) {
   const double rr = s.xx;
   // d = scale g + along x: the Riemannian gradient.
   const double scale = o.set == SPHERE ? o.sign : o.sign * rr;
-  const double dg = o.first ? scale * (o.adam ? o.fresh : 1) : scale * o.fresh;
+  const double dg = o.first ? scale : scale * o.fresh;
   const double db = o.first ? 0 : o.keep;
   // The new buffer n = dg g + db b, and the step u = -rate d, -rate n or Nesterov's of both.
   const bool plain = !o.adam && o.keep == 0;
@@ -148,21 +148,22 @@ Mix mix(const Options &o, const Sums &s, T *v, T *top) {
   double rate = o.rate;
   if (o.adam) {
     const double dd = o.set == SPHERE ? gg : rr * (gg + sg * s.xg);
-    double now = o.beta2 * (o.first ? 0.0 : double(*v)) + (1 - o.beta2) * dd * o.share;
+    double now = o.beta2 * double(*v) + (1 - o.beta2) * dd * o.share;
     *v = T(now);
     if (o.amsgrad) {
-      now = o.first ? double(T(now)) : std::max(double(*top), double(T(now)));
+      now = std::max(double(*top), double(T(now)));
       *top = T(now);
     }
     rate = o.rate / ((std::sqrt(now / o.unbias2) + o.eps) * o.unbias1);
   }
-  const double ug = -rate * (o.nesterov ? scale + o.momentum * ng : ng);
-  const double ub = -rate * (o.nesterov ? o.momentum * nb : nb);
+  const double ug = -rate * (o.nesterov ? scale + o.keep * ng : ng);
+  const double ub = -rate * (o.nesterov ? o.keep * nb : nb);
   const double uu = std::max(ug * ug * gg + 2 * ug * ub * gb + ub * ub * bb, 0.0);
   const double uv = ug * ng * gg + (ug * nb + ub * ng) * gb + ub * nb * bb;
   const bool flat = o.set == SCALED;
   const double su = flat ? ug * sg + ub * sb : 0, sv = flat ? ng * sg + nb * sb : 0;
   const Carried k = carry(o, rr, su, sv, uu, uv);
+  if (!NEW) return {k.a - k.b * ug * sg, k.b * ug, 0, 0, 0, 0, s.tangent};
   const double tg = k.d * ug + k.e * ng, tb = k.d * ub + k.e * nb;
   return {k.a - k.b * (ug * sg + ub * sb), k.b * ug, k.b * ub,
           k.c - (tg * sg + tb * sb),       tg,       tb,       s.tangent};
@@ -253,7 +254,7 @@ struct Step {
     const bool lost = s.gg * s.xx - s.xg * s.xg < least * s.gg * s.xx ||
                       (OLD && s.bb * s.xx - s.xb * s.xb < least * s.bb * s.xx);
     if (lost && o.way != ADDITIVE) s = tangents(i);
-    return mix<T>(o, s, v ? v + i : nullptr, top ? top + i : nullptr);
+    return mix<T, NEW>(o, s, v ? v + i : nullptr, top ? top + i : nullptr);
   }
 
   // The same sums in double, the last three of the tangent parts: two more looks at a slice.
@@ -423,8 +424,11 @@ struct Step {
       Sums s;
       s.xx = all[0], s.xg = all[1], s.gg = all[2], s.xb = all[3], s.gb = all[4], s.bb = all[5];
       const Mix m = coefficients(s, first + i);
-      const double k[6] = {m.x1, m.x2, m.x3, m.b1, m.b2, m.b3};
-      for (int c = 0; c < 6; ++c) std::fill(mixes + c * n + from, mixes + c * n + to, k[c]);
+      for (int64_t j = from; j < to; ++j) {
+        mixes[j] = m.x1, mixes[n + j] = m.x2;
+        if (NEW) mixes[2 * n + j] = m.x3, mixes[3 * n + j] = m.b1, mixes[4 * n + j] = m.b2;
+        if (NEW) mixes[5 * n + j] = m.b3;
+      }
       any = any || m.careful;
     }
     careful = any;
