@@ -56,6 +56,7 @@ notebooks: $(INSTALLED) ## run the notebooks that changed, into docs/notebooks
 docs: $(INSTALLED) notebooks ## the documentation, into build/site
 	$(call step,docs)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --site-dir build/site
+	$(BIN)/python docs/reference.py build/site
 
 .PHONY: install
 install: $(INSTALLED) ## the environment in .venv, from constraints.txt

@@ -71,9 +71,7 @@ for record in records:
     tried = ", ".join(
         f"{lr:g}: {error:.3f}" for lr, error in zip(choice.candidates, choice.errors, strict=True)
     )
-    print(
-        f"{config.update:6s} seed {config.seed}  λ = {choice.lr:g}  (errors of the choice: {tried})"
-    )
+    print(f"{config.update:6s} seed {config.seed}  λ = {choice.lr:g}  (errors tried: {tried})")
 
 # %% [markdown]
 # ## The row on MNIST
@@ -162,4 +160,4 @@ theirs = {cell.update: paper.TABLE2[cell].mean for cell in row}
 assert theirs["b-sgd"] < min(theirs["sm"], theirs["un"])
 
 # %% [markdown]
-# API: [experiments](../docs/api/experiments.md).
+# API: [reproducing the symmetry paper](../docs/api/symmetry_paper.md).
