@@ -111,7 +111,7 @@ for k, update in enumerate(PAPER_UPDATES):
         place = x + (k - 1) * 0.25
         theirs, ours = paper.TABLE2[cell], list(table[cell].test_errors.values())
         bar = (100 * theirs.mean, 100 * theirs.deviation)
-        axes.errorbar(place, *bar, fmt="_", color="#999999", elinewidth=5, alpha=0.5, markersize=12)
+        axes.errorbar(place, *bar, fmt="_", color="0.6", elinewidth=5, alpha=0.5, markersize=12)
         dots = [100 * error for error in ours]
         label = update if x == 0 else None
         axes.plot([place] * len(dots), dots, ".", color=COLOURS[update], label=label)
