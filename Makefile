@@ -25,7 +25,7 @@ demo: $(INSTALLED) ## train a network on the digits with three updates and draw 
 	$(BIN)/manifoldnet compare --dataset digits --architecture arch2 --overwrite
 
 .PHONY: test
-test: lint types tests docs ## everything that decides whether a change is good
+test: lint types docs tests ## everything that decides whether a change is good
 	$(call step,all good)
 
 .PHONY: lint
@@ -41,9 +41,9 @@ types: $(INSTALLED) ## types (mypy)
 
 # One thread a process: the processes share the machine already, and sums keep their order.
 .PHONY: tests
-tests: $(INSTALLED) notebooks ## tests and README examples (pytest)
+tests: $(INSTALLED) docs ## tests and README examples (pytest), and the site in a browser
 	$(call step,tests)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MANIFOLDNET_SITE=build/site \
 		$(BIN)/pytest -n $(JOBS) --dist worksteal --hypothesis-profile ci
 
 .PHONY: notebooks
@@ -56,6 +56,7 @@ notebooks: $(INSTALLED) ## run the notebooks that changed, into docs/notebooks
 docs: $(INSTALLED) notebooks ## the documentation, into build/site
 	$(call step,docs)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean --site-dir build/site
+	$(BIN)/python docs/reference.py build/site
 
 .PHONY: install
 install: $(INSTALLED) ## the environment in .venv, from constraints.txt

@@ -183,8 +183,16 @@ def declare_all(model: nn.Module, rule: Rule, project: bool = False) -> dict[str
     return {name: manifold for name, _, _, manifold in plan}
 
 
+def _check_module(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"give the module that holds the weights, not a {type(model).__name__}")
+
+
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The submodule that a qualified name leads to, and the rest of the name."""
+    _check_module(module)
+    if not isinstance(name, str):
+        raise ValueError(f"a parameter is named by a string such as 'fc.weight', not {name!r}")
     *path, local = name.split(".")
     try:
         return module.get_submodule(".".join(path)), local
@@ -384,6 +392,7 @@ def param_groups(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
     """
     if "params" in options:
         raise ValueError("params is what this function finds: give options such as lr=0.1 only")
+    _check_module(model)
     declared = {
         id(p) for p, m in declared_parameters(model).values() if not isinstance(m, Euclidean)
     }

@@ -121,7 +121,7 @@ for i in (1, 2):
 # Wrong labels cost both. At 20 and at 40 % the stage makes fewer errors in the mean; three seeds
 # and a small test set say no more than that. The paper's own experiment on this is in the library,
 # as `manifoldnet reproduce label-noise`
-# ([experiments](../docs/api/experiments.md#scale-invariant-learning)).
+# ([all of its experiments](../docs/api/scale_invariant.md)).
 #
 # ## Why one would expect it
 #

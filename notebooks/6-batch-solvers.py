@@ -100,8 +100,8 @@ runs = {
 }
 for (update, solver, scaled), log in runs.items():
     start = "scaled  " if scaled else "original"
-    print(f"{update:13s} {solver:18s} from {start}  cost {log['cost'][-1]:.1e} after ", end="")
-    print(f"{log['gradients'][-1]} gradients, {log['hessians'][-1]} Hessian-vector products")
+    print(f"{update:13s} {solver:18s} {start}  cost {log['cost'][-1]:.1e} after ", end="")
+    print(f"{log['gradients'][-1]} gradients, {log['hessians'][-1]} Hessian products")
 
 # %% alt="Cost by gradient, from original and scaled weights: apart for Euclidean weights only"
 figure, panels = plt.subplots(1, 4, figsize=(10, 3), sharey=True)

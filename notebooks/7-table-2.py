@@ -71,9 +71,7 @@ for record in records:
     tried = ", ".join(
         f"{lr:g}: {error:.3f}" for lr, error in zip(choice.candidates, choice.errors, strict=True)
     )
-    print(
-        f"{config.update:6s} seed {config.seed}  λ = {choice.lr:g}  (errors of the choice: {tried})"
-    )
+    print(f"{config.update:6s} seed {config.seed}  λ = {choice.lr:g}  (errors tried: {tried})")
 
 # %% [markdown]
 # ## The row on MNIST
@@ -113,7 +111,7 @@ for k, update in enumerate(PAPER_UPDATES):
         place = x + (k - 1) * 0.25
         theirs, ours = paper.TABLE2[cell], list(table[cell].test_errors.values())
         bar = (100 * theirs.mean, 100 * theirs.deviation)
-        axes.errorbar(place, *bar, fmt="_", color="#999999", elinewidth=5, alpha=0.5, markersize=12)
+        axes.errorbar(place, *bar, fmt="_", color="0.6", elinewidth=5, alpha=0.5, markersize=12)
         dots = [100 * error for error in ours]
         label = update if x == 0 else None
         axes.plot([place] * len(dots), dots, ".", color=COLOURS[update], label=label)
@@ -162,4 +160,4 @@ theirs = {cell.update: paper.TABLE2[cell].mean for cell in row}
 assert theirs["b-sgd"] < min(theirs["sm"], theirs["un"])
 
 # %% [markdown]
-# API: [experiments](../docs/api/experiments.md).
+# API: [reproducing the symmetry paper](../docs/api/symmetry_paper.md).

@@ -1,10 +1,13 @@
 """What the fast paths are given: weights with their gradients and buffers, and one set of rates.
 
-v ← keep · v + fresh · d        (d at first, for SGD)        d the Riemannian gradient, ± by `sign`
-u = −σ v                        or −σ (d + momentum · v), with Nesterov
-σ = lr                          SGD
-σ = lr / (unbias₁ (√(s/unbias₂) + eps)),  s ← beta2 · s + (1 − beta2) ⟨d, d⟩        Adam
-x, v ← retr_transp(x, u, v)
+    d = ± the Riemannian gradient   by `sign`
+    v ← keep · v + fresh · d        (d at first, for SGD)
+    u = −σ v                        or −σ (d + momentum · v), with Nesterov
+    σ = lr                          SGD
+    σ = lr / (unbias₁ (√(s/unbias₂) + eps)),  s ← beta2 · s + (1 − beta2) ⟨d, d⟩        Adam
+    x, v ← retr_transp(x, u, v)
+
+The steps are in `manifoldnet.optim.plane` and `manifoldnet.optim.native`.
 """
 
 from __future__ import annotations

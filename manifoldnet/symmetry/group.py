@@ -55,6 +55,10 @@ class Generator:
                 raise ValueError(f"{where} has the exponent {exponent}: leave out what stays")
         object.__setattr__(self, "exponents", dict(self.exponents))
 
+    def __repr__(self) -> str:
+        """By its name, where it has one: exponents are many."""
+        return f"<Generator {self.name}>" if self.name else f"Generator({self.exponents!r})"
+
     def __hash__(self) -> int:
         return hash(frozenset(self.exponents.items()))
 

@@ -1,7 +1,9 @@
 """What a reader calls slices and generators.
 
-describe_slices("hidden.weight", 0, [0, 1], ndim=2)   hidden.weight[rows 0,1]
-describe(exponents, shapes)                           …[rows 0,1] × s, head.weight[column 0] ÷ s
+    describe_slices("hidden.weight", 0, [0, 1], ndim=2)   hidden.weight[rows 0,1]
+    describe(exponents, shapes)                           …[rows 0,1] × s, head.weight[column 0] ÷ s
+
+They are for people: no name is ever parsed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Some steps of training on a copy of a model, by any optimizer, that can be repeated exactly.
 
-run(model, loss_fn, batches, lambda model: torch.optim.SGD(model.parameters(), lr=0.1), steps=9)
+    run(model, loss_fn, batches, lambda m: torch.optim.SGD(m.parameters(), lr=0.1), steps=9)
+
+The model itself stays as it is.
 """
 
 from __future__ import annotations

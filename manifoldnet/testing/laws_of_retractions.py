@@ -1,8 +1,10 @@
 """Retractions: a step that begins as the geodesic does, and the transport along that step.
 
-class TestMyRetraction(RetractionLaws):          # for a new retraction on a known manifold
-    manifold = Oblique(retraction=MyRetraction())
-    shape = (5, 4)
+    class TestMyRetraction(RetractionLaws):          # for a new retraction on a known manifold
+        manifold = Oblique(retraction=MyRetraction())
+        shape = (5, 4)
+
+`ManifoldLaws` has these tests among others.
 """
 
 from __future__ import annotations

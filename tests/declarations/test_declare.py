@@ -136,6 +136,18 @@ def test_a_submodule_that_is_not_there(act) -> None:
         act(Net(), "tail.weight")
 
 
+def test_arguments_that_are_mixed_up() -> None:
+    model = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match=r"by a string such as 'fc.weight', not Oblique\("):
+        mn.declare(model, OBLIQUE, "weight")
+    for act in (
+        lambda: mn.declare(model.weight, "weight", OBLIQUE),
+        lambda: mn.param_groups(model.parameters()),
+    ):
+        with pytest.raises(ValueError, match="give the module that holds the weights, not a"):
+            act()
+
+
 def test_names_that_are_not_there_are_answered_with_those_that_are() -> None:
     model = nn.Sequential(
         nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2, bias=False)

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 #: With this variable set, no browser is a failure.
 REQUIRED = "MANIFOLDNET_BROWSER_REQUIRED"
+#: A site that is built already.
+BUILT = "MANIFOLDNET_SITE"
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -44,6 +46,8 @@ def run(*arguments: str) -> None:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the built site; workers of one run share it."""
+    if os.environ.get(BUILT):
+        return ROOT / os.environ[BUILT]
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent

@@ -420,6 +420,12 @@ def test_groups_are_values():
     assert len({*PAIRS, *PAIRS}) == 4
 
 
+def test_generators_are_shown_by_their_names():
+    exponents = {Slice(BIAS, 0, 0): 1.0}
+    assert repr(group(Generator(exponents)).generators[0]) == f"<Generator {BIAS}[entry 0] × s>"
+    assert eval(repr(Generator(exponents))) == Generator(exponents)
+
+
 def test_a_generator_keeps_its_exponents():
     exponents = {Slice(BIAS, 0, 0): 1.0}
     made = Generator(exponents)
