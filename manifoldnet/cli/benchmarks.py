@@ -27,7 +27,7 @@ def add_benchmarks(commands: Any) -> None:
         nargs="+",
         metavar="NAME",
         default=["mlp", "resnet50"],
-        help="of mlp, resnet50, gpt2, matrix (mlp resnet50)",
+        help="of mlp, resnet50, gpt2, matrix, growth (mlp resnet50)",
     )
     add("--threads", nargs="+", type=int, metavar="N", default=[2], help="of torch (2)")
     add("--seconds", type=float, default=5.0, metavar="S", help="of each comparison (%(default)s)")
@@ -36,15 +36,15 @@ def add_benchmarks(commands: Any) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.benchmarks import measure, report
-    from manifoldnet.experiments.benchmarks.work import SHAPES
-    from manifoldnet.experiments.document import Picture, publish
+    from manifoldnet.experiments.benchmarks.work import GROWTH, SHAPES, cells
+    from manifoldnet.experiments.document import Heading, Picture, publish
     from manifoldnet.experiments.errors import ConfigError
     from manifoldnet.experiments.files import write_text
     from manifoldnet.experiments.status import StatusLine
 
     for name in arguments.shapes:
-        if name not in SHAPES:
-            raise ConfigError(f"there are no shapes {name!r}, only {', '.join(SHAPES)}")
+        if name not in (*SHAPES, "growth"):
+            raise ConfigError(f"there are no shapes {name!r}, only {', '.join(SHAPES)}, growth")
     if any(count < 1 for count in arguments.threads):
         raise ConfigError(f"--threads is {arguments.threads}; each must be 1 or more")
     if not 0 <= arguments.seconds < float("inf"):
@@ -53,17 +53,28 @@ def _bench(arguments: argparse.Namespace) -> None:
     done = report.read(path) if path.exists() else []
     known = {row.cell for row in done}
     with StatusLine(enabled=not arguments.quiet) as status:
-        for cell in measure.cells(arguments.shapes, arguments.threads):
+        for cell in cells(arguments.shapes, arguments.threads):
             if cell in known:
                 continue  # a run that was stopped goes on
             done += measure.measure(cell, arguments.seconds, status)
             write_text(path, report.to_csv(done))
     blocks: list[Any] = []
-    for count in sorted({row.cell.threads for row in done}):
-        blocks.append(report.table(done, count))
-        picture = f"benchmarks_{count}.png"
-        text = f"Time of a step as a multiple of torch's fused one, {count} threads"
-        blocks.append(Picture(picture, report.draw(done, count), text))
+    for count in sorted({row.cell.threads for row in done}, reverse=True):
+        here = [row for row in done if row.cell.threads == count]
+        threads = f"{count} thread" + "s" * (count != 1)
+        if any(row.cell.shapes in SHAPES for row in here):
+            blocks.append(Heading(f"Multiples of torch's fused step, {threads}"))
+            blocks.append(report.table(here, count))
+            text = f"Time of a step as a multiple of torch's fused one, {threads}"
+            blocks.append(Picture(f"benchmarks_{count}.png", report.draw(here, count), text))
+            blocks.append(Heading(f"Bytes, {threads}"))
+            blocks.append(report.traffic(here, count))
+        if any(row.cell.shapes in GROWTH for row in here):
+            blocks.append(Heading(f"Growth, {threads}"))
+            blocks.append(report.growth(here, count))
+            text = f"Time of a step against size and number of weights, {threads}"
+            picture = report.draw_growth(here, count)
+            blocks.append(Picture(f"benchmarks_growth_{count}.png", picture, text))
     result = publish(blocks, arguments.out, "benchmarks", {})
     print(result.text)
     for file in (path, *result.files):

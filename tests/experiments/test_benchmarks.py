@@ -58,10 +58,9 @@ def test_a_run_goes_on_where_it_was_stopped_and_its_file_is_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(work, "SHAPES", {"tiny": ((6, 4), (6,))})
-    monkeypatch.setattr(measure, "SHAPES", work.SHAPES)
     few = {name: work.MANIFOLDS[name] for name in ("oblique rows", "scaled, additive")}
-    monkeypatch.setattr(measure, "MANIFOLDS", few)
-    monkeypatch.setattr(measure, "OPTIMIZERS", {"sgd": {}, "adam": {}})
+    monkeypatch.setattr(work, "MANIFOLDS", few)
+    monkeypatch.setattr(work, "OPTIMIZERS", {"sgd": {}, "adam": {}})
     before = torch.get_num_threads()
     argv = ["bench", "--shapes", "tiny", "--threads", "1", "--seconds", "0", "--quiet"]
     argv += ["--out", str(tmp_path)]
@@ -80,7 +79,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_its_file_is_read_back(
     monkeypatch.setattr(measure, "measure", inner)
     assert cli.main(argv) == 0
     rows = report.read(tmp_path / report.NAME)
-    assert {row.cell for row in rows} == set(measure.cells(["tiny"], [1]))
+    assert {row.cell for row in rows} == set(work.cells(["tiny"], [1]))
     text = report.to_csv(rows)
     assert text == (tmp_path / report.NAME).read_text(encoding="utf-8")
     assert "scaled, additive" in capsys.readouterr().out
@@ -89,6 +88,55 @@ def test_a_run_goes_on_where_it_was_stopped_and_its_file_is_read_back(
     (tmp_path / report.NAME).write_text(text.replace(",1.000,", ",one,", 1))
     with pytest.raises(RecordError, match="could not convert"):
         report.read(tmp_path / report.NAME)
+
+
+def test_growth_is_of_size_and_of_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, shapes in work.GROWTH.items():
+        numbers = sum(math.prod(shape) for shape in shapes)
+        assert name in (f"size-{numbers}", f"count-{len(shapes)}")
+    assert max(math.prod(shape) for shape in work.GROWTH["size-100000000"]) == 10**8
+    small = {
+        "size-16": ((4, 4),),
+        "size-64": ((8, 8),),
+        "count-10": 10 * ((2, 2),),
+        "count-1000": 1000 * ((2, 2),),
+    }
+    for module in (work, report):
+        monkeypatch.setattr(module, "GROWTH", small)
+    argv = ["bench", "--shapes", "growth", "--threads", "1", "--seconds", "0", "--quiet"]
+    assert cli.main([*argv, "--out", str(tmp_path)]) == 0
+    rows = report.read(tmp_path / report.NAME)
+    assert {row.cell.shapes for row in rows} == set(small)
+    assert {row.cell.manifold for row in rows} == {"oblique rows"}
+    assert "geoopt" not in {row.implementation for row in rows}
+    ms = {
+        (row.cell.shapes, row.implementation): row.median_ms
+        for row in rows
+        if row.cell.optimizer == "sgd"
+    }
+    factor = ms["count-1000", "manifoldnet"] / ms["count-10", "manifoldnet"]
+    table = report.growth(rows, 1)
+    assert table.rows[-1][:2] == ("manifoldnet", f"{factor:.0f}")
+    assert (tmp_path / "benchmarks_growth_1.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "benchmarks_1.png").exists()
+
+
+def test_what_a_step_must_move() -> None:
+    """The network's 25.6 million numbers, 53 thousand of them in vectors; of Adam, one second
+    moment for each slice of a declared weight."""
+    of = {
+        (optimizer, name): work.least_bytes(Cell("resnet50", "sphere", optimizer, 1), name)
+        for optimizer in work.OPTIMIZERS
+        for name in (BASE, "manifoldnet fused")
+    }
+    numbers = _numbers("resnet50")
+    vectors = sum(math.prod(shape) for shape in work.SHAPES["resnet50"] if len(shape) == 1)
+    assert of["sgd", BASE] == of["sgd", "manifoldnet fused"] == 12 * numbers
+    assert of["momentum", BASE] == of["momentum", "manifoldnet fused"] == 20 * numbers
+    assert of["adam", BASE] == 28 * numbers
+    assert of["adam", "manifoldnet fused"] == 20 * numbers + 8 * vectors
 
 
 @pytest.mark.parametrize(

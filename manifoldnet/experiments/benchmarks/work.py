@@ -7,7 +7,9 @@ it, and torch's fused step; all others are given their gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -56,6 +58,22 @@ SHAPES: Mapping[str, tuple[Shape, ...]] = MappingProxyType(
 )
 """The symmetry paper's four-layer network, ResNet-50, GPT-2 (124M), and one large matrix."""
 
+GROWTH: Mapping[str, tuple[Shape, ...]] = MappingProxyType(
+    {
+        **{f"size-{n**2}": ((n, n),) for n in (100, 320, 1000, 3200, 10_000)},
+        **{f"count-{n}": n * ((64, 64),) for n in (10, 100, 1000)},
+    }
+)
+"""One square matrix of ever more numbers, and ever more small ones: how a step's time grows."""
+
+
+def _shapes(cell: Cell) -> tuple[Shape, ...]:
+    return GROWTH[cell.shapes] if cell.shapes in GROWTH else SHAPES[cell.shapes]
+
+
+_GROWING = "oblique rows"
+_WHO_GROWS = ("torch fused", "torch foreach", "manifoldnet fused", "manifoldnet")
+
 MANIFOLDS: Mapping[str, Manifold] = MappingProxyType(
     {
         "oblique rows": mn.Oblique(0),
@@ -70,6 +88,32 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"sgd": {}, "momentum": {"momentum": 0.9}, "adam": {}}
 )
 
+
+def cells(shapes: Sequence[str], threads: Sequence[int]) -> list[Cell]:
+    """Every comparison on some shapes; ``"growth"`` stands for all of `GROWTH`."""
+    named = [n for name in shapes for n in (GROWTH if name == "growth" else (name,))]
+    return [
+        Cell(*each)
+        for each in itertools.product(named, MANIFOLDS, OPTIMIZERS, threads)
+        if each[0] not in GROWTH or each[1] == _GROWING
+    ]
+
+
+def least_bytes(cell: Cell, implementation: str) -> int:
+    """What a step must read and write, in float32: weights, gradients, and buffers both ways.
+
+    A declared weight has one second moment for each slice, and torch's one for each number.
+    """
+    total = 0
+    for shape in _shapes(cell):
+        numbers = math.prod(shape)
+        buffers = {"sgd": 0, "momentum": 1, "adam": 2}[cell.optimizer]
+        if implementation.startswith("manifoldnet") and len(shape) > 1:
+            buffers = min(buffers, 1)
+        total += 4 * numbers * (3 + 2 * buffers)
+    return total
+
+
 _LR = 1e-7  # torch's steps leave the manifolds; ours begin on them
 
 
@@ -78,7 +122,7 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
     manifold = MANIFOLDS[cell.manifold]
     source = torch.Generator().manual_seed(0)
     weights, gradients = [], []
-    for shape in SHAPES[cell.shapes]:
+    for shape in _shapes(cell):
         w = torch.randn(shape, generator=source)
         weights.append(manifold.projx(w) if len(shape) > 1 else w)
         gradients.append(torch.randn(shape, generator=source).mul_(1e-3))
@@ -95,6 +139,8 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
         makers["weight_norm"] = lambda: _parametrized(cell, weights, gradients, _weight_norm)
         if manifold.dim == 0:
             makers["geotorch"] = lambda: _geotorch(cell, weights, gradients)
+    if cell.shapes in GROWTH:
+        return {name: makers[name] for name in _WHO_GROWS}
     return makers
 
 
