@@ -1,10 +1,13 @@
-"""Epoch times: one pass each in turn, and the ratio of the medians. No time is asserted."""
+"""Epoch times: the updates in turn, and the ratio of the medians. No time is asserted."""
 
 import pytest
 
 from manifoldnet import cli
 from manifoldnet.experiments import TrainConfig, epoch_times
+from manifoldnet.experiments.classification import epoch_time
 from manifoldnet.experiments.classification.epoch_time import PLAIN, ratio_table
+from manifoldnet.experiments.classification.run import Run
+from manifoldnet.experiments.data import Images
 
 
 def test_every_update_is_timed_against_plain_sgd() -> None:
@@ -14,6 +17,20 @@ def test_every_update_is_timed_against_plain_sgd() -> None:
     assert list(seconds) == [PLAIN, "un", "sm"]
     assert all(len(times) == 3 and min(times) > 0 for times in seconds.values())
     assert rounds == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_every_image_is_trained_on_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epoch_time, "_TURN", 60)
+    seen: list[int] = []
+    inner = Run.train_pass
+
+    def train_pass(run: Run, images: Images) -> tuple[float, float]:
+        seen.append(len(images))
+        return inner(run, images)
+
+    monkeypatch.setattr(Run, "train_pass", train_pass)
+    epoch_times(TrainConfig(epochs=1, train_size=200), ["un"])
+    assert seen == [60, 60, 60, 60, 60, 60, 20, 20]
 
 
 def test_the_table_gives_medians_and_their_ratio() -> None:

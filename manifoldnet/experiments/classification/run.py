@@ -54,7 +54,7 @@ class Run:
         )
         models.declare(self.network, config.update)
         self.optimizer: torch.optim.Optimizer = mn.RiemannianSGD(
-            mn.param_groups(self.network), lr=config.lr, momentum=config.momentum
+            mn.param_groups(self.network, fused=True), lr=config.lr, momentum=config.momentum
         )
         self.scheduler = _SCHEDULES[config.schedule](self.optimizer, config)
         self.generator = seeded_generator(config.seed, "order")

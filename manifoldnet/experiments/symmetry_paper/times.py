@@ -2,9 +2,9 @@
 
     python -m manifoldnet.experiments.symmetry_paper.times --out runs/symmetry-paper
 
-The updates, and the same loop with plain `torch.optim.SGD`, take turns pass by pass in one process
-with one thread (`experiments.classification.epoch_time`). It takes some minutes, better with the
-machine doing nothing else, and writes ``times.csv``.
+The updates, and the same loop with plain `torch.optim.SGD`, take turns in one process with one
+thread (`experiments.classification.epoch_time`). It takes some minutes, better with the machine
+doing nothing else, and writes ``times.csv``.
 """
 
 from __future__ import annotations
