@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.optim import adam as torch_adam
 
 from manifoldnet.geometry import Manifold, slices
+from manifoldnet.optim.checks import check_number
 from manifoldnet.optim.riemannian import (
     Declared,
     RiemannianOptimizer,
-    check_number,
     plain_tensors,
 )
 from manifoldnet.optim.work import Rates, Work

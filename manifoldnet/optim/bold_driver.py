@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from manifoldnet.optim.riemannian import check_number
+from manifoldnet.optim.checks import check_number
 
 __all__ = ["BoldDriver"]
 

@@ -13,8 +13,6 @@ the groups carry about them serves to verify checkpoints. `.grad` is never chang
 
 from __future__ import annotations
 
-import math
-import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -27,6 +25,7 @@ from torch.optim import Optimizer
 from manifoldnet import registry
 from manifoldnet.geometry import Euclidean, Manifold, slices
 from manifoldnet.optim import checkpoint, native, plane, traced
+from manifoldnet.optim.checks import check_point, refuse_nonfinite, users_level
 from manifoldnet.optim.growth import NormGrowthWarning, growing, overflowing
 from manifoldnet.optim.kind import Kind, kind_of
 from manifoldnet.optim.work import Rates, Work
@@ -38,9 +37,6 @@ __all__ = ["RiemannianOptimizer"]
 # cannot guard one.
 Declared = tuple[Tensor, Manifold | None, Kind | None]
 
-# A step puts a weight back on its manifold, so rounding (of a type conversion, say) is no reason
-# to refuse it; a weight that was never put there is.
-_GROSS = 1e-2
 # How a step is computed, which a checkpoint of another machine does not decide.
 _PATHS: tuple[str, ...] = ("foreach", "fused", "capturable")
 
@@ -102,7 +98,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             for name, parameter, manifold in zip(
                 self._names(group), group["params"], found, strict=True
             ):
-                _check_point(name, parameter, manifold)
+                check_point(name, parameter, manifold)
         except Exception:
             self.param_groups.pop()
             raise
@@ -236,7 +232,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             self._verify(work)
         for group, _, _ in work:
             if group["error_if_nonfinite"]:
-                self._refuse_nonfinite(group)
+                refuse_nonfinite(self._names(group), group["params"])
         for group, plain, declared in work:
             if plain:
                 self._step_plain(group, plain)
@@ -325,20 +321,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         for group, _, declared in work:
             manifold_of = {id(p): m for p, m, _ in declared}
             for name, p in zip(self._names(group), group["params"], strict=True):
-                _check_point(name, p, manifold_of.get(id(p)))
+                check_point(name, p, manifold_of.get(id(p)))
         self._verified = True
-
-    def _refuse_nonfinite(self, group: dict[str, Any]) -> None:
-        for name, p in zip(self._names(group), group["params"], strict=True):
-            if p.grad is None:
-                continue
-            values = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
-            if not bool(values.isfinite().all()):
-                raise RuntimeError(
-                    f"the gradient of {name} has {int((~values.isfinite()).sum())} entries that "
-                    "are NaN or infinite; no weight was changed. Lower the learning rate, clip "
-                    "gradients, or skip this batch"
-                )
 
     def _watch_growth(self, group: dict[str, Any], declared: list[Declared]) -> None:
         """Warn once of each weight whose norm will overflow."""
@@ -351,7 +335,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             name = self._names(group)[number]
             if name not in self._warned:
                 self._warned.add(name)
-                warnings.warn(f"{name}: {trouble}", NormGrowthWarning, stacklevel=_users_level())
+                warnings.warn(f"{name}: {trouble}", NormGrowthWarning, stacklevel=users_level())
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -443,32 +427,8 @@ def _manifold(p: Tensor, homes: dict[int, registry.Home]) -> Manifold | None:
     return None if isinstance(manifold, Euclidean) else manifold
 
 
-def _check_point(name: str, p: Tensor, manifold: Manifold | None) -> None:
-    if manifold is not None and not p.is_meta:
-        manifold.assert_check_point_on_manifold(p.detach(), tol=_GROSS, name=name)
-
-
-def _users_level() -> int:
-    """The `stacklevel` of a warning that points past us and the wrappers of torch."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-        ("torch.", "manifoldnet.optim")
-    ):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
 def _said(spec: Any) -> str:
     return "not declared" if spec is None else f"declared on {spec['manifold']} {spec['fields']}"
-
-
-def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
-    """Raise ValueError unless 0 ≤ value < below (NaN is refused; tensors of one element count)."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"{name} as a tensor must have one element, not {value.numel()}")
-    if not 0.0 <= float(value) < below:
-        limit = "finite and ≥ 0" if below == math.inf else f"≥ 0 and < {below:g}"
-        raise ValueError(f"{name} must be {limit}, not {float(value)}")
 
 
 def plain_tensors(parameters: list[Tensor]) -> Iterator[Tensor]:

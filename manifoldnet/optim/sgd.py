@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.optim import sgd as torch_sgd
 
 from manifoldnet.geometry import Manifold, slices
+from manifoldnet.optim.checks import check_number
 from manifoldnet.optim.riemannian import (
     Declared,
     RiemannianOptimizer,
-    check_number,
     plain_tensors,
 )
 from manifoldnet.optim.work import Rates, Work

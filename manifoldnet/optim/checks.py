@@ -1,0 +1,57 @@
+"""What an optimizer refuses, and in which words: numbers, points, gradients."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from manifoldnet.geometry import Manifold
+
+__all__ = ["check_number", "check_point", "refuse_nonfinite", "users_level"]
+
+# A step puts a weight back on its manifold, so rounding (of a type conversion, say) is no reason
+# to refuse it; a weight that was never put there is.
+_GROSS = 1e-2
+
+
+def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
+    """Raise ValueError unless 0 ≤ value < below (NaN is refused; tensors of one element count)."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} as a tensor must have one element, not {value.numel()}")
+    if not 0.0 <= float(value) < below:
+        limit = "finite and ≥ 0" if below == math.inf else f"≥ 0 and < {below:g}"
+        raise ValueError(f"{name} must be {limit}, not {float(value)}")
+
+
+def check_point(name: str, p: Tensor, manifold: Manifold | None) -> None:
+    """Raise ValueError for a weight that is far off its manifold."""
+    if manifold is not None and not p.is_meta:
+        manifold.assert_check_point_on_manifold(p.detach(), tol=_GROSS, name=name)
+
+
+def refuse_nonfinite(names: Sequence[str], parameters: Sequence[Tensor]) -> None:
+    """Raise RuntimeError for gradients with entries that are NaN or infinite."""
+    for name, p in zip(names, parameters, strict=True):
+        if p.grad is None:
+            continue
+        values = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
+        if not bool(values.isfinite().all()):
+            raise RuntimeError(
+                f"the gradient of {name} has {int((~values.isfinite()).sum())} entries that "
+                "are NaN or infinite; no weight was changed. Lower the learning rate, clip "
+                "gradients, or skip this batch"
+            )
+
+
+def users_level() -> int:
+    """The `stacklevel` of a warning that points past us and the wrappers of torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        ("torch.", "manifoldnet.optim")
+    ):
+        level, frame = level + 1, frame.f_back
+    return level
