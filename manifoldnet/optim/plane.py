@@ -148,9 +148,7 @@ def _advance(work: Work, rates: Rates, over: _Over, pieces: Sequence[_Piece]) ->
     radius = kind.radius
     flat, turns = radius is None, kind.way != "additive"
     carries, adam = work.v is not None, rates.beta2 is not None
-    plainly = turns and not carries
-    # Of x, and as far as that is needed of g.
-    of_g = 2 if plainly else 1 if adam and not flat else 0
+    of_g = 2 if turns and not carries else 1 if adam and not flat else 0
     rr, *found = _sum([_look(piece, over, of_g) for piece in pieces])
     if carries:
         along = found[0] / rr if found else None
@@ -176,9 +174,8 @@ def _advance(work: Work, rates: Rates, over: _Over, pieces: Sequence[_Piece]) ->
     turn = _turn(kind, sigma, rr, tt, share, carries)
     for piece in pieces:
         _write(piece, *turn)
-    if (
-        exactly and radius is not None
-    ):  # x' has a rounding error of what was along x, and that may be much
+    if exactly and radius is not None:
+        # x′ has rounding errors of what v had along x, and that may have been much.
         (xx,) = _sum([_look(piece, over, 0) for piece in pieces])
         for piece in pieces:
             piece.x.mul_(radius / xx.sqrt())
