@@ -249,16 +249,18 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _step_declared(self, group: dict[str, Any], declared: list[Declared]) -> None:
         """Step declared weights, each by the fastest path that there is for it and is asked for."""
         by_kernel: list[Declared] = []
+        layouts: list[native.Layout] = []
         by_plane: list[Declared] = []
         watched: list[Declared] = []
-        fast = group["foreach"] is not False and not group.get("nesterov")
+        fused, fast = group["fused"], group["foreach"] is not False and not group.get("nesterov")
         if torch.compiler.is_compiling():
             self._step_traced(group, declared)
             return
         for entry in declared:
             p, _, kind = entry
-            if kind is not None and group["fused"] and native.takes(p, kind):
+            if kind is not None and fused and (layout := native.takes(p, kind)) is not None:
                 by_kernel.append(entry)
+                layouts.append(layout)
                 continue
             watched.append(entry)
             if kind is not None and fast:
@@ -268,7 +270,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         if by_plane:
             plane.step(self._works(group, by_plane), self._rates(group))
         if by_kernel:
-            squares = native.step(self._works(group, by_kernel), self._rates(group))
+            squares = native.step(self._works(group, by_kernel), self._rates(group), layouts)
             watched += [
                 entry
                 for entry, square in zip(by_kernel, squares, strict=True)

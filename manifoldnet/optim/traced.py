@@ -65,10 +65,10 @@ def _step(
         v_, s_, top_ = buffers
         work = Work(x[i], g[i], Kind(*kind), v_, first, s_, top_)
         works.append(work._replace(unbias=(unbias[2 * i], unbias[2 * i + 1])))
-    taken = [fused and native.takes(work.x, work.kind) for work in works]
-    by_kernel = [work for work, yes in zip(works, taken, strict=True) if yes]
+    layouts = [native.takes(work.x, work.kind) if fused else None for work in works]
+    by_kernel = [(w, found) for w, found in zip(works, layouts, strict=True) if found is not None]
     if by_kernel:
-        native.step(by_kernel, rates)
-    others = [work for work, yes in zip(works, taken, strict=True) if not yes]
+        native.step([w for w, _ in by_kernel], rates, [found for _, found in by_kernel])
+    others = [work for work, found in zip(works, layouts, strict=True) if found is None]
     if others:
         plane.step(others, rates)

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,42 +43,59 @@ _FLAGS = (
 # The kernel's structures, field for field.
 _OPTIONS = struct.Struct("=6i10d")
 _WAYS = {"projective": 0, "geodesic": 1, "additive": 2}
+Layout = tuple[int, int, int]
 _NAMES = {torch.float32: "step_float", torch.float64: "step_double"}
 
 
-def takes(p: Tensor, kind: Kind) -> bool:
-    """Whether the kernel can step a weight; it is made if need be, which takes seconds."""
-    return (
-        p.dtype in _NAMES
-        and p.device.type == "cpu"
-        and _layout(p.shape, p.stride(), kind.dim) is not None
-        and _library() is not None
-    )
+def takes(p: Tensor, kind: Kind) -> Layout | None:
+    """How a weight lies in memory if the kernel can step it, else None.
+
+    The kernel is made if need be, which takes seconds.
+    """
+    if p.dtype not in _NAMES or p.device.type != "cpu" or _library() is None:
+        return None
+    return _layout(p.shape, p.stride(), kind.dim)
 
 
-def step(works: Sequence[Work], rates: Rates) -> list[float]:
-    """Step weights in place, all of which the kernel `takes`.
+def step(works: Sequence[Work], rates: Rates, layouts: Sequence[Layout]) -> list[float]:
+    """Step weights in place.
+
+    Args:
+        works: weights that the kernel `takes`.
+        rates: of all of them.
+        layouts: what `takes` said.
 
     Returns:
         The largest ‖x‖² of a slice of each, before the step.
     """
-    if len({work.x.dtype for work in works}) > 1:
-        return [square for work in works for square in step([work], rates)]
-    packed: dict[object, bytes] = {}  # most weights of a group have the same options
-    options = b"".join([_options(work, rates, packed) for work in works])
-    numbers = array.array("q")
+    dtype = works[0].x.dtype
+    if any(work.x.dtype is not dtype for work in works):
+        return [
+            square
+            for work, layout in zip(works, layouts, strict=True)
+            for square in step([work], rates, [layout])
+        ]
+    options: list[bytes] = []
+    numbers: list[int] = []
     alive = []  # until the kernel has read it
-    for x, g, kind, v, _, s, top, _ in works:
-        if g.stride() != x.stride() or g.dtype != x.dtype:
+    like = None  # most weights of a group have the same options
+    for (x, g, kind, v, first, s, top, unbias), layout in zip(works, layouts, strict=True):
+        if g.stride() != x.stride() or g.dtype is not dtype:
             g = torch.empty_like(x).copy_(g)
             alive.append(g)
-        layout = _layout(x.shape, x.stride(), kind.dim)
-        assert layout is not None
-        numbers.extend((x.data_ptr(), g.data_ptr(), _address(v), _address(s), _address(top)))
-        numbers.extend(layout)
+        share = s.numel() / x.numel() if s is not None and rates.rms else 1.0
+        if like != (kind, first, unbias, share):
+            like = kind, first, unbias, share
+            packed = _packed(kind, first, unbias, share, rates)
+        options.append(packed)
+        numbers += (x.data_ptr(), g.data_ptr(), _address(v), _address(s), _address(top), *layout)
+    addresses = array.array("q", numbers)
     squares = array.array("d", bytes(8 * len(works)))
-    getattr(_library(), _NAMES[works[0].x.dtype])(
-        options, numbers.buffer_info()[0], squares.buffer_info()[0], len(works)
+    getattr(_library(), _NAMES[dtype])(
+        b"".join(options),
+        addresses.buffer_info()[0],
+        squares.buffer_info()[0],
+        len(works),
     )
     return squares.tolist()
 
@@ -86,23 +104,17 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _options(work: Work, rates: Rates, packed: dict[object, bytes]) -> bytes:
-    kind, s = work.kind, work.s
-    share = s.numel() / work.x.numel() if s is not None and rates.rms else 1.0
-    key = id(kind), work.first, work.unbias, share
-    found = packed.get(key)
-    if found is None:
-        found = packed[key] = _OPTIONS.pack(
-            *(kind.radius is None, _WAYS[kind.way], rates.beta2 is not None),
-            *(rates.nesterov, rates.amsgrad, work.first),
-            *(kind.radius or 0.0, rates.lr, rates.sign, rates.keep, rates.fresh),
-            *(rates.beta2 or 0.0, rates.eps, *work.unbias, share),
-        )
-    return found
+def _packed(kind: Kind, first: bool, unbias: tuple[Any, Any], share: float, rates: Rates) -> bytes:
+    return _OPTIONS.pack(
+        *(kind.radius is None, _WAYS[kind.way], rates.beta2 is not None),
+        *(rates.nesterov, rates.amsgrad, first),
+        *(kind.radius or 0.0, rates.lr, rates.sign, rates.keep, rates.fresh),
+        *(rates.beta2 or 0.0, rates.eps, *unbias, share),
+    )
 
 
 @cache
-def _layout(shape: torch.Size, stride: tuple[int, ...], dim: Dim) -> tuple[int, int, int] | None:
+def _layout(shape: torch.Size, stride: tuple[int, ...], dim: Dim) -> Layout | None:
     """A slice as x[:, i, :] of (outer, count, inner), in the order of memory; None with holes."""
     order = sorted(range(len(shape)), key=lambda d: (-stride[d], d))
     expected = 1

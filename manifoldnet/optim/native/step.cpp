@@ -102,9 +102,9 @@ inline Carried carry(const Options &o, double rr, double su, double sv, double u
   const double r = std::sqrt(rr);
   if (o.way == ADDITIVE) return {1 + su, 1, sv, 0, 1};
   if (o.way == PROJECTIVE) {
-    const double end = std::sqrt(rr + uu);
-    const double turn = -uv / (end + r);
-    return {o.radius / end, o.radius / end, turn * (1 / r + 1 / end), turn / end, 1};
+    const double end = std::sqrt(rr + uu), per_end = 1 / end;
+    const double turn = -uv / (end + r), size = o.radius * per_end;
+    return {size, size, turn * (1 / r + per_end), turn * per_end, 1};
   }
   const double unit = o.set == SPHERE ? o.radius * o.radius : rr;
   const double angle = std::min(std::sqrt(uu / unit), 4503599627370496.0);
@@ -141,7 +141,7 @@ Mix mix(const Options &o, const Sums &s, T *v, T *top) {
   const bool plain = !o.adam && o.keep == 0;
   const double ng = plain ? scale : dg, nb = plain ? 0 : db;
   // g and b taken apart: a share of x, and what is at right angles to it.
-  const double sg = s.xg / rr, sb = nb == 0 ? 0 : s.xb / rr;
+  const double per = 1 / rr, sg = s.xg * per, sb = nb == 0 ? 0 : s.xb * per;
   const double gg = s.tangent ? s.gg : std::max(s.gg - sg * s.xg, 0.0);
   const double gb = nb == 0 ? 0 : s.tangent ? s.gb : s.gb - sg * s.xb;
   const double bb = nb == 0 ? 0 : s.tangent ? s.bb : std::max(s.bb - sb * s.xb, 0.0);
@@ -417,9 +417,13 @@ struct Step {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t from = i * w.inner, to = from + w.inner;
       double all[6] = {};
-      for (int64_t set = 0; set < SETS; ++set)
-        for (int64_t stripe = 0; stripe < stripes; ++stripe)
-          for (int64_t j = from; j < to; ++j) all[set] += sum[(stripe * SETS + set) * n + j];
+      if (n == count && stripes == 1) {
+        for (int64_t set = 0; set < SETS; ++set) all[set] = sum[set * n + i];
+      } else {
+        for (int64_t set = 0; set < SETS; ++set)
+          for (int64_t stripe = 0; stripe < stripes; ++stripe)
+            for (int64_t j = from; j < to; ++j) all[set] += sum[(stripe * SETS + set) * n + j];
+      }
       most = std::max(most, all[0]);
       Sums s;
       s.xx = all[0], s.xg = all[1], s.gg = all[2], s.xb = all[3], s.gb = all[4], s.bb = all[5];
