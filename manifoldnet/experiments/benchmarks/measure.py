@@ -1,13 +1,14 @@
 """Times steps by turns, and writes ``benchmarks.csv``.
 
-Within a cell everybody takes a step in turn, so that a slow moment of the machine is everybody's;
-what counts is the ratio of the medians. Peak memory is the process's own, above what it had before
+Within a cell everybody takes a step in turn, in an order that changes, so that a slow moment of the
+machine is everybody's; what counts is the ratio of the medians. Peak memory is the process's own, above what it had before
 the step; the first step, which makes buffers and compiles, is timed by itself.
 """
 
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,9 +51,10 @@ def measure(
         began = time.perf_counter()
         rounds = 0
         names = list(ready)
+        turns = random.Random(0)
         while rounds < _LEAST or (time.perf_counter() - began < seconds and rounds < 400):
-            turn = rounds % len(names)  # nobody is always behind the same one
-            for name in names[turn:] + names[:turn]:
+            turns.shuffle(names)  # nobody is always behind the same one, and finds its caches
+            for name in names:
                 taken = times.setdefault(name, [])
                 if len(taken) < _SLOW or sum(taken) < seconds:
                     taken.append(_time(ready[name]))
