@@ -1,8 +1,9 @@
 """Times steps by turns, and writes ``benchmarks.csv``.
 
 Within a cell everybody takes a step in turn, in an order that changes, so that a slow moment of the
-machine is everybody's; what counts is the ratio of the medians. Peak memory is the process's own, above what it had before
-the step; the first step, which makes buffers and compiles, is timed by itself.
+machine is everybody's; what counts is the ratio of the medians. Peak memory is the process's own,
+above what it had before the step; the first step, which makes buffers and compiles, is timed by
+itself.
 """
 
 from __future__ import annotations
