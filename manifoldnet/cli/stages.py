@@ -81,9 +81,9 @@ def _reproduce_stages(arguments: argparse.Namespace) -> None:
     how = "".join(f"-{n}" for n in length.values() if n is not None)
     records = _run(arguments, f"choice-{arguments.dataset}{how}", short, "short runs")
     picked = grids.chosen(records, arguments.methods)
+    found = curves(records)
     for method, curve in picked.items():
-        edge = grids.at_edge(curve, curves(records))
-        print(f"{method}: {curve.label}" + (" (the edge of the grid)" if edge else ""))
+        print(f"{method}: {grids.edge_label(curve, found)}")
     runs = _comparison(arguments, architecture, picked)
     size = "" if arguments.train_size is None else f"-{arguments.train_size}"
     by = how and f"-by{how}"

@@ -105,10 +105,10 @@ def test_a_figures_size_is_that_of_its_preset():
     assert sizes(5, "paper") == sizes(2, "paper") == ({(100, None)}, 7)
     assert sizes(5, "cpu") == ({(6, 5000)}, 7)
     assert sizes(2, "cpu") == ({(5, 2000)}, 4)  # the larger network
-    assert sizes(6, "cpu") == ({(5, None)}, 4)  # all thousand images
+    assert sizes(3, "cpu") == sizes(6, "cpu") == ({(5, None)}, 3)  # all thousand images
+    assert sizes(3, "paper") == ({(100, None)}, 7)
     noisy = {preset: grids.noise(preset)[0] for preset in grids.PRESETS}
     assert {(r.epochs, r.train_size) for r in noisy.values()} == {(10, None), (6, 5000)}
-    assert {r.embedding_dim for r in grids.noise("paper") if r.method == "rescaled"} == {10}
     with pytest.raises(ConfigError, match="there is no preset 'gpu'"):
         grids.noise("gpu")
 
@@ -127,6 +127,10 @@ def test_choices_never_see_test_images():
         runs = grids.choice(dataset, "smaller", ["rescaled", "logistic"])
         assert all(run.validation_size > 0 and run.train_size for run in runs)
         assert dataset != "imagenet10" or sum((runs[0].validation_size, runs[0].train_size)) == 1000
+        own = [(run.lr, run.embedding_dim) for run in runs if run.method == "rescaled"]
+        rates = [run.lr for run in runs if run.method == "logistic"]
+        assert own == [(h, m) for h in rates for m in (10, 128, 1024)]
+        assert dataset == "imagenet10" or rates == [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
     assert {(run.train_size, run.epochs) for run in grids.choice("mnist", "smaller", ["etf"])} == {
         (5000, 3)
     }
@@ -155,7 +159,28 @@ def test_the_chosen_are_compared_on_all_images():
 def test_the_edge_of_a_grid_is_that_of_a_methods_own_rates():
     found = curves([logistic(0.2, lr=h) for h in (0.1, 0.3, 1.0)] + [rescaled(0.2, lr=3.0)])
     own = [curve for curve in found if curve.method == "logistic"]
-    assert [grids.at_edge(curve, found) for curve in own] == [True, False, True]
+    assert [grids.at_edge(curve, found) for curve in own] == [("h",), (), ("h",)]
+
+
+def test_the_largest_dimension_is_an_edge_and_the_smallest_is_none():
+    grid = [(h, m) for h in (0.1, 0.3, 1.0) for m in (10, 128)]
+    found = curves([rescaled(0.2, lr=h, embedding_dim=m) for h, m in grid] + [logistic(0.1, lr=9)])
+    edges = {curve.label: grids.at_edge(curve, found) for curve in found}
+    assert edges == {
+        "h = 0.1, m = 10": ("h",),
+        "h = 0.1, m = 128": ("h", "m"),
+        "h = 0.3, m = 10": (),
+        "h = 0.3, m = 128": ("m",),
+        "h = 1, m = 10": ("h",),
+        "h = 1, m = 128": ("h", "m"),
+        "h = 9": ("h",),
+    }
+    wide = [curve for curve in found if curve.embedding_dim == 128]
+    told = [grids.edge_label(curve, found) for curve in wide]
+    assert told[:2] == [
+        "h = 0.1, m = 128 (edge of the grid: h, m)",
+        "h = 0.3, m = 128 (edge of the grid: m)",
+    ]
 
 
 def test_corrupted_data_come_at_every_rate_for_both_methods():
@@ -165,6 +190,9 @@ def test_corrupted_data_come_at_every_rate_for_both_methods():
     clean = [(r.method, r.lr, r.embedding_dim) for r in runs if not r.wrong_labels + r.outliers]
     odd = [(r.method, r.lr, r.embedding_dim) for r in runs if r.wrong_labels == 0.4]
     assert clean == odd
+    counts = {method: sum(m == method for m, _, _ in odd) for method in ("rescaled", "logistic")}
+    assert counts == {"rescaled": 14, "logistic": 7}
+    assert {m for method, _, m in odd if method == "rescaled"} == {10, 128}
     assert all(run.validation_size == grids.NOISE_VALIDATION for run in runs)
 
 
@@ -328,8 +356,8 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     )
     assert "| logistic | 100 | 0.2000 | 2.5 | – | 3 | 0.12 | loss, minibatch 7 |" in lines
     assert "| mnist, smaller: all training images, 3 epochs | logistic | 4 | 0.1250 |" in lines
-    chosen = "| mnist, smaller: 100 images, 1 epochs | logistic | h = 0.3 (edge) | 0.3 to 3 |"
-    assert chosen + " 0.7700 |" in lines
+    chosen = "| mnist, smaller: 100 images, 1 epochs | logistic | h = 0.3 (edge of the grid: h) |"
+    assert chosen + " 0.3 to 3 | – | 0.7700 |" in lines
     judged = csv.DictReader(io.StringIO((some / "scale_invariant.csv").read_text()))
     assert "choice" not in {row["figure"] for row in judged}  # they have seen no test images
     rows = list(csv.DictReader(io.StringIO((some / "label_noise.csv").read_text())))
@@ -517,8 +545,8 @@ def test_corrupted_data_are_drawn_at_their_share(lines):
     ("arguments", "runs", "where"),
     [
         (["figure5"], 21, "figure5"),
-        (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 24, "figure3"),
-        (["figure3", "--paper", "scale-invariant"], 12, "figure3"),
+        (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 12, "figure3"),
+        (["figure3", "--paper", "scale-invariant"], 6, "figure3"),
         (["figure3", "--paper", "scale-invariant", "--preset", "paper"], 28, "figure3"),
         (["figure4", "--preset", "paper"], 28, "figure4"),
         (["stability", "--repetitions", "2"], 78, "stability"),
@@ -573,7 +601,7 @@ def test_stages_are_compared_at_the_rates_of_their_short_runs(monkeypatch, capsy
     assert {(c.method, c.lr, c.epochs) for c in long} == {("logistic", 0.01, 10), ("etf", 0.01, 10)}
     assert len(long) == 6
     assert {config.dataset for config in (*short, *long)} == {"cifar10"}
-    assert "logistic: h = 0.01 (the edge of the grid)\n" in capsys.readouterr().out
+    assert "logistic: h = 0.01 (edge of the grid: h)\n" in capsys.readouterr().out
     calls.clear()
     command = ["reproduce", "stages", "--dataset", "imagenet10", "--train-size", "500"]
     assert cli.main([*command, "--out", str(tmp_path)]) == 0

@@ -223,21 +223,29 @@ def _choices(sections: Sequence[Section]) -> Iterator[Block]:
     yield Heading("Rates and dimensions chosen")
     yield Paragraph(
         "By the error on validation images after short runs, one for each h and m; of the test "
-        "images nothing is known there. A rate at the edge of those tried may have a better one "
-        "beyond it."
+        "images nothing is known there. Beyond an h or m at the edge of those tried there may be "
+        "a better one; m cannot be below the number of classes."
     )
     rows = []
     for section in sections:
         found = curves(section.runs)
         for method in METHODS:
-            rates = sorted({curve.lr for curve in found if curve.method == method})
+            own = [curve for curve in found if curve.method == method]
             if (curve := best(found, method)) is not None:
-                edge = " (edge)" if grids.at_edge(curve, found) else ""
-                tried = f"{rates[0]:g} to {rates[-1]:g}"
-                error = f"{curve.score({run.config.seed for run in curve.runs}):.4f}"
-                rows.append((section.title, method, curve.label + edge, tried, error))
-    header = ("data", "method", "chosen", "h tried", "validation error")
-    yield Table(header, tuple(rows), words=4)
+                rates = sorted({c.lr for c in own})
+                dimensions = sorted({c.embedding_dim for c in own if c.embedding_dim is not None})
+                rows.append(
+                    (
+                        section.title,
+                        method,
+                        grids.edge_label(curve, found),
+                        f"{rates[0]:g} to {rates[-1]:g}",
+                        ", ".join(map(str, dimensions)) or "–",
+                        f"{curve.score({run.config.seed for run in curve.runs}):.4f}",
+                    )
+                )
+    header = ("data", "method", "chosen", "h tried", "m tried", "validation error")
+    yield Table(header, tuple(rows), words=5)
 
 
 def _table(found: Sequence[Curve]) -> Table:
