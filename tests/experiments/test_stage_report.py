@@ -486,6 +486,32 @@ def lines(monkeypatch):
     return read
 
 
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
+def test_the_legends_of_a_figure_cover_no_curve(monkeypatch, preset):
+    drawn = []
+    monkeypatch.setattr(figures, "png", drawn.append)
+    runs = [dataclasses.replace(record([0.9, 0.1]), config=c) for c in grids.figure(5, preset)]
+    figures.draw(curves(runs[1:]), "one combination is missing")
+    (figure,) = drawn
+    figure.canvas.draw()
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        assert not any(legend.overlaps(panel.get_window_extent()) for panel in figure.axes)
+        texts = [
+            text.get_text() for text in axes.get_legend().get_texts() if text.get_text() != " "
+        ]
+        assert sorted(texts) == sorted(line.get_label() for line in axes.lines)
+    first, *_ = (axes.get_legend().get_texts() for axes in figure.axes)
+    rates = grids.PRESETS[preset].rates
+    assert (
+        [text.get_text() for text in first[: len(rates)]]
+        == [
+            " ",  # a column for each m
+            *(f"h = {h:g}, m = 10" for h in rates[1:]),
+        ]
+    )
+
+
 def points(line):
     return [tuple(map(float, point)) for point in line.get_xydata()]
 
@@ -520,6 +546,30 @@ def test_a_run_that_overflowed_has_a_cross_and_no_point(lines):
     assert points(step["logistic"]) == [(h, 0.125) for h in finite]
 
 
+def test_runs_with_several_seeds_are_points_around_their_median(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(stability, "png", drawn.append)
+    runs = [
+        logistic(error, lr=h, seed=seed)
+        for h, errors in ((0.1, (0.2, 0.5, 0.3)), (1.0, (0.6, 0.4, 0.9)))
+        for seed, error in enumerate(errors)
+    ]
+    runs += [
+        logistic(0.7, lr=10.0),
+        record([0.9], method="logistic", lr=10.0, seed=1, diverged=True),
+    ]
+    stability.draw(runs)
+    line, singles, crosses = drawn[0].axes[0].lines
+    assert points(line) == [(0.1, 30), (1, 60)]  # none where a seed overflowed
+    assert points(singles) == [
+        *((0.1, y) for y in (20, 50, 30)),
+        *((1, y) for y in (60, 40, 90)),
+        (10, 70),
+    ]
+    assert singles.get_linestyle() == "None"
+    assert (points(crosses), crosses.get_label()) == ([(10, 100)], "logistic: overflow")
+
+
 def test_confidence_is_drawn_against_accuracy_and_pooled(lines):
     last = record([0.2]).epochs[0]
     other = dataclasses.replace(last, bin_count=(4, 2), bin_right=(1, 2), bin_sure=(1.6, 1.0))
@@ -536,6 +586,19 @@ def test_corrupted_data_are_drawn_at_their_share(lines):
     runs = [rescaled(0.1, lr=0.1), rescaled(0.3, lr=0.1, wrong_labels=0.4)]
     (panel,) = lines(noise, noise.by_setting(runs))
     assert points(panel["rescaled"]) == [(0, 10), (40, 30)]
+
+
+def test_what_overflowed_at_every_rate_has_a_cross_at_the_top(lines):
+    lost = {"method": "logistic", "diverged": True, "outliers": 0.3}
+    runs = [rescaled(0.1, lr=0.1), rescaled(0.2, lr=0.1, outliers=0.3), logistic(0.1, lr=0.1)]
+    runs += [record([math.nan], lr=h, **lost) for h in (0.1, 1.0)]
+    (panel,) = lines(noise, noise.by_setting(runs))
+    assert set(panel) == {"rescaled", "logistic", "logistic: overflow at every rate"}
+    cross = panel["logistic: overflow at every rate"]
+    assert points(cross) == [(30, 1)]
+    assert cross.get_transform() == cross.axes.get_xaxis_transform()  # 1 is the top of the panel
+    (panel,) = lines(noise, noise.by_setting([*runs, logistic(0.9, lr=0.01, outliers=0.3)]))
+    assert set(panel) == {"rescaled", "logistic"}  # a rate at which it did not
 
 
 # The commands

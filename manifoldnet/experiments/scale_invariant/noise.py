@@ -140,20 +140,40 @@ def draw(found: Settings) -> bytes:
         MissingExtraError: without matplotlib.
     """
     kinds = sorted({setting.kind for setting in found})
-    figure = new_figure(4.4 * len(kinds), 3.8)
-    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+    figure = new_figure(4.4 * len(kinds), 4.2)
+    panels = dict(zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0], strict=True))
+    for kind, axes in panels.items():
         style(axes)
-        for method, colour in COLOURS.items():
-            points = [
-                (100 * setting.share, 100 * curve.mean())
-                for setting, members in found.items()
-                if setting.kind == kind and (curve := best(members, method)) is not None
-            ]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=method)
         axes.set_title(kind, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("share of the training images (%)", color=INK)
+        for method, colour in COLOURS.items():
+            at = {
+                100 * setting.share: best(members, method)
+                for setting, members in found.items()
+                if setting.kind == kind and any(c.method == method for c in members)
+            }
+            points = [(share, 100 * curve.mean()) for share, curve in at.items() if curve]
+            lost = [share for share, curve in at.items() if curve is None]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=method)
+            if lost:
+                axes.plot(
+                    lost,
+                    [1.0] * len(lost),
+                    "x",
+                    color=colour,
+                    label=f"{method}: overflow at every rate",
+                    transform=axes.get_xaxis_transform(),  # at the top, whatever the errors
+                    clip_on=False,
+                )
         axes.set_ylim(bottom=0)
+    named = {
+        name: handle
+        for axes in panels.values()
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.axes[0].set_ylabel("test error (%), chosen rate", color=INK)
-    figure.axes[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(
+        named.values(), named, loc="outside lower center", ncols=len(named), frameon=False
+    )
     return png(figure)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from statistics import median
 
 from manifoldnet.experiments.canvas import INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.document import Block, Heading, Paragraph, Picture, Table
@@ -21,10 +23,11 @@ _PANELS: dict[str, Callable[[StageEpoch], float]] = {
     "mean ‖ΔA‖/‖A‖ of a step": lambda epoch: epoch.step_ratio,
 }
 _LINES = {
-    "rescaled": ("#D55E00", "-"),
-    "rescaled, kernels on spheres": ("#D55E00", "--"),
-    "logistic": ("#0072B2", "-"),
+    "rescaled": ("#D55E00", "-", "#D55E00"),
+    "rescaled, kernels on spheres": ("#D55E00", "--", "white"),
+    "logistic": ("#0072B2", "-", "#0072B2"),
 }
+"""Colour and dashes of each kind of run, and what its points are filled with."""
 
 
 def blocks(records: Sequence[StageRecord], picture: str) -> Iterator[Block]:
@@ -56,7 +59,10 @@ def blocks(records: Sequence[StageRecord], picture: str) -> Iterator[Block]:
 
 
 def draw(records: Sequence[StageRecord]) -> bytes:
-    """Three panels over h: test error, largest loss, relative step; × where a run overflowed."""
+    """Three panels over h: test error, largest loss, relative step; × where a run overflowed.
+
+    A point for each run, a line through the median of each rate at which none overflowed.
+    """
     figure = new_figure(11.5, 4.3)
     error, loss, step = figure.subplots(1, 3)
     for axes, (title, value) in zip((error, loss, step), _PANELS.items(), strict=True):
@@ -64,14 +70,20 @@ def draw(records: Sequence[StageRecord]) -> bytes:
         axes.set_xscale("log")
         axes.set_xlabel("learning rate h", color=INK)
         axes.set_title(title, loc="left", fontsize=10, color=INK)
-        for name, (colour, dashes) in _LINES.items():
-            runs = [r for r in records if _name(r) == name and not r.epochs[-1].overflow]
-            points = sorted((r.lr, value(r.epochs[-1])) for r in runs)
+        for name, (colour, dashes, face) in _LINES.items():
+            own = by_rate(records, name)
+            kept = {h: [value(e) for e in epochs if not e.overflow] for h, epochs in own.items()}
+            points = [(h, y) for h, values in kept.items() for y in values]
+            whole = [h for h, values in kept.items() if len(values) == len(own[h])]
+            if whole:
+                middle = [median(kept[h]) for h in whole]
+                axes.plot(whole, middle, dashes, color=colour, label=name)
             if points:
-                x, y = zip(*points, strict=True)
-                axes.plot(x, y, dashes, color=colour, marker="o", markersize=3.5, label=name)
-    for name, (colour, _) in _LINES.items():
-        lost = [r.lr for r in records if _name(r) == name and r.epochs[-1].overflow]
+                axes.plot(*zip(*points, strict=True), "o", color=colour, mfc=face, markersize=3.5)
+    for name, (colour, *_) in _LINES.items():
+        lost = [
+            h for h, epochs in by_rate(records, name).items() if any(e.overflow for e in epochs)
+        ]
         if lost:
             label = f"{name}: overflow"
             error.plot(lost, [100.0] * len(lost), "x", color=colour, label=label)
@@ -84,6 +96,12 @@ def draw(records: Sequence[StageRecord]) -> bytes:
     legend = figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     legend.set_frame_on(False)
     return png(figure)
+
+
+def by_rate(records: Sequence[StageRecord], name: str) -> dict[float, list[StageEpoch]]:
+    """The last epochs of one kind of run, by h from small to large."""
+    own = sorted((r for r in records if _name(r) == name), key=lambda r: r.lr)
+    return {h: [run.epochs[-1] for run in runs] for h, runs in groupby(own, lambda r: r.lr)}
 
 
 def _name(record: StageRecord) -> str:
