@@ -211,6 +211,29 @@ def choice(
     return grid(base, methods, replace(amount, dimensions=CHOICE_DIMENSIONS))
 
 
+COMPARISON = "comparison"
+"""With this begin the names of folders of comparisons."""
+
+
+def folder_names(dataset: str, train_size: int | None, *length: int | None) -> tuple[str, str]:
+    """The folders of a choice and of its comparison: each way of choosing has its own.
+
+    Args:
+        dataset: what is compared on.
+        train_size: images of the comparison.
+        *length: images and epochs of the short runs, where they are not the usual ones.
+    """
+    how = "".join(f"-{n}" for n in length if n is not None)
+    size = "" if train_size is None else f"-{train_size}"
+    return f"choice-{dataset}{how}", f"{COMPARISON}-{dataset}{size}" + (how and f"-by{how}")
+
+
+def choice_of(comparison: str, dataset: str) -> str:
+    """The folder of the short runs that choose for a comparison in a folder of that name."""
+    _, _, how = comparison.partition("-by")
+    return f"choice-{dataset}{how}"
+
+
 def chosen(records: Sequence[StageRecord], methods: Sequence[str]) -> dict[str, Curve]:
     """The best rate and dimension of each method in the runs of `choice`.
 

@@ -8,7 +8,7 @@ data, likewise tuned, stands at share 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from manifoldnet.experiments.canvas import INK, new_figure, png, style
 from manifoldnet.experiments.document import Block, Paragraph, Table
 from manifoldnet.experiments.scale_invariant.curves import Curve, best, curves
 from manifoldnet.experiments.scale_invariant.figures import COLOURS
+from manifoldnet.experiments.scale_invariant.grids import edge_label
 from manifoldnet.experiments.scale_invariant.rows import StageRecord
 from manifoldnet.experiments.spreadsheet import csv_text
 from manifoldnet.experiments.statistics import paired
@@ -80,35 +81,32 @@ def blocks(found: Settings) -> Iterator[Block]:
     """Errors of each method at its best rate, and what they lost against clean data."""
     yield Paragraph(
         "Each method at the rate and dimension that its own validation images (with right labels) "
-        "choose for each share. Lost: against the same on clean training data; where there are "
-        "several seeds, what the rescaled stage lost less what logistic regression lost, paired "
-        "over seeds, stands in the second table."
+        "choose for each share, of so many combinations. Lost: against the same on clean training "
+        "data; where there are several seeds, what the rescaled stage lost less what logistic "
+        "regression lost, paired over seeds, stands in the second table."
     )
     rows, differences = [], []
     for setting, members in found.items():
-        lost: dict[str, dict[int, float]] = {}
         for method in COLOURS:
-            curve = best(members, method)
-            clean = best(found.get(Setting(setting.kind, 0.0), ()), method)
+            curve, cost = best(members, method), lost(found, setting, method)
             if curve is None:
                 continue
-            lost[method] = {} if clean is None else _minus(curve.final(), clean.final())
             last = [run.epochs[-1] for run in curve.runs]
             rows.append(
                 (
                     setting.kind,
                     f"{100 * setting.share:g} %",
                     method,
-                    curve.label,
+                    edge_label(curve, members),
                     str(sum(c.method == method for c in members)),
                     f"{curve.mean():.4f}",
-                    f"{fmean(lost[method].values()):+.4f}" if lost[method] else "–",
+                    f"{fmean(cost.values()):+.4f}" if cost else "–",
                     str(len(curve.final())),
                     f"{fmean(epoch.gradient_norm for epoch in last):.2g}",
                     f"{max(epoch.largest_gradient_norm for epoch in last):.2g}",
                 )
             )
-        apart = paired(lost.get("rescaled", {}), lost.get("logistic", {}))
+        apart = paired(lost(found, setting, "rescaled"), lost(found, setting, "logistic"))
         if setting.share and apart.n > 1:
             differences.append(
                 (
@@ -129,7 +127,13 @@ def blocks(found: Settings) -> Iterator[Block]:
         yield Table(apart_header, tuple(differences), words=2)
 
 
-def _minus(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+def lost(found: Settings, setting: Setting, method: str) -> dict[int, float]:
+    """What a method's test error is above that on clean training data, by seed."""
+    curve = best(found[setting], method)
+    clean = best(found.get(Setting(setting.kind, 0.0), ()), method)
+    if curve is None or clean is None:
+        return {}
+    one, other = curve.final(), clean.final()
     return {seed: one[seed] - other[seed] for seed in one if seed in other}
 
 
