@@ -59,7 +59,7 @@ def add_stages(experiments: Any) -> None:
     command = _command(experiments, "label-noise", "MNIST with wrong labels and gross outliers")
     command.set_defaults(run=_reproduce_noise)
     _add_preset(command)
-    add_work(command, _SEEDS, "runs of the chosen rates, for no and for 40 % wrong labels")
+    add_work(command, _SEEDS, "runs of the chosen rates, for no and for 40 %% wrong labels")
     command = _command(experiments, "stability", "500 steps at rates from 1e-6 to 1e6")
     command.set_defaults(run=_reproduce_stability)
     add_work(command, 1, "runs of each rate")

@@ -898,6 +898,27 @@ def test_stages_are_compared_at_the_rates_of_their_short_runs(monkeypatch, capsy
     assert {config.train_size for config in long} == {500}
 
 
+def test_it_is_printed_which_of_rate_and_dimension_is_at_the_edge(monkeypatch, capsys, tmp_path):
+    def swept(arguments, where, experiment, configs, *_, **__):
+        errors = [abs(math.log10(c.lr)) / 10 + 1 / (c.embedding_dim or 10) for c in configs]
+        return [
+            dataclasses.replace(record([error]), config=config)
+            for config, error in zip(configs, errors, strict=True)
+        ]
+
+    monkeypatch.setattr("manifoldnet.cli.stages.run_sweep", swept)
+    assert cli.main(["reproduce", "stages", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["rescaled: h = 1, m = 1024 (edge of the grid: m)", "logistic: h = 1"]
+
+
+@pytest.mark.parametrize("name", ["figure1", "stages", "label-noise", "stability"])
+def test_every_command_has_help(capsys, name):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["reproduce", name, "--help"])
+    assert "--repetitions N" in capsys.readouterr().out
+
+
 def test_corrupted_data_are_run_at_the_chosen_rates_with_more_seeds(monkeypatch, tmp_path):
     calls = []
 
