@@ -58,6 +58,7 @@ REPORTS = (
     "experiments.segmentation.report",
     "experiments.symmetry_paper.costs",
     "experiments.scale_invariant.report",
+    "experiments.scale_invariant.answers",
     "experiments.scale_invariant.grids",
     "experiments.batch.report",
     "experiments.benchmarks.report",

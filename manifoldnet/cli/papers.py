@@ -167,7 +167,8 @@ def _reproduce_segnet(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.folder import experiment
-    from manifoldnet.experiments.scale_invariant.report import sweeps, write_stage_report
+    from manifoldnet.experiments.scale_invariant.report import write_stage_report
+    from manifoldnet.experiments.scale_invariant.sections import sweeps
     from manifoldnet.experiments.segmentation.report import write_scene_report
     from manifoldnet.experiments.symmetry_paper.report import write_paper_report
 

@@ -59,7 +59,7 @@ def add_stages(experiments: Any) -> None:
     command = _command(experiments, "label-noise", "MNIST with wrong labels and gross outliers")
     command.set_defaults(run=_reproduce_noise)
     _add_preset(command)
-    add_work(command, _SEEDS, "runs of the chosen rates, for no and for 40 % wrong labels")
+    add_work(command, _SEEDS, "runs of the chosen rates, for no and for 40 %% wrong labels")
     command = _command(experiments, "stability", "500 steps at rates from 1e-6 to 1e6")
     command.set_defaults(run=_reproduce_stability)
     add_work(command, 1, "runs of each rate")
@@ -77,17 +77,16 @@ def _reproduce_stages(arguments: argparse.Namespace) -> None:
     length = {"train_size": arguments.choice_size, "epochs": arguments.choice_epochs}
     short = grids.choice(arguments.dataset, architecture, arguments.methods, **length)
     _comparison(arguments, architecture, {})  # that all of it can be run is seen before any of it
-    # Each way of choosing has folders of its own.
-    how = "".join(f"-{n}" for n in length.values() if n is not None)
-    records = _run(arguments, f"choice-{arguments.dataset}{how}", short, "short runs")
+    choice, comparison = grids.folder_names(
+        arguments.dataset, arguments.train_size, *length.values()
+    )
+    records = _run(arguments, choice, short, "short runs")
     picked = grids.chosen(records, arguments.methods)
+    found = curves(records)
     for method, curve in picked.items():
-        edge = grids.at_edge(curve, curves(records))
-        print(f"{method}: {curve.label}" + (" (the edge of the grid)" if edge else ""))
+        print(f"{method}: {grids.edge_label(curve, found)}")
     runs = _comparison(arguments, architecture, picked)
-    size = "" if arguments.train_size is None else f"-{arguments.train_size}"
-    by = how and f"-by{how}"
-    _run(arguments, f"comparison-{arguments.dataset}{size}{by}", runs, "the comparison")
+    _run(arguments, comparison, runs, "the comparison")
 
 
 def _comparison(

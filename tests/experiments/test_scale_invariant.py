@@ -472,7 +472,7 @@ def test_a_bad_field_is_named(fields, message):
 def test_rates_may_be_chosen_on_longer_runs() -> None:
     short = grids.choice("mnist", "smaller", ["rescaled", "logistic"])
     longer = grids.choice("mnist", "smaller", ["rescaled", "logistic"], train_size=50_000, epochs=2)
-    assert len(longer) == len(short) == 21
+    assert len(longer) == len(short) == 28
     assert {(run.train_size, run.epochs, run.validation_size) for run in longer} == {
         (50_000, 2, 2000)
     }

@@ -10,11 +10,19 @@ import pytest
 
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError, RecordError, folder
-from manifoldnet.experiments.scale_invariant import figures, grids, noise, reliability, stability
+from manifoldnet.experiments.scale_invariant import (
+    costs,
+    figures,
+    grids,
+    noise,
+    reliability,
+    stability,
+)
 from manifoldnet.experiments.scale_invariant.config import StageConfig
 from manifoldnet.experiments.scale_invariant.curves import best, curves
-from manifoldnet.experiments.scale_invariant.report import Section, to_csv, write_stage_report
+from manifoldnet.experiments.scale_invariant.report import to_csv, write_stage_report
 from manifoldnet.experiments.scale_invariant.rows import StageEpoch, StageRecord, StageResult
+from manifoldnet.experiments.scale_invariant.sections import Section
 
 BINS = {"concentration": 4.0, "bin_count": (0, 4), "bin_right": (0, 3), "bin_sure": (0.0, 3.5)}
 
@@ -105,10 +113,10 @@ def test_a_figures_size_is_that_of_its_preset():
     assert sizes(5, "paper") == sizes(2, "paper") == ({(100, None)}, 7)
     assert sizes(5, "cpu") == ({(6, 5000)}, 7)
     assert sizes(2, "cpu") == ({(5, 2000)}, 4)  # the larger network
-    assert sizes(6, "cpu") == ({(5, None)}, 4)  # all thousand images
+    assert sizes(3, "cpu") == sizes(6, "cpu") == ({(5, None)}, 3)  # all thousand images
+    assert sizes(3, "paper") == ({(100, None)}, 7)
     noisy = {preset: grids.noise(preset)[0] for preset in grids.PRESETS}
     assert {(r.epochs, r.train_size) for r in noisy.values()} == {(10, None), (6, 5000)}
-    assert {r.embedding_dim for r in grids.noise("paper") if r.method == "rescaled"} == {10}
     with pytest.raises(ConfigError, match="there is no preset 'gpu'"):
         grids.noise("gpu")
 
@@ -127,6 +135,10 @@ def test_choices_never_see_test_images():
         runs = grids.choice(dataset, "smaller", ["rescaled", "logistic"])
         assert all(run.validation_size > 0 and run.train_size for run in runs)
         assert dataset != "imagenet10" or sum((runs[0].validation_size, runs[0].train_size)) == 1000
+        own = [(run.lr, run.embedding_dim) for run in runs if run.method == "rescaled"]
+        rates = [run.lr for run in runs if run.method == "logistic"]
+        assert own == [(h, m) for h in rates for m in (10, 128, 1024)]
+        assert dataset == "imagenet10" or rates == [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
     assert {(run.train_size, run.epochs) for run in grids.choice("mnist", "smaller", ["etf"])} == {
         (5000, 3)
     }
@@ -155,7 +167,28 @@ def test_the_chosen_are_compared_on_all_images():
 def test_the_edge_of_a_grid_is_that_of_a_methods_own_rates():
     found = curves([logistic(0.2, lr=h) for h in (0.1, 0.3, 1.0)] + [rescaled(0.2, lr=3.0)])
     own = [curve for curve in found if curve.method == "logistic"]
-    assert [grids.at_edge(curve, found) for curve in own] == [True, False, True]
+    assert [grids.at_edge(curve, found) for curve in own] == [("h",), (), ("h",)]
+
+
+def test_the_largest_dimension_is_an_edge_and_the_smallest_is_none():
+    grid = [(h, m) for h in (0.1, 0.3, 1.0) for m in (10, 128)]
+    found = curves([rescaled(0.2, lr=h, embedding_dim=m) for h, m in grid] + [logistic(0.1, lr=9)])
+    edges = {curve.label: grids.at_edge(curve, found) for curve in found}
+    assert edges == {
+        "h = 0.1, m = 10": ("h",),
+        "h = 0.1, m = 128": ("h", "m"),
+        "h = 0.3, m = 10": (),
+        "h = 0.3, m = 128": ("m",),
+        "h = 1, m = 10": ("h",),
+        "h = 1, m = 128": ("h", "m"),
+        "h = 9": ("h",),
+    }
+    wide = [curve for curve in found if curve.embedding_dim == 128]
+    told = [grids.edge_label(curve, found) for curve in wide]
+    assert told[:2] == [
+        "h = 0.1, m = 128 (edge of the grid: h, m)",
+        "h = 0.3, m = 128 (edge of the grid: m)",
+    ]
 
 
 def test_corrupted_data_come_at_every_rate_for_both_methods():
@@ -165,6 +198,9 @@ def test_corrupted_data_come_at_every_rate_for_both_methods():
     clean = [(r.method, r.lr, r.embedding_dim) for r in runs if not r.wrong_labels + r.outliers]
     odd = [(r.method, r.lr, r.embedding_dim) for r in runs if r.wrong_labels == 0.4]
     assert clean == odd
+    counts = {method: sum(m == method for m, _, _ in odd) for method in ("rescaled", "logistic")}
+    assert counts == {"rescaled": 14, "logistic": 7}
+    assert {m for method, _, m in odd if method == "rescaled"} == {10, 128}
     assert all(run.validation_size == grids.NOISE_VALIDATION for run in runs)
 
 
@@ -312,24 +348,41 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     }
     assert all(path.exists() for path in report.files)
     lines = [" ".join(line.split()) for line in report.text.splitlines()]
-    assert "| rescaled | 0.5 | – | 0.0210 ± 0.0010 | 3 | 0 |" in lines
-    assert "| logistic | 1 | – | – | 0 | 1 |" in lines
-    (difference,) = (line for line in lines if line.startswith("| rescaled − logistic"))
-    assert difference.startswith("| rescaled − logistic | -0.0110 | -0.0135 to -0.0085 | 3 |")
+    headings = [line for line in lines if line.startswith("#")]
+    assert headings == [
+        "# Scale-invariant learning and convolutional networks",
+        "## In short",
+        "## Test error at the chosen rates",
+        "## Wrong labels and outliers: mnist, smaller: 100 images, 1 epoch",
+        "## Every learning rate",
+        "## Figure 5: mnist, smaller: all training images, 2 epochs",
+        "## Rates and dimensions chosen",
+        "## Confidence",
+    ]
+    data = "| mnist, smaller: all training images, 3 epochs | "
+    assert data + "rescaled | 0.5 | – | – | 0.0210 ± 0.0010 | 3 | 0 |" in lines
+    difference = "rescaled (h = 0.5) − logistic (h = 0.01) | -0.0110 | -0.0135 to -0.0085 | 3 |"
+    assert data + difference in lines
+    assert "| h | rescaled, m = 10 | rescaled, m = 32 | logistic |" in lines
+    assert "| 0.01 | – | – | 0.3000 |" in lines
+    assert "| 1 | 0.2000 | 0.2000 | diverged |" in lines
     start = "| wrong labels | 40 % | "
-    assert start + "logistic | h = 0.01 | 2 | 0.3100 | +0.2000 | 2 | 0.25 | 0.5 |" in lines
-    assert start + "rescaled | h = 0.1 | 1 | 0.2200 | +0.1200 | 2 | 0.25 | 0.5 |" in lines
+    chosen = "logistic | h = 0.01 (edge of the grid: h) | 2 |"
+    assert start + chosen + " 0.3100 | +0.2000 | 2 | 0.25 | 0.5 |" in lines
+    chosen = "rescaled | h = 0.1 (edge of the grid: h) | 1 |"
+    assert start + chosen + " 0.2200 | +0.1200 | 2 | 0.25 | 0.5 |" in lines
     (apart,) = (line for line in lines if line.startswith(start + "-0.08"))
     assert apart.endswith("| 2 |")
     assert sum(line.startswith("| wrong labels | 0 % |") for line in lines) == 2  # not compared
-    assert "| rescaled | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
-    assert (
-        "| rescaled, kernels on spheres | 1e+06 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 | – |" in lines
-    )
-    assert "| logistic | 100 | 0.2000 | 2.5 | – | 3 | 0.12 | loss, minibatch 7 |" in lines
+    assert "| rescaled | 13 | 0 | 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 to 0.12 |" in lines
+    spheres = "| rescaled, kernels on spheres | 13 | 0 |"
+    assert spheres + " 0.2000 | 2.5 | 1.0e-07 | 3 | 0.12 to 0.12 |" in lines
+    assert "| logistic | 13 | 5 | 0.2000 | 2.5 | – | 3 | 0.12 to 0.12 |" in lines
+    assert "| 10 | 0.2000 | 0.2000 | 0.2000 | 0.12 | 0.12 | 0.12 |" in lines
+    assert "| 100 | 0.2000 | 0.2000 | loss, minibatch 7 | 0.12 | 0.12 | – |" in lines
     assert "| mnist, smaller: all training images, 3 epochs | logistic | 4 | 0.1250 |" in lines
-    chosen = "| mnist, smaller: 100 images, 1 epochs | logistic | h = 0.3 (edge) | 0.3 to 3 |"
-    assert chosen + " 0.7700 |" in lines
+    chosen = "| mnist, smaller: 100 images, 1 epoch | logistic | h = 0.3 (edge of the grid: h) |"
+    assert chosen + " 0.3 to 3 | – | 0.7700 |" in lines
     judged = csv.DictReader(io.StringIO((some / "scale_invariant.csv").read_text()))
     assert "choice" not in {row["figure"] for row in judged}  # they have seen no test images
     rows = list(csv.DictReader(io.StringIO((some / "label_noise.csv").read_text())))
@@ -341,6 +394,205 @@ def test_the_report_tells_of_all_there_is(some, capsys):
     )
     assert cli.main(["report", str(some)]) == 0
     assert "# Scale-invariant learning" in capsys.readouterr().out
+
+
+def table(text, heading):
+    """The rows of the first table below a heading, cell by cell."""
+    (_, below) = text.split(f"\n## {heading}\n")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in below.split("\n## ")[0].split("\n\n![")[0].splitlines()
+        if line.startswith("|")
+    ]
+    ends = [i for i, row in enumerate(rows) if row[0].startswith("---")]
+    return [rows[0], *rows[2 : ends[1] - 1 if len(ends) > 1 else None]]
+
+
+def test_the_report_begins_with_answers(some):
+    overflown = record([math.nan], method="logistic", lr=0.1, outliers=0.3, diverged=True)
+    overflown = dataclasses.replace(
+        overflown, config=dataclasses.replace(overflown.config, train_size=100)
+    )
+    folder.keep(some / "label-noise", overflown)
+    folder.keep(some / "label-noise", rescaled(0.25, lr=0.1, outliers=0.3, train_size=100))
+    _, *rows = table(write_stage_report(some).text, "In short")
+    three, one = (
+        "mnist, smaller: all training images, 3 epochs",
+        "mnist, smaller: 100 images, 1 epoch",
+    )
+    assert rows[0] == [
+        *("lower test error than logistic", three, "yes", "0.0210 ± 0.0010", "0.0320 ± 0.0020"),
+        "-0.0110 (-0.0135 to -0.0085)",
+    ]
+    assert rows[1] == [
+        "lower test error, best h and m of Figure 5",
+        *("mnist, smaller: all training images, 2 epochs", "one seed", "0.2000", "0.3000"),
+        "-0.1000",
+    ]
+    told = {row[0]: row[1:5] for row in rows[2:]}
+    assert told["trains with 30 % outliers, where the other overflows"] == [
+        *(one, "yes", "0.2500", "overflow at every h")
+    ]
+    assert told["loses less to 40 % wrong labels"] == [one, "undecided", "+0.1200", "+0.2000"]
+    assert told["lower test error with 40 % wrong labels"][:2] == [one, "undecided"]
+    assert told["finite at every h from 1e-06 to 1e+06"][1:] == [
+        *("yes", "13 of 13 runs", "8 of 13 runs")
+    ]
+    assert len(told) == 4
+
+
+def test_an_interval_on_the_other_side_is_a_no(tmp_path):
+    (tmp_path / "comparison" / "records").mkdir(parents=True)
+    for seed in range(3):
+        folder.keep(tmp_path / "comparison", rescaled(0.30 + seed / 100, lr=1.0, seed=seed))
+        folder.keep(tmp_path / "comparison", logistic(0.20 + seed / 100, lr=1.0, seed=seed))
+    lost = record([math.nan], method="logistic", lr=1.0, seed=3, diverged=True)
+    folder.keep(tmp_path / "comparison", lost)
+    _, row = table(write_stage_report(tmp_path).text, "In short")
+    assert row[2] == "no, higher, 1 diverged"
+
+
+# What counts of several choices
+
+
+def keep(place, *runs):
+    (place / "records").mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        folder.keep(place, run)
+
+
+def short(error, **fields):
+    """A run that chooses."""
+    return record([math.nan], validation=error, train_size=100, validation_size=50, **fields)
+
+
+@pytest.fixture
+def rechosen(tmp_path):
+    """A comparison at m = 128, and at m = 1024 after the grid was widened."""
+    for seed in range(2):
+        keep(
+            tmp_path / "comparison-mnist",
+            rescaled(0.30 + seed / 100, lr=3.0, embedding_dim=128, seed=seed),
+            rescaled(0.10 + seed / 100, lr=3.0, embedding_dim=1024, seed=seed),
+            logistic(0.20 + seed / 100, lr=0.1, seed=seed),
+        )
+    keep(
+        tmp_path / "choice-mnist",
+        short(0.2, method="rescaled", lr=3.0, embedding_dim=128),
+        short(0.1, method="rescaled", lr=3.0, embedding_dim=1024),
+        short(0.3, method="logistic", lr=0.1),
+    )
+    return tmp_path
+
+
+def test_earlier_choices_stay_and_the_one_of_now_counts(rechosen):
+    text = write_stage_report(rechosen).text
+    heading, *rows = table(text, "Test error at the chosen rates")
+    assert heading[1:] == ["method", "h", "m", "chosen", "test error", "n", "diverged"]
+    assert [row[1:6] for row in rows] == [
+        ["rescaled", "3", "128", "before", "0.3050 ± 0.0071"],
+        ["rescaled", "3", "1024", "now", "0.1050 ± 0.0071"],
+        ["logistic", "0.1", "–", "now", "0.2050 ± 0.0071"],
+    ]
+    differences = [line for line in text.splitlines() if "− logistic (h" in line]
+    (line,) = (" ".join(line.split()) for line in differences)
+    assert "| rescaled (h = 3, m = 1024) − logistic (h = 0.1) | -0.1000 |" in line
+    assert "those from before are of earlier choices" in text
+    confident = [row[1] for row in table(text, "Confidence")[1:]]
+    assert confident == ["rescaled", "logistic"]
+    _, answer = table(text, "In short")
+    assert answer[2:5] == ["yes", "0.1050 ± 0.0071", "0.2050 ± 0.0071"]
+    assert "scale_invariant_comparison-mnist.png" not in text  # no figure
+
+
+def test_a_choice_that_has_not_been_run_is_a_row_without_runs(rechosen):
+    keep(rechosen / "choice-mnist", short(0.05, method="logistic", lr=0.3))
+    text = write_stage_report(rechosen).text
+    _, *rows = table(text, "Test error at the chosen rates")
+    assert [row[1:] for row in rows[2:]] == [
+        ["logistic", "0.1", "–", "before", "0.2050 ± 0.0071", "2", "0"],
+        ["logistic", "0.3", "–", "now", "–", "0", "0"],
+    ]
+    _, answer = table(text, "In short")
+    assert answer[2] == "yes, at an earlier choice"
+    keep(rechosen / "choice-mnist", short(0.01, method="rescaled", lr=1.0, embedding_dim=10))
+    text = write_stage_report(rechosen).text
+    assert "− logistic" not in text  # of two earlier ones neither counts
+    assert "## In short" not in text
+
+
+def test_without_the_short_runs_several_rows_are_not_compared(rechosen):
+    text = write_stage_report(rechosen / "comparison-mnist").text
+    _, *rows = table(text, "Test error at the chosen rates")
+    assert [row[4] for row in rows] == ["–", "–", "–"]
+    assert "− logistic" not in text
+
+
+def test_a_comparison_belongs_to_its_own_way_of_choosing(rechosen):
+    names = grids.folder_names("mnist", 5000, 50_000, 2)
+    assert names == ("choice-mnist-50000-2", "comparison-mnist-5000-by-50000-2")
+    assert grids.choice_of(names[1], "mnist") == names[0]
+    assert grids.folder_names("mnist", None, None, None) == ("choice-mnist", "comparison-mnist")
+    assert grids.choice_of("comparison-mnist-5000", "mnist") == "choice-mnist"
+    keep(
+        rechosen / "choice-mnist-50000-2",
+        *(short(0.4, method="rescaled", lr=h, embedding_dim=128) for h in (1.0, 2.0)),
+    )
+    keep(
+        rechosen / "comparison-mnist-by-50000-2",
+        *(rescaled(0.4, lr=h, embedding_dim=128) for h in (1.0, 2.0)),
+    )
+    _, *rows = table(write_stage_report(rechosen).text, "Test error at the chosen rates")
+    told = {
+        tuple(row[2:4]): row[4] for row in rows if row[0].endswith("(comparison-mnist-by-50000-2)")
+    }
+    assert told == {("1", "128"): "now", ("2", "128"): "before"}
+    assert sum(row[0].endswith("(comparison-mnist)") for row in rows) == 3
+
+
+# Beyond the paper
+
+
+def test_other_stages_have_a_table_of_their_own(tmp_path):
+    place = tmp_path / "comparison-mnist-5000"
+    for seed in range(2):
+        more = {"seed": seed, "train_size": 5000}
+        keep(
+            place,
+            rescaled(0.10 + seed / 100, lr=1.0, embedding_dim=1024, **more),
+            logistic(0.20 + seed / 100, lr=0.1, **more),
+            record([0.15 + seed / 100], method="cosine", lr=0.3, **more),
+            record([0.05 + seed / 50], method="etf", lr=0.3, calibration={}, **more),
+        )
+    measured = {("rescaled", "1024"): {1: 0.2, 2: 0.3}, ("logistic", ""): {1: 0.1, 2: 0.15}}
+    (tmp_path / costs.NAME).write_text(costs.to_csv(measured))
+    text = write_stage_report(tmp_path).text
+    heading, *rows = table(text, "Beyond the paper: mnist, smaller: 5,000 images, 1 epoch")
+    assert heading == [
+        *("stage", "h", "m", "chosen", "test error", "n", "diverged", "calibration error"),
+        "ms/step",
+    ]
+    assert rows == [
+        ["rescaled", "1", "1024", "–", "0.1050 ± 0.0071", "2", "0", "0.1250", "250.0"],
+        ["logistic", "0.1", "–", "–", "0.2050 ± 0.0071", "2", "0", "0.1250", "125.0"],
+        ["cosine", "0.3", "–", "–", "0.1550 ± 0.0071", "2", "0", "0.1250", "–"],
+        ["etf", "0.3", "–", "–", "0.0600 ± 0.0141", "2", "0", "–", "–"],
+    ]
+    assert "## Test error at the chosen rates" not in text
+    answers = {row[0]: row[2] for row in table(text, "In short")[1:]}
+    assert answers == {
+        "lower test error than logistic": "yes",
+        "lower test error than cosine": "yes",
+        "lower test error than etf": "undecided",
+    }
+    keep(tmp_path / "choice-mnist", short(0.1, method="smoothing", lr=0.1))
+    keep(place, record([0.3], method="smoothing", lr=0.01, train_size=5000))
+    text = write_stage_report(tmp_path).text
+    _, *rows = table(text, "Beyond the paper: mnist, smaller: 5,000 images, 1 epoch")
+    assert [row for row in rows if row[0] == "smoothing"] == [
+        ["smoothing", "0.01", "–", "before", "0.3000", "1", "0", "0.1250", "–"],
+        ["smoothing", "0.1", "–", "now", "–", "0", "0", "–", "–"],
+    ]
 
 
 def test_one_sweep_alone_can_be_reported(some, tmp_path):
@@ -458,6 +710,32 @@ def lines(monkeypatch):
     return read
 
 
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
+def test_the_legends_of_a_figure_cover_no_curve(monkeypatch, preset):
+    drawn = []
+    monkeypatch.setattr(figures, "png", drawn.append)
+    runs = [dataclasses.replace(record([0.9, 0.1]), config=c) for c in grids.figure(5, preset)]
+    figures.draw(curves(runs[1:]), "one combination is missing")
+    (figure,) = drawn
+    figure.canvas.draw()
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        assert not any(legend.overlaps(panel.get_window_extent()) for panel in figure.axes)
+        texts = [
+            text.get_text() for text in axes.get_legend().get_texts() if text.get_text() != " "
+        ]
+        assert sorted(texts) == sorted(line.get_label() for line in axes.lines)
+    first, *_ = (axes.get_legend().get_texts() for axes in figure.axes)
+    rates = grids.PRESETS[preset].rates
+    assert (
+        [text.get_text() for text in first[: len(rates)]]
+        == [
+            " ",  # a column for each m
+            *(f"h = {h:g}, m = 10" for h in rates[1:]),
+        ]
+    )
+
+
 def points(line):
     return [tuple(map(float, point)) for point in line.get_xydata()]
 
@@ -492,6 +770,30 @@ def test_a_run_that_overflowed_has_a_cross_and_no_point(lines):
     assert points(step["logistic"]) == [(h, 0.125) for h in finite]
 
 
+def test_runs_with_several_seeds_are_points_around_their_median(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(stability, "png", drawn.append)
+    runs = [
+        logistic(error, lr=h, seed=seed)
+        for h, errors in ((0.1, (0.2, 0.5, 0.3)), (1.0, (0.6, 0.4, 0.9)))
+        for seed, error in enumerate(errors)
+    ]
+    runs += [
+        logistic(0.7, lr=10.0),
+        record([0.9], method="logistic", lr=10.0, seed=1, diverged=True),
+    ]
+    stability.draw(runs)
+    line, singles, crosses = drawn[0].axes[0].lines
+    assert points(line) == [(0.1, 30), (1, 60)]  # none where a seed overflowed
+    assert points(singles) == [
+        *((0.1, y) for y in (20, 50, 30)),
+        *((1, y) for y in (60, 40, 90)),
+        (10, 70),
+    ]
+    assert singles.get_linestyle() == "None"
+    assert (points(crosses), crosses.get_label()) == ([(10, 100)], "logistic: overflow")
+
+
 def test_confidence_is_drawn_against_accuracy_and_pooled(lines):
     last = record([0.2]).epochs[0]
     other = dataclasses.replace(last, bin_count=(4, 2), bin_right=(1, 2), bin_sure=(1.6, 1.0))
@@ -510,6 +812,19 @@ def test_corrupted_data_are_drawn_at_their_share(lines):
     assert points(panel["rescaled"]) == [(0, 10), (40, 30)]
 
 
+def test_what_overflowed_at_every_rate_has_a_cross_at_the_top(lines):
+    lost = {"method": "logistic", "diverged": True, "outliers": 0.3}
+    runs = [rescaled(0.1, lr=0.1), rescaled(0.2, lr=0.1, outliers=0.3), logistic(0.1, lr=0.1)]
+    runs += [record([math.nan], lr=h, **lost) for h in (0.1, 1.0)]
+    (panel,) = lines(noise, noise.by_setting(runs))
+    assert set(panel) == {"rescaled", "logistic", "logistic: overflow at every rate"}
+    cross = panel["logistic: overflow at every rate"]
+    assert points(cross) == [(30, 1)]
+    assert cross.get_transform() == cross.axes.get_xaxis_transform()  # 1 is the top of the panel
+    (panel,) = lines(noise, noise.by_setting([*runs, logistic(0.9, lr=0.01, outliers=0.3)]))
+    assert set(panel) == {"rescaled", "logistic"}  # a rate at which it did not
+
+
 # The commands
 
 
@@ -517,8 +832,8 @@ def test_corrupted_data_are_drawn_at_their_share(lines):
     ("arguments", "runs", "where"),
     [
         (["figure5"], 21, "figure5"),
-        (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 24, "figure3"),
-        (["figure3", "--paper", "scale-invariant"], 12, "figure3"),
+        (["figure3", "--paper", "scale-invariant", "--repetitions", "2"], 12, "figure3"),
+        (["figure3", "--paper", "scale-invariant"], 6, "figure3"),
         (["figure3", "--paper", "scale-invariant", "--preset", "paper"], 28, "figure3"),
         (["figure4", "--preset", "paper"], 28, "figure4"),
         (["stability", "--repetitions", "2"], 78, "stability"),
@@ -573,7 +888,7 @@ def test_stages_are_compared_at_the_rates_of_their_short_runs(monkeypatch, capsy
     assert {(c.method, c.lr, c.epochs) for c in long} == {("logistic", 0.01, 10), ("etf", 0.01, 10)}
     assert len(long) == 6
     assert {config.dataset for config in (*short, *long)} == {"cifar10"}
-    assert "logistic: h = 0.01 (the edge of the grid)\n" in capsys.readouterr().out
+    assert "logistic: h = 0.01 (edge of the grid: h)\n" in capsys.readouterr().out
     calls.clear()
     command = ["reproduce", "stages", "--dataset", "imagenet10", "--train-size", "500"]
     assert cli.main([*command, "--out", str(tmp_path)]) == 0
@@ -581,6 +896,27 @@ def test_stages_are_compared_at_the_rates_of_their_short_runs(monkeypatch, capsy
     assert (choice, comparison) == ("choice-imagenet10", "comparison-imagenet10-500")
     assert {config.architecture for config in (*short, *long)} == {"imagenet-smaller"}
     assert {config.train_size for config in long} == {500}
+
+
+def test_it_is_printed_which_of_rate_and_dimension_is_at_the_edge(monkeypatch, capsys, tmp_path):
+    def swept(arguments, where, experiment, configs, *_, **__):
+        errors = [abs(math.log10(c.lr)) / 10 + 1 / (c.embedding_dim or 10) for c in configs]
+        return [
+            dataclasses.replace(record([error]), config=config)
+            for config, error in zip(configs, errors, strict=True)
+        ]
+
+    monkeypatch.setattr("manifoldnet.cli.stages.run_sweep", swept)
+    assert cli.main(["reproduce", "stages", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["rescaled: h = 1, m = 1024 (edge of the grid: m)", "logistic: h = 1"]
+
+
+@pytest.mark.parametrize("name", ["figure1", "stages", "label-noise", "stability"])
+def test_every_command_has_help(capsys, name):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["reproduce", name, "--help"])
+    assert "--repetitions N" in capsys.readouterr().out
 
 
 def test_corrupted_data_are_run_at_the_chosen_rates_with_more_seeds(monkeypatch, tmp_path):

@@ -60,6 +60,12 @@ def read(folder: Path) -> Costs | None:
     return costs
 
 
+def milliseconds(costs: Costs | None, method: str, m: int | None) -> str:
+    """The median step of a stage as text; ``–`` where it was not measured."""
+    times = (costs or {}).get((method, "" if m is None else str(m)))
+    return f"{1000 * median(times.values()):.1f}" if times else "–"
+
+
 def blocks(costs: Costs) -> Iterator[Block]:
     """A section: median milliseconds, and the ratio to logistic regression."""
     yield Heading("What a training step costs")

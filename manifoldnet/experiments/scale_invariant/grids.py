@@ -84,14 +84,20 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     }
 )
 
-_COSTLY = Preset(
+_LARGER = Preset(
     epochs=5, train_size=2000, rates=(0.03, 0.1, 0.3, 1.0), dimensions=PRESETS["cpu"].dimensions
 )
-"""In place of ``"cpu"`` for the larger networks and images, a step of which costs many times as
-much."""
+"""In place of ``"cpu"`` for the larger network, a step of which costs many times as much."""
+
+_IMAGENET = Preset(epochs=5, train_size=None, rates=(0.1, 0.3, 1.0), dimensions=(128,))
+"""The same for the 1000 images of ImageNet, each of which takes tens of milliseconds."""
 
 CHOICE = StageConfig(epochs=3, train_size=5000, validation_size=2000)
 """Short runs, from which h and m are chosen; never on test images."""
+
+CHOICE_DIMENSIONS = (10, 128, 1024)
+"""m that are tried there, from the number of classes on. Runs that chose of (10, 128) took 128, the
+largest."""
 
 
 def figure(number: int, preset: str) -> list[StageConfig]:
@@ -103,13 +109,15 @@ def figure(number: int, preset: str) -> list[StageConfig]:
     if number not in FIGURES:
         raise ConfigError(f"there is no figure {number}, only {', '.join(map(str, FIGURES))}")
     which, amount = FIGURES[number], _preset(preset)
-    if preset == "cpu" and which.architecture != "smaller":
-        amount = _COSTLY
+    if preset == "cpu" and which.dataset == "imagenet10":
+        amount = _IMAGENET
+    elif preset == "cpu" and which.architecture == "larger":
+        amount = _LARGER
     base = StageConfig(
         dataset=which.dataset,
         architecture=which.architecture,
         epochs=amount.epochs,
-        train_size=None if which.dataset == "imagenet10" else amount.train_size,
+        train_size=amount.train_size,
     )
     return grid(base, ("rescaled", "logistic"), amount)
 
@@ -195,12 +203,35 @@ def choice(
     """
     base, amount = replace(CHOICE, dataset=dataset, architecture=architecture), PRESETS["cpu"]
     if dataset == "imagenet10":  # 1000 images
-        base, amount = replace(base, train_size=800, validation_size=200, epochs=5), _COSTLY
+        base, amount = replace(base, train_size=800, validation_size=200, epochs=5), _LARGER
     if train_size is not None:
         base = replace(base, train_size=train_size)
     if epochs is not None:
         base = replace(base, epochs=epochs)
-    return grid(base, methods, amount)
+    return grid(base, methods, replace(amount, dimensions=CHOICE_DIMENSIONS))
+
+
+COMPARISON = "comparison"
+"""With this begin the names of folders of comparisons."""
+
+
+def folder_names(dataset: str, train_size: int | None, *length: int | None) -> tuple[str, str]:
+    """The folders of a choice and of its comparison: each way of choosing has its own.
+
+    Args:
+        dataset: what is compared on.
+        train_size: images of the comparison.
+        *length: images and epochs of the short runs, where they are not the usual ones.
+    """
+    how = "".join(f"-{n}" for n in length if n is not None)
+    size = "" if train_size is None else f"-{train_size}"
+    return f"choice-{dataset}{how}", f"{COMPARISON}-{dataset}{size}" + (how and f"-by{how}")
+
+
+def choice_of(comparison: str, dataset: str) -> str:
+    """The folder of the short runs that choose for a comparison in a folder of that name."""
+    _, _, how = comparison.partition("-by")
+    return f"choice-{dataset}{how}"
 
 
 def chosen(records: Sequence[StageRecord], methods: Sequence[str]) -> dict[str, Curve]:
@@ -219,10 +250,23 @@ def chosen(records: Sequence[StageRecord], methods: Sequence[str]) -> dict[str, 
     return picked
 
 
-def at_edge(curve: Curve, found: Sequence[Curve]) -> bool:
-    """Whether a rate is the smallest or largest that was tried, so that a better one may exist."""
-    rates = [c.lr for c in found if c.method == curve.method]
-    return curve.lr in (min(rates), max(rates))
+def at_edge(curve: Curve, found: Sequence[Curve]) -> tuple[str, ...]:
+    """Which of ``"h"`` and ``"m"`` is at the edge of what was tried: a better one may be beyond.
+
+    The smallest m that was tried is no edge: it is the number of classes, and there is none below.
+    """
+    own = [c for c in found if c.method == curve.method]
+    rates = {c.lr for c in own}
+    dimensions = {c.embedding_dim for c in own if c.embedding_dim is not None}
+    h = ("h",) if curve.lr in (min(rates), max(rates)) else ()
+    m = ("m",) if dimensions and curve.embedding_dim == max(dimensions) else ()
+    return h + m
+
+
+def edge_label(curve: Curve, found: Sequence[Curve]) -> str:
+    """``h = 3, m = 128 (edge of the grid: m)``."""
+    edges = at_edge(curve, found)
+    return curve.label + (f" (edge of the grid: {', '.join(edges)})" if edges else "")
 
 
 def comparison(
@@ -249,14 +293,12 @@ def comparison(
 
 
 def noise(preset: str) -> list[StageConfig]:
-    """Wrong labels and outliers on MNIST, the smaller network, each method at every rate.
-
-    With m the number of classes, so that both methods choose of as many runs.
+    """Wrong labels and outliers on MNIST, the smaller network, each method over its grid.
 
     Raises:
         ConfigError: for an unknown preset.
     """
-    amount = replace(_preset(preset), dimensions=(10,))
+    amount = _preset(preset)
     base = StageConfig(
         dataset="mnist",
         architecture="smaller",

@@ -8,7 +8,7 @@ data, likewise tuned, stands at share 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from manifoldnet.experiments.canvas import INK, new_figure, png, style
 from manifoldnet.experiments.document import Block, Paragraph, Table
 from manifoldnet.experiments.scale_invariant.curves import Curve, best, curves
 from manifoldnet.experiments.scale_invariant.figures import COLOURS
+from manifoldnet.experiments.scale_invariant.grids import edge_label
 from manifoldnet.experiments.scale_invariant.rows import StageRecord
 from manifoldnet.experiments.spreadsheet import csv_text
 from manifoldnet.experiments.statistics import paired
@@ -80,35 +81,32 @@ def blocks(found: Settings) -> Iterator[Block]:
     """Errors of each method at its best rate, and what they lost against clean data."""
     yield Paragraph(
         "Each method at the rate and dimension that its own validation images (with right labels) "
-        "choose for each share. Lost: against the same on clean training data; where there are "
-        "several seeds, what the rescaled stage lost less what logistic regression lost, paired "
-        "over seeds, stands in the second table."
+        "choose for each share, of so many combinations. Lost: against the same on clean training "
+        "data; where there are several seeds, what the rescaled stage lost less what logistic "
+        "regression lost, paired over seeds, stands in the second table."
     )
     rows, differences = [], []
     for setting, members in found.items():
-        lost: dict[str, dict[int, float]] = {}
         for method in COLOURS:
-            curve = best(members, method)
-            clean = best(found.get(Setting(setting.kind, 0.0), ()), method)
+            curve, cost = best(members, method), lost(found, setting, method)
             if curve is None:
                 continue
-            lost[method] = {} if clean is None else _minus(curve.final(), clean.final())
             last = [run.epochs[-1] for run in curve.runs]
             rows.append(
                 (
                     setting.kind,
                     f"{100 * setting.share:g} %",
                     method,
-                    curve.label,
+                    edge_label(curve, members),
                     str(sum(c.method == method for c in members)),
                     f"{curve.mean():.4f}",
-                    f"{fmean(lost[method].values()):+.4f}" if lost[method] else "–",
+                    f"{fmean(cost.values()):+.4f}" if cost else "–",
                     str(len(curve.final())),
                     f"{fmean(epoch.gradient_norm for epoch in last):.2g}",
                     f"{max(epoch.largest_gradient_norm for epoch in last):.2g}",
                 )
             )
-        apart = paired(lost.get("rescaled", {}), lost.get("logistic", {}))
+        apart = paired(lost(found, setting, "rescaled"), lost(found, setting, "logistic"))
         if setting.share and apart.n > 1:
             differences.append(
                 (
@@ -129,7 +127,13 @@ def blocks(found: Settings) -> Iterator[Block]:
         yield Table(apart_header, tuple(differences), words=2)
 
 
-def _minus(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+def lost(found: Settings, setting: Setting, method: str) -> dict[int, float]:
+    """What a method's test error is above that on clean training data, by seed."""
+    curve = best(found[setting], method)
+    clean = best(found.get(Setting(setting.kind, 0.0), ()), method)
+    if curve is None or clean is None:
+        return {}
+    one, other = curve.final(), clean.final()
     return {seed: one[seed] - other[seed] for seed in one if seed in other}
 
 
@@ -140,20 +144,40 @@ def draw(found: Settings) -> bytes:
         MissingExtraError: without matplotlib.
     """
     kinds = sorted({setting.kind for setting in found})
-    figure = new_figure(4.4 * len(kinds), 3.8)
-    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+    figure = new_figure(4.4 * len(kinds), 4.2)
+    panels = dict(zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0], strict=True))
+    for kind, axes in panels.items():
         style(axes)
-        for method, colour in COLOURS.items():
-            points = [
-                (100 * setting.share, 100 * curve.mean())
-                for setting, members in found.items()
-                if setting.kind == kind and (curve := best(members, method)) is not None
-            ]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=method)
         axes.set_title(kind, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("share of the training images (%)", color=INK)
+        for method, colour in COLOURS.items():
+            at = {
+                100 * setting.share: best(members, method)
+                for setting, members in found.items()
+                if setting.kind == kind and any(c.method == method for c in members)
+            }
+            points = [(share, 100 * curve.mean()) for share, curve in at.items() if curve]
+            lost = [share for share, curve in at.items() if curve is None]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=method)
+            if lost:
+                axes.plot(
+                    lost,
+                    [1.0] * len(lost),
+                    "x",
+                    color=colour,
+                    label=f"{method}: overflow at every rate",
+                    transform=axes.get_xaxis_transform(),  # at the top, whatever the errors
+                    clip_on=False,
+                )
         axes.set_ylim(bottom=0)
+    named = {
+        name: handle
+        for axes in panels.values()
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.axes[0].set_ylabel("test error (%), chosen rate", color=INK)
-    figure.axes[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(
+        named.values(), named, loc="outside lower center", ncols=len(named), frameon=False
+    )
     return png(figure)

@@ -46,7 +46,7 @@ def blocks(comparisons: Mapping[str, Sequence[Curve]]) -> Iterator[Block]:
                 title,
                 method,
                 f"{fmean(epoch.concentration or 0.0 for epoch in epochs):.3g}",
-                f"{fmean(reliability([epoch]).error for epoch in epochs):.4f}",
+                f"{_error(epochs):.4f}",
             )
             for title, methods in found.items()
             for method, epochs in methods.items()
@@ -67,6 +67,16 @@ def reliability(epochs: Sequence[StageEpoch]) -> Reliability:
         return tuple(s / n if n else float("nan") for s, n in zip(sums, counts, strict=True))
 
     return Reliability(over(sures), over(rights), tuple(counts))
+
+
+def calibration_error(curve: Curve) -> float | None:
+    """Mean over seeds; None where no run has a confidence."""
+    epochs = _last(curve)
+    return _error(epochs) if epochs else None
+
+
+def _error(epochs: Sequence[StageEpoch]) -> float:
+    return fmean(reliability([epoch]).error for epoch in epochs)
 
 
 def draw(found: Mapping[str, Mapping[str, Sequence[StageEpoch]]]) -> bytes:

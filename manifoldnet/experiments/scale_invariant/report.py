@@ -3,19 +3,16 @@
     <folder>/<sweep>/records/*.jsonl, <folder>/stage_cost.csv
     -> scale_invariant.csv, .md, .html, scale_invariant_figure1.png …, label_noise.csv, .png
 
-What there is comes out: figures whose runs are there, comparisons and how their rates were chosen,
-every learning rate, wrong labels and outliers.
+What there is comes out, answers first: comparisons, wrong labels and outliers, every learning rate,
+figures whose runs are there, how rates were chosen, confidence, and what a step costs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from manifoldnet.experiments import folder as folders
 from manifoldnet.experiments.document import (
     Block,
     Heading,
@@ -27,6 +24,8 @@ from manifoldnet.experiments.document import (
 )
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.scale_invariant import (
+    answers,
+    comparisons,
     costs,
     figures,
     grids,
@@ -35,11 +34,10 @@ from manifoldnet.experiments.scale_invariant import (
     stability,
 )
 from manifoldnet.experiments.scale_invariant.config import METHODS
+from manifoldnet.experiments.scale_invariant.costs import Costs
 from manifoldnet.experiments.scale_invariant.curves import Curve, best, curves
-from manifoldnet.experiments.scale_invariant.grids import FIGURES
-from manifoldnet.experiments.scale_invariant.rows import SCALE_INVARIANT, StageRecord
+from manifoldnet.experiments.scale_invariant.sections import Section, read, titles
 from manifoldnet.experiments.spreadsheet import csv_text
-from manifoldnet.experiments.statistics import estimate, paired
 
 COLUMNS = (
     *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch"),
@@ -61,81 +59,20 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    found = {place.name: _read(place) for place in sweeps(folder)}
-    sections = [_section(name, runs) for name, runs in found.items() if runs]
+    sections = read(folder)
     parts = [section for section in sections if section.kind != "choice"]
     if not parts:
         raise RecordError(
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
             f"figure5 --out {folder}"
         )
-    blocks = list(_blocks(sections))
-    if (measured := costs.read(folder)) is not None:
-        blocks += costs.blocks(measured)
     tables = {"scale_invariant.csv": to_csv([part for part in parts if part.kind != "label noise"])}
     for part in parts:
         if part.kind == "label noise":
             name = _file("label_noise", part, sections)
             tables[f"{name}.csv"] = noise.to_csv(noise.by_setting(part.runs))
+    blocks = list(_blocks(sections, costs.read(folder)))
     return publish(blocks, output, "scale_invariant", tables)
-
-
-@dataclass(frozen=True)
-class Section:
-    """The runs of a sweep.
-
-    Attributes:
-        name: of its folder.
-        kind: ``"label noise"``, ``"stability"``, ``"choice"`` (judged by validation images),
-            ``"comparison"`` (each method at one rate) or ``"grid"``.
-        runs: all of them, of one protocol.
-    """
-
-    name: str
-    kind: str
-    runs: list[StageRecord]
-
-    @property
-    def title(self) -> str:
-        """``mnist, smaller: 5,000 images, 6 epochs``."""
-        config = self.runs[0].config
-        images = (
-            "all training images" if config.train_size is None else f"{config.train_size:,} images"
-        )
-        return f"{config.dataset}, {config.architecture}: {images}, {config.epochs} epochs"
-
-
-def _section(name: str, runs: list[StageRecord]) -> Section:
-    free: dict[str, Any] = {"method": "logistic", "lr": 1.0, "embedding_dim": None, "seed": 0}
-    rates = set(grids.stability())
-    if any(r.config.wrong_labels or r.config.outliers for r in runs):
-        kind, free = "label noise", free | {"wrong_labels": 0.0, "outliers": 0.0}
-    elif all(replace(r.config, seed=0) in rates for r in runs):
-        kind, free = "stability", free | {"spheres": False}
-    elif runs[0].config.validation_size:
-        kind = "choice"
-    else:
-        found = curves(runs)
-        kind = "comparison" if len({c.method for c in found}) == len(found) else "grid"
-    shared = {replace(r.config, **free): r for r in runs}
-    if len(shared) > 1:
-        one, other = list(shared)[:2]
-        raise RecordError(
-            f"the records of {name} are of more than one protocol ({one.differences(other)}): move "
-            "some of them to another folder"
-        )
-    if len({r.data for r in runs}) > 1:
-        raise RecordError(
-            f"the records of {name} are of different data: move some of them to another folder"
-        )
-    return Section(name, kind, runs)
-
-
-def sweeps(folder: Path) -> list[Path]:
-    """The folders of sweeps: this one, or those in it."""
-    if (folder / "records").is_dir() or not folder.is_dir():
-        return [folder]
-    return sorted(path.parent for path in folder.glob("*/records"))
 
 
 def to_csv(sections: Sequence[Section]) -> str:
@@ -161,19 +98,7 @@ def to_csv(sections: Sequence[Section]) -> str:
     )
 
 
-def _read(place: Path) -> list[StageRecord]:
-    return list(folders.read_all(place, SCALE_INVARIANT, exact=False).values())
-
-
-def _figure_of(section: Section) -> str:
-    config = section.runs[0].config
-    for number, figure in FIGURES.items():
-        if (figure.dataset, figure.architecture) == (config.dataset, config.architecture):
-            return f"Figure {number}: "
-    return ""
-
-
-def _blocks(sections: Sequence[Section]) -> Iterator[Block]:
+def _blocks(sections: Sequence[Section], measured: Costs | None) -> Iterator[Block]:
     made = {
         ", ".join(f"{k} {v}" for k, v in sorted(run.versions.items()))
         for section in sections
@@ -185,35 +110,67 @@ def _blocks(sections: Sequence[Section]) -> Iterator[Block]:
         "the network was not finite. "
         f"Made with {'; '.join(sorted(made))}."
     )
-    comparisons = [section for section in sections if section.kind == "comparison"]
-    for section in (*comparisons, *(s for s in sections if s.kind == "grid")):
-        found = curves(section.runs)
-        yield Heading(f"{section.name}: {section.title}")
-        yield _table(found)
-        yield from _differences(found)
-        if section.kind == "grid":
-            title = _figure_of(section) + section.title
-            picture = figures.draw(found, title)
-            yield Picture(f"scale_invariant_{section.name}.png", picture, title)
-    yield from _choices([section for section in sections if section.kind == "choice"])
-    yield from reliability.blocks({s.title: curves(s.runs) for s in comparisons})
+    compared = comparisons.comparisons(sections)
+    yield from answers.blocks(sections, compared)
+    yield from comparisons.blocks(compared, measured)
+    names = titles(sections)
     for section in sections:
-        if section.kind == "stability":
-            name = _file("scale_invariant_stability", section, sections)
-            yield from stability.blocks(section.runs, f"{name}.png")
         if section.kind == "label noise":
             corrupted = noise.by_setting(section.runs)
-            yield Heading(f"Wrong labels and outliers: {section.title}")
+            yield Heading(f"Wrong labels and outliers: {names[section.name]}")
             yield from noise.blocks(corrupted)
             text = "Test error against corrupted data"
             name = _file("label_noise", section, sections)
             yield Picture(f"{name}.png", noise.draw(corrupted), text)
+    for section in sections:
+        if section.kind == "stability":
+            name = _file("scale_invariant_stability", section, sections)
+            yield from stability.blocks(section.runs, f"{name}.png")
+    for section in sections:
+        if section.kind == "grid":
+            title = f"{answers.figure_of(section) or 'Grid'}: {names[section.name]}"
+            found = curves(section.runs)
+            yield Heading(title)
+            yield Picture(f"scale_invariant_{section.name}.png", figures.draw(found, title), title)
+            yield _grid(found)
+    yield from _choices([section for section in sections if section.kind == "choice"])
+    current = {one.title: [one.current(method) for method in one.methods] for one in compared}
+    yield from reliability.blocks(
+        {title: [curve for curve in members if curve] for title, members in current.items()}
+    )
+    if measured is not None:
+        yield from costs.blocks(measured)
 
 
 def _file(name: str, section: Section, sections: Sequence[Section]) -> str:
     """A file's name without its ending; with the sweep's where there are several of its kind."""
     several = sum(other.kind == section.kind for other in sections) > 1
     return f"{name}_{section.name}" if several else name
+
+
+def _grid(found: Sequence[Curve]) -> Table:
+    """Test errors, a row for each h, a column for each method and m."""
+    stages = sorted(
+        {(list(METHODS).index(c.method), c.embedding_dim or 0, c.method) for c in found}
+    )
+    cells = {(c.method, c.embedding_dim or 0, c.lr): c for c in found}
+
+    def cell(curve: Curve | None) -> str:
+        if curve is None:
+            return "–"
+        if len(curve.runs) == curve.diverged:
+            return "diverged"
+        lost = f" ({curve.diverged} of {len(curve.runs)} diverged)" if curve.diverged else ""
+        return comparisons.error(curve) + lost
+
+    return Table(
+        ("h", *(method + (f", m = {m}" if m else "") for _, m, method in stages)),
+        tuple(
+            (f"{h:g}", *(cell(cells.get((method, m, h))) for _, m, method in stages))
+            for h in sorted({curve.lr for curve in found})
+        ),
+        words=0,
+    )
 
 
 def _choices(sections: Sequence[Section]) -> Iterator[Block]:
@@ -223,58 +180,26 @@ def _choices(sections: Sequence[Section]) -> Iterator[Block]:
     yield Heading("Rates and dimensions chosen")
     yield Paragraph(
         "By the error on validation images after short runs, one for each h and m; of the test "
-        "images nothing is known there. A rate at the edge of those tried may have a better one "
-        "beyond it."
+        "images nothing is known there. Beyond an h or m at the edge of those tried there may be "
+        "a better one; m cannot be below the number of classes."
     )
-    rows = []
+    rows, names = [], titles(sections)
     for section in sections:
         found = curves(section.runs)
         for method in METHODS:
-            rates = sorted({curve.lr for curve in found if curve.method == method})
+            own = [curve for curve in found if curve.method == method]
             if (curve := best(found, method)) is not None:
-                edge = " (edge)" if grids.at_edge(curve, found) else ""
-                tried = f"{rates[0]:g} to {rates[-1]:g}"
-                error = f"{curve.score({run.config.seed for run in curve.runs}):.4f}"
-                rows.append((section.title, method, curve.label + edge, tried, error))
-    header = ("data", "method", "chosen", "h tried", "validation error")
-    yield Table(header, tuple(rows), words=4)
-
-
-def _table(found: Sequence[Curve]) -> Table:
-    rows = []
-    for curve in found:
-        final = estimate(list(curve.final().values()))
-        mean = "–" if final.n == 0 else f"{final.mean:.4f}"
-        rows.append(
-            (
-                curve.method,
-                f"{curve.lr:g}",
-                "–" if curve.embedding_dim is None else str(curve.embedding_dim),
-                mean + (f" ± {final.deviation:.4f}" if final.n > 1 else ""),
-                str(final.n),
-                str(curve.diverged),
-            )
-        )
-    return Table(("method", "h", "m", "test error", "n", "diverged"), tuple(rows))
-
-
-def _differences(found: Sequence[Curve]) -> Iterator[Block]:
-    """Rescaled against the others, where each has one rate and several seeds."""
-    methods = {curve.method for curve in found}
-    if len(methods) < len(found) or "rescaled" not in methods:
-        return
-    (rescaled,) = (curve for curve in found if curve.method == "rescaled")
-    rows = []
-    for curve in found:
-        difference = paired(rescaled.final(), curve.final())
-        if curve is not rescaled and difference.n > 1:
-            rows.append(
-                (
-                    f"rescaled − {curve.method}",
-                    f"{difference.mean:+.4f}",
-                    f"{difference.low:+.4f} to {difference.high:+.4f}",
-                    str(difference.n),
+                rates = sorted({c.lr for c in own})
+                dimensions = sorted({c.embedding_dim for c in own if c.embedding_dim is not None})
+                rows.append(
+                    (
+                        names[section.name],
+                        method,
+                        grids.edge_label(curve, found),
+                        f"{rates[0]:g} to {rates[-1]:g}",
+                        ", ".join(map(str, dimensions)) or "–",
+                        f"{curve.score({run.config.seed for run in curve.runs}):.4f}",
+                    )
                 )
-            )
-    if rows:
-        yield Table(("difference", "test error", "95 % interval", "n"), tuple(rows))
+    header = ("data", "method", "chosen", "h tried", "m tried", "validation error")
+    yield Table(header, tuple(rows), words=5)

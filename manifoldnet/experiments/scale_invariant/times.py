@@ -23,6 +23,7 @@ from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.scale_invariant import costs
 from manifoldnet.experiments.scale_invariant.config import ARCHITECTURES, METHODS, StageConfig
 from manifoldnet.experiments.scale_invariant.costs import Costs
+from manifoldnet.experiments.scale_invariant.grids import CHOICE_DIMENSIONS
 from manifoldnet.experiments.scale_invariant.parts import make_parts
 from manifoldnet.experiments.scale_invariant.run import Run
 
@@ -48,12 +49,10 @@ def measure(
         on_progress: is told what is timed, the number of the step, and how many there are.
     """
     data = sources.load(config.dataset, data_dir, None, ARCHITECTURES[config.architecture].side)
-    wide = replace(config, method="rescaled", lr=_RATE, embedding_dim=128)
-    configs = [replace(config, method=method, lr=_RATE, embedding_dim=None) for method in METHODS]
-    runs = {
-        (c.method, "" if c.embedding_dim is None else str(c.embedding_dim)): Run(c, data)
-        for c in (*configs, wide)
-    }
+    base = replace(config, lr=_RATE, embedding_dim=None)
+    stages = [replace(base, method="rescaled", embedding_dim=m) for m in CHOICE_DIMENSIONS]
+    stages += [replace(base, method=method) for method in METHODS if method != "rescaled"]
+    runs = {(c.method, str(c.embedding_dim or "")): Run(c, data) for c in stages}
     parts = make_parts(config, data)
     seconds: dict[tuple[str, str], dict[int, float]] = {stage: {} for stage in runs}
     with limited_threads(config.threads):
