@@ -88,17 +88,17 @@ def table(rows: Sequence[Row], threads: int) -> Table:
 
 def traffic(rows: Sequence[Row], threads: int) -> Table:
     """What a step must move, and how fast it was moved: as fast as memory, at best."""
+    of = {(row.cell, row.implementation): row.median_ms for row in rows}
     lines = []
-    for row in rows:
-        cell, shown = row.cell, (BASE, _FAST)
-        if cell.threads != threads or row.implementation not in shown or cell.shapes in GROWTH:
-            continue
-        must = least_bytes(cell, row.implementation)
-        speed = must / (1e-3 * row.median_ms)
-        who = row.implementation, cell.shapes, cell.manifold, cell.optimizer
-        lines.append((*who, f"{must / 1e6:.1f}", f"{speed / 1e9:.1f}"))
+    for cell in dict.fromkeys(row.cell for row in rows if row.cell.threads == threads):
+        for name in (BASE, _FAST):
+            if cell.shapes not in GROWTH and (cell, name) in of:
+                must = least_bytes(cell, name)
+                speed = must / (1e-3 * of[cell, name])
+                work = cell.shapes, cell.manifold, cell.optimizer
+                lines.append((name, *work, f"{must / 1e6:.1f}", f"{speed / 1e9:.1f}"))
     header = ("step of", "shapes", "manifold", "optimizer", "must move (MB)", "GB/s")
-    return Table(header, tuple(sorted(lines, key=lambda line: line[1:4])), 4)
+    return Table(header, tuple(lines), 4)
 
 
 def draw(rows: Sequence[Row], threads: int) -> bytes:
