@@ -36,7 +36,8 @@ def add_benchmarks(commands: Any) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.benchmarks import measure, report
-    from manifoldnet.experiments.benchmarks.work import GROWTH, SHAPES, cells
+    from manifoldnet.experiments.benchmarks.shapes import GROWTH, SHAPES
+    from manifoldnet.experiments.benchmarks.work import cells
     from manifoldnet.experiments.document import Heading, Picture, publish
     from manifoldnet.experiments.errors import ConfigError
     from manifoldnet.experiments.files import write_text

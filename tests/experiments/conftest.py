@@ -7,14 +7,18 @@ import pytest
 import torch
 
 from manifoldnet.experiments import Dataset, load
+from manifoldnet.optim import native
 
-# Remembered before `_own_world` hides it from the tests.
+# Remembered before `_own_world` hides them from the tests.
 _REAL_DATA = os.environ.get("MANIFOLDNET_DATA")
+_KERNELS = native.cache_folder()
 
 
 @pytest.fixture(autouse=True)
 def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MANIFOLDNET_DATA", raising=False)
+    # Processes that a test starts need not compile the kernel anew.
+    monkeypatch.setenv("MANIFOLDNET_CACHE", str(_KERNELS))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from manifoldnet import cli
-from manifoldnet.experiments.benchmarks import measure, report, work
+from manifoldnet.experiments.benchmarks import measure, report, shapes, work
 from manifoldnet.experiments.benchmarks.rows import BASE, IMPLEMENTATIONS, Cell
 from manifoldnet.experiments.errors import RecordError
 
 
 def _numbers(name: str) -> int:
-    return sum(math.prod(shape) for shape in work.SHAPES[name])
+    return sum(math.prod(shape) for shape in shapes.SHAPES[name])
 
 
 def test_the_networks_have_as_many_numbers_as_they_are_known_for() -> None:
     assert _numbers("resnet50") == 25_557_032
     assert _numbers("gpt2") == 124_439_808
     assert _numbers("matrix") == 8192 * 4096
-    assert len(work.SHAPES["mlp"]) == 5
+    assert len(shapes.SHAPES["mlp"]) == 5
 
 
 @pytest.mark.parametrize("optimizer", work.OPTIMIZERS)
@@ -30,7 +30,7 @@ def test_the_networks_have_as_many_numbers_as_they_are_known_for() -> None:
 def test_everybody_moves_the_weights_it_is_given(
     manifold: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "SHAPES", {"tiny": ((6, 4), (5, 3, 2, 2), (6,))})
+    monkeypatch.setattr(shapes, "SHAPES", {"tiny": ((6, 4), (5, 3, 2, 2), (6,))})
     found = measure.measure(Cell("tiny", manifold, optimizer, 1), seconds=0.0)
     names = [row.implementation for row in found]
     ours = [name for name in IMPLEMENTATIONS if name not in ("weight_norm", "geotorch")]
@@ -57,7 +57,7 @@ def test_implementations_step_the_same_weights_alike() -> None:
 def test_a_run_goes_on_where_it_was_stopped_and_its_file_is_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(work, "SHAPES", {"tiny": ((6, 4), (6,))})
+    monkeypatch.setattr(shapes, "SHAPES", {"tiny": ((6, 4), (6,))})
     few = {name: work.MANIFOLDS[name] for name in ("oblique rows", "scaled, additive")}
     monkeypatch.setattr(work, "MANIFOLDS", few)
     monkeypatch.setattr(work, "OPTIMIZERS", {"sgd": {}, "adam": {}})
@@ -93,18 +93,17 @@ def test_a_run_goes_on_where_it_was_stopped_and_its_file_is_read_back(
 def test_growth_is_of_size_and_of_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, shapes in work.GROWTH.items():
-        numbers = sum(math.prod(shape) for shape in shapes)
-        assert name in (f"size-{numbers}", f"count-{len(shapes)}")
-    assert max(math.prod(shape) for shape in work.GROWTH["size-100000000"]) == 10**8
+    for name, weights in shapes.GROWTH.items():
+        numbers = sum(math.prod(shape) for shape in weights)
+        assert name in (f"size-{numbers}", f"count-{len(weights)}")
+    assert max(math.prod(shape) for shape in shapes.GROWTH["size-100000000"]) == 10**8
     small = {
         "size-16": ((4, 4),),
         "size-64": ((8, 8),),
         "count-10": 10 * ((2, 2),),
         "count-1000": 1000 * ((2, 2),),
     }
-    for module in (work, report):
-        monkeypatch.setattr(module, "GROWTH", small)
+    monkeypatch.setattr(shapes, "GROWTH", small)
     argv = ["bench", "--shapes", "growth", "--threads", "1", "--seconds", "0", "--quiet"]
     assert cli.main([*argv, "--out", str(tmp_path)]) == 0
     rows = report.read(tmp_path / report.NAME)
@@ -127,12 +126,12 @@ def test_what_a_step_must_move() -> None:
     """The network's 25.6 million numbers, 53 thousand of them in vectors; of Adam, one second
     moment for each slice of a declared weight."""
     of = {
-        (optimizer, name): work.least_bytes(Cell("resnet50", "sphere", optimizer, 1), name)
+        (optimizer, name): shapes.least_bytes(Cell("resnet50", "sphere", optimizer, 1), name)
         for optimizer in work.OPTIMIZERS
         for name in (BASE, "manifoldnet fused")
     }
     numbers = _numbers("resnet50")
-    vectors = sum(math.prod(shape) for shape in work.SHAPES["resnet50"] if len(shape) == 1)
+    vectors = sum(math.prod(shape) for shape in shapes.SHAPES["resnet50"] if len(shape) == 1)
     assert of["sgd", BASE] == of["sgd", "manifoldnet fused"] == 12 * numbers
     assert of["momentum", BASE] == of["momentum", "manifoldnet fused"] == 20 * numbers
     assert of["adam", BASE] == 28 * numbers

@@ -76,7 +76,7 @@ def test_balanced_sgd_is_torchs_sgd(tiny, tmp_path):
     images = split(tiny, 0).train
     pixels = images.pixels.float() / 255
     model = Arch2(16, 3, features=8, generator=seeded_generator(0, "start"))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, fused=True)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
     generator = seeded_generator(0, "order")
     for _ in range(config.epochs):

@@ -36,7 +36,6 @@ def measure(
         seconds: to take steps for, about; each takes some in any case.
         on_progress: is told whose steps are next, and how many there are.
     """
-    times: dict[str, list[float]] = {}
     first: dict[str, float] = {}
     peaks: dict[str, int] = {}
     ready: dict[str, Step] = {}
@@ -52,11 +51,12 @@ def measure(
         began = time.perf_counter()
         rounds = 0
         names = list(ready)
+        times: dict[str, list[float]] = {name: [] for name in names}
         turns = random.Random(0)
         while rounds < _LEAST or (time.perf_counter() - began < seconds and rounds < 400):
             turns.shuffle(names)  # nobody is always behind the same one, and finds its caches
             for name in names:
-                taken = times.setdefault(name, [])
+                taken = times[name]
                 if len(taken) < _SLOW or sum(taken) < seconds:
                     taken.append(_time(ready[name]))
             rounds += 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from manifoldnet.experiments.benchmarks import shapes
 from manifoldnet.experiments.benchmarks.rows import BASE, IMPLEMENTATIONS, Cell, Row
-from manifoldnet.experiments.benchmarks.work import GROWTH, least_bytes
 from manifoldnet.experiments.canvas import INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.document import Table
 from manifoldnet.experiments.spreadsheet import csv_text, read_csv
@@ -76,7 +76,7 @@ def table(rows: Sequence[Row], threads: int) -> Table:
     """Ratios to torch's fused step: a line per work, a column per implementation."""
     of = {(row.cell, row.implementation): row for row in rows}
     lines = []
-    works = [row.cell for row in rows if row.cell.shapes not in GROWTH]
+    works = [row.cell for row in rows if row.cell.shapes not in shapes.GROWTH]
     for cell in dict.fromkeys(cell for cell in works if cell.threads == threads):
         ratios = [
             "–" if (row := of.get((cell, name))) is None else f"{row.ratio:.2f}" for name in _SHOWN
@@ -92,8 +92,8 @@ def traffic(rows: Sequence[Row], threads: int) -> Table:
     lines = []
     for cell in dict.fromkeys(row.cell for row in rows if row.cell.threads == threads):
         for name in (BASE, _FAST):
-            if cell.shapes not in GROWTH and (cell, name) in of:
-                must = least_bytes(cell, name)
+            if cell.shapes not in shapes.GROWTH and (cell, name) in of:
+                must = shapes.least_bytes(cell, name)
                 speed = must / (1e-3 * of[cell, name])
                 work = cell.shapes, cell.manifold, cell.optimizer
                 lines.append((name, *work, f"{must / 1e6:.1f}", f"{speed / 1e9:.1f}"))
@@ -107,7 +107,7 @@ def draw(rows: Sequence[Row], threads: int) -> bytes:
     Raises:
         MissingExtraError: without matplotlib.
     """
-    rows = [row for row in rows if row.cell.shapes not in GROWTH]
+    rows = [row for row in rows if row.cell.shapes not in shapes.GROWTH]
     optimizers = list(dict.fromkeys(row.cell.optimizer for row in rows))
     works = list(dict.fromkeys((row.cell.shapes, row.cell.manifold) for row in rows))
     figure = new_figure(11.5, 0.27 * len(works) + 1.6)
@@ -143,7 +143,7 @@ def draw_growth(rows: Sequence[Row], threads: int) -> bytes:
     Raises:
         MissingExtraError: without matplotlib.
     """
-    rows = [row for row in rows if row.cell.shapes in GROWTH and row.cell.threads == threads]
+    rows = [row for row in rows if row.cell.shapes in shapes.GROWTH and row.cell.threads == threads]
     optimizers = list(dict.fromkeys(row.cell.optimizer for row in rows))
     figure = new_figure(11.5, 6.6)
     panels = figure.subplots(2, len(optimizers), sharey="row", squeeze=False)

@@ -8,7 +8,6 @@ it, and torch's fused step; all others are given their gradients.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -19,60 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import manifoldnet as mn
+from manifoldnet.experiments.benchmarks import shapes
 from manifoldnet.experiments.benchmarks.rows import Cell
 from manifoldnet.geometry import Manifold
 
-Shape = tuple[int, ...]
 Step = Callable[[], Any]
 
-
-def _resnet50() -> list[Shape]:
-    shapes: list[Shape] = [(64, 3, 7, 7), (64,), (64,)]
-    inside = 64
-    for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
-        for block in range(blocks):
-            for shape in (
-                (width, inside, 1, 1),
-                (width, width, 3, 3),
-                (4 * width, width, 1, 1),
-                *([(4 * width, inside, 1, 1)] if block == 0 else []),
-            ):
-                shapes += [shape, (shape[0],), (shape[0],)]
-            inside = 4 * width
-    return [*shapes, (1000, 2048), (1000,)]
-
-
-def _gpt2() -> list[Shape]:
-    layer: list[Shape] = [(768,), (768,), (2304, 768), (2304,), (768, 768), (768,)]
-    layer += [(768,), (768,), (3072, 768), (3072,), (768, 3072), (768,)]
-    return [(50257, 768), (1024, 768), *(12 * layer), (768,), (768,)]
-
-
-SHAPES: Mapping[str, tuple[Shape, ...]] = MappingProxyType(
-    {
-        "mlp": ((64, 784), (64, 32), (64, 32), (64, 32), (10, 32)),
-        "resnet50": tuple(_resnet50()),
-        "gpt2": tuple(_gpt2()),
-        "matrix": ((8192, 4096),),
-    }
-)
-"""The symmetry paper's four-layer network, ResNet-50, GPT-2 (124M), and one large matrix."""
-
-GROWTH: Mapping[str, tuple[Shape, ...]] = MappingProxyType(
-    {
-        **{f"size-{n**2}": ((n, n),) for n in (100, 320, 1000, 3200, 10_000)},
-        **{f"count-{n}": n * ((64, 64),) for n in (10, 100, 1000)},
-    }
-)
-"""One square matrix of ever more numbers, and ever more small ones: how a step's time grows."""
-
-
-def _shapes(cell: Cell) -> tuple[Shape, ...]:
-    return GROWTH[cell.shapes] if cell.shapes in GROWTH else SHAPES[cell.shapes]
-
-
-_GROWING = "oblique rows"
-_WHO_GROWS = ("torch fused", "torch foreach", "manifoldnet fused", "manifoldnet")
 
 MANIFOLDS: Mapping[str, Manifold] = MappingProxyType(
     {
@@ -89,31 +40,18 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-def cells(shapes: Sequence[str], threads: Sequence[int]) -> list[Cell]:
-    """Every comparison on some shapes; ``"growth"`` stands for all of `GROWTH`."""
-    named = [n for name in shapes for n in (GROWTH if name == "growth" else (name,))]
+def cells(names: Sequence[str], threads: Sequence[int]) -> list[Cell]:
+    """Every comparison on some shapes; ``"growth"`` stands for all of `shapes.GROWTH`."""
+    named = [n for name in names for n in (shapes.GROWTH if name == "growth" else (name,))]
     return [
         Cell(*each)
         for each in itertools.product(named, MANIFOLDS, OPTIMIZERS, threads)
-        if each[0] not in GROWTH or each[1] == _GROWING
+        if each[0] not in shapes.GROWTH or each[1] == _GROWING
     ]
 
 
-def least_bytes(cell: Cell, implementation: str) -> int:
-    """What a step must read and write, in float32: weights, gradients, and buffers both ways.
-
-    A declared weight has one second moment for each slice, and torch's one for each number.
-    """
-    total = 0
-    for shape in _shapes(cell):
-        numbers = math.prod(shape)
-        buffers = {"sgd": 0, "momentum": 1, "adam": 2}[cell.optimizer]
-        if implementation.startswith("manifoldnet") and len(shape) > 1:
-            buffers = min(buffers, 1)
-        total += 4 * numbers * (3 + 2 * buffers)
-    return total
-
-
+_GROWING = "oblique rows"
+_WHO_GROWS = ("torch fused", "torch foreach", "manifoldnet fused", "manifoldnet")
 _LR = 1e-7  # torch's steps leave the manifolds; ours begin on them
 
 
@@ -122,7 +60,7 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
     manifold = MANIFOLDS[cell.manifold]
     source = torch.Generator().manual_seed(0)
     weights, gradients = [], []
-    for shape in _shapes(cell):
+    for shape in shapes.of(cell):
         w = torch.randn(shape, generator=source)
         weights.append(manifold.projx(w) if len(shape) > 1 else w)
         gradients.append(torch.randn(shape, generator=source).mul_(1e-3))
@@ -139,7 +77,7 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
         makers["weight_norm"] = lambda: _parametrized(cell, weights, gradients, _weight_norm)
         if manifold.dim == 0:
             makers["geotorch"] = lambda: _geotorch(cell, weights, gradients)
-    if cell.shapes in GROWTH:
+    if cell.shapes in shapes.GROWTH:
         return {name: makers[name] for name in _WHO_GROWS}
     return makers
 

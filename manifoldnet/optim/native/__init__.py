@@ -165,7 +165,7 @@ def _build() -> Path:
     key = hashlib.sha256(source)
     for part in (compiler, *_FLAGS, _processor()):
         key.update(part.encode())
-    path = _cache_folder() / f"step-{key.hexdigest()[:16]}.so"
+    path = cache_folder() / f"step-{key.hexdigest()[:16]}.so"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,8 @@ def _build() -> Path:
     return path
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
     chosen = os.environ.get("MANIFOLDNET_CACHE")
     if chosen:
         return Path(chosen)
