@@ -36,9 +36,9 @@ def add_benchmarks(commands: Any) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.benchmarks import measure, report
-    from manifoldnet.experiments.benchmarks.shapes import GROWTH, SHAPES
+    from manifoldnet.experiments.benchmarks.shapes import SHAPES
     from manifoldnet.experiments.benchmarks.work import cells
-    from manifoldnet.experiments.document import Heading, Picture, publish
+    from manifoldnet.experiments.document import publish
     from manifoldnet.experiments.errors import ConfigError
     from manifoldnet.experiments.files import write_text
     from manifoldnet.experiments.status import StatusLine
@@ -59,24 +59,7 @@ def _bench(arguments: argparse.Namespace) -> None:
                 continue  # a run that was stopped goes on
             done += measure.measure(cell, arguments.seconds, status)
             write_text(path, report.to_csv(done))
-    blocks: list[Any] = []
-    for count in sorted({row.cell.threads for row in done}, reverse=True):
-        here = [row for row in done if row.cell.threads == count]
-        threads = f"{count} thread" + "s" * (count != 1)
-        if any(row.cell.shapes in SHAPES for row in here):
-            blocks.append(Heading(f"Multiples of torch's fused step, {threads}"))
-            blocks.append(report.table(here, count))
-            text = f"Time of a step as a multiple of torch's fused one, {threads}"
-            blocks.append(Picture(f"benchmarks_{count}.png", report.draw(here, count), text))
-            blocks.append(Heading(f"Bytes, {threads}"))
-            blocks.append(report.traffic(here, count))
-        if any(row.cell.shapes in GROWTH for row in here):
-            blocks.append(Heading(f"Growth, {threads}"))
-            blocks.append(report.growth(here, count))
-            text = f"Time of a step against size and number of weights, {threads}"
-            picture = report.draw_growth(here, count)
-            blocks.append(Picture(f"benchmarks_growth_{count}.png", picture, text))
-    result = publish(blocks, arguments.out, "benchmarks", {})
+    result = publish(list(report.blocks(done)), arguments.out, "benchmarks", {})
     print(result.text)
     for file in (path, *result.files):
         print(file)

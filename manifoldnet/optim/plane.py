@@ -195,7 +195,7 @@ def _lost(tt: Tensor, vv: Tensor) -> bool:
     """
     if tt.device.type != "cpu" or torch.compiler.is_compiling():
         return True
-    return not bool((tt / vv).min() > 0.5)  # NaN where there is no gradient
+    return not float((tt / vv).min()) > 0.5  # NaN where there is no gradient
 
 
 def _look(piece: _Piece, over: _Over, of_g: int) -> tuple[Tensor, ...]:
@@ -250,7 +250,7 @@ def _adapted(work: Work, rates: Rates, squared: Tensor, rr: Tensor) -> Tensor:
     if rates.rms:
         squared = squared * (squared.numel() / work.x.numel())
     s = work.s
-    s.mul_(rates.beta2).add_(squared, alpha=1 - rates.beta2)
+    s.lerp_(squared, 1 - rates.beta2)
     if work.top is not None:
         s = torch.maximum(work.top, s, out=work.top)
     unbias1, unbias2 = work.unbias

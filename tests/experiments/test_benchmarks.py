@@ -116,7 +116,7 @@ def test_growth_is_of_size_and_of_number(
         if row.cell.optimizer == "sgd"
     }
     factor = ms["count-1000", "manifoldnet"] / ms["count-10", "manifoldnet"]
-    table = report.growth(rows, 1)
+    table = report.growth(rows)
     assert table.rows[-1][:2] == ("manifoldnet", f"{factor:.0f}")
     assert (tmp_path / "benchmarks_growth_1.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "benchmarks_1.png").exists()

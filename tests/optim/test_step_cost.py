@@ -44,9 +44,9 @@ def _count(weights: int, shape: tuple[int, ...], make: Any, **options: Any) -> C
 
 # What they take today, views included.
 STEPS = [
-    (mn.RiemannianSGD, {}, 25),
-    (mn.RiemannianSGD, {"momentum": 0.9}, 34),
-    (mn.RiemannianAdam, {}, 51),
+    (mn.RiemannianSGD, {}, 24),
+    (mn.RiemannianSGD, {"momentum": 0.9}, 33),
+    (mn.RiemannianAdam, {}, 49),
 ]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from manifoldnet.experiments.benchmarks import shapes
 from manifoldnet.experiments.benchmarks.rows import BASE, IMPLEMENTATIONS, Cell, Row
 from manifoldnet.experiments.canvas import INK, MUTED, new_figure, png, style
-from manifoldnet.experiments.document import Table
+from manifoldnet.experiments.document import Block, Heading, Picture, Table
 from manifoldnet.experiments.spreadsheet import csv_text, read_csv
 
 NAME = "benchmarks.csv"
@@ -72,12 +73,36 @@ def read(path: Path) -> list[Row]:
     return read_csv(path, COLUMNS, parse, "delete it, or measure again")
 
 
-def table(rows: Sequence[Row], threads: int) -> Table:
+def blocks(rows: Sequence[Row]) -> Iterator[Block]:
+    """The whole of it, by number of threads: ratios, bytes, growth.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    for count in sorted({row.cell.threads for row in rows}, reverse=True):
+        threads = f"{count} thread" + "s" * (count != 1)
+        here = [row for row in rows if row.cell.threads == count]
+        networks = [row for row in here if row.cell.shapes not in shapes.GROWTH]
+        growing = [row for row in here if row.cell.shapes in shapes.GROWTH]
+        if networks:
+            yield Heading(f"Multiples of torch's fused step, {threads}")
+            yield table(networks)
+            text = f"Time of a step as a multiple of torch's fused one, {threads}"
+            yield Picture(f"benchmarks_{count}.png", draw(networks), text)
+            yield Heading(f"Bytes, {threads}")
+            yield traffic(networks)
+        if growing:
+            yield Heading(f"Growth, {threads}")
+            yield growth(growing)
+            text = f"Time of a step against size and number of weights, {threads}"
+            yield Picture(f"benchmarks_growth_{count}.png", draw_growth(growing), text)
+
+
+def table(rows: Sequence[Row]) -> Table:
     """Ratios to torch's fused step: a line per work, a column per implementation."""
     of = {(row.cell, row.implementation): row for row in rows}
     lines = []
-    works = [row.cell for row in rows if row.cell.shapes not in shapes.GROWTH]
-    for cell in dict.fromkeys(cell for cell in works if cell.threads == threads):
+    for cell in dict.fromkeys(row.cell for row in rows):
         ratios = [
             "–" if (row := of.get((cell, name))) is None else f"{row.ratio:.2f}" for name in _SHOWN
         ]
@@ -86,28 +111,26 @@ def table(rows: Sequence[Row], threads: int) -> Table:
     return Table(("shapes", "manifold", "optimizer", f"{BASE} (ms)", *_SHOWN), tuple(lines), 3)
 
 
-def traffic(rows: Sequence[Row], threads: int) -> Table:
+def traffic(rows: Sequence[Row]) -> Table:
     """What a step must move, and how fast it was moved: as fast as memory, at best."""
     of = {(row.cell, row.implementation): row.median_ms for row in rows}
     lines = []
-    for cell in dict.fromkeys(row.cell for row in rows if row.cell.threads == threads):
+    for cell in dict.fromkeys(row.cell for row in rows):
         for name in (BASE, _FAST):
-            if cell.shapes not in shapes.GROWTH and (cell, name) in of:
-                must = shapes.least_bytes(cell, name)
-                speed = must / (1e-3 * of[cell, name])
-                work = cell.shapes, cell.manifold, cell.optimizer
-                lines.append((name, *work, f"{must / 1e6:.1f}", f"{speed / 1e9:.1f}"))
+            must = shapes.least_bytes(cell, name)
+            speed = must / (1e-3 * of[cell, name])
+            work = cell.shapes, cell.manifold, cell.optimizer
+            lines.append((name, *work, f"{must / 1e6:.1f}", f"{speed / 1e9:.1f}"))
     header = ("step of", "shapes", "manifold", "optimizer", "must move (MB)", "GB/s")
     return Table(header, tuple(lines), 4)
 
 
-def draw(rows: Sequence[Row], threads: int) -> bytes:
+def draw(rows: Sequence[Row]) -> bytes:
     """Ratios on a logarithmic axis: a panel per optimizer, a line per shapes and manifold.
 
     Raises:
         MissingExtraError: without matplotlib.
     """
-    rows = [row for row in rows if row.cell.shapes not in shapes.GROWTH]
     optimizers = list(dict.fromkeys(row.cell.optimizer for row in rows))
     works = list(dict.fromkeys((row.cell.shapes, row.cell.manifold) for row in rows))
     figure = new_figure(11.5, 0.27 * len(works) + 1.6)
@@ -122,7 +145,6 @@ def draw(rows: Sequence[Row], threads: int) -> bytes:
                 (row.ratio, works.index((row.cell.shapes, row.cell.manifold)))
                 for row in rows
                 if (row.implementation, row.cell.optimizer) == (name, optimizer)
-                and row.cell.threads == threads
             ]
             if points:
                 axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=5, label=name)
@@ -131,19 +153,22 @@ def draw(rows: Sequence[Row], threads: int) -> bytes:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panels[0].set_yticks(range(len(works)), [f"{s}: {m}" for s, m in works])
     panels[0].invert_yaxis()
-    handles, names = panels[0].get_legend_handles_labels()
+    return _with_legend(figure, panels[0])
+
+
+def _with_legend(figure: Any, axes: Any) -> bytes:
+    handles, names = axes.get_legend_handles_labels()
     legend = figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     legend.set_frame_on(False)
     return png(figure)
 
 
-def draw_growth(rows: Sequence[Row], threads: int) -> bytes:
+def draw_growth(rows: Sequence[Row]) -> bytes:
     """Time against numbers of one weight, and against the number of small ones, both logarithmic.
 
     Raises:
         MissingExtraError: without matplotlib.
     """
-    rows = [row for row in rows if row.cell.shapes in shapes.GROWTH and row.cell.threads == threads]
     optimizers = list(dict.fromkeys(row.cell.optimizer for row in rows))
     figure = new_figure(11.5, 6.6)
     panels = figure.subplots(2, len(optimizers), sharey="row", squeeze=False)
@@ -165,32 +190,18 @@ def draw_growth(rows: Sequence[Row], threads: int) -> bytes:
             axes.set_title(optimizer, loc="left", fontsize=10, color=INK)
             axes.set_xlabel(title, fontsize=9, color=INK)
         line[0].set_ylabel("ms a step", fontsize=9, color=INK)
-    handles, names = panels[0][0].get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    legend.set_frame_on(False)
-    return png(figure)
+    return _with_legend(figure, panels[0][0])
 
 
-def growth(rows: Sequence[Row], threads: int) -> Table:
+def growth(rows: Sequence[Row]) -> Table:
     """By how much the time grows from the fewest to the most small weights."""
-    smallest, largest = "count-10", "count-1000"
-    ms = {
-        (row.implementation, row.cell.optimizer, row.cell.shapes): row.median_ms
-        for row in rows
-        if row.cell.threads == threads
-    }
+    ms = {(row.implementation, row.cell.optimizer, row.cell.shapes): row.median_ms for row in rows}
     optimizers = list(dict.fromkeys(row.cell.optimizer for row in rows))
-    lines = [
-        (
-            name,
-            *(
-                f"{ms[name, optimizer, largest] / ms[name, optimizer, smallest]:.0f}"
-                if (name, optimizer, largest) in ms and (name, optimizer, smallest) in ms
-                else "–"
-                for optimizer in optimizers
-            ),
-        )
-        for name in _GROWING
-    ]
+
+    def factor(name: str, optimizer: str) -> str:
+        few, many = (ms.get((name, optimizer, f"count-{n}")) for n in (10, 1000))
+        return "–" if few is None or many is None else f"{many / few:.0f}"
+
+    lines = [(name, *(factor(name, optimizer) for optimizer in optimizers)) for name in _GROWING]
     header = ("1000 matrices of 64×64 in times of 10", *optimizers)
     return Table(header, tuple(lines), 1)
