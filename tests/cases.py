@@ -147,9 +147,12 @@ def scale_slices(x: Tensor, factors: Tensor, dim: int | str | None) -> Tensor:
     return x * factors.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
 
 
-def apart(a: Tensor, b: Tensor, dim: int | str | None) -> float:
-    """The largest difference between slices of `a` and `b`, relative to those of `b`."""
+def apart(a: Tensor, b: Tensor, dim: int | str | None, least: Tensor | None = None) -> float:
+    """The largest difference between slices of `a` and `b`, relative to those of `b`, or of
+    `least` where they are longer."""
     off, of = lengths(a - b, dim), lengths(b, dim)
+    if least is not None:
+        of = of.maximum(lengths(least, dim))
     return float((off / torch.where(of > 0, of, 1.0)).max())
 
 

@@ -92,10 +92,16 @@ def _agree(
 
 
 def _off(
-    one: dict[str, Tensor], other: dict[str, Tensor], key: str, manifold: mn.Manifold
+    one: dict[str, Tensor],
+    other: dict[str, Tensor],
+    key: str,
+    manifold: mn.Manifold,
+    least: dict[str, Tensor] | None = None,
 ) -> float:
     a, b = one[key].double(), other[key].double()
-    return apart(a, b, manifold.dim) if a.shape == one["weight"].shape else _relative(a, b)
+    if a.shape != one["weight"].shape:
+        return _relative(a, b)
+    return apart(a, b, manifold.dim, least[key] if least else None)
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
@@ -132,16 +138,19 @@ def test_in_float32_they_are_as_exact_as_the_specification(
     seed: int,
     size: float,
 ) -> None:
-    """Against the same steps in float64: where terms cancel, both lose digits."""
+    """Against the same steps in float64. Where terms cancel, both lose digits: errors are of the
+    size of a buffer after one step, if later gradients leave less of it."""
     x = point(manifold, shape, seed).float()
     gradients = _gradients(manifold, x, 3, size, seed)
-    exact = _run(manifold, x.double(), [g.double() for g in gradients], kind, SPECIFICATION)
+    exactly = [g.double() for g in gradients]
+    exact = _run(manifold, x.double(), exactly, kind, SPECIFICATION)
+    least = _run(manifold, x.double(), exactly[:1], kind, SPECIFICATION)
     plain = _run(manifold, x, gradients, kind, SPECIFICATION)
     found = _run(manifold, x, gradients, kind, path)
     for key, value in found.items():
         assert value.dtype == plain[key].dtype, key
-        allowed = 4e-6 + 4 * _off(plain, exact, key, manifold)
-        assert (off := _off(found, exact, key, manifold)) <= allowed, (key, off, allowed)
+        allowed = 4e-6 + 4 * _off(plain, exact, key, manifold, least)
+        assert (off := _off(found, exact, key, manifold, least)) <= allowed, (key, off, allowed)
 
 
 @each_path

@@ -18,6 +18,8 @@
 #include <cstdint>
 #include <vector>
 
+#include <unistd.h>
+
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -57,14 +59,23 @@ constexpr int64_t SMALL = 1 << 16;  // numbers; below, a weight is one thread's
 constexpr int64_t LONG = 1 << 17;   // a slice that is worth all threads
 constexpr int64_t CHUNK = 1 << 14;  // numbers of it that are summed in one go
 constexpr int64_t AHEAD = 1 << 10;  // numbers to ask memory for in advance, at least
-constexpr int64_t TILE = 1 << 11;   // columns whose sums stay in the cache
-constexpr int64_t PANEL = 1 << 20;  // bytes of columns that stay in a processor's own cache
-constexpr int64_t NARROW = 128;      // columns of a panel that is worth it, at least
+constexpr int64_t NEAR = 1 << 7;    // the same, where many rows are read along
+constexpr int64_t TILE = 1 << 13;   // columns whose sums stay in the cache
+constexpr int64_t NARROW = 1 << 6;  // columns of a panel that is worth it, at least
 constexpr int64_t STRIPES = 16;     // of rows, the sums of which are kept apart, at most
 constexpr int64_t HIGH = 64;        // rows of a stripe, at least
 constexpr int ROWS = 4;             // that are read and written together
 constexpr int64_t FEW = 8;          // products that are summed before their sum is taken to double
 constexpr int LANES = 16;           // sums that are kept apart so that none waits for the last one
+
+// Bytes of columns that stay in a processor's own cache.
+int64_t panel() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  const long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (cache > 0) return cache / 4 * 3;
+#endif
+  return 3 << 18;
+}
 
 struct Sums {
   double xx = 0, xg = 0, xb = 0, gg = 0, gb = 0, bb = 0;
@@ -326,7 +337,7 @@ struct Step {
   // panels worth reading; else all of them at once, by stripes of rows.
   double columns(bool alone) const {
     const int64_t wide = w.count * w.inner;
-    const int64_t most_slices = PANEL / (w.outer * w.inner * 3 * int64_t(sizeof(T)));
+    const int64_t most_slices = panel() / (w.outer * w.inner * 3 * int64_t(sizeof(T)));
     if (!alone && most_slices * w.inner < std::min(NARROW, wide)) return stripes();
     const int64_t share = alone ? w.count : w.count / omp_get_max_threads() + 1;
     const int64_t slices = std::max<int64_t>(1, std::min(most_slices, share));
@@ -338,7 +349,7 @@ struct Step {
       bool careful = false;
       gather_all(0, w.outer, left, n, space.data(), n);
       most = std::max(most, mixtures(space.data(), 1, i, n / w.inner, mixes.data(), careful, true));
-      spread_all(0, w.outer, left, n, mixes.data(), careful);
+      spread_all(0, w.outer, left, n, mixes.data(), n, careful);
     }
     return most;
   }
@@ -362,7 +373,8 @@ struct Step {
 #pragma omp parallel for schedule(static)
     for (int64_t stripe = 0; stripe < stripes; ++stripe) {
       const int64_t from = stripe * high, to = std::min(from + high, w.outer);
-      spread_all(from, to, 0, wide, mixes.data(), careful);
+      for (int64_t left = 0; left < wide; left += TILE)
+        spread_all(from, to, left, std::min(TILE, wide - left), mixes.data() + left, wide, careful);
     }
     return most;
   }
@@ -391,9 +403,11 @@ struct Step {
       sum[i] += xx, sum[apart + i] += xg, sum[2 * apart + i] += gg;
       if (OLD) sum[3 * apart + i] += xb, sum[4 * apart + i] += gb, sum[5 * apart + i] += bb;
     };
+    // Of a panel the next rows are asked for; whole rows are read along.
+    const int64_t ahead = n < std::min(TILE, wide) ? N * wide : NEAR;
     int64_t j = 0;
     for (; j + LINE <= n; j += LINE) {
-      for (int r = 0; r < N; ++r) fetch((r + N) * wide + at + j);
+      for (int r = 0; r < N; ++r) fetch(at + r * wide + j + ahead);
 #pragma omp simd
       for (int64_t i = j; i < j + LINE; ++i) add(i);
     }
@@ -439,26 +453,33 @@ struct Step {
     return most;
   }
 
-  // Writes n columns of some rows, backwards: what was read last is still in the cache.
+  // Writes n columns of some rows, backwards: what was read last is still in the cache. Their
+  // coefficients are `apart` from one kind to the next.
   void spread_all(int64_t from, int64_t to, int64_t left, int64_t n, const double *k,
-                  bool careful) const {
-    careful ? spread_in<double>(from, to, left, n, k) : spread_in<T>(from, to, left, n, k);
+                  int64_t apart, bool careful) const {
+    careful ? spread_in<double>(from, to, left, n, k, apart)
+            : spread_in<T>(from, to, left, n, k, apart);
   }
 
   template <class C>
-  void spread_in(int64_t from, int64_t to, int64_t left, int64_t n, const double *k) const {
-    for (; to - ROWS >= from; to -= ROWS) spread<C, ROWS>(to - ROWS, left, n, k);
-    for (; to > from; --to) spread<C, 1>(to - 1, left, n, k);
+  void spread_in(int64_t from, int64_t to, int64_t left, int64_t n, const double *k,
+                 int64_t apart) const {
+    std::vector<C> near(6 * n);  // in the type of the arithmetic, side by side
+    for (int64_t kind = 0; kind < 6; ++kind)
+      std::copy_n(k + kind * apart, n, near.data() + kind * n);
+    for (; to - ROWS >= from; to -= ROWS) spread<C, ROWS>(to - ROWS, left, n, near.data());
+    for (; to > from; --to) spread<C, 1>(to - 1, left, n, near.data());
   }
 
   template <class C, int N>
-  void spread(int64_t row, int64_t left, int64_t n, const double *k) const {
+  void spread(int64_t row, int64_t left, int64_t n, const C *k) const {
     const int64_t wide = w.count * w.inner, at = row * wide + left;
     T *const px = x + at, *const pb = NEW ? b + at : nullptr;
     const T *const pg = g + at;
+    const int64_t ahead = n < std::min(TILE, wide) ? -N * wide : NEAR;
     int64_t j = 0;
     for (; j + LINE <= n; j += LINE) {
-      for (int r = 0; r < N && row >= N; ++r) fetch(at + (r - N) * wide + j);
+      for (int r = 0; r < N && row >= N; ++r) fetch(at + r * wide + j + ahead);
 #pragma omp simd
       for (int64_t i = j; i < j + LINE; ++i) mixed<C, N>(px, pg, pb, wide, k, n, i);
     }
@@ -466,11 +487,10 @@ struct Step {
   }
 
   template <class C, int N>
-  static inline void mixed(T *x, const T *g, T *b, int64_t wide, const double *k, int64_t n,
-                           int64_t i) {
-    const C x1 = k[i], x2 = k[n + i], x3 = OLD ? k[2 * n + i] : 0.0;
-    const C b1 = NEW ? k[3 * n + i] : 0.0, b2 = NEW ? k[4 * n + i] : 0.0;
-    const C b3 = OLD ? k[5 * n + i] : 0.0;
+  static inline void mixed(T *x, const T *g, T *b, int64_t wide, const C *k, int64_t n, int64_t i) {
+    const C x1 = k[i], x2 = k[n + i], x3 = OLD ? k[2 * n + i] : C(0);
+    const C b1 = NEW ? k[3 * n + i] : C(0), b2 = NEW ? k[4 * n + i] : C(0);
+    const C b3 = OLD ? k[5 * n + i] : C(0);
     for (int r = 0; r < N; ++r) put<C, T, OLD, NEW>(x, g, b, r * wide + i, x1, x2, x3, b1, b2, b3);
   }
 
