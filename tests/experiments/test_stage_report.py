@@ -796,14 +796,14 @@ def test_runs_with_several_seeds_are_points_around_their_median(monkeypatch):
 
 def test_confidence_is_drawn_against_accuracy_and_pooled(lines):
     last = record([0.2]).epochs[0]
-    other = dataclasses.replace(last, bin_count=(4, 2), bin_right=(1, 2), bin_sure=(1.6, 1.0))
+    other = dataclasses.replace(last, bin_count=(12, 2), bin_right=(3, 2), bin_sure=(4.8, 1.0))
     pooled = reliability.reliability([last, other])
-    assert pooled.count == (4, 6)
+    assert pooled.count == (12, 6)
     assert pooled.confidence == pytest.approx((0.4, 0.75))
     assert pooled.accuracy == pytest.approx((0.25, 5 / 6))
     (panel,) = lines(reliability, {"title": {"etf": [last, other]}})
     (drawn,) = panel.values()
-    assert points(drawn) == [pytest.approx((40, 25)), pytest.approx((75, 500 / 6))]
+    assert points(drawn) == [pytest.approx((40, 25))]  # the other bin has six samples
 
 
 def test_corrupted_data_are_drawn_at_their_share(lines):

@@ -16,6 +16,9 @@ from manifoldnet.experiments.scale_invariant.figures import COLOURS
 from manifoldnet.experiments.scale_invariant.rows import StageEpoch
 from manifoldnet.nn.confidence import Reliability
 
+_DRAWN = 10
+"""Samples of a bin that is drawn, at least: a share of fewer says nothing."""
+
 
 def blocks(comparisons: Mapping[str, Sequence[Curve]]) -> Iterator[Block]:
     """A section: table and reliability diagrams.
@@ -37,7 +40,8 @@ def blocks(comparisons: Mapping[str, Sequence[Curve]]) -> Iterator[Block]:
     yield Paragraph(
         "One number κ is fitted on every other test image; on the rest, samples are binned by "
         "their confidence, and the share that is right is set against it. Calibration error is "
-        "the mean of the difference over samples. Means over seeds; the diagrams pool them."
+        "the mean of the difference over samples. Means over seeds; the diagrams pool them, and "
+        f"leave out bins of fewer than {_DRAWN} samples."
     )
     yield Table(
         ("data", "method", "κ", "calibration error"),
@@ -92,7 +96,7 @@ def draw(found: Mapping[str, Mapping[str, Sequence[StageEpoch]]]) -> bytes:
             points = [
                 (100 * sure, 100 * right)
                 for sure, right, n in zip(bins.confidence, bins.accuracy, bins.count, strict=True)
-                if n
+                if n >= _DRAWN
             ]
             label = f"{method}, error {100 * bins.error:.2f} %"
             axes.plot(
