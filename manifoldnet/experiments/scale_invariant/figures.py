@@ -44,7 +44,7 @@ def draw(found: Sequence[Curve], title: str) -> bytes:
     """
     figure = new_figure(11.0, 5.6)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=INK)
-    panels = figure.subplots(1, 3, sharey=True)
+    panels = figure.subplots(1, 3, sharex=True, sharey=True)
     for axes, method, letter in zip(panels, _PAPERS, "ab", strict=False):
         own = [curve for curve in found if curve.method == method]
         _finish(axes, f"({letter}) {method}", _grid(axes, own))

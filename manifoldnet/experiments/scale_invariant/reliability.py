@@ -93,18 +93,14 @@ def draw(found: Mapping[str, Mapping[str, Sequence[StageEpoch]]]) -> bytes:
         axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
         for method, epochs in methods.items():
             bins = reliability(epochs)
-            points = [
-                (100 * sure, 100 * right)
-                for sure, right, n in zip(bins.confidence, bins.accuracy, bins.count, strict=True)
-                if n >= _DRAWN
-            ]
-            label = f"{method}, error {100 * bins.error:.2f} %"
+            drawn = [i for i, n in enumerate(bins.count) if n >= _DRAWN]
             axes.plot(
-                *zip(*points, strict=True),
+                [100 * bins.confidence[i] for i in drawn],
+                [100 * bins.accuracy[i] for i in drawn],
                 color=COLOURS[method],
                 marker="o",
                 markersize=4,
-                label=label,
+                label=f"{method}, error {100 * bins.error:.2f} %",
             )
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
         axes.set_title(title, loc="left", fontsize=10, color=INK)
