@@ -89,7 +89,9 @@ _LARGER = Preset(
 )
 """In place of ``"cpu"`` for the larger network, a step of which costs many times as much."""
 
-_IMAGENET = Preset(epochs=5, train_size=None, rates=(0.01, 0.03, 0.1, 0.3, 1.0), dimensions=(128,))
+_IMAGENET = Preset(
+    epochs=5, train_size=None, rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0), dimensions=(128,)
+)
 """The same for the 1000 images of ImageNet, each of which takes tens of milliseconds."""
 
 CHOICE = StageConfig(epochs=3, train_size=5000, validation_size=2000)
