@@ -201,6 +201,13 @@ def test_corrupted_data_come_at_every_rate_for_both_methods():
     counts = {method: sum(m == method for m, _, _ in odd) for method in ("rescaled", "logistic")}
     assert counts == {"rescaled": 14, "logistic": 7}
     assert {m for method, _, m in odd if method == "rescaled"} == {10, 128}
+    lowest = {
+        (share, method): min(r.lr for r in runs if (r.outliers, r.method) == (share, method))
+        for share in (0, 0.1)
+        for method in ("rescaled", "logistic")
+    }
+    assert lowest[0.1, "logistic"] == lowest[0.1, "rescaled"] == 1e-5  # gross outliers need that
+    assert lowest[0, "logistic"] == 0.01
     assert all(run.validation_size == grids.NOISE_VALIDATION for run in runs)
 
 

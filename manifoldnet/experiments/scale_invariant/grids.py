@@ -164,6 +164,9 @@ SHARES = (0.0, 0.2, 0.4, 0.6)
 OUTLIERS = (0.1, 0.3)
 """Shares of training images that are gross outliers."""
 
+OUTLIER_RATES = (1e-5, 1e-4, 1e-3)
+"""h that are tried besides the preset's: a gross outlier's gradient is as large as the outlier."""
+
 CLAIMED = 0.4
 """The share of wrong labels that is run with several seeds."""
 
@@ -308,10 +311,13 @@ def noise(preset: str) -> list[StageConfig]:
         train_size=amount.train_size,
         validation_size=NOISE_VALIDATION,
     )
-    settings = [replace(base, wrong_labels=share) for share in SHARES]
-    settings += [replace(base, outliers=share) for share in OUTLIERS]
+    settings = [(replace(base, wrong_labels=share), amount) for share in SHARES]
+    lower = replace(amount, rates=(*OUTLIER_RATES, *amount.rates))
+    settings += [(replace(base, outliers=share), lower) for share in OUTLIERS]
     return [
-        config for setting in settings for config in grid(setting, ("rescaled", "logistic"), amount)
+        config
+        for setting, tried in settings
+        for config in grid(setting, ("rescaled", "logistic"), tried)
     ]
 
 
