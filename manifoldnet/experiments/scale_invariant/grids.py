@@ -164,7 +164,7 @@ SHARES = (0.0, 0.2, 0.4, 0.6)
 OUTLIERS = (0.1, 0.3)
 """Shares of training images that are gross outliers."""
 
-OUTLIER_RATES = (1e-5, 1e-4, 1e-3)
+OUTLIER_RATES = (1e-5, 1e-4, 1e-3, 3e-3)
 """h that are tried besides the preset's: a gross outlier's gradient is as large as the outlier."""
 
 CLAIMED = 0.4
