@@ -448,6 +448,22 @@ def test_the_report_begins_with_answers(some):
     assert len(told) == 4
 
 
+def test_outliers_have_an_answer_where_neither_overflows(some):
+    for run in (
+        rescaled(0.25, lr=0.1, outliers=0.3, train_size=100),
+        logistic(0.75, lr=0.001, outliers=0.3, train_size=100),
+    ):
+        folder.keep(some / "label-noise", run)
+    _, *rows = table(write_stage_report(some).text, "In short")
+    told = {row[0]: row[2:] for row in rows}
+    assert told["lower test error with 30 % outliers"] == [
+        "one seed",
+        "0.2500",
+        "0.7500",
+        "-0.5000",
+    ]
+
+
 def test_an_interval_on_the_other_side_is_a_no(tmp_path):
     (tmp_path / "comparison" / "records").mkdir(parents=True)
     for seed in range(3):

@@ -102,6 +102,7 @@ def _of_noise(section: Section, title: str) -> Iterator[Row]:
             answer, told = _answer(apart)
             means = [f"{fmean(cost.values()):+.4f}" for cost in costs]
             yield f"loses less to {amount}", title, answer, *means, told
+        if apart.n > 1 or setting.kind == "outliers":
             answer, told = _answer(paired(rescaled.final(), other.final()))
             question = f"lower test error with {amount}"
             yield question, title, answer, error(rescaled), error(other), told
