@@ -69,6 +69,7 @@ def test_every_update_learns(digits, tmp_path, update, architecture):
 def test_balanced_sgd_is_torchs_sgd(tiny, tmp_path):
     """The loop is a few lines of plain torch, written out."""
     from manifoldnet.experiments.data import seeded_generator, split
+    from manifoldnet.experiments.loop import limited_threads
     from manifoldnet.experiments.models import Arch2
 
     config = dataclasses.replace(SMALL, momentum=0.9)
@@ -79,15 +80,16 @@ def test_balanced_sgd_is_torchs_sgd(tiny, tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, fused=True)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
     generator = seeded_generator(0, "order")
-    for _ in range(config.epochs):
-        for rows in torch.randperm(150, generator=generator).split(25):
-            optimizer.zero_grad()
-            scores = model(pixels[rows])
-            torch.nn.functional.cross_entropy(
-                scores, images.labels[rows], reduction="sum"
-            ).backward()
-            optimizer.step()
-        scheduler.step()
+    with limited_threads(config.threads):  # others round otherwise
+        for _ in range(config.epochs):
+            for rows in torch.randperm(150, generator=generator).split(25):
+                optimizer.zero_grad()
+                scores = model(pixels[rows])
+                torch.nn.functional.cross_entropy(
+                    scores, images.labels[rows], reduction="sum"
+                ).backward()
+                optimizer.step()
+            scheduler.step()
     trained = states(tmp_path)["model"]
     assert equal(dict(model.state_dict()), dict(trained))
 
