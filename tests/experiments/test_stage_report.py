@@ -456,12 +456,8 @@ def test_outliers_have_an_answer_where_neither_overflows(some):
         folder.keep(some / "label-noise", run)
     _, *rows = table(write_stage_report(some).text, "In short")
     told = {row[0]: row[2:] for row in rows}
-    assert told["lower test error with 30 % outliers"] == [
-        "one seed",
-        "0.2500",
-        "0.7500",
-        "-0.5000",
-    ]
+    answer = ["one seed", "0.2500", "0.7500", "-0.5000"]
+    assert told["lower test error with 30 % outliers"] == answer
 
 
 def test_an_interval_on_the_other_side_is_a_no(tmp_path):
