@@ -3,7 +3,7 @@
 For a declared weight x with first moment m (tangent) and second moment v (one number per slice):
 
     d = egrad2rgrad(x, grad)                    (−grad with maximize)
-    m = β₁ m + (1 − β₁) d
+    m = β₁ m + (1 − β₁) d                       m made tangent at x
     v = β₂ v + (1 − β₂) ⟨d, d⟩ₓ
     u = m̂ / (√v̂ + ε),   m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
     x, m = retr_transp(x, −λ u, m)
@@ -18,7 +18,8 @@ those of `manifoldnet.optim.sgd`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, final
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from torch import Tensor
@@ -26,8 +27,11 @@ from torch.optim import adam as torch_adam
 
 from manifoldnet.geometry import Manifold, slices
 from manifoldnet.optim.checks import check_number
+from manifoldnet.optim.memory import Entry, scalar_dtype
+from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.riemannian import (
     Declared,
+    PlainCall,
     RiemannianOptimizer,
     plain_tensors,
 )
@@ -62,9 +66,13 @@ class RiemannianAdam(RiemannianOptimizer):
             of nothing but declared weights, and weights off their manifolds.
     """
 
-    state_keys: ClassVar[frozenset[str]] = frozenset(
-        {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
-    )
+    state_entries: ClassVar[dict[str, Entry]] = {
+        "step": "step",
+        "exp_avg": "weight",
+        "exp_avg_sq": "slice",
+        "max_exp_avg_sq": "slice",
+    }
+    state_keys: ClassVar[frozenset[str]] = frozenset(state_entries)
 
     def __init__(
         self,
@@ -101,49 +109,90 @@ class RiemannianAdam(RiemannianOptimizer):
         }
         super().__init__(params, defaults)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for p in group["params"]:
+                count = self.state.get(p, {}).get("step")
+                if isinstance(count, int | float):  # torch < 1.12, and geoopt
+                    on_device = group["capturable"] or group["fused"]
+                    self.state[p]["step"] = torch.tensor(
+                        float(count),
+                        dtype=scalar_dtype(),
+                        device=p.device if on_device else "cpu",
+                    )
+
     def _check_options(self, group: dict[str, Any]) -> None:
         for name in ("lr", "eps", "weight_decay"):
             check_number(name, group[name])
-        for i, beta in enumerate(group["betas"]):
+        betas = group["betas"]
+        for i, beta in enumerate(betas):
             check_number(f"betas[{i}]", beta, below=1.0)
         if group["slice_scale"] not in ("norm", "rms"):
             raise ValueError(f"slice_scale must be 'norm' or 'rms', not {group['slice_scale']!r}")
-        if isinstance(group["lr"], Tensor) and group["foreach"] and not group["capturable"]:
-            raise ValueError("lr as a tensor needs capturable=True with foreach=True")
+        tensors = [isinstance(beta, Tensor) for beta in betas]
+        if len(betas) != 2 or not (all(tensors) or all(isinstance(b, float) for b in betas)):
+            raise ValueError(f"betas must be two floats, or two tensors, not {betas!r}")
+        if group["foreach"] and not group["capturable"]:
+            if isinstance(group["lr"], Tensor):
+                raise ValueError("lr as a tensor needs capturable=True with foreach=True")
+            if any(tensors):
+                raise ValueError("betas as tensors need capturable=True with foreach=True")
 
-    def _step_plain(self, group: dict[str, Any], plain: list[Tensor]) -> None:
-        on_device = group["capturable"] or group["fused"]
-        states = [self.state[p] for p in plain]
-        for p, state in zip(plain, states, strict=True):
-            if p.grad is not None and p.grad.is_sparse:
-                raise RuntimeError(
-                    "RiemannianAdam does not support sparse gradients; torch.optim.SparseAdam does"
-                )
-            if not state:
-                state["step"] = torch.zeros(
-                    (),
-                    device=p.device if on_device else "cpu",
-                    dtype=torch.float32 if group["fused"] else None,
-                )
-                state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                if group["amsgrad"]:
-                    state["max_exp_avg_sq"] = torch.zeros_like(
-                        p, memory_format=torch.preserve_format
-                    )
+    def _missing_entries(
+        self, name: Callable[[], str], group: dict[str, Any], state: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        lacking = [key for key in ("step", "exp_avg", "exp_avg_sq") if state.get(key) is None]
+        if lacking:
+            raise RuntimeError(
+                f"the state of {name()} has {', '.join(state) or 'nothing'} and lacks "
+                f"{', '.join(lacking)}: load a state of RiemannianAdam or torch.optim.Adam, or "
+                "start it anew with `del optimizer.state[weight]`. No weight was changed"
+            )
+        if group["amsgrad"] and state.get("max_exp_avg_sq") is None:
+            # Switched on later: no second moment has been seen so far.
+            return {"max_exp_avg_sq": torch.zeros_like(state["exp_avg_sq"])}
+        return {}
+
+    def _check_plain_gradient(
+        self, name: Callable[[], str], group: dict[str, Any], grad: Tensor
+    ) -> None:
+        if grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"{name()} has a sparse gradient, which RiemannianAdam does not take: make the "
+                "layer with sparse=False, or give its weight to torch.optim.SparseAdam. No weight "
+                "was changed"
+            )
+
+    def _prepare_plain(self, group: dict[str, Any], plain: list[Tensor]) -> list[PlainCall]:
+        calls = []
+        for fused, some in self._for_fused(group, plain):
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            state: tuple[list[Any], ...] = ([], [], [], [])
+            is_complex = torch_adam.Adam._init_group(
+                cast(Any, self), {**group, "params": some, "fused": fused}, params, grads, *state
+            )
+            if self._laid_out:
+                grads = [self._gradient(p) for p in params]
+            calls.append(PlainCall(fused, params, grads, state, is_complex))
+        return calls
+
+    def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
+        fused, params, grads, (averages, squares, maxima, steps), is_complex = call
         beta1, beta2 = group["betas"]
         torch_adam.adam(
-            list(plain_tensors(plain)),
-            [p.grad for p in plain if p.grad is not None],  # all of them: so chosen by _split
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
-            [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [],
-            [s["step"] for s in states],
+            list(plain_tensors(params)),
+            grads,
+            averages,
+            squares,
+            maxima,
+            steps,
             foreach=group["foreach"],
             capturable=group["capturable"],
             differentiable=group["differentiable"],
-            fused=group["fused"],
-            has_complex=any(torch.is_complex(p) for p in plain),
+            fused=fused,
+            has_complex=is_complex,
             decoupled_weight_decay=group["decoupled_weight_decay"],
             amsgrad=group["amsgrad"],
             beta1=beta1,
@@ -155,18 +204,14 @@ class RiemannianAdam(RiemannianOptimizer):
         )
 
     def _step_reference(
-        self,
-        group: dict[str, Any],
-        x: Tensor,
-        grad: Tensor,
-        state: dict[str, Any],
-        manifold: Manifold,
+        self, group: dict[str, Any], motion: Motion, grad: Tensor, state: dict[str, Any]
     ) -> None:
+        if not state:
+            _begin(state, motion.point, motion.manifold, group["amsgrad"], group["capturable"])
         _single_tensor_adam(
-            x,
+            motion,
             grad,
             state,
-            manifold,
             lr=group["lr"],
             betas=group["betas"],
             eps=group["eps"],
@@ -187,12 +232,12 @@ class RiemannianAdam(RiemannianOptimizer):
         torch._foreach_add_([state["step"] for state in states], 1)
         works = []
         for (p, _, kind), state in zip(declared, states, strict=True):
-            assert p.grad is not None
-            assert kind is not None
+            assert kind is not None  # so chosen by _step_declared
             top = state["max_exp_avg_sq"] if group["amsgrad"] else None
             unbias = _unbias(state["step"], group["betas"], group["capturable"])
             v, s = state["exp_avg"], state["exp_avg_sq"]
-            works.append(Work(p.detach(), p.grad, kind, v, False, s, top, unbias))
+            x, grad = self._memory_of(p), self._gradient(p)
+            works.append(Work(x, grad, kind, v, False, s, top, unbias))
         return works
 
     def _rates(self, group: dict[str, Any]) -> Rates:
@@ -234,6 +279,10 @@ class RiemannianAdam(RiemannianOptimizer):
 def _second_moment(x: Tensor, d: Tensor, manifold: Manifold, slice_scale: str) -> Tensor:
     """⟨d, d⟩ₓ of each slice, or its mean over the slice's entries."""
     squared = manifold.component_inner(x, d)
+    return _scaled(squared, d, slice_scale)
+
+
+def _scaled(squared: Tensor, d: Tensor, slice_scale: str) -> Tensor:
     return squared if slice_scale == "norm" else squared * (squared.numel() / d.numel())
 
 
@@ -241,7 +290,8 @@ def _begin(
     state: dict[str, Any], x: Tensor, manifold: Manifold, amsgrad: bool, capturable: bool
 ) -> None:
     """The state before the first step: zeros."""
-    state["step"] = torch.zeros((), device=x.device if capturable else "cpu")
+    device = x.device if capturable else "cpu"
+    state["step"] = torch.zeros((), dtype=scalar_dtype(), device=device)
     state["exp_avg"] = torch.zeros_like(x, memory_format=torch.preserve_format)
     state["exp_avg_sq"] = torch.zeros_like(manifold.component_inner(x, state["exp_avg"]))
     if amsgrad:
@@ -258,10 +308,9 @@ def _unbias(
 
 
 def _single_tensor_adam(
-    x: Tensor,
+    motion: Motion,
     grad: Tensor,
     state: dict[str, Any],
-    manifold: Manifold,
     *,
     lr: float | Tensor,
     betas: tuple[float, float],
@@ -273,18 +322,15 @@ def _single_tensor_adam(
 ) -> None:
     """The formulas of this module's docstring, on one weight, in place."""
     beta1, beta2 = betas
-    point, grad = slices.promote(x, grad)
-    d = manifold.egrad2rgrad(point, -grad if maximize else grad)
-    squared = _second_moment(point, d, manifold, slice_scale)
-    if not state:
-        _begin(state, point, manifold, amsgrad, capturable)
+    d = motion.gradient(-grad if maximize else grad)
+    squared = _scaled(motion.squared(d), d, slice_scale)
     state["step"] += 1
     unbias1, unbias2 = _unbias(state["step"], betas, capturable)
-    m = state["exp_avg"].mul_(beta1).add_(d, alpha=1 - beta1)
+    m = motion.tangent(state["exp_avg"]).mul(beta1).add_(d, alpha=1 - beta1)
     v = state["exp_avg_sq"].mul_(beta2).add_(squared, alpha=1 - beta2)
     if amsgrad:
         v = torch.maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
     root = (v / unbias2).sqrt().add_(eps)
-    direction = m / (root * unbias1)
-    point, state["exp_avg"] = manifold.retr_transp(point, -lr * direction, m)
-    x.copy_(point)
+    # Without eps: where there never was a gradient there is no step.
+    direction = torch.where(root == 0, 0.0, m / (root * unbias1))
+    state["exp_avg"] = motion.move(-lr * direction, m)

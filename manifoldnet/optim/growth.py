@@ -1,4 +1,4 @@
-"""Growth of norms under the additive scaled metric, noticed while there is time.
+"""Norms that leave the range of numbers: growth under the scaled metric, and zero slices.
 
 Under batch normalization norms grow by a constant factor a step at the most, so ‖x‖² takes as many
 steps from 1 to √max as from there to max: after the first steps, to look every 100 is often enough.
@@ -14,11 +14,15 @@ from torch import Tensor
 
 from manifoldnet.geometry import Additive, Manifold, ScaledMetric, slices
 
-__all__ = ["NormGrowthWarning", "growing", "overflowing"]
+__all__ = ["NormGrowthWarning", "ZeroSliceWarning", "growing", "overflowing", "zero_slices"]
 
 
 class NormGrowthWarning(UserWarning):
     """A weight under the scaled metric is growing towards the largest number of its type."""
+
+
+class ZeroSliceWarning(UserWarning):
+    """A slice of a declared weight has become zero, and stays so."""
 
 
 @cache
@@ -55,4 +59,19 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
     return (
         f"{slices.label(worst, p.ndim, manifold.dim)} has norm {float(norms[worst]):.3g}, on its "
         f"way out of {p.dtype}: {advice}"
+    )
+
+
+def zero_slices(p: Tensor, manifold: Manifold) -> str | None:
+    """A sentence on the slices of a weight that are zero; None if none is."""
+    (x,) = slices.promote(p.detach())
+    zero = (slices.inner(x, x, manifold.dim) == 0).flatten()
+    count = int(zero.sum())
+    if not count:
+        return None
+    return (
+        f"{count} of {zero.numel()} slices are zero or too small to be squared, the first of them "
+        f"{slices.label(int(zero.int().argmax()), p.ndim, manifold.dim)}. Such a slice has no "
+        f"direction on {manifold}, so steps leave it as it is: give it values, or undeclare the "
+        "weight"
     )

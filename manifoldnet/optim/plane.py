@@ -12,11 +12,12 @@ carries along, in the plane of x and t of its slice: with r = ‖x‖, q = ‖t�
     scaled, additive      x′ = x − σ v, v′ = v
 
 with sinc θ = sin θ/θ; on spheres s is left out, and a and b bring x′ to norm ρ from r as measured.
-q² is a difference, ‖v‖² − s²r², where that is exact; else t is formed as a vector and x′ is
-measured once more. So a step is two or three sweeps, one operator after the other on blocks that
-stay in the cache: for inner products, for the buffer, for writing. Slices that lie in one block are
-through with it at once. Small weights of one shape and manifold are stepped together. Nesterov's
-step leaves the plane: it takes the reference path.
+q² is a difference, ‖v‖² − s²r², where that is exact; else v is divided by its largest entry, whose
+square might overflow, t is formed as a vector and x′ is measured once more. Slices that are zero,
+and on spheres those with t = 0, stay as they are. So a step is two or three sweeps, one operator
+after the other on blocks that stay in the cache: for inner products, for the buffer, for writing.
+Slices that lie in one block are through with it at once. Small weights of one shape and manifold
+are stepped together. Nesterov's step leaves the plane: it takes the reference path.
 """
 
 from __future__ import annotations
@@ -43,29 +44,35 @@ _SMALL = 1 << 14
 _Over = tuple[int, ...]
 
 
-def step(works: Sequence[Work], rates: Rates) -> None:
-    """Step weights in place."""
-    for batch in _batches(works):
-        if len(batch) == 1:
-            _step_one(batch[0], rates)
-        else:
-            _step_together(batch, rates)
+def step(works: Sequence[Work], rates: Rates) -> list[bool]:
+    """Step weights in place.
+
+    Returns:
+        For each weight, whether it may have a zero slice; only processors are asked.
+    """
+    zero = [False] * len(works)
+    for places in _batches(works):
+        batch = [works[place] for place in places]
+        found = _step_one(batch[0], rates) if len(batch) == 1 else _step_together(batch, rates)
+        for place in places:
+            zero[place] = found
+    return zero
 
 
-def _batches(works: Sequence[Work]) -> Iterator[list[Work]]:
+def _batches(works: Sequence[Work]) -> Iterator[list[int]]:
     """Small weights that differ in nothing but their numbers, together; all others alone."""
-    groups: dict[object, list[Work]] = {}
-    for work in works:
+    groups: dict[object, list[int]] = {}
+    for place, work in enumerate(works):
         x = work.x
         if x.numel() > _SMALL or torch.compiler.is_compiling():
-            yield [work]
+            yield [place]
         else:
             alike = x.shape, x.stride(), x.dtype, x.device, work.kind, work.first, work.unbias
-            groups.setdefault(alike, []).append(work)
+            groups.setdefault(alike, []).append(place)
     yield from groups.values()
 
 
-def _step_together(works: Sequence[Work], rates: Rates) -> None:
+def _step_together(works: Sequence[Work], rates: Rates) -> bool:
     first = works[0]
     dim = first.kind.dim
     apart = {0} if dim is None else {0, int(dim) + 1}
@@ -81,18 +88,18 @@ def _step_together(works: Sequence[Work], rates: Rates) -> None:
     )
     assert x is not None
     assert g is not None
-    _advance(first._replace(x=x, g=g, v=v, s=s, top=top), rates, over, [_Piece(x, g, v)])
+    zero = _advance(first._replace(x=x, g=g, v=v, s=s, top=top), rates, over, [_Piece(x, g, v)])
     for stack, name in ((x, "x"), (v, "v"), (s, "s"), (top, "top")):
         if stack is not None:
             torch._foreach_copy_([getattr(w, name) for w in works], list(stack.unbind()))
+    return zero
 
 
-def _step_one(work: Work, rates: Rates) -> None:
+def _step_one(work: Work, rates: Rates) -> bool:
     x, dim = work.x, work.kind.dim
     over = slices.reduced(x.ndim, dim)
     if x.numel() <= _BLOCK or torch.compiler.is_compiling():
-        _advance(work, rates, over, [_Piece(work.x, work.g, work.v)])
-        return
+        return _advance(work, rates, over, [_Piece(work.x, work.g, work.v)])
     along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]))  # the slowest in memory
     long = max(1, _BLOCK * x.shape[along] // x.numel())
     # One place for what is computed on the way: memory that is asked for anew costs more than that.
@@ -104,12 +111,13 @@ def _step_one(work: Work, rates: Rates) -> None:
         for x_, g, v in zip_longest(*parts[:3])
     ]
     if along != dim:
-        _advance(work, rates, over, pieces)
-        return
+        return _advance(work, rates, over, pieces)
     # Whole slices are in each piece: it does not leave the cache until it has been stepped.
+    zero = False
     for i, piece in enumerate(pieces):
         s, top = (part[i] if part else None for part in parts[3:])
-        _advance(work._replace(x=piece.x, s=s, top=top), rates, over, [piece])
+        zero |= _advance(work._replace(x=piece.x, s=s, top=top), rates, over, [piece])
+    return zero
 
 
 def _divided(tensor: Tensor | None, along: int, long: int) -> Sequence[Tensor]:
@@ -142,16 +150,26 @@ class _Piece(NamedTuple):
             self.x.copy_(x)
 
 
-def _advance(work: Work, rates: Rates, over: _Over, pieces: Sequence[_Piece]) -> None:
-    """One step of slices that extend over some dimensions and maybe over several pieces."""
+def _advance(work: Work, rates: Rates, over: _Over, pieces: Sequence[_Piece]) -> bool:
+    """One step of slices that extend over some dimensions and maybe over several pieces.
+
+    Returns:
+        Whether a slice is known to be zero.
+    """
     kind, sigma = work.kind, rates.lr
     radius = kind.radius
     flat, turns = radius is None, kind.way != "additive"
     carries, adam = work.v is not None, rates.beta2 is not None
     of_g = 2 if turns and not carries else 1 if adam and not flat else 0
     rr, *found = _sum([_look(piece, over, of_g) for piece in pieces])
+    zero = False
+    if not turns and carries and _asked(rr) and not float(rr.min()) > 0:
+        zero = True
+        for piece in pieces:  # a buffer that does not know that its slice was set to zero
+            piece.v.mul_(rr > 0)  # type: ignore[union-attr]
     if carries:
-        along = found[0] / rr if found else None
+        # Of a zero slice nothing is along x.
+        along = found[0] / _positive(rr) if found else None
         found = _sum([_mix(piece, work, rates, over, rr, along, turns) for piece in pieces])
         if adam:
             sigma = _adapted(work, rates, found.pop(), rr)
@@ -164,21 +182,51 @@ def _advance(work: Work, rates: Rates, over: _Over, pieces: Sequence[_Piece]) ->
                 piece.put(x.addcmul_(v, sigma, value=-1))
             else:
                 piece.put(x.sub_(v, alpha=sigma))
-        return
+        return zero
     xv, vv = found
     share = xv / rr
     tt = torch.addcmul(vv, share, xv, value=-1)
-    exactly = _lost(tt, vv)
-    if exactly:
-        (tt,) = _sum([(_tangent_square(piece, share, over),) for piece in pieces])
-    turn = _turn(kind, sigma, rr, tt, share, carries)
+    if not _lost(tt, vv, rates.lr):
+        turn = _turn(kind, sigma, rr, tt, share, carries)
+        for piece in pieces:
+            _write(piece, *turn)
+        return False
+    return _advance_carefully(kind, sigma, rr, over, pieces, carries)
+
+
+def _advance_carefully(
+    kind: Kind,
+    sigma: float | Tensor,
+    rr: Tensor,
+    over: _Over,
+    pieces: Sequence[_Piece],
+    carries: bool,
+) -> bool:
+    """The end of a step where ‖t‖² cannot be had as a difference, or slices are to stay."""
+    zero = rr == 0
+    rr = _positive(rr)
+    size = torch.stack([_largest(piece, over) for piece in pieces]).amax(0)
+    size = torch.where((size > 0) & size.isfinite(), size, 1.0)  # NaN goes its way
+    (xv,) = _sum([(_per_size(piece, size, over),) for piece in pieces])
+    share = xv / rr
+    (tt,) = _sum([(_tangent_square(piece, size, share, over),) for piece in pieces])
+    most = torch.finfo(rr.dtype).max ** 0.75
+    sigma = (sigma * size).clamp(-most, most)
+    x1, x2, *carried = _turn(kind, sigma, rr, tt, share, carries)
+    still = zero if kind.radius is None else zero | (tt == 0) | (sigma == 0)
+    x1, x2 = torch.where(still, 1.0, x1), torch.where(still, 0.0, x2 / size)
+    if carried:
+        v1, v2 = carried
+        carried = [torch.where(zero, 0.0, v1 * size), torch.where(zero, 0.0, v2)]
     for piece in pieces:
-        _write(piece, *turn)
-    if exactly and radius is not None:
+        _write(piece, x1, x2, *carried)
+    if kind.radius is not None:
         # x′ has rounding errors of what v had along x, and that may have been much.
         (xx,) = _sum([_look(piece, over, 0) for piece in pieces])
+        mend = torch.where(still, 1.0, kind.radius / xx.sqrt())
         for piece in pieces:
-            piece.x.mul_(radius / xx.sqrt())
+            piece.x.mul_(mend)
+    return _asked(rr) and bool(zero.any())
 
 
 def _sum(found: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
@@ -188,14 +236,21 @@ def _sum(found: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
     return [torch.stack(parts).sum(0) for parts in zip(*found, strict=True)]
 
 
-def _lost(tt: Tensor, vv: Tensor) -> bool:
-    """Whether ‖t‖² as a difference has lost digits somewhere: v is all but parallel to x.
+def _asked(x: Tensor) -> bool:
+    """Whether a question may be put to numbers: it waits, which costs nothing on a processor."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
-    To ask waits for the answer, which costs nothing on a processor and is not for elsewhere.
-    """
-    if tt.device.type != "cpu" or torch.compiler.is_compiling():
+
+def _positive(rr: Tensor) -> Tensor:
+    """‖x‖² to divide by."""
+    return rr.clamp(min=torch.finfo(rr.dtype).tiny)
+
+
+def _lost(tt: Tensor, vv: Tensor, lr: float | Tensor) -> bool:
+    """Whether a slice needs care: v is all but parallel to x, or no step, or not to be squared."""
+    if not _asked(tt) or lr == 0:
         return True
-    return not float((tt / vv).min()) > 0.5  # NaN where there is no gradient
+    return not float((tt / vv).min()) > 0.5  # NaN where there is no step, or no finite square
 
 
 def _look(piece: _Piece, over: _Over, of_g: int) -> tuple[Tensor, ...]:
@@ -254,13 +309,26 @@ def _adapted(work: Work, rates: Rates, squared: Tensor, rr: Tensor) -> Tensor:
     if work.top is not None:
         s = torch.maximum(work.top, s, out=work.top)
     unbias1, unbias2 = work.unbias
-    return rates.lr / ((s / unbias2).sqrt_().add_(rates.eps) * unbias1)
+    sigma: Tensor = rates.lr / ((s / unbias2).sqrt_().add_(rates.eps) * unbias1)
+    # Without eps: where there never was a gradient there is no step.
+    return sigma if rates.eps else torch.where(s == 0, 0.0, sigma)
 
 
-def _tangent_square(piece: _Piece, share: Tensor, over: _Over) -> Tensor:
-    """‖t‖², formed as a vector."""
-    x, _ = piece.values
-    t = torch.addcmul(piece.direction, share, x, value=-1, out=piece.near)
+def _largest(piece: _Piece, over: _Over) -> Tensor:
+    """The largest entry of v in each slice."""
+    return torch.abs(piece.direction, out=piece.far).amax(over, keepdim=True)
+
+
+def _per_size(piece: _Piece, size: Tensor, over: _Over) -> Tensor:
+    """⟨x, v⟩ for v divided by its size."""
+    v = torch.div(piece.direction, size, out=piece.near)
+    return _inner(piece.values[0], v, over, piece.far)
+
+
+def _tangent_square(piece: _Piece, size: Tensor, share: Tensor, over: _Over) -> Tensor:
+    """‖t‖² for v divided by its size, formed as a vector."""
+    v = torch.div(piece.direction, size, out=piece.near)
+    t = torch.addcmul(v, share, piece.values[0], value=-1, out=piece.near)
     return _squared(t, over, piece.far)
 
 
@@ -272,14 +340,14 @@ def _turn(
     if kind.way == "projective":
         assert kind.radius is not None
         r = rr.sqrt()
-        end = torch.hypot(r, tt.sqrt() * sigma)
-        a = kind.radius / end
+        per_end = torch.hypot(r, tt.sqrt() * sigma).reciprocal_()
+        a = per_end if kind.radius == 1 else per_end * kind.radius
         b = a * -sigma
         if carries:
-            c, d = sigma * tt / end / r, r / end
+            c, d = sigma * tt * per_end / r, r * per_end
     else:
         qq = tt / (rr if kind.radius is None else kind.radius**2)
-        cos, sinc = slices.cos_sinc(qq * sigma**2)
+        cos, sinc = slices.cos_sinc((qq.sqrt() * sigma).square())
         sine = sigma * sinc
         if kind.radius is None:
             stretch = (-sigma * share).exp()

@@ -16,18 +16,27 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from operator import itemgetter
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold, slices
-from manifoldnet.optim import checkpoint, native, plane, traced
+from manifoldnet.geometry import Euclidean, Manifold, ScaledMetric, slices
+from manifoldnet.optim import checkpoint, memory, native, plane, traced
 from manifoldnet.optim.checks import check_point, refuse_nonfinite, users_level
-from manifoldnet.optim.growth import NormGrowthWarning, growing, overflowing
+from manifoldnet.optim.growth import (
+    NormGrowthWarning,
+    ZeroSliceWarning,
+    growing,
+    overflowing,
+    zero_slices,
+)
 from manifoldnet.optim.kind import Kind, kind_of
+from manifoldnet.optim.memory import Entry, Expected
+from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.work import Rates, Work
 
 __all__ = ["RiemannianOptimizer"]
@@ -37,6 +46,20 @@ __all__ = ["RiemannianOptimizer"]
 # cannot guard one.
 Declared = tuple[Tensor, Manifold | None, Kind | None]
 
+# A group with its undeclared parameters and declared weights that have gradients.
+StepWork = tuple[dict[str, Any], list[Tensor], list[Declared]]
+
+
+class PlainCall(NamedTuple):
+    """One call of torch's own function: `fused`, and the lists that it is given."""
+
+    fused: bool | None
+    params: list[Tensor]
+    grads: list[Tensor]
+    state: tuple[list[Any], ...]
+    special: bool  # whether there is a sparse gradient (SGD) or a complex parameter (Adam)
+
+
 # How a step is computed, which a checkpoint of another machine does not decide.
 _PATHS: tuple[str, ...] = ("foreach", "fused", "capturable")
 
@@ -44,7 +67,9 @@ _PATHS: tuple[str, ...] = ("foreach", "fused", "capturable")
 class RiemannianOptimizer(Optimizer, ABC):
     """Base of the optimizers that follow the geometry of declared weights."""
 
-    #: The state that a parameter may have; anything else belongs to another optimizer.
+    #: The state that a parameter may have, and the shape of each entry.
+    state_entries: ClassVar[dict[str, Entry]]
+    #: Anything else belongs to another optimizer.
     state_keys: ClassVar[frozenset[str]]
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
@@ -59,7 +84,15 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._keep: list[registry.Declarations] = []
         self._verified = False
         self._steps = 0
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, type[UserWarning]]] = set()
+        self._options: dict[int, tuple[Any, ...]] = {}
+        self._option_values: Callable[[dict[str, Any]], tuple[Any, ...]] | None = None
+        self._expected: dict[int, Expected] = {}
+        self._seen: memory.Seen | None = None
+        # Undeclared parameters, by `id`, whose memory has holes.
+        self._strewn: set[int] = set()
+        # Gradients in the order of memory of their weights, for the time of a step.
+        self._laid_out: dict[int, Tensor] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_cache" not in self.__dict__:
@@ -68,6 +101,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+        self._options, self._expected, self._seen = {}, {}, None
+        self._strewn.clear()
 
     # --- whose step is whose ------------------------------------------------------------------
 
@@ -142,6 +177,10 @@ class RiemannianOptimizer(Optimizer, ABC):
             for i, p in enumerate(group["params"])
         ]
 
+    def _name_of(self, group: dict[str, Any], p: Tensor) -> str:
+        """What to call one parameter of a group in messages."""
+        return self._names(group)[next(i for i, q in enumerate(group["params"]) if q is p)]
+
     def _split(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Declared]]:
         """The parameters of a group that have a gradient: the plain ones, and the declared."""
         compiling = torch.compiler.is_compiling()
@@ -164,10 +203,9 @@ class RiemannianOptimizer(Optimizer, ABC):
                 plain.append(p)
                 continue
             if p.grad.is_sparse:
-                name = self._names(group)[next(i for i, q in enumerate(group["params"]) if q is p)]
                 raise RuntimeError(
-                    f"{name} has a sparse gradient, and a step on {manifold} needs all of a "
-                    "slice: make the layer with sparse=False, or undeclare it"
+                    f"{self._name_of(group, p)} has a sparse gradient, and a step on {manifold} "
+                    "needs all of a slice: make the layer with sparse=False, or undeclare it"
                 )
             declared.append(entry)
         return plain, declared
@@ -218,67 +256,227 @@ class RiemannianOptimizer(Optimizer, ABC):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; `closure` as in torch: it recomputes the loss, with gradients enabled.
 
+        A zero slice has no direction: it stays as it is, with a `ZeroSliceWarning`. A slice whose
+        step is zero keeps its bits.
+
         Raises:
-            RuntimeError: for sparse gradients of declared weights; for gradients that are not
-                finite, if the group asks for that with `error_if_nonfinite`. No weight has
-                been changed then.
+            RuntimeError: for sparse gradients of declared weights; for weights that were resized
+                without their state; for gradients that are not finite, if the group asks for that
+                with `error_if_nonfinite`.
+            ValueError: for options of a group that are out of range, or that declared weights
+                cannot honour.
+            TypeError: for options that are no numbers.
+
+        Whatever is raised, no weight and no state has been changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = [(group, *self._split(group)) for group in self.param_groups]
-        if not self._verified and not torch.compiler.is_compiling():
-            self._verify(work)
-        for group, _, _ in work:
-            if group["error_if_nonfinite"]:
-                refuse_nonfinite(self._names(group), group["params"])
-        for group, plain, declared in work:
-            if plain:
-                self._step_plain(group, plain)
-            if declared:
-                self._step_declared(group, declared)
-        if not torch.compiler.is_compiling():
-            self._steps += 1
+        works = [(group, *self._split(group)) for group in self.param_groups]
+        if torch.compiler.is_compiling():
+            self._take(works)
+            return loss
+        self._laid_out.clear()
+        self._check(works)
+        self._take(works)
+        self._laid_out.clear()
+        self._steps += 1
         return loss
 
+    def _take(self, works: list[StepWork]) -> None:
+        """Step all weights, those of torch's functions after all of them were prepared."""
+        prepared = [self._prepare_plain(group, plain) for group, plain, _ in works]
+        for (group, _, declared), calls in zip(works, prepared, strict=True):
+            for call in calls:
+                self._step_plain(group, call)
+            if declared:
+                self._step_declared(group, declared)
+
+    def _check(self, works: list[StepWork]) -> None:
+        """Refuse what a step cannot take, in all groups; only then make state fit its weights."""
+        for number, (group, _, declared) in enumerate(works):
+            self._check_group(number, group, bool(declared))
+        if not self._verified:
+            self._verify(works)
+        for group, _, _ in works:
+            if group["error_if_nonfinite"]:
+                refuse_nonfinite(self._names(group), group["params"])
+        if self._seen is not None and self._seen.same(self._tensors(works)):
+            return
+        self._seen = None
+        found: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+        for group, plain, declared in works:
+            for p, manifold, _ in declared:
+                found += self._check_state_of(group, p, manifold)
+            for p in plain:
+                found += self._check_state_of(group, p, None)
+        for state, values in found:
+            state.update(values)
+        tensors = self._tensors(works)
+        if not self._laid_out and all(x.layout is torch.strided for x in tensors):
+            self._seen = memory.Seen(tensors)
+
+    def _tensors(self, works: list[StepWork]) -> list[Any]:
+        """All weights of a step, each with its gradient and its state."""
+        found: list[Any] = []
+        state = self.state
+        for _, plain, declared in works:
+            for p in plain:
+                found += (p, p.grad, *state[p].values())
+            for p, _, _ in declared:
+                found += (p, p.grad, *state[p].values())
+        return found
+
+    def _check_group(self, number: int, group: dict[str, Any], any_declared: bool) -> None:
+        """Check the options of a group unless they are those of the last step."""
+        if self._option_values is None:
+            self._option_values = itemgetter(*self.defaults)
+        options = (any_declared, *self._option_values(group))
+        try:
+            if self._options.get(number) == options:
+                return
+        except RuntimeError:  # tensors of several elements have no truth value
+            pass
+        if group["differentiable"]:
+            raise ValueError(
+                "differentiable=True is not supported: a step is taken without a graph"
+            )
+        if group["fused"] and group["foreach"]:
+            raise ValueError("fused=True excludes foreach=True")
+        self._check_options(group)
+        if any_declared:
+            only = all(spec is not None for spec in group["manifolds"])
+            self._check_declared_options(group, only)
+        self._options[number] = options
+
+    def _check_state_of(
+        self, group: dict[str, Any], p: Tensor, manifold: Manifold | None
+    ) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
+        """Hold one weight and its state to what a step needs; the state's entries to replace."""
+        want = self._expected.get(id(p))
+        if want is None or want.weight != memory.form(p):
+            want = self._expected[id(p)] = memory.expected(p, manifold)
+            if manifold is None:
+                mark = self._strewn.add if want.plain and not want.dense else self._strewn.discard
+                mark(id(p))
+        grad = p.grad
+        assert grad is not None  # so chosen by _split
+        state: dict[str, Any] = self.state.get(p, {})
+
+        def name() -> str:
+            return self._name_of(group, p)
+
+        fused, plain = bool(group["fused"]), manifold is None
+        if plain:
+            self._check_plain_gradient(name, group, grad)
+        on_device = group.get("capturable") or (fused and plain)
+        values = memory.check(
+            name,
+            p,
+            grad,
+            state,
+            want,
+            self.state_entries,
+            # torch's fused functions take a weight's state and gradient to lie as the weight does.
+            convert=not plain or (fused and want.dense),
+            count_on=p.device if on_device else None,
+        )
+        if state:
+            values |= self._missing_entries(name, group, state | values)
+        if fused and grad.layout is torch.strided and want.dense:
+            fitting = memory.laid_out(grad, p.detach())
+            if fitting is not grad:
+                self._laid_out[id(p)] = fitting
+        return [(state, values)] if values else []
+
+    @staticmethod
+    def _memory_of(p: Tensor) -> Tensor:
+        """The weight as an ordinary tensor on the same memory."""
+        return p if type(p) is torch.nn.Parameter else p.detach()
+
+    def _gradient(self, p: Tensor) -> Tensor:
+        """The gradient of a weight as its step reads it."""
+        grad = self._laid_out.get(id(p), p.grad) if self._laid_out else p.grad
+        assert grad is not None  # so chosen by _split
+        return grad
+
+    def _check_plain_gradient(
+        self, name: Callable[[], str], group: dict[str, Any], grad: Tensor
+    ) -> None:
+        """Raise RuntimeError for a gradient of an undeclared parameter that torch would refuse."""
+
+    def _missing_entries(
+        self, name: Callable[[], str], group: dict[str, Any], state: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Entries that a state lacks for the options of its group; RuntimeError without a value."""
+        return {}
+
     @abstractmethod
-    def _step_plain(self, group: dict[str, Any], plain: list[Tensor]) -> None:
+    def _prepare_plain(self, group: dict[str, Any], plain: list[Tensor]) -> list[PlainCall]:
+        """Calls of torch's own function that step undeclared parameters."""
+
+    @abstractmethod
+    def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
         """Step undeclared parameters with torch's own function."""
+
+    def _for_fused(
+        self, group: dict[str, Any], plain: list[Tensor]
+    ) -> list[tuple[bool | None, list[Tensor]]]:
+        """Undeclared parameters with the `fused` to step them with.
+
+        On a processor torch's fused functions run over memory from a weight's first number on; one
+        with holes is for the others.
+        """
+        if not plain or not group["fused"] or not self._strewn:
+            return [(group["fused"], plain)] if plain else []
+        dense = [p for p in plain if id(p) not in self._strewn]
+        strewn = [p for p in plain if id(p) in self._strewn]
+        return [(fused, some) for fused, some in ((True, dense), (False, strewn)) if some]
 
     def _step_declared(self, group: dict[str, Any], declared: list[Declared]) -> None:
         """Step declared weights, each by the fastest path that there is for it and is asked for."""
-        by_kernel: list[Declared] = []
-        layouts: list[native.Layout] = []
-        by_plane: list[Declared] = []
-        watched: list[Declared] = []
-        fused, fast = group["fused"], group["foreach"] is not False and not group.get("nesterov")
         if torch.compiler.is_compiling():
             self._step_traced(group, declared)
             return
+        by_kernel: list[Declared] = []
+        layouts: list[native.Layout] = []
+        by_plane: list[Declared] = []
+        alarming: list[Declared] = []
+        fast = group["foreach"] is not False and not group.get("nesterov")
+        fused = group["fused"] and native.there()
+        scheduled = self._steps <= 128 or self._steps % 100 == 0
         for entry in declared:
-            p, _, kind = entry
-            if kind is not None and fused and (layout := native.takes(p, kind)) is not None:
+            p, manifold, kind = entry
+            want = self._expected[id(p)]
+            if fused and want.layout is not None:
                 by_kernel.append(entry)
-                layouts.append(layout)
+                layouts.append(want.layout)
                 continue
-            watched.append(entry)
+            if not want.plain:
+                kind = None
             if kind is not None and fast:
                 by_plane.append(entry)
-            else:
-                self._step_alone(group, entry)
+            elif self._step_alone(group, entry):
+                alarming.append(entry)
+            grows = manifold is not None and isinstance(manifold.metric, ScaledMetric)
+            if scheduled and (grows or (self._steps % 100 == 0 and p.device.type != "cpu")):
+                alarming.append(entry)
         if by_plane:
-            plane.step(self._works(group, by_plane), self._rates(group))
+            works = self._works(group, by_plane)
+            zero = plane.step(works, self._rates(group))
+            self._keep_buffers(by_plane, works)
+            alarming += [entry for entry, found in zip(by_plane, zero, strict=True) if found]
         if by_kernel:
-            squares = native.step(self._works(group, by_kernel), self._rates(group), layouts)
-            watched += [
+            works = self._works(group, by_kernel)
+            squares = native.step(works, self._rates(group), layouts)
+            self._keep_buffers(by_kernel, works)
+            alarming += [
                 entry
-                for entry, square in zip(by_kernel, squares, strict=True)
-                if growing(square, entry[0].dtype)
+                for entry, (least, most) in zip(by_kernel, squares, strict=True)
+                if not least > 0 or growing(most, entry[0].dtype)
             ]
-        elif self._steps > 128 and self._steps % 100:
-            return
-        self._watch_growth(group, watched)
+        self._warn_of_norms(group, alarming)
 
     def _step_traced(self, group: dict[str, Any], declared: list[Declared]) -> None:
         """The same inside a graph, where nothing can be asked that waits for an answer."""
@@ -290,54 +488,61 @@ class RiemannianOptimizer(Optimizer, ABC):
             else:
                 self._step_alone(group, entry)
         if known:
-            traced.step(self._works(group, known), self._rates(group), bool(group["fused"]))
+            works = self._works(group, known)
+            traced.step(works, self._rates(group), bool(group["fused"]))
+            self._keep_buffers(known, works)
 
-    def _step_alone(self, group: dict[str, Any], entry: Declared) -> None:
-        p, manifold, _ = entry
+    def _step_alone(self, group: dict[str, Any], entry: Declared) -> bool:
+        """Step one weight by the formulas; whether a slice is known to be zero."""
+        p, manifold, kind = entry
         assert manifold is not None  # so chosen by _split
         assert p.grad is not None
         # Under `detach` a ManifoldParameter is an ordinary tensor on the same memory.
-        self._step_reference(group, p.detach(), p.grad, self.state[p], manifold)
+        x = p.detach()
+        motion = Motion(x, manifold, kind)
+        self._step_reference(group, motion, p.grad, self.state[p])
+        return motion.any_zero
 
     @abstractmethod
     def _step_reference(
-        self,
-        group: dict[str, Any],
-        x: Tensor,
-        grad: Tensor,
-        state: dict[str, Any],
-        manifold: Manifold,
+        self, group: dict[str, Any], motion: Motion, grad: Tensor, state: dict[str, Any]
     ) -> None:
         """Step one declared weight, in place, by the formulas as they are written."""
 
     @abstractmethod
     def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
-        """What the fast paths are given; buffers that are missing are made."""
+        """What the fast paths are given, with new buffers where there are none."""
+
+    def _keep_buffers(self, declared: list[Declared], works: list[Work]) -> None:
+        """Put new buffers into the state, once a step has given them values."""
 
     @abstractmethod
     def _rates(self, group: dict[str, Any]) -> Rates:
         """The numbers of a group, for the fast paths."""
 
-    def _verify(self, work: list[Any]) -> None:
+    def _verify(self, works: list[StepWork]) -> None:
         """Before the first step and after loading: are the points on their manifolds?"""
-        for group, _, declared in work:
+        for group, _, declared in works:
             manifold_of = {id(p): m for p, m, _ in declared}
             for name, p in zip(self._names(group), group["params"], strict=True):
                 check_point(name, p, manifold_of.get(id(p)))
         self._verified = True
 
-    def _watch_growth(self, group: dict[str, Any], declared: list[Declared]) -> None:
-        """Warn once of each weight whose norm will overflow."""
-        for p, manifold, _ in declared:
+    def _warn_of_norms(self, group: dict[str, Any], entries: list[Declared]) -> None:
+        """Warn once of each weight that has a zero slice or whose norm will overflow."""
+        for p, manifold, kind in entries:
             assert manifold is not None  # so chosen by _split
-            trouble = overflowing(p, manifold)
-            if trouble is None:
-                continue
-            number = next(i for i, q in enumerate(group["params"]) if q is p)
-            name = self._names(group)[number]
-            if name not in self._warned:
-                self._warned.add(name)
-                warnings.warn(f"{name}: {trouble}", NormGrowthWarning, stacklevel=users_level())
+            found: list[tuple[type[UserWarning], str | None]] = [
+                (NormGrowthWarning, overflowing(p, manifold)),
+                (ZeroSliceWarning, zero_slices(p, manifold) if kind is not None else None),
+            ]
+            for category, trouble in found:
+                if trouble is None:
+                    continue
+                name = self._name_of(group, p)
+                if (name, category) not in self._warned:
+                    self._warned.add((name, category))
+                    warnings.warn(f"{name}: {trouble}", category, stacklevel=users_level())
 
     # --- checkpoints --------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 For a declared weight x with buffer b, both tangent at every step:
 
     d = egrad2rgrad(x, grad)                    (−grad with maximize)
-    b = d at first, then μ b + (1 − τ) d        momentum μ, dampening τ
+    b = d at first, then μ b + (1 − τ) d        momentum μ, dampening τ; b made tangent at x
     u = d + μ b with Nesterov, else b
     x, b = retr_transp(x, −λ u, b)
 
@@ -16,7 +16,8 @@ step is taken in fewer passes by `manifoldnet.optim.plane`, and by a compiled ke
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, final
+from collections.abc import Callable
+from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor
@@ -24,8 +25,11 @@ from torch.optim import sgd as torch_sgd
 
 from manifoldnet.geometry import Manifold, slices
 from manifoldnet.optim.checks import check_number
+from manifoldnet.optim.memory import Entry
+from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.riemannian import (
     Declared,
+    PlainCall,
     RiemannianOptimizer,
     plain_tensors,
 )
@@ -62,7 +66,8 @@ class RiemannianSGD(RiemannianOptimizer):
             of nothing but declared weights, and weights off their manifolds.
     """
 
-    state_keys: ClassVar[frozenset[str]] = frozenset({"momentum_buffer"})
+    state_entries: ClassVar[dict[str, Entry]] = {"momentum_buffer": "weight"}
+    state_keys: ClassVar[frozenset[str]] = frozenset(state_entries)
 
     def __init__(
         self,
@@ -99,21 +104,41 @@ class RiemannianSGD(RiemannianOptimizer):
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("nesterov=True needs momentum > 0 and dampening = 0")
 
-    def _step_plain(self, group: dict[str, Any], plain: list[Tensor]) -> None:
-        buffers: list[Tensor | None] = []
-        if group["momentum"] != 0:
-            buffers = [self.state[p].get("momentum_buffer") for p in plain]
-        grads = [p.grad for p in plain if p.grad is not None]
-        if group["nesterov"] and not group["fused"] and group["foreach"] is not False:
+    def _check_plain_gradient(
+        self, name: Callable[[], str], group: dict[str, Any], grad: Tensor
+    ) -> None:
+        if group["fused"] and grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"{name()} has a sparse gradient, which fused=True does not take: give it to a "
+                "group without fused. No weight was changed"
+            )
+
+    def _prepare_plain(self, group: dict[str, Any], plain: list[Tensor]) -> list[PlainCall]:
+        calls = []
+        for fused, some in self._for_fused(group, plain):
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            buffers: list[Tensor | None] = []
+            sparse = torch_sgd.SGD._init_group(
+                cast(Any, self), {**group, "params": some, "fused": fused}, params, grads, buffers
+            )
+            if self._laid_out:
+                grads = [self._gradient(p) for p in params]
+            calls.append(PlainCall(fused, params, grads, (buffers,), sparse))
+        return calls
+
+    def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
+        fused, params, grads, (buffers,), sparse = call
+        if group["nesterov"] and not fused and group["foreach"] is not False:
             # torch's foreach function adds the momentum to the gradients it is given, in place.
             grads = [g.clone() for g in grads]
         torch_sgd.sgd(
-            list(plain_tensors(plain)),
+            list(plain_tensors(params)),
             grads,
             buffers,
-            has_sparse_grad=any(g.is_sparse for g in grads),
+            has_sparse_grad=sparse,
             foreach=group["foreach"],
-            fused=group["fused"],
+            fused=fused,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             lr=group["lr"],
@@ -122,22 +147,16 @@ class RiemannianSGD(RiemannianOptimizer):
             maximize=group["maximize"],
         )
         if group["momentum"] != 0:
-            for p, buffer in zip(plain, buffers, strict=True):
+            for p, buffer in zip(params, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 
     def _step_reference(
-        self,
-        group: dict[str, Any],
-        x: Tensor,
-        grad: Tensor,
-        state: dict[str, Any],
-        manifold: Manifold,
+        self, group: dict[str, Any], motion: Motion, grad: Tensor, state: dict[str, Any]
     ) -> None:
         _single_tensor_sgd(
-            x,
+            motion,
             grad,
             state,
-            manifold,
             lr=group["lr"],
             momentum=group["momentum"],
             dampening=group["dampening"],
@@ -148,21 +167,23 @@ class RiemannianSGD(RiemannianOptimizer):
     def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
         works = []
         for p, _, kind in declared:
-            assert p.grad is not None  # so chosen by _split
-            assert kind is not None
-            x = p.detach()
+            assert kind is not None  # so chosen by _step_declared
+            x, grad = self._memory_of(p), self._gradient(p)
             if group["momentum"] == 0:
-                works.append(Work(x, p.grad, kind))
+                works.append(Work(x, grad, kind))
                 continue
-            state = self.state[p]
-            first = state.get("momentum_buffer") is None
+            buffer = self.state[p].get("momentum_buffer")
+            first = buffer is None
             if first:
                 (point,) = slices.promote(x)
-                state["momentum_buffer"] = torch.empty_like(
-                    point, memory_format=torch.preserve_format
-                )
-            works.append(Work(x, p.grad, kind, state["momentum_buffer"], first))
+                buffer = torch.empty_like(point, memory_format=torch.preserve_format)
+            works.append(Work(x, grad, kind, buffer, first))
         return works
+
+    def _keep_buffers(self, declared: list[Declared], works: list[Work]) -> None:
+        for (p, _, _), work in zip(declared, works, strict=True):
+            if work.first:
+                self.state[p]["momentum_buffer"] = work.v
 
     def _rates(self, group: dict[str, Any]) -> Rates:
         return Rates(
@@ -184,10 +205,9 @@ class RiemannianSGD(RiemannianOptimizer):
 
 
 def _single_tensor_sgd(
-    x: Tensor,
+    motion: Motion,
     grad: Tensor,
     state: dict[str, Any],
-    manifold: Manifold,
     *,
     lr: float | Tensor,
     momentum: float,
@@ -196,16 +216,14 @@ def _single_tensor_sgd(
     maximize: bool,
 ) -> None:
     """The formulas of this module's docstring, on one weight, in place."""
-    point, grad = slices.promote(x, grad)
-    d = manifold.egrad2rgrad(point, -grad if maximize else grad)
+    d = motion.gradient(-grad if maximize else grad)
     if momentum == 0:
-        x.copy_(manifold.retr(point, -lr * d))
+        motion.move(-lr * d)
         return
     buffer = state.get("momentum_buffer")
     if buffer is None:
         buffer = d.clone(memory_format=torch.preserve_format)
     else:
-        buffer.mul_(momentum).add_(d, alpha=1 - dampening)
+        buffer = motion.tangent(buffer).mul(momentum).add_(d, alpha=1 - dampening)
     direction = d.add(buffer, alpha=momentum) if nesterov else buffer
-    point, state["momentum_buffer"] = manifold.retr_transp(point, -lr * direction, buffer)
-    x.copy_(point)
+    state["momentum_buffer"] = motion.move(-lr * direction, buffer)

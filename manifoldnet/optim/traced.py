@@ -16,7 +16,7 @@ from dataclasses import astuple
 import torch
 from torch import Tensor
 
-from manifoldnet.optim import native, plane
+from manifoldnet.optim import memory, native, plane
 from manifoldnet.optim.kind import Kind
 from manifoldnet.optim.work import Rates, Work
 
@@ -63,12 +63,36 @@ def _step(
     for i, (*kind, first) in enumerate(literal_eval(weights)):
         buffers = (tensors[i] if tensors else None for tensors in (v, s, top))
         v_, s_, top_ = buffers
-        work = Work(x[i], g[i], Kind(*kind), v_, first, s_, top_)
-        works.append(work._replace(unbias=(unbias[2 * i], unbias[2 * i + 1])))
-    layouts = [native.takes(work.x, work.kind) if fused else None for work in works]
+        unbiased = unbias[2 * i], unbias[2 * i + 1]
+        works.append(Work(x[i], g[i], Kind(*kind), v_, first, s_, top_, unbiased))
+    given, works = works, [_fitting(work) for work in works]
+    compiled = fused and native.there()
+    layouts = [native.layout(work.x, work.kind) if compiled else None for work in works]
     by_kernel = [(w, found) for w, found in zip(works, layouts, strict=True) if found is not None]
     if by_kernel:
         native.step([w for w, _ in by_kernel], rates, [found for _, found in by_kernel])
     others = [work for work, found in zip(works, layouts, strict=True) if found is None]
     if others:
         plane.step(others, rates)
+    for work, stepped in zip(given, works, strict=True):
+        for old, new in zip(_buffers(work), _buffers(stepped), strict=True):
+            if old is not None and new is not None and old is not new:
+                old.copy_(new)
+
+
+def _fitting(work: Work) -> Work:
+    """The same with buffers in the form that a step needs, copies if need be.
+
+    A graph goes on with the tensors it was made with, which may be in another order of memory.
+    """
+    want = memory.expected_on(work.x, work.kind)
+    forms = want.whole, want.per_slice, want.per_slice
+    v, s, top = (
+        tensor if tensor is None else memory.fitted(lambda: "a weight", name, tensor, form)
+        for name, tensor, form in zip(("v", "s", "top"), _buffers(work), forms, strict=True)
+    )
+    return work._replace(g=memory.laid_out(work.g, work.x), v=v, s=s, top=top)
+
+
+def _buffers(work: Work) -> tuple[Tensor | None, ...]:
+    return work.v, work.s, work.top

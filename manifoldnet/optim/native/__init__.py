@@ -31,7 +31,7 @@ from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim.kind import Kind
 from manifoldnet.optim.work import Rates, Work
 
-__all__ = ["step", "takes"]
+__all__ = ["layout", "step", "there"]
 
 _SOURCE = Path(__file__).with_name("step.cpp")
 _FLAGS = (
@@ -47,26 +47,33 @@ Layout = tuple[int, int, int]
 _NAMES = {torch.float32: "step_float", torch.float64: "step_double"}
 
 
-def takes(p: Tensor, kind: Kind) -> Layout | None:
-    """How a weight lies in memory if the kernel can step it, else None.
+def there() -> bool:
+    """Whether the kernel can be used; it is made if need be, which takes seconds."""
+    return _library() is not None
 
-    The kernel is made if need be, which takes seconds.
-    """
-    if p.dtype not in _NAMES or p.device.type != "cpu" or _library() is None:
+
+def layout(p: Tensor, kind: Kind) -> Layout | None:
+    """How a weight lies in memory, if the kernel can step weights that lie so."""
+    if p.dtype not in _NAMES or p.device.type != "cpu":
         return None
     return _layout(p.shape, p.stride(), kind.dim)
 
 
-def step(works: Sequence[Work], rates: Rates, layouts: Sequence[Layout]) -> list[float]:
+def step(
+    works: Sequence[Work], rates: Rates, layouts: Sequence[Layout]
+) -> list[tuple[float, float]]:
     """Step weights in place.
 
+    The kernel reads memory as it is told: gradients and buffers must have the type and the order of
+    memory of their weight (`manifoldnet.optim.memory` sees to that).
+
     Args:
-        works: weights that the kernel `takes`.
+        works: weights that have a `layout`.
         rates: of all of them.
-        layouts: what `takes` said.
+        layouts: theirs.
 
     Returns:
-        The largest ‖x‖² of a slice of each, before the step.
+        The least and the largest ‖x‖² of a slice of each, before the step.
     """
     dtype = works[0].x.dtype
     if any(work.x.dtype is not dtype for work in works):
@@ -77,12 +84,8 @@ def step(works: Sequence[Work], rates: Rates, layouts: Sequence[Layout]) -> list
         ]
     options: list[bytes] = []
     numbers: list[int] = []
-    alive = []  # until the kernel has read it
     like = None  # most weights of a group have the same options
     for (x, g, kind, v, first, s, top, unbias), layout in zip(works, layouts, strict=True):
-        if g.stride() != x.stride() or g.dtype is not dtype:
-            g = torch.empty_like(x).copy_(g)
-            alive.append(g)
         share = s.numel() / x.numel() if s is not None and rates.rms else 1.0
         if like != (kind, first, unbias, share):
             like = kind, first, unbias, share
@@ -90,14 +93,14 @@ def step(works: Sequence[Work], rates: Rates, layouts: Sequence[Layout]) -> list
         options.append(packed)
         numbers += (x.data_ptr(), g.data_ptr(), _address(v), _address(s), _address(top), *layout)
     addresses = array.array("q", numbers)
-    squares = array.array("d", bytes(8 * len(works)))
+    squares = array.array("d", bytes(16 * len(works)))
     getattr(_library(), _NAMES[dtype])(
         b"".join(options),
         addresses.buffer_info()[0],
         squares.buffer_info()[0],
         len(works),
     )
-    return squares.tolist()
+    return list(zip(squares[::2], squares[1::2], strict=True))
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -8,14 +8,18 @@
 // and the six coefficients depend on the slice only through its inner products <x,x>, <x,g>, <x,b>,
 // <g,g>, <g,b>, <b,b>. So: one sweep for the inner products, a few numbers, one sweep that writes.
 // Inner products are summed a few in the type of the weight, these sums in double; what is left of
-// <v,v> - <x,v>^2/<x,x>, the square of a tangent part, is exact to rounding unless it is small, and
-// then the part is formed.
+// <v,v> - <x,v>^2/<x,x>, the square of a tangent part, is exact to rounding unless it is small. Then,
+// and where squares overflow, the part is formed in a wider type, and x is measured after its step.
+//
+// A slice that is zero, and on a sphere one whose step is zero, stays as it is.
 //
 // The formulas are those of manifoldnet/optim/plane.py, held to the reference path by the tests.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
 #include <unistd.h>
@@ -77,21 +81,40 @@ int64_t panel() {
   return 3 << 18;
 }
 
-struct Sums {
-  double xx = 0, xg = 0, xb = 0, gg = 0, gb = 0, bb = 0;
+// What a slice is summed in where the ordinary sums do not do: its squares have twice the exponent.
+template <class T>
+using Wide = std::conditional_t<std::is_same_v<T, float>, double, long double>;
+
+template <class R>
+struct Products {
+  R xx = 0, xg = 0, xb = 0, gg = 0, gb = 0, bb = 0;
   bool tangent = false;  // whether the last three are of what is at right angles to x
 
-  void add(const Sums &s) {
+  void add(const Products &s) {
     xx += s.xx, xg += s.xg, xb += s.xb;
     gg += s.gg, gb += s.gb, bb += s.bb;
   }
 };
 
-// The six coefficients of a slice, and whether rounding to float on the way would be too much.
+using Sums = Products<double>;
+
+// The six coefficients of a slice, and whether rounding on the way would be too much.
 struct Mix {
-  double x1, x2, x3, b1, b2, b3;
-  bool careful = false;
+  double x1 = 1, x2 = 0, x3 = 0, b1 = 0, b2 = 0, b3 = 0;
+  double moment = 0, top = 0;  // Adam's
+  char care = 0;               // 1: to be written in a wider type; 2: and x to be measured after it
+  bool cancelled = false;      // the step is all but nothing beside what it was made of
 };
+
+// The least and the largest <x,x> of some slices.
+struct Range {
+  double least = std::numeric_limits<double>::infinity(), most = 0;
+
+  // NaN, which is neither, stays out of both.
+  void add(double xx) { least = std::min(least, xx), most = std::max(most, xx); }
+  void add(const Range &r) { least = std::min(least, r.least), most = std::max(most, r.most); }
+};
+#pragma omp declare reduction(join : Range : omp_out.add(omp_in)) initializer(omp_priv = Range())
 
 // Writes a number, computing in C.
 template <class C, class T, bool OLD, bool NEW>
@@ -105,79 +128,89 @@ inline void put(T *x, const T *g, T *b, int64_t i, C x1, C x2, C x3, C b1, C b2,
 
 // How a step u = s_u x + t_u carries the point, x' = a x + b t_u, and a vector v = s_v x + t_v:
 // v' = c x + d t_u + e t_v; t_u and t_v at right angles to x.
+template <class R>
 struct Carried {
-  double a, b, c, d, e;
+  R a, b, c, d, e;
 };
 
-inline Carried carry(const Options &o, double rr, double su, double sv, double uu, double uv) {
-  const double r = std::sqrt(rr);
+template <class R>
+inline Carried<R> carry(const Options &o, R rr, R su, R sv, R uu, R uv) {
+  const R r = std::sqrt(rr), radius = o.radius;
   if (o.way == ADDITIVE) return {1 + su, 1, sv, 0, 1};
   if (o.way == PROJECTIVE) {
-    const double end = std::sqrt(rr + uu), per_end = 1 / end;
-    const double turn = -uv / (end + r), size = o.radius * per_end;
+    const R end = std::sqrt(rr + uu), per_end = 1 / end;
+    const R turn = -uv / (end + r), size = radius * per_end;
     return {size, size, turn * (1 / r + per_end), turn * per_end, 1};
   }
-  const double unit = o.set == SPHERE ? o.radius * o.radius : rr;
-  const double angle = std::min(std::sqrt(uu / unit), 4503599627370496.0);
-  const double cos = std::cos(angle), sin = std::sin(angle);
-  const bool still = angle < 1e-150;
-  const double sinc = still ? 1 : sin / std::sqrt(uu / unit);
-  const double half = std::sin(angle / 2);
-  const double versed = still ? 0.5 : 2 * half * half / (uu / unit);
-  const double along = uv / unit;
+  const R unit = o.set == SPHERE ? radius * radius : rr;
+  const R turned = std::sqrt(uu / unit), angle = std::min(turned, R(4503599627370496.0));
+  const R cos = std::cos(angle), sin = std::sin(angle);
+  const bool still = angle < R(1e-150);
+  const R sinc = still ? 1 : sin / turned;
+  const R half = std::sin(angle / 2);
+  const R versed = still ? R(0.5) : 2 * half * half / (uu / unit);
+  const R along = uv / unit;
   if (o.set == SPHERE) {
-    const double size = o.radius / std::sqrt(cos * cos * rr + sinc * sinc * uu);
-    Carried k{size * cos, size * sinc, -along * sinc, -along * versed, 1};
+    const R size = radius / std::sqrt(cos * cos * rr + sinc * sinc * uu);
+    Carried<R> k{size * cos, size * sinc, -along * sinc, -along * versed, 1};
     // What rounding of the radius left along the new point.
-    const double off =
-        (k.a * k.c * rr + k.b * (k.d * uu + uv)) / (o.radius * o.radius);
+    const R off = (k.a * k.c * rr + k.b * (k.d * uu + uv)) / (radius * radius);
     k.c -= off * k.a;
     k.d -= off * k.b;
     return k;
   }
-  const double stretch = std::exp(su);
+  const R stretch = std::exp(su);
   return {stretch * cos, stretch * sinc, stretch * (sv * cos - along * sinc),
           stretch * (sv * sinc - along * versed), stretch};
 }
 
-// The coefficients of a slice; `v` and `top` are its second moments.
-template <class T, bool NEW>
-Mix mix(const Options &o, const Sums &s, T *v, T *top) {
-  const double rr = s.xx;
+// The coefficients of a slice from its products; `moment` and `top` are its second moments so far.
+template <class T, bool NEW, class R>
+Mix mix(const Options &o, const Products<R> &s, double moment, double top) {
+  const R rr = s.xx;
   // d = scale g + along x: the Riemannian gradient.
-  const double scale = o.set == SPHERE ? o.sign : o.sign * rr;
-  const double dg = o.first ? scale : scale * o.fresh;
-  const double db = o.first ? 0 : o.keep;
+  const R scale = o.set == SPHERE ? R(o.sign) : R(o.sign) * rr;
+  const R dg = o.first ? scale : scale * R(o.fresh);
+  const R db = o.first ? 0 : o.keep;
   // The new buffer n = dg g + db b, and the step u = -rate d, -rate n or Nesterov's of both.
   const bool plain = !o.adam && o.keep == 0;
-  const double ng = plain ? scale : dg, nb = plain ? 0 : db;
-  // g and b taken apart: a share of x, and what is at right angles to it.
-  const double per = 1 / rr, sg = s.xg * per, sb = nb == 0 ? 0 : s.xb * per;
-  const double gg = s.tangent ? s.gg : std::max(s.gg - sg * s.xg, 0.0);
-  const double gb = nb == 0 ? 0 : s.tangent ? s.gb : s.gb - sg * s.xb;
-  const double bb = nb == 0 ? 0 : s.tangent ? s.bb : std::max(s.bb - sb * s.xb, 0.0);
-  double rate = o.rate;
+  const R ng = plain ? scale : dg, nb = plain ? R(0) : db;
+  // g and b taken apart: a share of x, and what is at right angles to it. Of zero nothing is.
+  const R per = rr > 0 ? 1 / rr : rr, sg = s.xg * per, sb = nb == 0 ? R(0) : s.xb * per;
+  const R gg = s.tangent ? s.gg : std::max(s.gg - sg * s.xg, R(0));
+  const R gb = nb == 0 ? R(0) : s.tangent ? s.gb : s.gb - sg * s.xb;
+  const R bb = nb == 0 ? R(0) : s.tangent ? s.bb : std::max(s.bb - sb * s.xb, R(0));
+  Mix m;
+  R rate = o.rate;
   if (o.adam) {
-    const double dd = o.set == SPHERE ? gg : rr * (gg + sg * s.xg);
-    double now = o.beta2 * double(*v) + (1 - o.beta2) * dd * o.share;
-    *v = T(now);
-    if (o.amsgrad) {
-      now = std::max(double(*top), double(T(now)));
-      *top = T(now);
-    }
-    rate = o.rate / ((std::sqrt(now / o.unbias2) + o.eps) * o.unbias1);
+    const R dd = o.set == SPHERE ? gg : rr * (gg + sg * s.xg);
+    R now = m.moment = T(R(o.beta2) * R(moment) + R(1 - o.beta2) * dd * R(o.share));
+    if (o.amsgrad) m.top = now = std::max(R(top), now);
+    const R root = std::sqrt(now / R(o.unbias2)) + R(o.eps);
+    // Without eps: where there never was a gradient there is no step.
+    rate = root == 0 ? R(0) : rate / (root * R(o.unbias1));
   }
-  const double ug = -rate * (o.nesterov ? scale + o.keep * ng : ng);
-  const double ub = -rate * (o.nesterov ? o.keep * nb : nb);
-  const double uu = std::max(ug * ug * gg + 2 * ug * ub * gb + ub * ub * bb, 0.0);
-  const double uv = ug * ng * gg + (ug * nb + ub * ng) * gb + ub * nb * bb;
+  if (rr == 0) return m;  // no direction: it stays, and its buffer is zero
+  const R ug = -rate * (o.nesterov ? scale + R(o.keep) * ng : ng);
+  const R ub = -rate * (o.nesterov ? R(o.keep) * nb : nb);
+  const R of_g = ug * ug * gg, of_b = ub * ub * bb;
+  const R uu = std::max(of_g + 2 * ug * ub * gb + of_b, R(0));
+  m.cancelled = uu < R(0.1) * (of_g + of_b);
+  const R uv = ug * ng * gg + (ug * nb + ub * ng) * gb + ub * nb * bb;
   const bool flat = o.set == SCALED;
-  const double su = flat ? ug * sg + ub * sb : 0, sv = flat ? ng * sg + nb * sb : 0;
-  const Carried k = carry(o, rr, su, sv, uu, uv);
-  if (!NEW) return {k.a - k.b * ug * sg, k.b * ug, 0, 0, 0, 0, s.tangent};
-  const double tg = k.d * ug + k.e * ng, tb = k.d * ub + k.e * nb;
-  return {k.a - k.b * (ug * sg + ub * sb), k.b * ug, k.b * ub,
-          k.c - (tg * sg + tb * sb),       tg,       tb,       s.tangent};
+  const R su = flat ? ug * sg + ub * sb : R(0), sv = flat ? ng * sg + nb * sb : R(0);
+  const Carried<R> k = carry<R>(o, rr, su, sv, uu, uv);
+  m.care = s.tangent;
+  if (flat || !(uu == 0)) {
+    if (s.tangent && !flat) m.care = 2;
+    m.x1 = k.a - k.b * (ug * sg + ub * sb), m.x2 = k.b * ug, m.x3 = k.b * ub;
+  }
+  if (NEW) {
+    const R tg = (k.d == 0 ? R(0) : k.d * ug) + k.e * ng;
+    const R tb = (k.d == 0 ? R(0) : k.d * ub) + k.e * nb;
+    m.b1 = k.c - (tg * sg + tb * sb), m.b2 = tg, m.b3 = tb;
+  }
+  return m;
 }
 
 // OLD: there is a buffer with a value; NEW: it gets one.
@@ -243,7 +276,7 @@ void write_in(T *x, const T *g, T *b, int64_t n, const Mix &m, int64_t ahead) {
 
 template <class T, bool OLD, bool NEW>
 void write(T *x, const T *g, T *b, int64_t n, const Mix &m, int64_t ahead = 0) {
-  if (m.careful) return write_in<double, T, OLD, NEW>(x, g, b, n, m, ahead);
+  if (m.care) return write_in<double, T, OLD, NEW>(x, g, b, n, m, ahead);
   write_in<T, T, OLD, NEW>(x, g, b, n, m, ahead);
 }
 
@@ -259,26 +292,47 @@ struct Step {
   Step(const Options &o, const Work &w)
       : o(o), w(w), x((T *)w.x), b((T *)w.b), v((T *)w.v), top((T *)w.top), g((const T *)w.g) {}
 
-  Mix coefficients(Sums s, int64_t i) const {
+  Mix coefficients(const Sums &s, int64_t i) const {
+    const double moment = v ? v[i] : T(0), high = top ? top[i] : T(0);
     // Where g or b is nearly parallel to x, the square of its tangent part would be rounding.
     const double least = 0.1;
     const bool lost = s.gg * s.xx - s.xg * s.xg < least * s.gg * s.xx ||
                       (OLD && s.bb * s.xx - s.xb * s.xb < least * s.bb * s.xx);
-    if (lost && o.way != ADDITIVE) s = tangents(i);
-    return mix<T, NEW>(o, s, v ? v + i : nullptr, top ? top + i : nullptr);
+    const bool finite = std::isfinite(s.xx) && std::isfinite(s.gg) && std::isfinite(s.bb);
+    Mix m;
+    if (!lost && finite) m = mix<T, NEW>(o, s, moment, high);
+    if ((lost || m.cancelled || !finite) && (o.way != ADDITIVE || !finite))
+      m = mix<T, NEW>(o, tangents(i), moment, high);
+    else if (lost)
+      m = mix<T, NEW>(o, s, moment, high);
+    if (v) v[i] = T(m.moment);
+    if (top) top[i] = T(m.top);
+    return m;
   }
 
-  // The same sums in double, the last three of the tangent parts: two more looks at a slice.
-  Sums tangents(int64_t i) const {
-    Sums s;
+  // The same sums in a wider type, the last three of the tangent parts: two more looks at a slice.
+  Products<Wide<T>> tangents(int64_t i) const {
+    using R = Wide<T>;
+    Products<R> s;
     s.tangent = true;
-    each(i, [&](double p, double q, double u) { s.xx += p * p, s.xg += p * q, s.xb += p * u; });
-    const double sg = s.xg / s.xx, sb = s.xb / s.xx;
-    each(i, [&](double p, double q, double u) {
+    each(i, [&](R p, R q, R u) { s.xx += p * p, s.xg += p * q, s.xb += p * u; });
+    const R per = s.xx > 0 ? 1 / s.xx : s.xx, sg = s.xg * per, sb = s.xb * per;
+    each(i, [&](R p, R q, R u) {
       q -= sg * p, u -= sb * p;
       s.gg += q * q, s.gb += q * u, s.bb += u * u;
     });
     return s;
+  }
+
+  // Brings a slice of a sphere to its radius, as measured.
+  void mend(int64_t i) const {
+    Wide<T> xx = 0;
+    each(i, [&](Wide<T> p, Wide<T>, Wide<T>) { xx += p * p; });
+    const Wide<T> size = xx > 0 ? Wide<T>(o.radius) / std::sqrt(xx) : xx;
+    for (int64_t row = 0; row < w.outer; ++row) {
+      T *const from = x + (row * w.count + i) * w.inner;
+      for (int64_t j = 0; j < w.inner; ++j) from[j] = T(size * from[j]);
+    }
   }
 
   template <class Look>
@@ -290,23 +344,25 @@ struct Step {
   }
 
   // Slices that lie in one piece each: read, and while it is in the cache, written.
-  double rows(bool alone) const {
+  Range rows(bool alone) const {
     const int64_t m = w.inner;
-    double most = 0;
+    Range range;
     if (!alone && (w.count < omp_get_max_threads() || m >= LONG)) {
-      for (int64_t i = 0; i < w.count; ++i) most = std::max(most, one(i));
-      return most;
+      for (int64_t i = 0; i < w.count; ++i) range.add(one(i));
+      return range;
     }
     const int64_t ahead = std::max(m, AHEAD), end = w.count * m;
-#pragma omp parallel for schedule(static) reduction(max : most) if (!alone)
+#pragma omp parallel for schedule(static) reduction(join : range) if (!alone)
     for (int64_t i = 0; i < w.count; ++i) {
       const int64_t at = i * m;
       T *xi = x + at, *bi = NEW ? b + at : nullptr;
       const Sums s = sums<T, OLD>(xi, g + at, bi, m);
-      most = std::max(most, s.xx);
-      write<T, OLD, NEW>(xi, g + at, bi, m, coefficients(s, i), at + m + ahead < end ? ahead : 0);
+      range.add(s.xx);
+      const Mix k = coefficients(s, i);
+      write<T, OLD, NEW>(xi, g + at, bi, m, k, at + m + ahead < end ? ahead : 0);
+      if (k.care == 2) mend(i);
     }
-    return most;
+    return range;
   }
 
   // One slice in one piece, by all threads. Sums of chunks are added in their order, so that the
@@ -329,32 +385,34 @@ struct Step {
       const int64_t at = start + c * CHUNK, n = std::min(CHUNK, m - c * CHUNK);
       write<T, OLD, NEW>(x + at, g + at, NEW ? b + at : nullptr, n, k, AHEAD);
     }
+    if (k.care == 2) mend(i);
     return s.xx;
   }
 
   // Slices that are strewn: columns of (outer, count * inner), of which `inner` are a slice. In
   // panels of columns that stay in the cache from their first look to the second, if that leaves
   // panels worth reading; else all of them at once, by stripes of rows.
-  double columns(bool alone) const {
+  Range columns(bool alone) const {
     const int64_t wide = w.count * w.inner;
     const int64_t most_slices = panel() / (w.outer * w.inner * 3 * int64_t(sizeof(T)));
     if (!alone && most_slices * w.inner < std::min(NARROW, wide)) return stripes();
     const int64_t share = alone ? w.count : w.count / omp_get_max_threads() + 1;
     const int64_t slices = std::max<int64_t>(1, std::min(most_slices, share));
-    double most = 0;
-#pragma omp parallel for schedule(static) reduction(max : most) if (!alone)
+    Range range;
+#pragma omp parallel for schedule(static) reduction(join : range) if (!alone)
     for (int64_t i = 0; i < w.count; i += slices) {
       const int64_t left = i * w.inner, n = std::min(slices * w.inner, wide - left);
       std::vector<double> space(SETS * n, 0.0), mixes(6 * n);
-      bool careful = false;
+      std::vector<char> care(n / w.inner);
       gather_all(0, w.outer, left, n, space.data(), n);
-      most = std::max(most, mixtures(space.data(), 1, i, n / w.inner, mixes.data(), careful, true));
-      spread_all(0, w.outer, left, n, mixes.data(), n, careful);
+      range.add(mixtures(space.data(), 1, i, n / w.inner, mixes.data(), care, true));
+      spread_all(0, w.outer, left, n, mixes.data(), n, any(care));
+      mend_all(care, i, true);
     }
-    return most;
+    return range;
   }
 
-  double stripes() const {
+  Range stripes() const {
     const int64_t wide = w.count * w.inner;
     // Of rows, whatever the number of threads.
     const int64_t high = std::max(HIGH, (w.outer + STRIPES - 1) / STRIPES);
@@ -368,15 +426,28 @@ struct Step {
         gather_all(from, to, left, std::min(TILE, wide - left), sum, wide);
       }
     }
-    bool careful = false;
-    const double most = mixtures(space.data(), stripes, 0, w.count, mixes.data(), careful, false);
+    std::vector<char> care(w.count);
+    const Range range = mixtures(space.data(), stripes, 0, w.count, mixes.data(), care, false);
+    const bool careful = any(care);
 #pragma omp parallel for schedule(static)
     for (int64_t stripe = 0; stripe < stripes; ++stripe) {
       const int64_t from = stripe * high, to = std::min(from + high, w.outer);
       for (int64_t left = 0; left < wide; left += TILE)
         spread_all(from, to, left, std::min(TILE, wide - left), mixes.data() + left, wide, careful);
     }
-    return most;
+    mend_all(care, 0, false);
+    return range;
+  }
+
+  static bool any(const std::vector<char> &care) {
+    return std::any_of(care.begin(), care.end(), [](char c) { return c; });
+  }
+
+  void mend_all(const std::vector<char> &care, int64_t first, bool alone) const {
+    const int64_t count = care.size();
+#pragma omp parallel for schedule(static) if (!alone)
+    for (int64_t i = 0; i < count; ++i)
+      if (care[i] == 2) mend(first + i);
   }
 
   // Adds some rows to the sums of n columns, which are `apart` from one kind of sum to the next.
@@ -422,12 +493,11 @@ struct Step {
   }
 
   // The coefficients of some slices, column by column, from the sums of all stripes.
-  double mixtures(const double *sum, int64_t stripes, int64_t first, int64_t count, double *mixes,
-                  bool &careful, bool alone) const {
+  Range mixtures(const double *sum, int64_t stripes, int64_t first, int64_t count, double *mixes,
+                 std::vector<char> &care, bool alone) const {
     const int64_t n = count * w.inner;
-    double most = 0;
-    bool any = false;
-#pragma omp parallel for schedule(static) reduction(max : most) reduction(|| : any) if (!alone)
+    Range range;
+#pragma omp parallel for schedule(static) reduction(join : range) if (!alone)
     for (int64_t i = 0; i < count; ++i) {
       const int64_t from = i * w.inner, to = from + w.inner;
       double all[6] = {};
@@ -438,7 +508,7 @@ struct Step {
           for (int64_t stripe = 0; stripe < stripes; ++stripe)
             for (int64_t j = from; j < to; ++j) all[set] += sum[(stripe * SETS + set) * n + j];
       }
-      most = std::max(most, all[0]);
+      range.add(all[0]);
       Sums s;
       s.xx = all[0], s.xg = all[1], s.gg = all[2], s.xb = all[3], s.gb = all[4], s.bb = all[5];
       const Mix m = coefficients(s, first + i);
@@ -447,10 +517,9 @@ struct Step {
         if (NEW) mixes[2 * n + j] = m.x3, mixes[3 * n + j] = m.b1, mixes[4 * n + j] = m.b2;
         if (NEW) mixes[5 * n + j] = m.b3;
       }
-      any = any || m.careful;
+      care[i] = m.care;
     }
-    careful = any;
-    return most;
+    return range;
   }
 
   // Writes n columns of some rows, backwards: what was read last is still in the cache. Their
@@ -494,27 +563,27 @@ struct Step {
     for (int r = 0; r < N; ++r) put<C, T, OLD, NEW>(x, g, b, r * wide + i, x1, x2, x3, b1, b2, b3);
   }
 
-  double run(bool alone) const {
+  Range run(bool alone) const {
     if (w.outer == 1) return rows(alone);
     return columns(alone);
   }
 };
 
 template <class T>
-double step(const Options &o, const Work &w, bool alone) {
+Range step(const Options &o, const Work &w, bool alone) {
   if (!w.b) return Step<T, false, false>(o, w).run(alone);
   if (o.first) return Step<T, false, true>(o, w).run(alone);
   return Step<T, true, true>(o, w).run(alone);
 }
 
 template <class T>
-void all(const Options *o, const Work *work, double *most, int64_t n) {
+void all(const Options *o, const Work *work, Range *range, int64_t n) {
   std::vector<int64_t> small;
   int64_t total = 0;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t size = work[i].outer * work[i].count * work[i].inner;
     if (size > SMALL) {
-      most[i] = step<T>(o[i], work[i], false);
+      range[i] = step<T>(o[i], work[i], false);
     } else {
       small.push_back(i);
       total += size;
@@ -524,17 +593,17 @@ void all(const Options *o, const Work *work, double *most, int64_t n) {
 #pragma omp parallel for schedule(dynamic) if (total > SMALL)
   for (int64_t j = 0; j < few; ++j) {
     const int64_t i = small[j];
-    most[i] = step<T>(o[i], work[i], true);
+    range[i] = step<T>(o[i], work[i], true);
   }
 }
 
 }  // namespace
 
-// Steps n weights of one type; most[i] is the largest <x,x> of a slice of weight i before its step.
-extern "C" void step_float(const Options *o, const Work *w, double *most, int64_t n) {
-  all<float>(o, w, most, n);
+// Steps n weights of one type; range[i] is that of <x,x> over the slices of weight i before its step.
+extern "C" void step_float(const Options *o, const Work *w, Range *range, int64_t n) {
+  all<float>(o, w, range, n);
 }
 
-extern "C" void step_double(const Options *o, const Work *w, double *most, int64_t n) {
-  all<double>(o, w, most, n);
+extern "C" void step_double(const Options *o, const Work *w, Range *range, int64_t n) {
+  all<double>(o, w, range, n);
 }

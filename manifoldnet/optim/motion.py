@@ -1,0 +1,87 @@
+"""Motion of one weight by the formulas: gradient, transport and retraction, slice by slice.
+
+What the specification of every optimizer shares, whatever its direction is:
+
+    d = motion.gradient(grad)       the Riemannian gradient
+    b = motion.tangent(b)           a buffer at the weight as it is now
+    b = motion.move(u, b)           the step: x ← R_x(u), and b carried along
+
+A weight may have been changed by hand since the last step: a buffer is made tangent at the weight
+that is there, and a zero slice, which has no direction, stays zero with its buffer. A slice whose
+step is zero keeps its bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manifoldnet.geometry import Manifold, slices
+from manifoldnet.optim.kind import Kind
+
+__all__ = ["Motion"]
+
+
+class Motion:
+    """The geometry of a step of one weight, in the type that it is computed in.
+
+    Args:
+        x: the weight, detached; it is changed in place by `move`.
+        manifold: where it lives.
+        kind: what the fast paths know of that; None for manifolds whose zero slices are their own
+            matter.
+    """
+
+    def __init__(self, x: Tensor, manifold: Manifold, kind: Kind | None) -> None:
+        (self.point,) = slices.promote(x)
+        self.manifold = manifold
+        self._x = x
+        self._sphere = kind is not None and kind.radius is not None
+        #: Whether a slice is known to be zero: only a processor is asked.
+        self.any_zero = False
+        self._zero: Tensor | None = None
+        if kind is not None:
+            # As in the metric: what is too small to be squared counts as zero.
+            zero = slices.inner(self.point, self.point, kind.dim) == 0
+            asked = x.device.type == "cpu" and not torch.compiler.is_compiling()
+            self.any_zero = asked and bool(zero.any())
+            if self.any_zero or not asked:
+                self._zero = zero
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """The Riemannian gradient; at a zero slice, where nothing is projected away, `sharp`."""
+        (grad,) = slices.promote(grad)
+        d = self.manifold.egrad2rgrad(self.point, grad)
+        if self._zero is None:
+            return d
+        return torch.where(self._zero, self.manifold.metric.sharp(self.point, grad), d)
+
+    def squared(self, d: Tensor) -> Tensor:
+        """⟨d, d⟩ₓ of each slice."""
+        found = self.manifold.component_inner(self.point, d)
+        if self._zero is None or self._sphere:
+            return found
+        return torch.where(self._zero, 0.0, found)
+
+    def tangent(self, b: Tensor) -> Tensor:
+        """The nearest tangent vector to a buffer; zero at zero slices."""
+        b = self.manifold.proju(self.point, b)
+        return b if self._zero is None else torch.where(self._zero, 0.0, b)
+
+    def move(self, u: Tensor, b: Tensor | None = None) -> Tensor | None:
+        """Move the weight by the tangent vector `u`; the buffer `b` carried along."""
+        longest = slices.largest(u, self.manifold.dim)
+        if self._sphere:
+            # Beyond this the place on a circle is lost to rounding, and squares would overflow.
+            limit = torch.finfo(u.dtype).max ** 0.25
+            u = torch.where(longest > limit, u * (limit / longest), u)
+        if b is None:
+            end = self.manifold.retr(self.point, u)
+        else:
+            end, b = self.manifold.retr_transp(self.point, u, b)
+        still = longest == 0
+        if self._zero is not None:
+            still = still | self._zero
+            b = None if b is None else torch.where(self._zero, 0.0, b)
+        self._x.copy_(torch.where(still, self.point, end))
+        return b
