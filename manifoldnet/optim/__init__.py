@@ -2,7 +2,13 @@
 
 from manifoldnet.optim.adam import RiemannianAdam
 from manifoldnet.optim.bold_driver import BoldDriver
-from manifoldnet.optim.growth import NormGrowthWarning
+from manifoldnet.optim.growth import NormGrowthWarning, ZeroSliceWarning
 from manifoldnet.optim.sgd import RiemannianSGD
 
-__all__ = ["BoldDriver", "NormGrowthWarning", "RiemannianAdam", "RiemannianSGD"]
+__all__ = [
+    "BoldDriver",
+    "NormGrowthWarning",
+    "RiemannianAdam",
+    "RiemannianSGD",
+    "ZeroSliceWarning",
+]

@@ -71,14 +71,20 @@ class Motion:
     def move(self, u: Tensor, b: Tensor | None = None) -> Tensor | None:
         """Move the weight by the tangent vector `u`; the buffer `b` carried along."""
         longest = slices.largest(u, self.manifold.dim)
+        size: Tensor | float = 1.0
         if self._sphere:
-            # Beyond this the place on a circle is lost to rounding, and squares would overflow.
+            # Squares of larger numbers may overflow. The place on a circle is lost to rounding long
+            # before; a vector is carried in proportion.
             limit = torch.finfo(u.dtype).max ** 0.25
             u = torch.where(longest > limit, u * (limit / longest), u)
+            if b is not None:
+                size = slices.largest(b, self.manifold.dim)
+                size = torch.where(size > limit, size, 1.0)
         if b is None:
             end = self.manifold.retr(self.point, u)
         else:
-            end, b = self.manifold.retr_transp(self.point, u, b)
+            end, b = self.manifold.retr_transp(self.point, u, b / size)
+            b = b * size
         still = longest == 0
         if self._zero is not None:
             still = still | self._zero

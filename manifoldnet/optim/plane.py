@@ -305,7 +305,7 @@ def _adapted(work: Work, rates: Rates, squared: Tensor, rr: Tensor) -> Tensor:
     if rates.rms:
         squared = squared * (squared.numel() / work.x.numel())
     s = work.s
-    s.lerp_(squared, 1 - rates.beta2)
+    s.mul_(rates.beta2).add_(squared, alpha=1 - rates.beta2)  # not lerp: ∞ is to stay ∞
     if work.top is not None:
         s = torch.maximum(work.top, s, out=work.top)
     unbias1, unbias2 = work.unbias
