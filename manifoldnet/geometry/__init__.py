@@ -8,12 +8,18 @@ from manifoldnet.geometry.geodesics import (
     Geodesics,
     SphereGeodesics,
 )
-from manifoldnet.geometry.manifold import Manifold, from_spec, tolerance
+from manifoldnet.geometry.manifold import Manifold, from_spec, register_manifold, tolerance
 from manifoldnet.geometry.metric import EuclideanMetric, Metric, ScaledMetric
 from manifoldnet.geometry.oblique import Oblique
 from manifoldnet.geometry.product import Product
 from manifoldnet.geometry.projection import NoProjection, Normalization, Projection
-from manifoldnet.geometry.retraction import Additive, Geodesic, Projective, Retraction
+from manifoldnet.geometry.retraction import (
+    Additive,
+    Geodesic,
+    Projective,
+    Retraction,
+    register_retraction,
+)
 from manifoldnet.geometry.scaled_euclidean import ScaledEuclidean
 from manifoldnet.geometry.sphere import Sphere
 
@@ -40,5 +46,7 @@ __all__ = [
     "SphereGeodesics",
     "from_geoopt",
     "from_spec",
+    "register_manifold",
+    "register_retraction",
     "tolerance",
 ]

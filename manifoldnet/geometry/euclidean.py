@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from manifoldnet.geometry.geodesics import FlatGeodesics
-from manifoldnet.geometry.manifold import Manifold
+from manifoldnet.geometry.manifold import Manifold, register_manifold
 from manifoldnet.geometry.metric import EuclideanMetric
 from manifoldnet.geometry.projection import NoProjection
 from manifoldnet.geometry.retraction import Additive
@@ -33,3 +33,6 @@ class Euclidean(Manifold):
 
     def _fields(self) -> dict[str, Any]:
         return {}
+
+
+register_manifold("Euclidean", Euclidean)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import geoopt
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manifoldnet.geometry.euclidean import Euclidean
 from manifoldnet.geometry.geodesics import Geodesics
-from manifoldnet.geometry.manifold import Manifold
+from manifoldnet.geometry.manifold import Manifold, register_manifold
 from manifoldnet.geometry.metric import Metric
 from manifoldnet.geometry.projection import Projection
 from manifoldnet.geometry.retraction import Parts, Retraction
@@ -161,6 +161,9 @@ class GeooptManifold(Manifold):
         return f"from_geoopt({self.base})"
 
 
+register_manifold("GeooptManifold", GeooptManifold)
+
+
 def _plain(value: Any) -> Any:
     """A tensor as JSON, with its type; anything else as it is."""
     if isinstance(value, Tensor):
@@ -234,8 +237,6 @@ class _Projection(Projection):
 @dataclass(frozen=True, eq=False)
 class _Retraction(Retraction):
     base: Any
-    name: ClassVar[str] = "geoopt"
-    by_name: ClassVar[bool] = False
 
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         return self.base.retr(x, u)

@@ -26,11 +26,19 @@ from torch import Tensor
 from manifoldnet.geometry import slices
 from manifoldnet.geometry.geodesics import Geodesics
 from manifoldnet.geometry.metric import Metric
+from manifoldnet.geometry.naming import add_name, name_of
 from manifoldnet.geometry.projection import Projection
-from manifoldnet.geometry.retraction import Retraction
+from manifoldnet.geometry.retraction import RETRACTIONS, Retraction
 from manifoldnet.geometry.slices import Dim
 
-__all__ = ["Manifold", "Spec", "from_spec", "resolve_retraction", "tolerance"]
+__all__ = [
+    "Manifold",
+    "Spec",
+    "from_spec",
+    "register_manifold",
+    "resolve_retraction",
+    "tolerance",
+]
 
 SPEC_VERSION = 1
 
@@ -345,7 +353,7 @@ class Manifold(ABC):
     def spec(self) -> Spec:
         """This manifold as plain, versioned JSON types; `from_spec` turns them back."""
         return {
-            "manifold": type(self).__name__,
+            "manifold": name_of(_MANIFOLDS, type(self)),
             "version": SPEC_VERSION,
             "fields": self._fields(),
         }
@@ -355,11 +363,30 @@ class Manifold(ABC):
         return cls(**fields)
 
 
+# Filled by `register_manifold`: each file that defines a manifold ends with its name.
+_MANIFOLDS: dict[str, type[Manifold]] = {}
+
+
+def register_manifold(name: str, cls: type[Manifold]) -> None:
+    """Give a class of manifolds the name by which specs mention it, and `from_spec` finds it.
+
+    Args:
+        name: usually that of the class.
+        cls: a concrete subclass of `Manifold`.
+
+    Raises:
+        ValueError: for a name that another class has, a class that has another name, and what is
+            no such class.
+    """
+    add_name(_MANIFOLDS, name, cls, Manifold)
+
+
 def from_spec(spec: Spec) -> Manifold:
     """The manifold that `Manifold.spec` described.
 
     Raises:
-        ValueError: if it is no such description, of a newer version, or of an unknown manifold.
+        ValueError: if it is no such description, of a newer version, or of a manifold whose class
+            is not registered.
     """
     if not isinstance(spec, dict) or not {"manifold", "version", "fields"} <= spec.keys():
         raise ValueError(f"not the description of a manifold, as Manifold.spec gives it: {spec!r}")
@@ -368,13 +395,13 @@ def from_spec(spec: Spec) -> Manifold:
             f"this description of a manifold has version {spec['version']}, and this release of "
             f"manifoldnet reads up to version {SPEC_VERSION}: install a newer one"
         )
-    known = {cls.__name__: cls for cls in Manifold.__subclasses__()}
-    if spec["manifold"] not in known:
+    if spec["manifold"] not in _MANIFOLDS:
         raise ValueError(
-            f"unknown manifold {spec['manifold']!r} (known: {', '.join(sorted(known))}); "
-            "if it is your own, import the module that defines it first"
+            f"unknown manifold {spec['manifold']!r} (known: {', '.join(sorted(_MANIFOLDS))}); if "
+            "it is your own, name its class with manifoldnet.geometry.register_manifold(name, "
+            "cls) where it is defined, and import that module first"
         )
-    return known[spec["manifold"]]._from_fields(spec["fields"])
+    return _MANIFOLDS[spec["manifold"]]._from_fields(spec["fields"])
 
 
 def resolve_retraction(
@@ -385,12 +412,14 @@ def resolve_retraction(
     Raises:
         ValueError: for an unknown name, or the one that `owner` has no use for.
     """
-    known = {cls.name: cls for cls in Retraction.__subclasses__() if cls.by_name}
-    offered = ", ".join(repr(name) for name, cls in known.items() if cls is not refused)
-    if isinstance(retraction, str) and retraction in known:
-        retraction = known[retraction]()
+    offered = ", ".join(repr(name) for name, cls in RETRACTIONS.items() if cls is not refused)
+    if isinstance(retraction, str) and retraction in RETRACTIONS:
+        retraction = RETRACTIONS[retraction]()
     if not isinstance(retraction, Retraction):
-        raise ValueError(f"{owner}: unknown retraction {retraction!r}; there are {offered}")
+        raise ValueError(
+            f"{owner}: unknown retraction {retraction!r}; there are {offered}. One of your own is "
+            "given as an object, or named with manifoldnet.geometry.register_retraction(name, cls)"
+        )
     if isinstance(retraction, refused):
         raise ValueError(f"{owner} has no use for {retraction!r}; there are {offered}")
     return retraction

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from manifoldnet.geometry.from_geoopt import from_geoopt
 from manifoldnet.geometry.geodesics import Geodesics
-from manifoldnet.geometry.manifold import Manifold, from_spec
+from manifoldnet.geometry.manifold import Manifold, from_spec, register_manifold
 from manifoldnet.geometry.metric import Metric
 from manifoldnet.geometry.projection import Projection
 from manifoldnet.geometry.retraction import Parts, Retraction
@@ -106,6 +106,9 @@ class Product(Manifold):
         return cls((from_spec(spec), shape) for spec, shape in fields["factors"])
 
 
+register_manifold("Product", Product)
+
+
 @dataclass(frozen=True)
 class _Flat:
     """Calls the same method of every factor with its parts of some flat vectors."""
@@ -172,8 +175,6 @@ class _Retraction(Retraction):
     """Each part's own."""
 
     flat: _Flat
-    name: ClassVar[str] = "product"
-    by_name: ClassVar[bool] = False
 
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         return self.flat.joined(lambda m, *part: m.retraction.step(m, *part), x, u)

@@ -18,6 +18,7 @@ from manifoldnet.geometry import (
     Manifold,
     Oblique,
     ScaledEuclidean,
+    register_manifold,
     slices,
 )
 from manifoldnet.testing import ManifoldLaws
@@ -58,6 +59,9 @@ class Forgetful(Manifold):
 
     def _fields(self):
         return {}
+
+
+register_manifold("Forgetful", Forgetful)
 
 
 def turned(x):
