@@ -22,6 +22,7 @@ from manifoldnet.geometry.retraction import (
 )
 from manifoldnet.geometry.scaled_euclidean import ScaledEuclidean
 from manifoldnet.geometry.sphere import Sphere
+from manifoldnet.geometry.to_geoopt import to_geoopt
 
 __all__ = [
     "Additive",
@@ -48,5 +49,6 @@ __all__ = [
     "from_spec",
     "register_manifold",
     "register_retraction",
+    "to_geoopt",
     "tolerance",
 ]

@@ -47,7 +47,7 @@ class Product(Manifold):
         if not parts:
             raise ValueError("a product needs at least one manifold")
         for number, (manifold, shape) in enumerate(parts):
-            blank = torch.empty(shape, device="meta")
+            blank = torch.empty(shape, dtype=torch.double, device="meta")
             manifold.assert_check_point(blank, name=f"factor {number}, {shape},")
         flat = _Flat(parts)
         self._compose(
@@ -73,10 +73,46 @@ class Product(Manifold):
         return torch.cat([part.reshape(-1) for part in parts])
 
     def explain_shape(self, x: Tensor) -> str | None:
-        """Why a tensor of this shape and type cannot be a point; None if it can."""
+        """Explanation of why a tensor of this shape and type cannot be a point; None if it can."""
         if tuple(x.shape) != (self.size,):
             return f"has shape {tuple(x.shape)}, and a point of this product is ({self.size},)"
-        return super().explain_shape(x)
+        trouble = super().explain_shape(x)
+        for number, (manifold, shape) in enumerate(self.factors):
+            if trouble is None:
+                trouble = manifold.explain_shape(torch.empty(shape, dtype=x.dtype, device="meta"))
+                trouble = trouble and f"has a factor {number} that {trouble}"
+        return trouble
+
+    @property
+    def ndim(self) -> int:
+        """1: points are vectors."""
+        return 1
+
+    @property
+    def reversible(self) -> bool | None:
+        """True if all parts are; None where that is not known."""
+        parts = {manifold.reversible for manifold, _ in self.factors}
+        return False if False in parts else None if None in parts else True
+
+    def pack_point(self, *tensors: Tensor) -> Tensor:
+        """One flat vector of the parts, as `join`.
+
+        Raises:
+            ValueError: unless there is one for each factor, of its shape.
+        """
+        shapes = [shape for _, shape in self.factors]
+        given = [tuple(tensor.shape) for tensor in tensors]
+        if given != shapes:
+            raise ValueError(f"a point of this product has parts of shapes {shapes}, not {given}")
+        return self.join(tensors)
+
+    def unpack_tensor(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a flat vector, as `split`."""
+        return tuple(self.split(tensor))
+
+    def _parts(self, *tensors: Tensor) -> list[tuple[Any, ...]]:
+        manifolds = [manifold for manifold, _ in self.factors]
+        return list(zip(manifolds, *map(self.split, tensors), strict=True))
 
     def random(
         self,

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from inspect import signature
-from typing import Protocol, final
+from typing import ClassVar, Protocol, final
 
 from torch import Tensor
 
@@ -50,6 +50,9 @@ class Parts(Protocol):
 class Retraction(ABC):
     """A step that agrees with the geodesic to first order (or better)."""
 
+    #: Whether a step is undone by the step back along what it carried; None if not known.
+    reversible: ClassVar[bool | None] = None
+
     @property
     def name(self) -> str:
         """The name that its class is registered by; `module.Class` where it is not."""
@@ -74,6 +77,8 @@ class Additive(Retraction):
     The update of the paper's scaled metric. Its distance to the geodesic is of second order.
     """
 
+    reversible: ClassVar[bool | None] = True
+
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         """`x + u`."""
         return x + u
@@ -94,6 +99,8 @@ class Projective(Retraction):
     instead of θ: third order, and parallel transport between the end points is always defined.
     """
 
+    reversible: ClassVar[bool | None] = True
+
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         """`project(x + u)`."""
         return parts.projection.to_set(x + u)
@@ -110,6 +117,8 @@ class Projective(Retraction):
 @dataclass(frozen=True)
 class Geodesic(Retraction):
     """The exponential map, with parallel transport along the geodesic."""
+
+    reversible: ClassVar[bool | None] = True
 
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         """`exp(x, u)`."""
