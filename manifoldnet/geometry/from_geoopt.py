@@ -377,7 +377,8 @@ class _Projection(Projection):
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
         size = _length(self.base, u)
         off = _length(self.base, u - self.to_tangent(x, u)) / torch.where(size > 0, size, 1.0)
-        return off.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        # More than 1 where the projection is orthogonal in another metric (Lorentz's) only.
+        return off.clamp(max=1.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def codimension(self, shape: torch.Size) -> int:
         base = innermost(self.base)

@@ -189,6 +189,22 @@ def test_a_wrong_retraction_and_a_wrong_metric_are_found():
     with pytest.raises(AssertionError, match="this is no retraction: .* like t\\^1.00"):
         check_retraction(wrong, x)
 
+    class Straight:
+        def step(self, parts, x, u):
+            return x + u
+
+    wrong._compose(retraction=Straight())
+    with pytest.raises(AssertionError, match="a step of length 0.001 leaves the manifold: off by"):
+        check_retraction(wrong, x)
+
+    class Slow:  # of second order, and off by what no slope shows
+        def step(self, parts, x, u):
+            return parts.projection.to_set(x + u) * (1 + (u * u).sum() ** 8)
+
+    wrong._compose(retraction=Slow())
+    with pytest.raises(AssertionError, match="a step of length 1 leaves the manifold"):
+        check_retraction(wrong, x)
+
     @dataclasses.dataclass(frozen=True)
     class Odd(ScaledMetric):
         trouble: str = ""
