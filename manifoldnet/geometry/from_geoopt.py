@@ -19,6 +19,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import geoopt
@@ -298,6 +299,8 @@ def _length(base: Any, x: Tensor) -> Tensor:
 
 def _tangent(base: Any, x: Tensor, u: Tensor) -> Tensor:
     """The nearest tangent vector."""
+    if isinstance(base, Manifold):
+        return base.proju(x, u)
     if isinstance(base, CanonicalStiefel):
         # Its `proju` is the Riemannian gradient, which doubles vectors that are tangent.
         return u - x @ _sym(x.mT @ u)
@@ -309,22 +312,38 @@ def _tangent(base: Any, x: Tensor, u: Tensor) -> Tensor:
     return tangent
 
 
-def _settled(base: Any, y: Tensor) -> Tensor:
-    """`y` where it is on the manifold to rounding, else a point next to it that is.
+# Formulas of geoopt that end with a projection, to the set or to the tangent space.
+_ENDS_PROJECTED = {
+    *(geoopt.Sphere.retr, EuclideanStiefel.retr, BirkhoffPolytope.retr),
+    *(geoopt.Lorentz.retr, geoopt.Lorentz.expmap),
+    *(geoopt.Stereographic.retr, geoopt.Stereographic.expmap),
+    *(geoopt.Sphere.transp, EuclideanStiefel.transp),
+}
+
+
+def _settled(formula: str, base: Any, y: Tensor) -> Tensor:
+    """`y`, that a formula gave, if on the manifold to rounding; else a point next to it that is.
 
     For Stiefel one Newton step to the polar factor, `y (3 − yᵀy)/2`, which squares the error and
     costs two products; a singular value decomposition would cost tens of them.
     """
-    if isinstance(base, BirkhoffPolytope):
-        return y  # its steps end with its own projection, an iteration
+    if isinstance(base, Manifold) or getattr(type(base), formula) in _ENDS_PROJECTED:
+        return y
+    rounding = _ROUNDINGS * torch.finfo(y.dtype).eps
     if isinstance(base, Stiefel):
         defect = y.mT @ y - torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
-        z, off = y - y @ defect / 2, _length(base, defect) / 2
-    else:
-        symmetric = isinstance(base, SymmetricPositiveDefinite)  # it is open among those
-        z = _sym(y) if symmetric else base.projx(y)
-        off = _length(base, z - y)
-    return torch.where(off > _ROUNDINGS * torch.finfo(y.dtype).eps * _length(base, y), z, y)
+        off = torch.linalg.matrix_norm(defect, keepdim=True)  # twice the distance; ‖y‖² = columns
+        return torch.where(off > 2 * rounding * y.shape[-1] ** 0.5, y - y @ (defect / 2), y)
+    # Symmetric positive definite matrices are open among the symmetric ones.
+    z = _sym(y) if isinstance(base, SymmetricPositiveDefinite) else base.projx(y)
+    return torch.where(_length(base, z - y) > rounding * _length(base, y), z, y)
+
+
+def _carried(base: Any, y: Tensor, v: Tensor) -> Tensor:
+    """A vector that was carried to `y`, made tangent to rounding."""
+    if isinstance(base, Manifold) or type(base).transp in _ENDS_PROJECTED:
+        return v
+    return _tangent(base, y, v)
 
 
 def _sym(a: Tensor) -> Tensor:
@@ -399,14 +418,14 @@ class _Retraction(Retraction):
     base: Any
 
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
-        return _each(_settled, self.base, self.base.retr(x, u))
+        return _each(partial(_settled, "retr"), self.base, self.base.retr(x, u))
 
     def step_transport(
         self, parts: Parts, x: Tensor, u: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor]:
         y, carried = self.base.retr_transp(x, u, v)
-        y = _each(_settled, self.base, y)
-        return y, _each(_tangent, self.base, y, carried)
+        y = _each(partial(_settled, "retr"), self.base, y)
+        return y, _each(_carried, self.base, y, carried)
 
 
 @dataclass(frozen=True, eq=False)
@@ -414,12 +433,12 @@ class _Geodesics(Geodesics):
     base: Any
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        return _each(_settled, self.base, self.base.expmap(x, u))
+        return _each(partial(_settled, "expmap"), self.base, self.base.expmap(x, u))
 
     def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         y, carried = self.base.expmap_transp(x, u, v)
-        y = _each(_settled, self.base, y)
-        return y, _each(_tangent, self.base, y, carried)
+        y = _each(partial(_settled, "expmap"), self.base, y)
+        return y, _each(_carried, self.base, y, carried)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         return self.base.logmap(x, y)
@@ -428,7 +447,7 @@ class _Geodesics(Geodesics):
         return self.base.dist(x, y, keepdim=True)
 
     def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        return _each(_tangent, self.base, y, self.base.transp(x, y, v))
+        return _each(_carried, self.base, y, self.base.transp(x, y, v))
 
     def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
         return _each(_hessian, self.base, x, g, h, u)
