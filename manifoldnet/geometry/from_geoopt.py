@@ -327,7 +327,8 @@ def _settled(formula: str, base: Any, y: Tensor) -> Tensor:
     For Stiefel one Newton step to the polar factor, `y (3 − yᵀy)/2`, which squares the error and
     costs two products; a singular value decomposition would cost tens of them.
     """
-    if isinstance(base, Manifold) or getattr(type(base), formula) in _ENDS_PROJECTED:
+    ours = isinstance(base, Manifold | GeooptView)
+    if ours or getattr(type(base), formula) in _ENDS_PROJECTED:
         return y
     rounding = _ROUNDINGS * torch.finfo(y.dtype).eps
     if isinstance(base, Stiefel):
@@ -341,7 +342,7 @@ def _settled(formula: str, base: Any, y: Tensor) -> Tensor:
 
 def _carried(base: Any, y: Tensor, v: Tensor) -> Tensor:
     """A vector that was carried to `y`, made tangent to rounding."""
-    if isinstance(base, Manifold) or type(base).transp in _ENDS_PROJECTED:
+    if isinstance(base, Manifold | GeooptView) or type(base).transp in _ENDS_PROJECTED:
         return v
     return _tangent(base, y, v)
 
@@ -361,6 +362,8 @@ def _violation(base: Any, x: Tensor) -> Tensor:
         every = [_violation(factor, part).reshape(*batch, -1) for factor, part in parts]
         return torch.cat(every, -1).amax(-1, keepdim=True)
     over = _over(base)
+    if isinstance(base, GeooptView):
+        return base.each("violation", x).amax(over, keepdim=True)
     finite = x.isfinite().all(over, keepdim=True) if over else x.isfinite()
     x = torch.where(finite, x, 0.0)  # decompositions raise errors of their own
     size = _length(base, x).clamp(min=torch.finfo(x.dtype).tiny)
@@ -403,6 +406,9 @@ class _Projection(Projection):
         base = innermost(self.base)
         if isinstance(base, Manifold):
             return base.projection.codimension(shape)
+        if isinstance(base, GeooptView):
+            one = base.manifold.projection.codimension(torch.Size(base.shape))
+            return math.prod(shape[: len(shape) - base.ndim]) * one
         if isinstance(base, geoopt.ProductManifold):
             parts = zip(base.manifolds, base.shapes, strict=True)
             each = (from_geoopt(m).projection.codimension(torch.Size(s)) for m, s in parts)
@@ -462,6 +468,8 @@ def _hessian(base: Any, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
     """
     if isinstance(base, Manifold):
         return base.ehess2rhess(x, g, h, u)
+    if isinstance(base, GeooptView):
+        return base.each("ehess2rhess", x, g, h, u)
     if isinstance(base, geoopt.Euclidean):
         return h
     if isinstance(base, geoopt.Sphere) and base.projector is None:

@@ -79,8 +79,8 @@ class GeooptView(geoopt.manifolds.base.Manifold):  # type: ignore[misc]
     def _points(self, x: Tensor) -> Tensor:
         return x.reshape(-1, *self.shape)
 
-    def _call(self, name: str, *tensors: Tensor, **options: Any) -> Any:
-        """The manifold's method, for each point of a batch."""
+    def each(self, name: str, *tensors: Tensor, **options: Any) -> Any:
+        """The value of one of the manifold's methods for each point of a batch."""
         tensors = torch.broadcast_tensors(*tensors)
         method = getattr(self.manifold, name)
 
@@ -95,60 +95,60 @@ class GeooptView(geoopt.manifolds.base.Manifold):  # type: ignore[misc]
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
     ) -> Tensor:
         """⟨u, v⟩ₓ of each point."""
-        return self._call("inner", x, u, u if v is None else v, keepdim=keepdim)
+        return self.each("inner", x, u, u if v is None else v, keepdim=keepdim)
 
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
         """√⟨u, u⟩ₓ of each point."""
-        return self._call("norm", x, u, keepdim=keepdim)
+        return self.each("norm", x, u, keepdim=keepdim)
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
         """⟨u, v⟩ₓ of each slice, in a shape that broadcasts against `x`."""
-        return self._call("component_inner", x, u, u if v is None else v)
+        return self.each("component_inner", x, u, u if v is None else v)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """The distance of each two points."""
-        return self._call("dist", x, y, keepdim=keepdim)
+        return self.each("dist", x, y, keepdim=keepdim)
 
     def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """The squared distance of each two points."""
-        return self._call("dist2", x, y, keepdim=keepdim)
+        return self.each("dist2", x, y, keepdim=keepdim)
 
     def projx(self, x: Tensor) -> Tensor:
         """The nearest points."""
-        return self._call("projx", x)
+        return self.each("projx", x)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """The nearest tangent vectors."""
-        return self._call("proju", x, u)
+        return self.each("proju", x, u)
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """The Riemannian gradients."""
-        return self._call("egrad2rgrad", x, u)
+        return self.each("egrad2rgrad", x, u)
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """The ends of steps by the manifold's retraction."""
-        return self._call("retr", x, u)
+        return self.each("retr", x, u)
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """The ends of geodesics."""
-        return self._call("expmap", x, u)
+        return self.each("expmap", x, u)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
         """The shortest velocities from `x` to `y`."""
-        return self._call("logmap", x, y)
+        return self.each("logmap", x, y)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along the shortest geodesics."""
-        return self._call("transp", x, y, v)
+        return self.each("transp", x, y, v)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of steps, and vectors carried along."""
-        y, carried = self._call("retr_transp", x, u, v)
+        y, carried = self.each("retr_transp", x, u, v)
         return y, carried
 
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The ends of geodesics, and vectors transported in parallel along them."""
-        y, carried = self._call("expmap_transp", x, u, v)
+        y, carried = self.each("expmap_transp", x, u, v)
         return y, carried
 
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

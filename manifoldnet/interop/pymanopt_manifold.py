@@ -22,6 +22,7 @@ from manifoldnet.geometry import (
     from_geoopt,
 )
 from manifoldnet.geometry.from_geoopt import GeooptManifold, innermost
+from manifoldnet.geometry.to_geoopt import GeooptView
 
 __all__ = ["Array", "PymanoptManifold", "to_array", "to_pymanopt", "to_tensor"]
 
@@ -181,6 +182,8 @@ def _typical_of_geoopt(base: Any, shape: tuple[int, ...], dimension: int) -> flo
     if isinstance(base, Manifold):
         return _typical(base, shape)
     count = math.prod(shape[: len(shape) - base.ndim])
+    if isinstance(base, GeooptView):
+        return math.sqrt(count) * _typical(base.manifold, base.shape)
     if isinstance(base, geoopt.ProductManifold):
         parts = zip(base.manifolds, base.shapes, strict=True)
         each = (_typical(from_geoopt(part), tuple(size)) for part, size in parts)

@@ -288,6 +288,24 @@ def test_geoopts_optimizers_step_its_product_of_ours():
     assert float((weight - goal).detach().norm()) < 1e-3
 
 
+def test_a_product_of_geoopt_comes_back_adapted():
+    product = from_geoopt(torus())
+    x = product.projx(torch.randn(29, dtype=torch.float64))
+    u, g, h = (torch.randn(29, dtype=torch.float64) for _ in range(3))
+    u = product.proju(x, u)
+    assert product.check_point_on_manifold(x)
+    assert product.check_vector_on_tangent(x, u)
+    assert product.dimension((29,)) == 29 - 5 - 1 - 1
+    assert product.dimension((2, 29)) == 2 * product.dimension((29,))
+    same = Product([(Oblique(), (5, 4)), (Oblique(None), (3,)), (Sphere(2.0), (6,))])
+    torch.testing.assert_close(product.ehess2rhess(x, g, h, u), same.ehess2rhess(x, g, h, u))
+    torch.testing.assert_close(product.retr_transp(x, 0 * u, u), (x, u))
+    x[4:8] = 0
+    assert not product.check_point_on_manifold(x)
+    with pytest.raises(ValueError, match="^factor 0 of the data: 1 of 5 .* row 1, which is zero"):
+        product.assert_check_point_on_manifold(x)
+
+
 def test_views():
     view = to_geoopt(Oblique(), (5, 4))
     assert from_geoopt(view) is view.manifold == Oblique()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
-from manifoldnet.geometry import Euclidean, Oblique, ScaledEuclidean, Sphere
+from manifoldnet.geometry import Euclidean, Oblique, ScaledEuclidean, Sphere, to_geoopt
 from manifoldnet.interop.pymanopt import SOLVERS, minimize, to_pymanopt
 
 QUIET = {"verbosity": 0}
@@ -116,6 +116,11 @@ def test_typical_distances_of_a_product_add_up_and_do_not_see_scales():
             geoopt.ProductManifold((geoopt.Sphere(), 3), (geoopt.Sphere(), 4)),
             (7,),
             2**0.5 * math.pi,
+        ),
+        (
+            geoopt.ProductManifold((to_geoopt(Oblique(radius=2.0), (2, 3)), (2, 3))),
+            (6,),
+            2 * math.pi * math.sqrt(2),
         ),
         (geoopt.Stiefel(), (5, 3), math.sqrt(3)),
         (geoopt.EuclideanStiefel(), (2, 5, 3), math.sqrt(6)),
