@@ -39,6 +39,7 @@ LIGHT = {"torch", "geoopt", "numpy"}
 ALLOWED = {
     "geometry": {"torch"},
     "geometry.from_geoopt": {"torch", "geoopt"},
+    "geometry.to_geoopt": {"torch", "geoopt"},
     "testing": LIGHT | {"hypothesis"},
     "interop": LIGHT | {"pymanopt"},
     "experiments": LIGHT

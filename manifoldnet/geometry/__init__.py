@@ -8,14 +8,21 @@ from manifoldnet.geometry.geodesics import (
     Geodesics,
     SphereGeodesics,
 )
-from manifoldnet.geometry.manifold import Manifold, from_spec, tolerance
+from manifoldnet.geometry.manifold import Manifold, from_spec, register_manifold, tolerance
 from manifoldnet.geometry.metric import EuclideanMetric, Metric, ScaledMetric
 from manifoldnet.geometry.oblique import Oblique
 from manifoldnet.geometry.product import Product
 from manifoldnet.geometry.projection import NoProjection, Normalization, Projection
-from manifoldnet.geometry.retraction import Additive, Geodesic, Projective, Retraction
+from manifoldnet.geometry.retraction import (
+    Additive,
+    Geodesic,
+    Projective,
+    Retraction,
+    register_retraction,
+)
 from manifoldnet.geometry.scaled_euclidean import ScaledEuclidean
 from manifoldnet.geometry.sphere import Sphere
+from manifoldnet.geometry.to_geoopt import to_geoopt
 
 __all__ = [
     "Additive",
@@ -40,5 +47,8 @@ __all__ = [
     "SphereGeodesics",
     "from_geoopt",
     "from_spec",
+    "register_manifold",
+    "register_retraction",
+    "to_geoopt",
     "tolerance",
 ]

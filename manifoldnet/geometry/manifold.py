@@ -8,7 +8,7 @@
 `repr` the call that makes it. It speaks geoopt's vocabulary by handing each call to one part, so
 code written for geoopt's manifolds, its optimizers included, runs on these. A point is always a
 whole parameter; there are no hidden batch dimensions. Here, at the door, half types are raised to
-float32 and results returned in the type of the point.
+float32 and results returned in the type of the point. Checks are in `manifoldnet.geometry.checks`.
 
 `expmap, logmap, dist, transp` are the exact ones of the metric, whatever the retraction; `retr,
 retr_transp, transp_follow_retr` are the retraction's.
@@ -17,24 +17,39 @@ retr_transp, transp_follow_retr` are the retraction's.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar, TypedDict
+from abc import abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from manifoldnet.geometry import slices
+from manifoldnet.geometry.checks import Checks, tolerance
 from manifoldnet.geometry.geodesics import Geodesics
 from manifoldnet.geometry.metric import Metric
+from manifoldnet.geometry.naming import add_name, name_of
 from manifoldnet.geometry.projection import Projection
-from manifoldnet.geometry.retraction import Retraction
-from manifoldnet.geometry.slices import Dim
+from manifoldnet.geometry.retraction import RETRACTIONS, Retraction
 
-__all__ = ["Manifold", "Spec", "from_spec", "resolve_retraction", "tolerance"]
+__all__ = [
+    "Manifold",
+    "Spec",
+    "from_spec",
+    "register_manifold",
+    "resolve_retraction",
+    "tolerance",
+]
 
 SPEC_VERSION = 1
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+class _Scaling(NamedTuple):
+    """Powers of the unit of length: of results, and of arguments by name."""
+
+    results: tuple[float, ...] = ()
+    kwargs: Mapping[str, float] = MappingProxyType({})
 
 
 class Spec(TypedDict):
@@ -45,12 +60,7 @@ class Spec(TypedDict):
     fields: dict[str, Any]
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """How far off a point of this type may be and still count as on its manifold, relative."""
-    return _TOLERANCE[dtype]
-
-
-class Manifold(ABC):
+class Manifold(Checks):
     """Metric + projection + retraction (+ geodesics), as one frozen value.
 
     A new manifold is a frozen dataclass that sets its parts with `_compose` in its constructor.
@@ -60,11 +70,6 @@ class Manifold(ABC):
     projection: Projection
     retraction: Retraction
     geodesics: Geodesics
-
-    #: The dimension that indexes the slices (see `manifoldnet.geometry.slices`).
-    dim: Dim
-    #: The least number of entries a slice must have; a sphere in one dimension is two points.
-    min_slice: ClassVar[int] = 1
 
     def _compose(self, **parts: object) -> None:
         """Set the fields of a frozen value, once, from its constructor."""
@@ -240,102 +245,6 @@ class Manifold(ABC):
         u = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
         return self.proju(x, u)
 
-    # --- checks: the numbers are `violation`; these turn them into answers and errors ---------
-
-    def check_point(self, x: Tensor) -> bool:
-        """Whether a tensor of this shape and type can be a point."""
-        return self.explain_shape(x) is None
-
-    def check_point_on_manifold(self, x: Tensor, *, tol: float | None = None) -> bool:
-        """Whether `x` is a point of the manifold, to a tolerance by its type."""
-        return self.check_point(x) and self.explain(x, tol=tol) is None
-
-    def check_vector_on_tangent(self, x: Tensor, u: Tensor, *, tol: float | None = None) -> bool:
-        """Whether `u` is tangent at `x`, to a tolerance by its type."""
-        if not self.check_point(x) or x.shape != u.shape:
-            return False
-        limit = tolerance(x.dtype) if tol is None else tol
-        return bool((self.tangent_violation(x, u) <= limit).all())
-
-    def assert_check_point(self, x: Tensor, *, name: str = "the data") -> None:
-        """Raise ValueError if a tensor of this shape or type cannot be a point."""
-        trouble = self.explain_shape(x)
-        if trouble:
-            raise ValueError(f"{name} cannot be a point of {self}: it {trouble}")
-
-    def assert_check_point_on_manifold(
-        self, x: Tensor, *, tol: float | None = None, name: str = "the data"
-    ) -> None:
-        """Raise ValueError if `x` is not a point of the manifold: which slices, by how much."""
-        self.assert_check_point(x, name=name)
-        trouble = self.explain(x, tol=tol, name=name)
-        if trouble:
-            raise ValueError(trouble)
-
-    def explain(
-        self,
-        x: Tensor,
-        *,
-        tol: float | None = None,
-        name: str = "the data",
-        near: Tensor | None = None,
-    ) -> str | None:
-        """What is wrong with the values of a point, in words; None if nothing is.
-
-        Args:
-            x: a tensor of a valid shape.
-            tol: the relative violation to accept; by type if left out.
-            name: what to call the tensor.
-            near: where to look up the offending values, if not in `x`.
-        """
-        near = x if near is None else near
-        off = self.violation(x).detach().flatten()
-        limit = tolerance(x.dtype) if tol is None else tol
-        dead = off.isinf() | off.isnan()
-        bad = dead | (off > limit)
-        count = int(bad.sum())
-        if count == 0:
-            return None
-        worst = int(torch.where(dead, torch.inf, off).argmax())
-        where = slices.label(worst, x.ndim, self.dim)
-        if bool(dead[worst]):
-            size = float(slices.largest(near.detach(), self.dim).flatten()[worst])
-            if size == 0:
-                what = "zero"
-            elif math.isfinite(size):
-                what = f"too small or too large to be squared (largest entry {size:.3g})"
-            else:
-                what = f"not finite (largest entry {size})"
-            return (
-                f"{name}: {int(dead.sum())} of {off.numel()} slices cannot be on {self}, "
-                f"the first of them {where}, which is {what}. "
-                "Give each slice finite values of ordinary size that are not all zero"
-            )
-        length = float(slices.norm(near.detach(), self.dim).flatten()[worst])
-        return (
-            f"{name} is not on {self}: {count} of {off.numel()} slices are off, the worst is "
-            f"{where} with norm {length:.6g}, off by {float(off[worst]):.2g} relative. Put it on "
-            "the manifold with manifold.projx(data), or with project=True where that is offered"
-        )
-
-    def explain_shape(self, x: Tensor) -> str | None:
-        """Why a tensor of this shape and type cannot be a point; None if it can."""
-        if x.dtype not in _TOLERANCE:
-            return f"has type {x.dtype}: a point is float64, float32, bfloat16 or float16"
-        if isinstance(self.dim, int) and self.dim >= x.ndim:
-            return (
-                f"has order {x.ndim} (shape {tuple(x.shape)}), so there is no dimension "
-                f"{self.dim} to index its slices by"
-            )
-        if x.numel() == 0:
-            return f"is empty (shape {tuple(x.shape)})"
-        if slices.size(x.shape, self.dim) < self.min_slice:
-            return (
-                f"has slices of {slices.size(x.shape, self.dim)} number (shape {tuple(x.shape)}): "
-                f"a unit vector needs at least {self.min_slice} to have somewhere to go"
-            )
-        return None
-
     # --- values -----------------------------------------------------------------------------
 
     @abstractmethod
@@ -345,7 +254,7 @@ class Manifold(ABC):
     def spec(self) -> Spec:
         """This manifold as plain, versioned JSON types; `from_spec` turns them back."""
         return {
-            "manifold": type(self).__name__,
+            "manifold": name_of(_MANIFOLDS, type(self)),
             "version": SPEC_VERSION,
             "fields": self._fields(),
         }
@@ -354,12 +263,124 @@ class Manifold(ABC):
     def _from_fields(cls, fields: dict[str, Any]) -> Manifold:
         return cls(**fields)
 
+    # --- what else geoopt's manifolds have ----------------------------------------------------
+
+    # How results and arguments grow with the unit of length, for `geoopt.Scaled`.
+    __scaling__: ClassVar[Mapping[str, _Scaling]] = {
+        "dist": _Scaling((1,)),
+        "dist2": _Scaling((2,)),
+        "logmap": _Scaling((1,)),
+        **dict.fromkeys(
+            (
+                *("retr", "retr_transp", "transp_follow_retr"),
+                *("expmap", "expmap_transp", "transp_follow_expmap"),
+            ),
+            _Scaling((), {"u": -1}),
+        ),
+    }
+
+    device: ClassVar[torch.device | None] = None
+    dtype: ClassVar[torch.dtype | None] = None
+
+    @property
+    def name(self) -> str:
+        """The name of the class."""
+        return type(self).__name__
+
+    @property
+    def ndim(self) -> int:
+        """The least order that a point can have."""
+        if self.dim == "elements":
+            return 0
+        order = 0 if self.dim is None else self.dim + 1
+        return order if self.min_slice == 1 else max(order, 1 if self.dim is None else 2)
+
+    @property
+    def reversible(self) -> bool | None:
+        """True if a step, and the step back along what it carried there, ends where it began.
+
+        None where that is not known.
+        """
+        return self.retraction.reversible
+
+    def origin(
+        self,
+        *size: int | tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        seed: int | None = 42,
+    ) -> Tensor:
+        """One point of this shape, always the same: `random` at a seed.
+
+        Args:
+            size: the shape, as numbers or as one tuple.
+            dtype: as in `torch.randn`.
+            device: as in `torch.randn`.
+            seed: of the point; None takes one by torch's default generator.
+        """
+        source = None
+        if seed is not None:
+            device = torch.get_default_device() if device is None else device
+            source = torch.Generator(device).manual_seed(seed)
+        return self.random(*size, dtype=dtype, device=device, generator=source)
+
+    def pack_point(self, *tensors: Tensor) -> Tensor:
+        """The tensor itself: a point has one part here.
+
+        Raises:
+            ValueError: for any other number of tensors than one.
+        """
+        if len(tensors) != 1:
+            raise ValueError(f"a point of {self} is one tensor, not {len(tensors)}")
+        return tensors[0]
+
+    def unpack_tensor(self, tensor: Tensor) -> Any:
+        """The tensor itself: a point has one part here."""
+        return tensor
+
+    def extra_repr(self) -> str:
+        """The fields, as `repr` has them."""
+        return repr(self).partition("(")[2].removesuffix(")")
+
+    def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
+        trouble = self.explain_shape(torch.empty(shape, dtype=torch.double, device="meta"))
+        return trouble is None, trouble and f"{name} {trouble}"
+
+    def _check_point_on_manifold(
+        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        return self.check_point_on_manifold(x, atol=atol, rtol=rtol, explain=True)
+
+    def _check_vector_on_tangent(
+        self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        return self.check_vector_on_tangent(x, u, ok_point=True, atol=atol, rtol=rtol, explain=True)
+
+
+# Filled by `register_manifold`: each file that defines a manifold ends with its name.
+_MANIFOLDS: dict[str, type[Manifold]] = {}
+
+
+def register_manifold(name: str, cls: type[Manifold]) -> None:
+    """Give a class of manifolds the name by which specs mention it, and `from_spec` finds it.
+
+    Args:
+        name: usually that of the class.
+        cls: a concrete subclass of `Manifold`.
+
+    Raises:
+        ValueError: for a name that another class has, a class that has another name, and what is
+            no such class.
+    """
+    add_name(_MANIFOLDS, name, cls, Manifold)
+
 
 def from_spec(spec: Spec) -> Manifold:
     """The manifold that `Manifold.spec` described.
 
     Raises:
-        ValueError: if it is no such description, of a newer version, or of an unknown manifold.
+        ValueError: if it is no such description, of a newer version, or of a manifold whose class
+            is not registered.
     """
     if not isinstance(spec, dict) or not {"manifold", "version", "fields"} <= spec.keys():
         raise ValueError(f"not the description of a manifold, as Manifold.spec gives it: {spec!r}")
@@ -368,13 +389,13 @@ def from_spec(spec: Spec) -> Manifold:
             f"this description of a manifold has version {spec['version']}, and this release of "
             f"manifoldnet reads up to version {SPEC_VERSION}: install a newer one"
         )
-    known = {cls.__name__: cls for cls in Manifold.__subclasses__()}
-    if spec["manifold"] not in known:
+    if spec["manifold"] not in _MANIFOLDS:
         raise ValueError(
-            f"unknown manifold {spec['manifold']!r} (known: {', '.join(sorted(known))}); "
-            "if it is your own, import the module that defines it first"
+            f"unknown manifold {spec['manifold']!r} (known: {', '.join(sorted(_MANIFOLDS))}); if "
+            "it is your own, name its class with manifoldnet.geometry.register_manifold(name, "
+            "cls) where it is defined, and import that module first"
         )
-    return known[spec["manifold"]]._from_fields(spec["fields"])
+    return _MANIFOLDS[spec["manifold"]]._from_fields(spec["fields"])
 
 
 def resolve_retraction(
@@ -385,12 +406,14 @@ def resolve_retraction(
     Raises:
         ValueError: for an unknown name, or the one that `owner` has no use for.
     """
-    known = {cls.name: cls for cls in Retraction.__subclasses__() if cls.by_name}
-    offered = ", ".join(repr(name) for name, cls in known.items() if cls is not refused)
-    if isinstance(retraction, str) and retraction in known:
-        retraction = known[retraction]()
+    offered = ", ".join(repr(name) for name, cls in RETRACTIONS.items() if cls is not refused)
+    if isinstance(retraction, str) and retraction in RETRACTIONS:
+        retraction = RETRACTIONS[retraction]()
     if not isinstance(retraction, Retraction):
-        raise ValueError(f"{owner}: unknown retraction {retraction!r}; there are {offered}")
+        raise ValueError(
+            f"{owner}: unknown retraction {retraction!r}; there are {offered}. One of your own is "
+            "given as an object, or named with manifoldnet.geometry.register_retraction(name, cls)"
+        )
     if isinstance(retraction, refused):
         raise ValueError(f"{owner} has no use for {retraction!r}; there are {offered}")
     return retraction

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 
 from manifoldnet.geometry import slices
 from manifoldnet.geometry.geodesics import SphereGeodesics
-from manifoldnet.geometry.manifold import Manifold, resolve_retraction
+from manifoldnet.geometry.manifold import Manifold, register_manifold, resolve_retraction
 from manifoldnet.geometry.metric import EuclideanMetric
 from manifoldnet.geometry.projection import Normalization
 from manifoldnet.geometry.retraction import Additive, Retraction
@@ -56,3 +56,6 @@ class Oblique(Manifold):
 
     def _fields(self) -> dict[str, Any]:
         return {"dim": self.dim, "radius": self.radius, "retraction": self.retraction.name}
+
+
+register_manifold("Oblique", Oblique)

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from manifoldnet.geometry.from_geoopt import from_geoopt
 from manifoldnet.geometry.geodesics import Geodesics
-from manifoldnet.geometry.manifold import Manifold, from_spec
+from manifoldnet.geometry.manifold import Manifold, from_spec, register_manifold
 from manifoldnet.geometry.metric import Metric
 from manifoldnet.geometry.projection import Projection
 from manifoldnet.geometry.retraction import Parts, Retraction
@@ -47,7 +47,7 @@ class Product(Manifold):
         if not parts:
             raise ValueError("a product needs at least one manifold")
         for number, (manifold, shape) in enumerate(parts):
-            blank = torch.empty(shape, device="meta")
+            blank = torch.empty(shape, dtype=torch.double, device="meta")
             manifold.assert_check_point(blank, name=f"factor {number}, {shape},")
         flat = _Flat(parts)
         self._compose(
@@ -73,10 +73,46 @@ class Product(Manifold):
         return torch.cat([part.reshape(-1) for part in parts])
 
     def explain_shape(self, x: Tensor) -> str | None:
-        """Why a tensor of this shape and type cannot be a point; None if it can."""
+        """Explanation of why a tensor of this shape and type cannot be a point; None if it can."""
         if tuple(x.shape) != (self.size,):
             return f"has shape {tuple(x.shape)}, and a point of this product is ({self.size},)"
-        return super().explain_shape(x)
+        trouble = super().explain_shape(x)
+        for number, (manifold, shape) in enumerate(self.factors):
+            if trouble is None:
+                trouble = manifold.explain_shape(torch.empty(shape, dtype=x.dtype, device="meta"))
+                trouble = trouble and f"has a factor {number} that {trouble}"
+        return trouble
+
+    @property
+    def ndim(self) -> int:
+        """1: points are vectors."""
+        return 1
+
+    @property
+    def reversible(self) -> bool | None:
+        """True if all parts are; None where that is not known."""
+        parts = {manifold.reversible for manifold, _ in self.factors}
+        return False if False in parts else None if None in parts else True
+
+    def pack_point(self, *tensors: Tensor) -> Tensor:
+        """One flat vector of the parts, as `join`.
+
+        Raises:
+            ValueError: unless there is one for each factor, of its shape.
+        """
+        shapes = [shape for _, shape in self.factors]
+        given = [tuple(tensor.shape) for tensor in tensors]
+        if given != shapes:
+            raise ValueError(f"a point of this product has parts of shapes {shapes}, not {given}")
+        return self.join(tensors)
+
+    def unpack_tensor(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The parts of a flat vector, as `split`."""
+        return tuple(self.split(tensor))
+
+    def _parts(self, *tensors: Tensor) -> list[tuple[Any, ...]]:
+        manifolds = [manifold for manifold, _ in self.factors]
+        return list(zip(manifolds, *map(self.split, tensors), strict=True))
 
     def random(
         self,
@@ -104,6 +140,9 @@ class Product(Manifold):
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> Manifold:
         return cls((from_spec(spec), shape) for spec, shape in fields["factors"])
+
+
+register_manifold("Product", Product)
 
 
 @dataclass(frozen=True)
@@ -172,8 +211,6 @@ class _Retraction(Retraction):
     """Each part's own."""
 
     flat: _Flat
-    name: ClassVar[str] = "product"
-    by_name: ClassVar[bool] = False
 
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         return self.flat.joined(lambda m, *part: m.retraction.step(m, *part), x, u)

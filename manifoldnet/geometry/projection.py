@@ -43,6 +43,10 @@ class Projection(ABC):
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
         """The share of each slice of `u` that is not tangent at `x`, between 0 and 1."""
 
+    def explain_type(self, dtype: torch.dtype) -> str | None:
+        """Explanation of why points cannot be held in a type of numbers; None if they can."""
+        return None
+
     def codimension(self, shape: torch.Size) -> int:
         """How many directions are not tangent at a point of this shape.
 
@@ -89,6 +93,18 @@ class Normalization(Projection):
         length = slices.norm(x, self.dim) * slices.norm(u, self.dim)
         share = slices.inner(x, u, self.dim).abs() / torch.where(length > 0, length, 1.0)
         return share.nan_to_num(nan=torch.inf)
+
+    def explain_type(self, dtype: torch.dtype) -> str | None:
+        """ρ², by which steps divide, must be a number of the type that is computed in."""
+        own, used = torch.finfo(dtype), torch.finfo(slices.computed_in(dtype))
+        least = max(math.sqrt(used.tiny), own.tiny)
+        most = min(math.sqrt(used.max), own.max)
+        if least <= self.radius <= most:
+            return None
+        return (
+            f"in which the square of radius={self.radius:.3g} cannot be computed: use a radius "
+            f"from {least:.2g} to {most:.2g}, or a type with a wider range"
+        )
 
     def codimension(self, shape: torch.Size) -> int:
         """One for each slice."""

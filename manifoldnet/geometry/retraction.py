@@ -7,20 +7,32 @@
 Each comes with the transport of tangent vectors *along that step*, which momentum needs and
 which stays defined where the transport between the two end points is not. A retraction knows no
 manifold: it uses the parts (projection, geodesics) of the one it is called with.
+
+Names of retractions stand in one dictionary; `register_retraction` adds to it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from inspect import signature
 from typing import ClassVar, Protocol, final
 
 from torch import Tensor
 
 from manifoldnet.geometry.geodesics import Geodesics
+from manifoldnet.geometry.naming import add_name, name_of
 from manifoldnet.geometry.projection import Projection
 
-__all__ = ["Additive", "Geodesic", "Parts", "Projective", "Retraction"]
+__all__ = [
+    "RETRACTIONS",
+    "Additive",
+    "Geodesic",
+    "Parts",
+    "Projective",
+    "Retraction",
+    "register_retraction",
+]
 
 
 class Parts(Protocol):
@@ -38,13 +50,13 @@ class Parts(Protocol):
 class Retraction(ABC):
     """A step that agrees with the geodesic to first order (or better)."""
 
-    name: ClassVar[str]
-    #: Whether it takes no arguments, so that its name says it all.
-    by_name: ClassVar[bool] = True
+    #: Whether a step is undone by the step back along what it carried; None if not known.
+    reversible: ClassVar[bool | None] = None
 
-    def __init_subclass__(cls) -> None:
-        if "name" not in cls.__dict__:
-            cls.name = cls.__name__.lower()
+    @property
+    def name(self) -> str:
+        """The name that its class is registered by; `module.Class` where it is not."""
+        return name_of(RETRACTIONS, type(self))
 
     @abstractmethod
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
@@ -65,7 +77,7 @@ class Additive(Retraction):
     The update of the paper's scaled metric. Its distance to the geodesic is of second order.
     """
 
-    name: ClassVar[str] = "additive"
+    reversible: ClassVar[bool | None] = True
 
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         """`x + u`."""
@@ -87,7 +99,7 @@ class Projective(Retraction):
     instead of θ: third order, and parallel transport between the end points is always defined.
     """
 
-    name: ClassVar[str] = "projective"
+    reversible: ClassVar[bool | None] = True
 
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         """`project(x + u)`."""
@@ -106,7 +118,7 @@ class Projective(Retraction):
 class Geodesic(Retraction):
     """The exponential map, with parallel transport along the geodesic."""
 
-    name: ClassVar[str] = "geodesic"
+    reversible: ClassVar[bool | None] = True
 
     def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
         """`exp(x, u)`."""
@@ -118,3 +130,35 @@ class Geodesic(Retraction):
         """`exp(x, u)`, and `v` in parallel along the geodesic, made tangent to rounding."""
         y, carried = parts.geodesics.exp_transport(x, u, v)
         return y, parts.projection.to_tangent(y, carried)
+
+
+RETRACTIONS: dict[str, type[Retraction]] = {
+    "additive": Additive,
+    "projective": Projective,
+    "geodesic": Geodesic,
+}
+"""Retractions by name, as constructors of manifolds and specs know them."""
+
+
+def register_retraction(name: str, cls: type[Retraction]) -> None:
+    """Give a class of retractions the name that means it: `Oblique(retraction=name)`, and in specs.
+
+    Args:
+        name: not empty.
+        cls: a concrete subclass of `Retraction` whose constructor needs no arguments.
+
+    Raises:
+        ValueError: for a name that another class has, a class that has another name, and what is
+            no such class.
+    """
+    if isinstance(cls, type) and issubclass(cls, Retraction):
+        needed = [p.name for p in signature(cls).parameters.values() if p.default is p.empty]
+        if needed:
+            raise ValueError(
+                f"{cls.__name__} needs arguments ({', '.join(needed)}), which a name does not "
+                "give: register a subclass that sets them"
+            )
+        own = getattr(cls, "name", name)
+        if isinstance(own, str) and own != name:
+            raise ValueError(f"{cls.__name__}.name is {own!r}: register it by that name")
+    add_name(RETRACTIONS, name, cls, Retraction)

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from manifoldnet.geometry import slices
 from manifoldnet.geometry.geodesics import CylinderGeodesics
-from manifoldnet.geometry.manifold import Manifold, resolve_retraction
+from manifoldnet.geometry.manifold import Manifold, register_manifold, resolve_retraction
 from manifoldnet.geometry.metric import ScaledMetric
 from manifoldnet.geometry.projection import NoProjection
 from manifoldnet.geometry.retraction import Projective, Retraction
@@ -49,3 +49,6 @@ class ScaledEuclidean(Manifold):
 
     def _fields(self) -> dict[str, Any]:
         return {"dim": self.dim, "retraction": self.retraction.name}
+
+
+register_manifold("ScaledEuclidean", ScaledEuclidean)

@@ -26,6 +26,7 @@ __all__ = [
     "Dim",
     "check_dim",
     "check_radius",
+    "computed_in",
     "cos_sinc",
     "inner",
     "label",
@@ -88,6 +89,11 @@ def size(shape: torch.Size, dim: Dim) -> int:
     for d in reduced(len(shape), dim):
         result *= shape[d]
     return result
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """The type that tensors of a type are computed in: float32 for half types."""
+    return torch.float32 if dtype in _HALF else dtype
 
 
 def promote(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 
 from manifoldnet.geometry import slices
 from manifoldnet.geometry.geodesics import SphereGeodesics
-from manifoldnet.geometry.manifold import Manifold, resolve_retraction
+from manifoldnet.geometry.manifold import Manifold, register_manifold, resolve_retraction
 from manifoldnet.geometry.metric import EuclideanMetric
 from manifoldnet.geometry.projection import Normalization
 from manifoldnet.geometry.retraction import Additive, Retraction
@@ -49,3 +49,6 @@ class Sphere(Manifold):
 
     def _fields(self) -> dict[str, Any]:
         return {"radius": self.radius, "retraction": self.retraction.name}
+
+
+register_manifold("Sphere", Sphere)

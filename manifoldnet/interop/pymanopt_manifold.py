@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
+import geoopt
 import numpy as np
 import pymanopt
 import torch
+from geoopt.manifolds.stiefel import CanonicalStiefel
 from torch import Tensor
 
-from manifoldnet.geometry import Manifold, Normalization, Product, ScaledMetric, from_geoopt
+from manifoldnet.geometry import (
+    Manifold,
+    Normalization,
+    Product,
+    Projective,
+    ScaledMetric,
+    from_geoopt,
+)
+from manifoldnet.geometry.from_geoopt import GeooptManifold, innermost
+from manifoldnet.geometry.to_geoopt import GeooptView
 
 __all__ = ["Array", "PymanoptManifold", "to_array", "to_pymanopt", "to_tensor"]
 
@@ -24,14 +36,15 @@ def to_pymanopt(
     """A manifold of this library (or of geoopt, adapted) for pymanopt's solvers.
 
     Args:
-        manifold: any; its retraction is the solver's.
+        manifold: any; its retraction is the solver's (that of geoopt's canonical Stiefel manifold,
+            whose steps are too long, is exchanged for the projection).
         shape: of its points, which are numpy arrays.
         dtype: of random points.
 
     Raises:
         ValueError: if no tensor of that shape is a point.
     """
-    manifold = from_geoopt(manifold)
+    manifold = _with_retraction(from_geoopt(manifold))
     manifold.assert_check_point(torch.empty(shape, dtype=dtype, device="meta"))
     return PymanoptManifold(manifold, tuple(shape), dtype)
 
@@ -131,17 +144,56 @@ class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[mi
         return to_array(self._call(name, *arrays))
 
 
+def _with_retraction(manifold: Manifold) -> Manifold:
+    """The manifold, with a step that starts with the velocity asked for.
+
+    That of geoopt's canonical Stiefel manifold doubles what lies in the span of `x`, which a
+    second-order model does not survive: there it is the projection retraction instead.
+    """
+    if isinstance(manifold, Product):
+        return Product((_with_retraction(factor), shape) for factor, shape in manifold.factors)
+    base = innermost(manifold.base) if isinstance(manifold, GeooptManifold) else None
+    if isinstance(base, CanonicalStiefel):
+        manifold = copy.copy(manifold)
+        manifold._compose(retraction=Projective())
+    return manifold
+
+
 def _typical(manifold: Manifold, shape: tuple[int, ...]) -> float:
     """π radii for each slice of a sphere (and of a cylinder), as pymanopt has it."""
     if isinstance(manifold, Product):
         return math.hypot(*(_typical(*factor) for factor in manifold.factors))
     dimension = manifold.dimension(shape)
+    if isinstance(manifold, GeooptManifold):
+        return _typical_of_geoopt(manifold.base, shape, dimension)
     if isinstance(manifold.projection, Normalization):
         count = math.prod(shape) - dimension
         return math.pi * manifold.projection.radius * math.sqrt(count)
     if isinstance(manifold.metric, ScaledMetric):
         count = shape[manifold.dim] if isinstance(manifold.dim, int) else 1
         return math.pi * math.sqrt(count)
+    return math.sqrt(dimension)
+
+
+def _typical_of_geoopt(base: Any, shape: tuple[int, ...], dimension: int) -> float:
+    """The same for one of geoopt's, whose leading dimensions are a batch."""
+    if isinstance(base, geoopt.Scaled):
+        return float(base.scale) * _typical_of_geoopt(base.base, shape, dimension)
+    if isinstance(base, Manifold):
+        return _typical(base, shape)
+    count = math.prod(shape[: len(shape) - base.ndim])
+    if isinstance(base, GeooptView):
+        return math.sqrt(count) * _typical(base.manifold, base.shape)
+    if isinstance(base, geoopt.ProductManifold):
+        parts = zip(base.manifolds, base.shapes, strict=True)
+        each = (_typical(from_geoopt(part), tuple(size)) for part, size in parts)
+        return math.sqrt(count) * math.hypot(*each)
+    if isinstance(base, geoopt.Sphere):
+        return math.pi * math.sqrt(count)
+    if isinstance(base, geoopt.Stereographic) and float(base.k) > 0:
+        return math.pi * math.sqrt(count / float(base.k))
+    if isinstance(base, geoopt.Stiefel):
+        return math.sqrt(count * shape[-1])
     return math.sqrt(dimension)
 
 

@@ -36,6 +36,8 @@ __all__ = [
 _SLACK = 0.3  # of a slope; a wrong derivative costs 1
 _EXACT = 1e-9  # what may be wrong with an identity, relatively
 
+_STEPS = (1e-3, 0.1, 1.0)  # from those that show a normal part of order t² to ordinary ones
+
 Function = Callable[[Tensor], Tensor]
 
 
@@ -192,7 +194,7 @@ def check_hessian(
 
 
 def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
-    """Checks that a retraction follows geodesics to first order.
+    """Checks that a retraction follows geodesics to first order, and stays on the manifold.
 
         ‖retr(x, tu) − exp(x, tu)‖  ∝  t²      (t³ for a retraction of second order)
 
@@ -205,8 +207,8 @@ def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
         The slope; ∞ where the retraction is the exponential map.
 
     Raises:
-        AssertionError: if it is clearly below 2, so or against the straight step x + tu, or
-            retr(x, 0) is not x.
+        AssertionError: if it is clearly below 2, so or against the straight step x + tu, if
+            retr(x, 0) is not x, or if a step leaves the manifold.
     """
     x = _double(manifold, x)
     u, _ = _directions(manifold, x, seed)
@@ -228,6 +230,10 @@ def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
                 f"this is no retraction: its distance to the {name} shrinks like "
                 f"t^{slope.value:.2f} with the step, where it must be t^2 or faster"
             )
+    for t in _STEPS:
+        y = manifold.retr(x, t * u)
+        off = float(manifold.violation(y).max())
+        _check_exact(f"a step of length {t:g} leaves the manifold", off)
     return slope
 
 

@@ -6,6 +6,8 @@ import itertools
 import math
 
 import torch
+from torch import Tensor
+from torch.func import jvp
 
 from manifoldnet.testing.law import Laws, derivative, law, near, steps
 from manifoldnet.testing.strategies import seeds, sizes
@@ -134,3 +136,44 @@ class GeodesicLaws(Laws):
         for a, b, c in ((x, y, z), (y, z, x)):
             excess = float(dist(a, b) - dist(a, c) - dist(c, b))
             self.at_most(excess, slack, "dist(x, y) − dist(x, z) − dist(z, y)")
+
+    @law(seed=seeds())
+    def test_hessian_is_the_second_derivative_along_geodesics(self, seed: int) -> None:
+        """`⟨Hess f[u], u⟩ = d²/dt² f(exp(x, tu))` at t = 0, and Hess f is symmetric and tangent.
+
+        Where the manifold has a Hessian, for f(y) = a·y + (b·y)²/2.
+        """
+        m, x = self.manifold, self.point(seed)
+        a, b = self.ambient(seed + 1), self.ambient(seed + 2)
+        u, v = (self.tangent(x, seed + i) for i in (3, 4))
+        g = a + b * (b * x).sum()
+        h = [b * (b * w).sum() for w in (u, v)]
+        try:
+            hess = [m.ehess2rhess(x, g, each, w) for each, w in zip(h, (u, v), strict=True)]
+        except NotImplementedError:
+            return
+        size = self._differential(x, g) / self.unit * float(m.norm(x, u) * m.norm(x, v))
+        size += max(self._differential(x, each) for each in h) * float(m.norm(x, u) + m.norm(x, v))
+        for each in hess:
+            off = m.norm(x, m.proju(x, each) - each)
+            bound = self.roundings(_MANY) * (size / float(m.norm(x, u)))
+            self.at_most(off, bound, "the part of Hess f[u] that is not tangent")
+
+        def value(t: Tensor) -> Tensor:
+            y = m.expmap(x, t * u)
+            return (a * y).sum() + (b * y).sum().square() / 2
+
+        def slope(t: Tensor) -> Tensor:
+            rate: Tensor = jvp(value, (t,), (torch.ones_like(t),))[1]
+            return rate
+
+        _, second = derivative(slope, 0.0, x)
+        size += self._differential(x, g) / self.unit * float(m.norm(x, u)) ** 2
+        off = (m.inner(x, hess[0], u) - second).abs() / size
+        self.at_most(off, self.roundings(_MANY), "⟨Hess f[u], u⟩ − d²/dt² f(exp(x, tu)), relative,")
+        off = (m.inner(x, hess[0], v) - m.inner(x, u, hess[1])).abs() / size
+        self.at_most(off, self.roundings(_MANY), "⟨Hess f[u], v⟩ − ⟨u, Hess f[v]⟩, relative,")
+
+    def _differential(self, x: Tensor, g: Tensor) -> float:
+        """The length of a differential, what is normal to the manifold included."""
+        return float(self.manifold.norm(x, self.manifold.metric.sharp(x, g)))

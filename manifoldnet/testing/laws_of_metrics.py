@@ -16,6 +16,9 @@ __all__ = ["MetricLaws"]
 # roundings, not hundreds.
 _MANY = 50
 
+# A matrix of that order is projected and decomposed in a second.
+_COUNTED = 512
+
 _any = sizes(1e-8, 1e8)
 
 
@@ -50,6 +53,38 @@ class MetricLaws(Laws):
         self.at_most(off, self.roundings(_MANY), "proju(x, u) − u, relative,")
         accepted = self.manifold.check_vector_on_tangent(x, u)
         self.holds(accepted, "check_vector_on_tangent refuses a tangent vector")
+
+    @law(seed=seeds(), size=_any)
+    def test_what_is_not_tangent_is_seen(self, seed: int, size: float) -> None:
+        """`‖z − proju(x, z)‖/‖z‖ ≤ tangent_violation(x, z) ≤ 1` for any tensor z."""
+        m, x, z = self.manifold, self.point(seed), self.ambient(seed + 1, size)
+        normal = z - m.proju(x, z)
+        rounding = self.roundings(_MANY)
+        for what, w in (("z", z), ("z − proju(x, z)", normal)):
+            share = float((w - m.proju(x, w)).norm() / w.norm()) if bool(w.any()) else 0.0
+            seen = float(m.tangent_violation(x, w).max())
+            if share <= rounding:  # every vector is tangent, or this one to rounding
+                continue
+            # Of projections that are not along Euclidean normals the share may be more than 1.
+            unseen = min(share, 1.0) - seen
+            self.at_most(unseen, rounding, f"what tangent_violation does not see of {what}")
+            self.at_most(seen - 1, rounding, f"tangent_violation(x, {what}) − 1")
+            if share > 0.5:
+                accepted = m.check_vector_on_tangent(x, w)
+                self.holds(not accepted, f"check_vector_on_tangent accepts {what}")
+
+    @law()
+    def test_dimension_is_that_of_tangent_spaces(self) -> None:
+        """`dimension` is the rank of the tangent projection (of up to 512 numbers)."""
+        x = self.point(0)
+        if x.numel() > _COUNTED:
+            return
+        basis = torch.eye(x.numel(), dtype=x.dtype).view(-1, *x.shape)
+        projected = torch.stack([self.manifold.proju(x, e).flatten() for e in basis])
+        # Singular values of what is idempotent are 0, or 1 and more.
+        rank = int((torch.linalg.svdvals(projected.double()) > 0.5).sum())
+        said = self.manifold.dimension(tuple(self.shape))
+        self.holds(said == rank, f"dimension is {said}, where tangent vectors span {rank}")
 
     @law(seed=seeds(), size=_any)
     def test_metric_is_symmetric(self, seed: int, size: float) -> None:

@@ -114,6 +114,20 @@ class PointLaws(Laws):
             torch.manual_seed(seed)
             self.holds(torch.equal(draw(self.shape), first), "random ignores torch.manual_seed")
 
+    @law()
+    def test_random_points_are_on_all_sides(self) -> None:
+        """Entries of random points have both signs, where −x is a point whenever x is one."""
+        m, generator = self.manifold, source(0)
+        points = [m.random(self.shape, dtype=self.dtype, generator=generator) for _ in range(64)]
+        if not all(m.check_point_on_manifold(-x) for x in points[:4]):
+            return
+        positive = torch.stack([x > 0 for x in points])
+        mixed = positive.any(0) & ~positive.all(0)
+        fault = (
+            f"{int((~mixed).sum())} of {mixed.numel()} entries have one sign in 64 random points"
+        )
+        self.holds(bool(mixed.all()), fault)
+
     @law(seed=seeds())
     def test_random_tangent_vectors_are_tangent(self, seed: int) -> None:
         """`random_tangent` gives tangent vectors of the point's type; one seed, one vector."""

@@ -91,6 +91,38 @@ class TransportLaws(Laws):
         self.at_most(self.apart(home, x), bound, "the way back's end − x, relative,")
         self.at_most(self.relative(x, back, v), bound, "v carried there and back − v, relative,")
 
+    @law(seed=seeds())
+    def test_transport_along_a_geodesic_has_no_torsion(self, seed: int) -> None:
+        """`d/dt transp_follow_expmap(x, tu, v)` at t = 0 is the same with u and v exchanged.
+
+        With isometry this singles out the transport of the metric among all that are linear: in
+        coordinates, the Christoffel symbols are symmetric; on a submanifold, transport agrees with
+        the tangent projection to second order.
+        """
+        x = self.point(seed)
+        u, v = (self.tangent(x, seed + i) for i in (1, 2))
+        changes = []
+        for along, carried in ((u, v), (v, u)):
+
+            def curve(t: Tensor, along: Tensor = along, carried: Tensor = carried) -> Tensor:
+                return self.manifold.transp_follow_expmap(x, t * along, carried)
+
+            changes.append(derivative(curve, 0.0, x)[1])
+        off = self.length(x, changes[0] - changes[1])
+        self.at_most(off, self.roundings(_MANY), "the length of d/dt (T(tu) v − T(tv) u) at t = 0")
+
+    @law(seed=seeds(), size=far)
+    def test_transport_along_a_geodesic_goes_in_parts(self, seed: int, size: float) -> None:
+        """Transport along a geodesic is that along its first half, then along the second."""
+        m = self.manifold
+        x, u, _ = self._way(seed, size)
+        v = self.tangent(x, seed + 2)
+        middle, half = m.expmap_transp(x, u / 2, u / 2)
+        in_parts = m.expmap_transp(middle, half, m.transp_follow_expmap(x, u / 2, v))[1]
+        y, w = m.expmap_transp(x, u, v)
+        bound = self.roundings(_MANY) * (1 + size)
+        self.at_most(self.relative(y, in_parts, w), bound, "v in two parts − v in one, relative,")
+
     def _way(self, seed: int, size: float) -> tuple[Tensor, Tensor, Tensor]:
         """A point, a tangent vector, and the end of the geodesic with that velocity."""
         x = self.point(seed)

@@ -64,10 +64,10 @@ def test_products_and_adapted_manifolds_have_hessians_too(manifold, shape):
 
 
 def test_what_nobody_has_written_is_said():
-    canonical = mn.from_geoopt(geoopt.CanonicalStiefel())
-    x = point(canonical, (5, 3), 0)
+    ball = mn.from_geoopt(geoopt.PoincareBall())
+    x = ball.projx(0.1 * torch.randn(5, 3))
     with pytest.raises(NotImplementedError, match="no Hessian for .*conjugate gradients"):
-        canonical.ehess2rhess(x, x, x, x)
+        ball.ehess2rhess(x, x, x, x)
     with pytest.raises(NotImplementedError, match="_NoGeodesics has no Hessian"):
         type("_NoGeodesics", (mn.geometry.Geodesics,), {"__abstractmethods__": ()}).hessian(
             type("_NoGeodesics", (), {})(), x, x, x, x
@@ -187,6 +187,22 @@ def test_a_wrong_retraction_and_a_wrong_metric_are_found():
     wrong = Oblique()
     wrong._compose(retraction=Short())
     with pytest.raises(AssertionError, match="this is no retraction: .* like t\\^1.00"):
+        check_retraction(wrong, x)
+
+    class Straight:
+        def step(self, parts, x, u):
+            return x + u
+
+    wrong._compose(retraction=Straight())
+    with pytest.raises(AssertionError, match="a step of length 0.001 leaves the manifold: off by"):
+        check_retraction(wrong, x)
+
+    class Slow:  # of second order, and off by what no slope shows
+        def step(self, parts, x, u):
+            return parts.projection.to_set(x + u) * (1 + (u * u).sum() ** 8)
+
+    wrong._compose(retraction=Slow())
+    with pytest.raises(AssertionError, match="a step of length 1 leaves the manifold"):
         check_retraction(wrong, x)
 
     @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from cases import source
 
-from manifoldnet.geometry import Euclidean, Manifold, Oblique, from_geoopt, from_spec
+import manifoldnet as mn
+from manifoldnet.geometry import Euclidean, Manifold, Oblique, Product, from_geoopt, from_spec
 from manifoldnet.testing import MetricLaws, ValueLaws
 
 # A manifold, a shape, and whether geoopt has its logarithm and distance.
@@ -244,3 +245,178 @@ def test_products_are_told_apart_by_their_parts_and_shapes() -> None:
 
 def test_geoopts_flat_space_is_ours() -> None:
     assert from_geoopt(geoopt.Euclidean(ndim=1)) == Euclidean()
+
+
+# --- drift ----------------------------------------------------------------------------------------
+
+DRIFTING = {
+    **{name: (make, shape) for name, (make, shape, _) in BASES.items()},
+    "SphereExact": (geoopt.SphereExact, (4, 3)),
+    "EuclideanStiefelExact": (geoopt.EuclideanStiefelExact, (5, 3)),
+    "SymmetricPositiveDefinite": (geoopt.SymmetricPositiveDefinite, (3, 3)),
+    "BirkhoffPolytope": (geoopt.BirkhoffPolytope, (4, 4)),
+    "Scaled": (lambda: geoopt.Scaled(geoopt.Stiefel(), 2.0), (5, 3)),
+    "Product": (
+        lambda: geoopt.ProductManifold((geoopt.Stiefel(), (5, 3)), (geoopt.SphereExact(), 4)),
+        (19,),
+    ),
+}
+
+
+def on_base(manifold, shape):
+    """A point in single precision (of what needs positive entries, near their middle)."""
+    x = 0.1 * torch.randn(shape, generator=source(0))
+    if "SymmetricPositive" in repr(manifold):
+        x = x + torch.eye(len(x))
+    return manifold.projx(x.abs() if "Birkhoff" in repr(manifold) else x)
+
+
+@pytest.mark.parametrize(("make", "shape"), DRIFTING.values(), ids=DRIFTING)
+def test_steps_do_not_drift_and_hand_no_error_on(make, shape):
+    """Also where the point they begin at is off: by a hundredth of the tolerance, say."""
+    manifold = from_geoopt(make())
+    x = y = on_base(manifold, shape)
+    v = manifold.proju(x, torch.randn(shape, generator=source(1)))
+    for step in range(60):
+        v = 0.9 * v + 0.1 * manifold.egrad2rgrad(x, torch.randn(shape, generator=source(step)))
+        x, v = manifold.retr_transp(x + 1e-6 * torch.randn(shape), -0.05 * v, v)
+        u = 0.05 * manifold.egrad2rgrad(y, torch.randn(shape, generator=source(step)))
+        y = manifold.expmap(y, u)
+        # Of a doubly stochastic matrix geoopt's own projection leaves 1e-5.
+        limit = 1e-5 if "Birkhoff" in repr(manifold) else 2e-6
+        assert float(manifold.violation(x).max()) <= limit
+        assert float(manifold.violation(y).max()) <= limit
+        assert float(manifold.tangent_violation(x, v).max()) <= 2e-6
+
+
+def test_an_optimum_on_stiefel_is_reached_and_its_checkpoint_loads():
+    """geoopt's own test of Adam; in single precision its Cayley steps lose 1e-3 on the way."""
+    torch.manual_seed(0)
+    manifold = from_geoopt(geoopt.Stiefel())
+    goal = manifold.random(20, 5)
+    layer = torch.nn.Linear(5, 20, bias=False)
+    mn.declare(layer, "weight", manifold, project=True)
+    optimizer = mn.RiemannianAdam(mn.param_groups(layer), lr=1e-2)
+    for _ in range(2500):
+        optimizer.zero_grad()
+        (layer.weight - goal).square().sum().backward()
+        optimizer.step()
+    assert float((layer.weight - goal).detach().abs().max()) <= 1e-5
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(500):  # and with gradients that do not end
+        layer.weight.grad = torch.randn(20, 5, generator=noise)
+        optimizer.step()
+    mn.load_state_dict(layer, layer.state_dict())
+    defect = layer.weight.detach().T @ layer.weight.detach() - torch.eye(5)
+    assert float(defect.abs().max()) <= 5e-6
+
+
+@pytest.mark.parametrize("name", ["Stiefel", "BirkhoffPolytope", "Scaled", "Product"])
+def test_the_tangent_projection_is_one(name):
+    """geoopt's `proju` of these is a gradient, which doubles or weighs what is tangent."""
+    make, shape = DRIFTING[name]
+    manifold = from_geoopt(make())
+    x = on_base(manifold, shape).double()
+    x = manifold.projx(x)
+    z, w = (torch.randn(shape, dtype=torch.float64, generator=source(seed)) for seed in (1, 2))
+    u = manifold.proju(x, z)
+    torch.testing.assert_close(manifold.proju(x, u), u)
+    assert float(((z - u) * manifold.proju(x, w)).sum()) == pytest.approx(0, abs=1e-12)
+    kept = torch.func.jacrev(lambda z: manifold.proju(x, z))(z).reshape(z.numel(), -1).trace()
+    assert manifold.dimension(shape) == round(float(kept))
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def test_the_entry_of_the_batch_is_named():
+    sphere = from_geoopt(geoopt.Sphere())
+    x = sphere.random(5, 4)
+    x[3] *= 2
+    with pytest.raises(ValueError, match="1 of 5 slices are off, the worst is row 3 with norm 2,"):
+        sphere.assert_check_point_on_manifold(x)
+    x[1, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of 5 slices cannot be on .* row 1, which is not fin"):
+        sphere.assert_check_point_on_manifold(x)
+    stiefel = from_geoopt(geoopt.Scaled(geoopt.Stiefel(), 2.0))
+    x = stiefel.random(2, 3, 5, 2)
+    x[1, 2] *= 2
+    with pytest.raises(
+        ValueError, match=r"1 of 6 slices are off, the worst is batch entry \(1, 2\)"
+    ):
+        stiefel.assert_check_point_on_manifold(x)
+    with pytest.raises(ValueError, match="1 of 1 slices are off, the worst is the whole tensor"):
+        stiefel.assert_check_point_on_manifold(x[1, 2])
+    normal = torch.zeros_like(x[0])
+    normal[1] = x[0, 1]
+    with pytest.raises(
+        ValueError, match="1 of 3 slices are off, the worst is batch entry 1, of wh"
+    ):
+        stiefel.assert_check_vector_on_tangent(x[0], normal)
+
+
+def test_the_factor_of_a_product_is_named():
+    def parts(make):
+        x = torch.cat([make.random(5, 3).reshape(-1), torch.ones(4) / 2])
+        x[16] += 1
+        return x
+
+    stiefel, sphere = from_geoopt(geoopt.Stiefel()), from_geoopt(geoopt.Sphere())
+    theirs = geoopt.ProductManifold((geoopt.Stiefel(), (5, 3)), (geoopt.Sphere(), 4))
+    for product in (from_geoopt(theirs), Product([(stiefel, (5, 3)), (sphere, (4,))])):
+        x = parts(stiefel)
+        with pytest.raises(ValueError, match=r"^factor 1 of the data is not on .*Sphere.* 1 of 1"):
+            product.assert_check_point_on_manifold(x)
+        x[0] = float("inf")
+        found = r"^factor 0 of mine: 1 of 1 .*not finite.*\nfactor 1 of mine is not on"
+        with pytest.raises(ValueError, match=found):
+            product.assert_check_point_on_manifold(x, name="mine")
+
+
+# --- Hessians -------------------------------------------------------------------------------------
+
+
+def geodesic_of_the_canonical_metric(x, u):
+    """The curve of [edelman1998geometry], as a function of time."""
+    a, normal = x.mT @ u, u - x @ (x.mT @ u)
+    q, r = torch.linalg.qr(normal)
+    top = torch.cat([a, -r.mT], 1)
+    generator = torch.cat([top, torch.cat([r, torch.zeros_like(a)], 1)])
+    return lambda t: torch.cat([x, q], 1) @ torch.matrix_exp(t * generator)[:, : x.shape[1]]
+
+
+def test_the_hessian_of_the_canonical_metric_is_the_second_derivative_along_its_geodesics():
+    stiefel = from_geoopt(geoopt.CanonicalStiefel())
+    x, u, v = draw(stiefel, (6, 3))
+    mix = torch.randn(4, 18, dtype=torch.float64, generator=source(5))
+
+    def f(y):
+        return (mix @ y.flatten()).sin().sum() + (mix[0] @ y.flatten()).square()
+
+    g = torch.func.grad(f)
+
+    def hess(w):
+        return stiefel.ehess2rhess(x, g(x), torch.func.jvp(g, (x,), (w,))[1], w)
+
+    time = torch.zeros((), dtype=torch.float64)
+    for w in (u, v, u + v):
+        curve = geodesic_of_the_canonical_metric(x, w)
+        second = torch.func.hessian(lambda t, curve=curve: f(curve(t)))(time)
+        torch.testing.assert_close(stiefel.inner(x, hess(w), w), second)
+        assert stiefel.check_vector_on_tangent(x, hess(w), tol=1e-12)
+    torch.testing.assert_close(stiefel.inner(x, hess(u), v), stiefel.inner(x, u, hess(v)))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (geoopt.Sphere(), Oblique()),
+        (geoopt.Scaled(geoopt.Sphere(), 2.0), Oblique()),
+        (geoopt.Scaled(Oblique(), 2.0), Oblique()),
+    ],
+)
+def test_hessians_of_spheres_are_ours(theirs, ours):
+    x, u, g = draw(ours, (4, 3))
+    h = torch.randn(4, 3, dtype=torch.float64, generator=source(7))
+    adapted = from_geoopt(theirs)
+    torch.testing.assert_close(adapted.ehess2rhess(x, g, h, u), ours.ehess2rhess(x, g, h, u))

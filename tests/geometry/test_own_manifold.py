@@ -7,13 +7,13 @@ have them tested.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
 from cases import seeds
 from hypothesis import given, settings
 
+import manifoldnet.geometry
 from manifoldnet.geometry import (
     Additive,
     Geodesic,
@@ -26,6 +26,8 @@ from manifoldnet.geometry import (
     Retraction,
     ScaledEuclidean,
     from_spec,
+    register_manifold,
+    register_retraction,
 )
 from manifoldnet.geometry.manifold import resolve_retraction
 from manifoldnet.testing import ManifoldLaws, RetractionLaws, tangent
@@ -79,8 +81,6 @@ class LogarithmicLines(Geodesics):
 
 @dataclass(frozen=True)
 class SecondOrder(Retraction):
-    name: ClassVar[str] = "second-order"
-
     def step(self, parts, x, u):
         return x + u + u * u / (2 * x)
 
@@ -110,8 +110,6 @@ class Positive(Manifold):
 class Doubled(Retraction):
     """Two projective steps of half the size."""
 
-    name: ClassVar[str] = "doubled"
-
     def step(self, parts, x, u):
         return self.step_transport(parts, x, u, u)[0]
 
@@ -120,6 +118,20 @@ class Doubled(Retraction):
         middle, half = one.step_transport(parts, x, u / 2, u / 2)
         _, v = one.step_transport(parts, x, u / 2, v)
         return one.step_transport(parts, middle, half, v)
+
+
+@dataclass(frozen=True, init=False)
+class Small(Positive):
+    """A subclass of a subclass."""
+
+    def __init__(self, retraction="second-order"):
+        super().__init__(retraction)
+
+
+register_retraction("second-order", SecondOrder)
+register_retraction("doubled", Doubled)
+register_manifold("Positive", Positive)
+register_manifold("Small", Small)
 
 
 class TestPositive(ManifoldLaws):
@@ -169,7 +181,7 @@ def test_new_and_old_parts_combine():
     with pytest.raises(ValueError, match="Positive has no use for Additive"):
         Positive(Additive())
     # The names of new retractions are offered, where there is sense in them or not.
-    with pytest.raises(ValueError, match="'second-order'"):
+    with pytest.raises(ValueError, match="'second-order'.*register_retraction"):
         ScaledEuclidean(retraction="nonsense")
     assert from_spec(Oblique(retraction=Doubled()).spec()) == Oblique(retraction="doubled")
 
@@ -180,3 +192,83 @@ def test_two_half_steps():
     u = 0.1 * manifold.random_tangent(x)
     middle, half = Oblique().retr_transp(x, u / 2, u / 2)
     torch.testing.assert_close(manifold.retr(x, u), Oblique().retr(middle, half))
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_subclass_of_a_subclass_is_read_back():
+    assert type(from_spec(Small().spec())) is Small
+    assert from_spec(Small("geodesic").spec()) == Small("geodesic") != Positive("geodesic")
+
+
+def test_class_statements_change_nothing():
+    @dataclass(frozen=True)
+    class Geodesic(Retraction):
+        def step(self, parts, x, u):
+            return x
+
+        step_transport = None
+
+    @dataclass(frozen=True, init=False)
+    class Oblique(Positive):
+        pass
+
+    ours = manifoldnet.geometry
+    assert type(ours.Oblique(retraction="geodesic").retraction) is ours.Geodesic
+    assert type(ours.ScaledEuclidean().retraction) is ours.Geodesic
+    assert type(from_spec(ours.Oblique().spec())) is ours.Oblique
+    # Nor are they taken for ours when they are read back.
+    assert Geodesic().name != "geodesic"
+    spec = Oblique().spec()
+    assert spec["manifold"].endswith("Oblique")
+    with pytest.raises(ValueError, match=r"unknown manifold .*register_manifold\(name, cls\)"):
+        from_spec(spec)
+    for register, name, cls in (
+        (register_retraction, "geodesic", Geodesic),
+        (register_manifold, "Oblique", Oblique),
+    ):
+        with pytest.raises(ValueError, match=f"'{name}' is taken by manifoldnet.geometry"):
+            register(name, cls)
+    assert type(from_spec(ours.Oblique(retraction="geodesic").spec())) is ours.Oblique
+
+
+def test_names_that_cannot_be_given():
+    register_manifold("Positive", Positive)  # as when its module is loaded again
+    with pytest.raises(ValueError, match=r"Positive is registered already, as 'Positive'"):
+        register_manifold("Other", Positive)
+    with pytest.raises(ValueError, match="not a concrete subclass of Manifold"):
+        register_manifold("Other", SecondOrder)
+    with pytest.raises(ValueError, match="not a concrete subclass of Retraction"):
+        register_retraction("other", Retraction)
+    with pytest.raises(ValueError, match="a string that is not empty"):
+        register_manifold("", Small)
+
+    @dataclass(frozen=True)
+    class Slower(Doubled):
+        factor: float
+
+    with pytest.raises(ValueError, match=r"Slower needs arguments \(factor\)"):
+        register_retraction("slower", Slower)
+
+    class Named(Doubled):
+        name = "mine"
+
+    with pytest.raises(ValueError, match="Named.name is 'mine': register it by that name"):
+        register_retraction("other", Named)
+    with pytest.raises(ValueError, match="unknown retraction 'slower'"):
+        manifoldnet.geometry.Oblique(retraction="slower")
+
+
+def test_a_class_that_is_defined_again_keeps_its_name():
+    def define():
+        @dataclass(frozen=True, init=False)
+        class Again(Positive):
+            pass
+
+        return Again
+
+    first, second = define(), define()
+    register_manifold("Again", first)
+    register_manifold("Again", second)
+    assert type(from_spec(second().spec())) is second

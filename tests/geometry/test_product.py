@@ -102,5 +102,19 @@ def test_bad_input():
         PRODUCT.projx(torch.ones(3))
     with pytest.raises(ValueError, match=r"has size 23, not \(4,\)"):
         PRODUCT.random(4)
-    with pytest.raises(ValueError, match="the whole tensor"):
+    with pytest.raises(ValueError, match=r"^factor 0 of the data: 3 of 3 .*row 0, which is zero"):
         PRODUCT.projx(torch.zeros(23))
+
+
+def test_the_factor_that_is_off_is_named():
+    x = point(PRODUCT, (23,), 0)
+    x[:12].view(3, 4)[2] *= 2
+    with pytest.raises(ValueError, match=r"^factor 0 of w is not on Oblique.* the worst is row 2"):
+        PRODUCT.assert_check_point_on_manifold(x, name="w")
+    u = torch.zeros_like(x)
+    u[20:] = x[20:]
+    with pytest.raises(ValueError, match=r"^factor 3 of the vector is not tangent to Sphere"):
+        PRODUCT.assert_check_vector_on_tangent(x, u, ok_point=True)
+    many = Product([(Oblique(), (1, 2))] * 5)
+    with pytest.raises(ValueError, match=r"(?s)factor 2 .*\(and 2 more\)$"):
+        many.assert_check_point_on_manifold(torch.ones(10))

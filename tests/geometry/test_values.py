@@ -68,6 +68,16 @@ def test_specs_do_not_change():
     assert Euclidean().spec()["fields"] == {}
 
 
+@pytest.mark.parametrize("name", ["Euclidean", "Oblique", "Sphere", "ScaledEuclidean"])
+def test_names_in_specs_are_those_of_the_classes(name):
+    assert type(from_spec({"manifold": name, "version": 1, "fields": {}})).__name__ == name
+
+
+@pytest.mark.parametrize("cls", [Additive, Projective, Geodesic])
+def test_names_of_retractions(cls):
+    assert cls().name == cls.__name__.lower()
+
+
 def test_specs_that_cannot_be_read():
     newer = {**Oblique().spec(), "version": 2}
     with pytest.raises(ValueError, match=r"version 2.*install a newer"):

@@ -18,6 +18,7 @@ from manifoldnet.geometry import (
     Manifold,
     Oblique,
     ScaledEuclidean,
+    register_manifold,
     slices,
 )
 from manifoldnet.testing import ManifoldLaws
@@ -58,6 +59,9 @@ class Forgetful(Manifold):
 
     def _fields(self):
         return {}
+
+
+register_manifold("Forgetful", Forgetful)
 
 
 def turned(x):
@@ -132,7 +136,24 @@ WRONG = [
         wrong(SPHERES, random_tangent=lambda self, x, generator: x + 0.0),
         "random_tangent is not tangent",
     ),
+    (
+        "random_points_are_on_all_sides",
+        wrong(
+            SPHERES, random=lambda self, *size, **options: SPHERES.random(*size, **options).abs()
+        ),
+        "12 of 12 entries have one sign in 64 random points",
+    ),
     # --- tangent vectors
+    (
+        "what_is_not_tangent_is_seen",
+        wrong(SPHERES, "projection", tangent_violation=lambda self, x, u: torch.zeros(4, 1)),
+        "what tangent_violation does not see of z is",
+    ),
+    (
+        "dimension_is_that_of_tangent_spaces",
+        wrong(SPHERES, "projection", codimension=lambda self, shape: 0),
+        "dimension is 12, where tangent vectors span 8",
+    ),
     (
         "tangent_projection_is_idempotent",
         wrong(
@@ -249,6 +270,12 @@ WRONG = [
         wrong(FLAT, "geodesics", component_dist=lambda self, x, y: (y - x).abs() ** 3),
         "dist(x, y) − dist(x, z) − dist(z, y)",
     ),
+    (
+        "hessian_is_the_second_derivative_along_geodesics",
+        # Without the curvature of the sphere.
+        wrong(SPHERES, "geodesics", hessian=lambda self, x, g, h, u: SPHERES.proju(x, h)),
+        "⟨Hess f[u], u⟩ − d²/dt² f(exp(x, tu)), relative,",
+    ),
     # --- transport
     (
         "transport_is_isometric",
@@ -280,6 +307,20 @@ WRONG = [
         "transport_along_a_geodesic_keeps_its_velocity",
         wrong(FLAT, "geodesics", exp_transport=lambda self, x, u, v: (x + u, -v)),
         "transp_follow_expmap(x, u, u) − d/dt exp(x, tu)",
+    ),
+    (
+        "transport_along_a_geodesic_has_no_torsion",
+        wrong(
+            FLAT,
+            "geodesics",
+            exp_transport=lambda self, x, u, v: (x + u, v + 0.1 * torch.linalg.cross(u, v)),
+        ),
+        "the length of d/dt (T(tu) v − T(tv) u)",
+    ),
+    (
+        "transport_along_a_geodesic_goes_in_parts",
+        wrong(FLAT, "geodesics", exp_transport=lambda self, x, u, v: (x + u, v + u**2 * turned(v))),
+        "v in two parts − v in one",
     ),
     # --- retractions
     (
@@ -366,3 +407,92 @@ def test_a_wrong_manifold_is_caught(law, manifold, words):
 def test_each_law_has_its_wrong_manifold():
     laws = [name for name in dir(ManifoldLaws) if name.startswith("test_")]
     assert laws == sorted(f"test_{law}" for law, *_ in WRONG)
+
+
+# --- what one wrong manifold for each law does not show -------------------------------------------
+
+RELATIVE = ScaledEuclidean()
+
+
+def inner(a, b):
+    return slices.inner(a, b, 0)
+
+
+@pytest.mark.parametrize(
+    ("manifold", "hessian"),
+    [
+        (FLAT, lambda self, x, g, h, u: 1.01 * h),
+        (FLAT, lambda self, x, g, h, u: h + u),
+        # Symmetric part right, a turn besides.
+        (FLAT, lambda self, x, g, h, u: h + turned(u) - u.roll(-1, 1)),
+        (SPHERES, lambda self, x, g, h, u: h - inner(x, g) * u),  # not tangent
+        (SPHERES, lambda self, x, g, h, u: SPHERES.proju(x, h + inner(x, g) * u)),
+        (RELATIVE, lambda self, x, g, h, u: h),
+        (RELATIVE, lambda self, x, g, h, u: RELATIVE.metric.sharp(x, h)),
+        (
+            RELATIVE,
+            # One sign of three.
+            lambda self, x, g, h, u: (
+                inner(x, x) * h + inner(x, u) * g + inner(x, g) * u - inner(u, g) * x
+            ),
+        ),
+        (RELATIVE, lambda self, x, g, h, u: inner(x, x) * h + 2 * inner(x, u) * g),
+    ],
+)
+def test_every_wrong_hessian_is_caught(manifold, hessian):
+    right = laws_of(manifold)
+    check(right, "hessian_is_the_second_derivative_along_geodesics")
+    with pytest.raises(AssertionError, match="Hess f"):
+        check(
+            laws_of(wrong(manifold, "geodesics", hessian=hessian)),
+            "hessian_is_the_second_derivative_along_geodesics",
+        )
+
+
+def frame_turn(x, u, v):
+    """`v` at x ∈ S³, parallel along u, with what is across turned by half the angle."""
+    y, w = SPHERES.expmap_transp(x, u, v)
+    ahead = SPHERES.expmap_transp(x, u, u)[1]
+    angle = slices.norm(u, 0)
+    along = ahead / angle
+    across = w - inner(along, w) * along
+    # The vector that completes y, along, across to a right-handed frame of ℝ⁴.
+    rows = [[y, along, across], [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]]
+    minors = [torch.linalg.det(torch.stack([r[:, kept] for r in rows[0]], 1)) for kept in rows[1]]
+    third = torch.stack([(-1) ** i * minor for i, minor in enumerate(minors)], 1)
+    return y, w - across + (angle / 2).cos() * across + (angle / 2).sin() * third
+
+
+def test_a_transport_with_torsion_is_caught_by_one_law_alone():
+    """It is isometric, linear, undone on the way back, and carries velocities to velocities."""
+
+    def transport(self, x, y, v):
+        return frame_turn(x, SPHERES.logmap(x, y), v)[1]
+
+    torsion = wrong(
+        SPHERES,
+        "geodesics",
+        transport=transport,
+        exp_transport=lambda self, x, u, v: frame_turn(x, u, v),
+    )
+    laws = laws_of(torsion)
+    laws.shape = (3, 4)
+    caught = []
+    for name in (name for name, *_ in WRONG if name.startswith("transport_")):
+        if "step" in name:
+            continue
+        try:
+            check(laws, name)
+        except AssertionError:
+            caught.append(name)
+    assert caught == ["transport_along_a_geodesic_has_no_torsion"]
+
+
+def test_a_manifold_whose_opposite_points_are_none_may_be_one_sided():
+    positive = wrong(
+        SPHERES,
+        "projection",
+        to_set=lambda self, x: unit(x).abs(),
+        violation=lambda self, x: torch.where((x < 0).any(1, True), 1.0, 0.0),
+    )
+    check(laws_of(positive), "random_points_are_on_all_sides")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
-from manifoldnet.geometry import Euclidean, Oblique, ScaledEuclidean, Sphere
+from manifoldnet.geometry import Euclidean, Oblique, ScaledEuclidean, Sphere, to_geoopt
 from manifoldnet.interop.pymanopt import SOLVERS, minimize, to_pymanopt
 
 QUIET = {"verbosity": 0}
@@ -66,7 +66,7 @@ def test_it_agrees_with_pymanopts_own(ours, shape, theirs, layout, seed):
     close("euclidean_to_riemannian_gradient", x, g)
     close("euclidean_to_riemannian_hessian", x, g, h, u)
     close("zero_vector", x)
-    if not str(ours).startswith("from_geoopt"):  # whose retraction and scale are others
+    if not str(ours).startswith("from_geoopt"):  # whose retraction is another
         assert manifold.typical_dist == pytest.approx(theirs.typical_dist)
         y = manifold.exp(x, u)
         close("retraction", x, u)
@@ -100,6 +100,39 @@ def test_typical_distances_of_a_product_add_up_and_do_not_see_scales():
     product = mn.Product([(Oblique(radius=2.0), (3, 4)), (ScaledEuclidean(1), (2, 5))])
     expected = math.hypot(2 * math.pi * math.sqrt(3), math.pi * math.sqrt(5))
     assert to_pymanopt(product, (22,)).typical_dist == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("manifold", "shape", "expected"),
+    [
+        (Sphere(2.0), (3, 4), 2 * math.pi),
+        (Oblique(radius=2.0), (3, 4), 2 * math.pi * math.sqrt(3)),
+        (geoopt.Sphere(), (49,), math.pi),
+        (geoopt.SphereExact(), (5, 4), math.pi * math.sqrt(5)),
+        (geoopt.Scaled(geoopt.Sphere(), 3.0), (4,), 3 * math.pi),
+        (geoopt.Scaled(Sphere(2.0), 3.0), (4,), 6 * math.pi),
+        (geoopt.SphereProjection(k=0.25), (2, 3), 2 * math.pi * math.sqrt(2)),
+        (
+            geoopt.ProductManifold((geoopt.Sphere(), 3), (geoopt.Sphere(), 4)),
+            (7,),
+            2**0.5 * math.pi,
+        ),
+        (
+            geoopt.ProductManifold((to_geoopt(Oblique(radius=2.0), (2, 3)), (2, 3))),
+            (6,),
+            2 * math.pi * math.sqrt(2),
+        ),
+        (geoopt.Stiefel(), (5, 3), math.sqrt(3)),
+        (geoopt.EuclideanStiefel(), (2, 5, 3), math.sqrt(6)),
+    ],
+)
+def test_typical_distances_are_those_of_spheres(manifold, shape, expected):
+    assert to_pymanopt(manifold, shape).typical_dist == pytest.approx(expected)
+
+
+def test_typical_distances_are_pymanopts():
+    for ours, shape, theirs, _ in SAME:
+        assert to_pymanopt(ours, shape).typical_dist == pytest.approx(theirs.typical_dist)
 
 
 def test_single_numbers_and_manifolds_of_geoopt_are_taken():
@@ -161,6 +194,49 @@ def test_least_squares_with_unit_rows(solver):
     assert result.gradient_norm < 1e-10
     expected = b / b.norm(dim=1, keepdim=True)
     assert torch.allclose(model.weight.detach(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("stiefel", [geoopt.Stiefel(), geoopt.EuclideanStiefel()], ids=repr)
+def test_trust_regions_on_stiefel_find_what_pymanopts_own_find(stiefel):
+    """max Σᵢ nᵢ xᵢᵀ S xᵢ over orthonormal columns: the leading eigenvectors, in order."""
+    s = random(7, 7)
+    s = s @ s.T
+    weights = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
+    model = nn.Module()
+    model.x = nn.Parameter(random(7, 3, seed=1))
+    mn.declare(model, "x", stiefel, project=True)
+
+    def loss():
+        return -((model.x.T @ s @ model.x).diagonal() * weights).sum()
+
+    theirs = pymanopt.manifolds.Stiefel(7, 3)
+
+    @pymanopt.function.pytorch(theirs)
+    def cost(x):
+        return -((x.T @ s @ x).diagonal() * weights).sum()
+
+    solver = pymanopt.optimizers.TrustRegions(min_gradient_norm=1e-10, **QUIET)
+    start = model.x.detach().numpy().copy()
+    other = solver.run(pymanopt.Problem(theirs, cost), initial_point=start)
+    result = minimize(model, loss, "trust-regions", **EXACTLY)
+    assert result.gradient_norm < 1e-10
+    # Quadratic convergence at the end, as with a right Hessian only.
+    assert len(result.log["iterations"]["cost"]) < 60
+    assert result.cost == pytest.approx(other.cost, rel=1e-12)
+    values, vectors = torch.linalg.eigh(s)
+    assert -result.cost == pytest.approx(float(values.flip(0)[:3] @ weights), rel=1e-12)
+    aligned = (model.x.detach() * vectors.flip(1)[:, :3]).sum(0).abs()
+    assert torch.allclose(aligned, torch.ones_like(aligned), rtol=0, atol=1e-10)
+
+
+def test_steps_of_the_canonical_metric_start_with_the_velocity_asked_for():
+    for manifold in (geoopt.Stiefel(), mn.Product([(geoopt.Stiefel(), (5, 3))])):
+        shape = (15,) if isinstance(manifold, mn.Product) else (5, 3)
+        adapted = to_pymanopt(manifold, shape)
+        x = adapted.random_point()
+        u = adapted.random_tangent_vector(x)
+        moved = (adapted.retraction(x, 1e-5 * u) - adapted.retraction(x, -1e-5 * u)) / 2e-5
+        np.testing.assert_allclose(moved, u, atol=1e-8)
 
 
 # Whole models
@@ -454,7 +530,7 @@ def test_weights_off_their_manifold_are_refused():
 
 def test_a_manifold_without_hessian_is_refused_by_trust_regions_alone():
     model = nn.Linear(3, 5, bias=False, dtype=torch.float64)
-    mn.declare(model, "weight", mn.from_geoopt(geoopt.CanonicalStiefel()), project=True)
+    mn.declare(model, "weight", mn.from_geoopt(geoopt.PoincareBall()), project=True)
     b = random(5, 3)
     loss = lambda: (model.weight - b).square().sum()  # noqa: E731
     with pytest.raises(ValueError, match="weight is on from_geoopt.*no Hessian"):
