@@ -290,12 +290,12 @@ class Manifold(ABC):
         """
         near = x if near is None else near
         off = self.violation(x).detach().flatten()
-        limit = tolerance(x.dtype) if tol is None else tol
-        dead = off.isinf() | off.isnan()
-        bad = dead | (off > limit)
-        count = int(bad.sum())
-        if count == 0:
+        limit = min(tolerance(x.dtype) if tol is None else tol, torch.finfo(off.dtype).max)
+        good = off <= limit  # neither ∞ nor NaN is
+        if bool(good.all()):
             return None
+        dead = off.isinf() | off.isnan()
+        count = int((~good).sum())
         worst = int(torch.where(dead, torch.inf, off).argmax())
         where = slices.label(worst, x.ndim, self.dim)
         if bool(dead[worst]):

@@ -47,6 +47,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     #: The state that a parameter may have; anything else belongs to another optimizer.
     state_keys: ClassVar[frozenset[str]]
 
+    #: For `manifoldnet.foreign`, which warns of all optimizers without it.
+    _follows_declarations: ClassVar[bool] = True
+
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._reset()
         super().__init__(params, defaults)
@@ -88,8 +91,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             if group["fused"] and group["foreach"]:
                 raise ValueError("fused=True excludes foreach=True")
             self._check_options(group)
-            homes = registry.index()
-            found = [_manifold(p, homes) for p in group["params"]]
+            registry.refresh()
+            found = [_manifold(p) for p in group["params"]]
             group["manifolds"] = [None if m is None else m.spec() for m in found]
             if group["fused"]:
                 self._check_devices(group, found)
@@ -104,9 +107,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             raise
         for parameter, manifold in zip(group["params"], found, strict=True):
             self._cache[id(parameter)] = _declared(parameter, manifold)
-            if id(parameter) in homes:
-                # The records outlive a model that is thrown away while its weights still train.
-                self._keep.append(homes[id(parameter)].declarations)
+            # The records outlive a model that is thrown away while its weights still train.
+            self._keep += [declarations for declarations, _ in registry.records(parameter)]
         self._places.append([self._cache[id(p)] for p in group["params"]])
 
     @abstractmethod
@@ -145,8 +147,11 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _split(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Declared]]:
         """The parameters of a group that have a gradient: the plain ones, and the declared."""
         compiling = torch.compiler.is_compiling()
-        if not compiling and self._clock != registry.version():
-            self._resolve()
+        if not compiling and self._clock != (version := registry.version()):
+            changed = registry.changed_since(self._clock)
+            if changed is None or not changed.isdisjoint(self._cache):
+                self._resolve()
+            self._clock = version
         plain, declared = [], []
         for place, p in enumerate(group["params"]):
             if p.grad is None:
@@ -179,7 +184,9 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _resolve(self) -> None:
         """Look all manifolds up anew, and refuse to go on if a declaration has changed."""
-        homes = registry.index()
+        version = registry.version()
+        registry.refresh()
+        keep: list[registry.Declarations] = []
         old, cache = self._cache, {}
         present = {id(p) for group in self.param_groups for p in group["params"]}
         lost = any(m is not None for key, (_, m, _) in old.items() if key not in present)
@@ -187,7 +194,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             specs = group.get("manifolds", ())
             known = specs if len(specs) == len(group["params"]) else [...] * len(group["params"])
             for i, (p, spec) in enumerate(zip(group["params"], known, strict=True)):
-                manifold = _manifold(p, homes)
+                manifold = _manifold(p)
                 now = None if manifold is None else manifold.spec()
                 if spec is ... and id(p) not in old and manifold is None and lost:
                     raise RuntimeError(
@@ -202,15 +209,14 @@ class RiemannianOptimizer(Optimizer, ABC):
                         "without its module?): make the optimizer after the declarations"
                     )
                 cache[id(p)] = _declared(p, manifold)
-                if id(p) in homes:
-                    self._keep.append(homes[id(p)].declarations)
+                keep += [declarations for declarations, _ in registry.records(p)]
             group["manifolds"] = [
                 None if (m := cache[id(p)][1]) is None else m.spec() for p in group["params"]
             ]
-        self._keep = list({id(d): d for d in self._keep}.values())
+        self._keep = list({id(d): d for d in keep}.values())
         self._cache = cache
         self._places = [[cache[id(p)] for p in g["params"]] for g in self.param_groups]
-        self._clock = registry.version()
+        self._clock = version
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -423,9 +429,9 @@ def _declared(p: Tensor, manifold: Manifold | None) -> Declared:
     return p, manifold, (None if manifold is None else kind_of(manifold))
 
 
-def _manifold(p: Tensor, homes: dict[int, registry.Home]) -> Manifold | None:
+def _manifold(p: Tensor) -> Manifold | None:
     """The manifold to step a tensor on; None for flat space, declared or not."""
-    manifold = registry.manifold_of(p, homes)
+    manifold = registry.manifold_of(p)
     return None if isinstance(manifold, Euclidean) else manifold
 
 
