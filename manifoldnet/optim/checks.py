@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,13 @@ _GROSS = 1e-2
 
 
 def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
-    """Raise ValueError unless 0 ≤ value < below (NaN is refused; tensors of one element count)."""
+    """Raise ValueError unless 0 ≤ value < below (NaN is refused; tensors of one element count).
+
+    Raises:
+        TypeError: for what is no number.
+    """
+    if not isinstance(value, Real | Tensor):
+        raise TypeError(f"{name} must be a number or a tensor of one element, not {value!r}")
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name} as a tensor must have one element, not {value.numel()}")
     if not 0.0 <= float(value) < below:

@@ -77,10 +77,14 @@ class RiemannianOptimizer(Optimizer, ABC):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as in torch, after checking its options and the points in it.
 
+        Beside groups with names, one without gets names by its place (`"group2.0"`): callbacks
+        that unfreeze layers while a model trains know none.
+
         Raises:
             ValueError: for options that declared weights cannot honour, and for declared weights
                 that are off their manifolds.
         """
+        checkpoint.name_parameters(param_group, self.param_groups)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -351,17 +355,37 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Load a state: by parameter name where both sides have names, else in torch's order.
 
         A state that `torch.optim` saved for the same model is taken over: its buffers become
-        Riemannian ones. Nothing is changed if anything does not fit.
+        Riemannian ones. Hooks run as torch documents: those before loading come first, and may
+        convert a foreign state; what they give is checked. Entries that a wrapper keeps beside
+        ours are kept. Nothing is changed if anything does not fit.
 
         Raises:
-            ValueError: if the parameters, shapes, or manifolds differ from the saved ones, or
-                the state is of another optimizer.
+            ValueError: if the parameters, shapes, or manifolds differ from the saved ones, the
+                state is of another optimizer, or values are of a wrong type, or not finite for a
+                declared weight.
+            TypeError: for options that are no numbers.
         """
-        aligned = checkpoint.align(self.param_groups, state_dict)
+        exact: dict[Tensor, dict[str, Any]] = {}
+        # The last hook before loading and the first one after it.
+        handles = [
+            self.register_load_state_dict_pre_hook(lambda _, saved: self._fitting(saved, exact)),
+            self.register_load_state_dict_post_hook(lambda _: self._put(exact), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _fitting(self, saved: dict[str, Any], exact: dict[Tensor, dict[str, Any]]) -> Any:
+        """A saved state in the order of our groups, after all checks.
+
+        The state of declared weights is put into `exact`, too.
+        """
+        aligned = checkpoint.align(self.param_groups, saved)
         specs = checkpoint.saved_specs(aligned)
         self._resolve()
         number = 0
-        exact: dict[Tensor, dict[str, Any]] = {}
         for group, merged in zip(self.param_groups, aligned["param_groups"], strict=True):
             manifolds = [self._cache[id(p)][1] for p in group["params"]]
             kept = _PATHS if any(m is not None for m in manifolds) else ()
@@ -379,26 +403,31 @@ class RiemannianOptimizer(Optimizer, ABC):
                         f"{_said(now)} now: declare it as it was, or start with a new optimizer"
                     )
                 state = aligned["state"].get(number, {})
-                if state.keys() - self.state_keys:
-                    raise ValueError(
-                        f"the state of {name} has {', '.join(sorted(state.keys()))}, which is not "
-                        f"of {type(self).__name__}"
-                    )
+                checkpoint.check_entries(
+                    name, state, self.state_keys, type(self).__name__, manifold is not None
+                )
                 if manifold is not None:
                     if specs is None:
-                        state = self._adopt(group, p.detach(), state, manifold)
+                        more = {k: v for k, v in state.items() if k not in self.state_keys}
+                        ours = {k: v for k, v in state.items() if k in self.state_keys}
+                        state = {**more, **self._adopt(group, p.detach(), ours, manifold)}
                     exact[p] = state
                 self._check_state(name, p, state, manifold)
                 if state:
                     aligned["state"][number] = state
                 number += 1
             merged["manifolds"] = group["manifolds"]
-        super().load_state_dict(aligned)
-        # torch casts state to the type of its parameter; ours is float32 for half weights.
+        return aligned
+
+    def _put(self, exact: dict[Tensor, dict[str, Any]]) -> None:
+        """Put the state of declared weights in its own type.
+
+        torch casts it to that of the parameter; ours is float32 for half weights.
+        """
         for p, state in exact.items():
-            for key, value in state.items():
-                if isinstance(value, Tensor) and key != "step":
-                    (like,) = slices.promote(p.detach())
+            (like,) = slices.promote(p.detach())
+            for key in self.state_keys - {"step"}:
+                if isinstance(value := state.get(key), Tensor):
                     self.state[p][key] = value.to(like.device, like.dtype, copy=True)
         self._verified = False
 
@@ -411,8 +440,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _check_state(
         self, name: str, p: Tensor, state: dict[str, Any], manifold: Manifold | None
     ) -> None:
-        for key, value in state.items():
-            if not isinstance(value, Tensor) or key == "step":
+        for key in self.state_keys - {"step"}:
+            value = state.get(key)
+            if not isinstance(value, Tensor):
                 continue
             expected = self._state_shape(key, p, manifold)
             if value.shape != expected:
