@@ -604,8 +604,8 @@ def param_groups(
         _check_option(key)
     if declared.get("weight_decay", 0):
         raise ValueError(
-            f"declared={{'weight_decay': {declared['weight_decay']}}}: on a norm-constrained weight "
-            "decay has no effect, and it breaks the invariance of the scaled metric; "
+            f"declared={{'weight_decay': {declared['weight_decay']}}}: on a norm-constrained "
+            "weight decay has no effect, and it breaks the invariance of the scaled metric; "
             "give it to the others, with free={'weight_decay': …}"
         )
     found = declared_parameters(model)
@@ -630,9 +630,9 @@ def param_groups(
         raise ValueError(f"{type(model).__name__} has no parameters")
     if not found:
         warnings.warn(
-            f"nothing is declared in this {type(model).__name__}, so that an optimizer steps all of "
-            "it in flat space. Declarations do not travel with weights: after from_pretrained, or "
-            "a state dict into a new model, declare again (manifoldnet.declare_all, or "
+            f"nothing is declared in this {type(model).__name__}, so that an optimizer steps all "
+            "of it in flat space. Declarations do not travel with weights: after from_pretrained, "
+            "or a state dict into a new model, declare again (manifoldnet.declare_all, or "
             "declare_from with what manifoldnet.spec gave). For a model without declarations give "
             "model.named_parameters() to the optimizer",
             NothingDeclaredWarning,

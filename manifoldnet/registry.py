@@ -59,9 +59,7 @@ _KEY = "_manifold_declarations"
 
 # What torch's wrappers put into the names of parameters: torch.compile, DistributedDataParallel
 # (and AveragedModel), activation checkpointing, FullyShardedDataParallel.
-_WRAPPERS = frozenset(
-    {"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-)
+_WRAPPERS = frozenset({"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
 class _Record(weakref.ref["Declarations"]):

@@ -93,12 +93,16 @@ def saved_specs(saved: dict[str, Any]) -> list[Any] | None:
 def _check_form(saved: Any) -> None:
     """Raise ValueError for what no `Optimizer.state_dict` gave."""
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
-        raise ValueError("no state of an optimizer: it needs the entries 'state' and 'param_groups'")
+        raise ValueError(
+            "no state of an optimizer: it needs the entries 'state' and 'param_groups'"
+        )
     for number, group in enumerate(saved["param_groups"]):
         for key, right in (("param_names", _is_name), ("manifolds", _is_spec)):
             entries = group.get(key, ())
             if not isinstance(entries, list | tuple):
-                raise ValueError(f"{key} of group {number} of the saved state is no list: {entries!r}")
+                raise ValueError(
+                    f"{key} of group {number} of the saved state is no list: {entries!r}"
+                )
             for entry in entries:
                 if not right(entry):
                     raise ValueError(

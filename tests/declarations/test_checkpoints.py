@@ -485,9 +485,9 @@ def test_a_plain_model_is_not_copied_to_be_loaded(monkeypatch) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 2))
     mn.declare(model, "0.weight", mn.Oblique(), project=True)
     mn.load_state_dict(model, values(model))
+    converts, state = converting("hook")
     with pytest.raises(TypeError):
-        model_, state = converting("hook")
-        mn.load_state_dict(model_, state)
+        mn.load_state_dict(converts, state)
 
 
 def test_every_name_of_a_tied_weight_is_checked_behind_hooks() -> None:

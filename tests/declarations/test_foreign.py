@@ -40,7 +40,7 @@ def warned(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -
 def test_one_warning_names_the_weight_and_the_ways_out(make, manifold, way) -> None:
     model = declared(manifold, way)
     (text,) = warned(model, make(model))
-    assert "weight" in text and "(8, 5)" in text and str(manifold) in text
+    assert all(part in text for part in ("weight", "(8, 5)", str(manifold)))
     assert all(way_out in text for way_out in ("RiemannianAdam", "project_(model)", "undeclare"))
     assert "head" not in text
 
@@ -177,7 +177,9 @@ def test_a_compiled_step() -> None:
     optimizers[0].step = torch.compile(optimizers[0].step, backend="eager")
     warned(model, optimizers[0])
     warned(twin, optimizers[1])
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
 
 
 def test_nothing_is_hooked_before_the_first_declaration() -> None:
@@ -185,7 +187,8 @@ def test_nothing_is_hooked_before_the_first_declaration() -> None:
         "import torch, manifoldnet as mn\n"
         "from torch.optim import optimizer\n"
         "assert not optimizer._global_optimizer_pre_hooks\n"
-        "for _ in range(2): mn.declare(torch.nn.Linear(3, 2), 'weight', mn.Oblique(), project=True)\n"
+        "for _ in range(2):\n"
+        "    mn.declare(torch.nn.Linear(3, 2), 'weight', mn.Oblique(), project=True)\n"
         "assert len(optimizer._global_optimizer_pre_hooks) == 1\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
@@ -198,7 +201,9 @@ def test_groups_of_a_model_whose_declarations_were_lost() -> None:
     saved = declared(OBLIQUE)
     fresh = Net()
     fresh.load_state_dict(saved.state_dict())
-    with pytest.warns(mn.NothingDeclaredWarning, match=r"nothing is declared in this Net.*declare_f"):
+    with pytest.warns(
+        mn.NothingDeclaredWarning, match=r"nothing is declared in this Net.*declare_f"
+    ):
         mn.param_groups(fresh)
     mn.declare_from(fresh, mn.spec(saved))
     with warnings.catch_warnings():

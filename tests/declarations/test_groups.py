@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 
 import pytest
 import torch
@@ -102,7 +103,8 @@ def test_values_can_be_projected() -> None:
     before = values(fresh)
     with pytest.raises(ValueError, match=r"^hidden\.weight is not on Oblique"):
         mn.declare_from(fresh, mn.spec(model))
-    assert unchanged(fresh, before) and mn.manifolds(fresh) == {}
+    assert unchanged(fresh, before)
+    assert mn.manifolds(fresh) == {}
     mn.declare_from(fresh, mn.spec(model), project=True)
     mn.verify(fresh)
 
@@ -165,3 +167,26 @@ def test_another_declaration_is_not_overwritten() -> None:
     with pytest.raises(ValueError, match="is declared on Sphere.*already"):
         mn.declare_from(model, mn.spec(declared(OBLIQUE)), project=True)
     assert mn.manifolds(model) == {"hidden.weight": mn.Sphere()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, at import
+def test_zero_redundancy_optimizer(tmp_path) -> None:
+    """It takes no named parameters, and is no foreign optimizer where ours steps within."""
+    from torch import distributed
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        model, twin = declared(OBLIQUE), declared(OBLIQUE)
+        optimizer = ZeroRedundancyOptimizer(
+            mn.param_groups(model, names=False), mn.RiemannianSGD, lr=0.1, momentum=0.9
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", mn.ForeignOptimizerWarning)
+            losses = fit(model, optimizer)
+    finally:
+        distributed.destroy_process_group()
+    assert losses == fit(twin, mn.RiemannianSGD(mn.param_groups(twin), lr=0.1, momentum=0.9))
+    mn.verify(model)

@@ -6,7 +6,6 @@ import copy
 import gc
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ class Counting(dict):
 
 
 @pytest.fixture
-def crowd() -> Iterator[list[nn.Linear]]:
+def crowd() -> list[nn.Linear]:
     """Many declared layers, elsewhere in the process, that notice when they are visited."""
     layers = []
     for _ in range(200):
@@ -39,7 +38,7 @@ def crowd() -> Iterator[list[nn.Linear]]:
         mn.declare(layer, "weight", OBLIQUE, project=True)
         layers.append(layer)
     Counting.asked = 0
-    yield layers
+    return layers
 
 
 @pytest.mark.parametrize(

@@ -361,9 +361,7 @@ def test_a_part_that_is_called_module_is_no_wrapper() -> None:
     again = mn.RiemannianSGD(model.named_parameters(), lr=0.1, momentum=0.9)
     again.load_state_dict(optimizer.state_dict())
     for p in model.parameters():
-        assert torch.equal(
-            again.state[p]["momentum_buffer"], optimizer.state[p]["momentum_buffer"]
-        )
+        assert torch.equal(again.state[p]["momentum_buffer"], optimizer.state[p]["momentum_buffer"])
 
 
 def test_names_reach_an_unnamed_optimizer_as_in_torch() -> None:
