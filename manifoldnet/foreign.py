@@ -24,15 +24,28 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from manifoldnet import registry
 from manifoldnet.geometry import Euclidean
 
-__all__ = ["ForeignOptimizerWarning", "follows_declarations", "mark_as_following"]
+__all__ = ["ForeignOptimizerWarning", "accept", "follows_declarations"]
 
 # Set on a class, or on one optimizer, whose steps on declared weights follow their manifolds.
 _MARK = "_follows_declarations"
 
 
-def mark_as_following(optimizer: Optimizer) -> None:
-    """Say of one optimizer that its steps follow declarations: by hooks of its own, say."""
-    setattr(optimizer, _MARK, True)
+def accept(optimizer: Any) -> None:
+    """Mark an optimizer, and those that it wraps, as one that need not be warned of.
+
+    Its steps follow declarations by other means (hooks of its own), or are what is to be measured.
+    A copy of the optimizer loses the mark, as it loses its hooks.
+    """
+    for each in (optimizer, *_wrapped(optimizer)):
+        if isinstance(each, Optimizer):
+            setattr(each, _MARK, True)
+
+
+def _wrapped(optimizer: Any) -> Iterator[Optimizer]:
+    for held in getattr(optimizer, "__dict__", {}).values():
+        for inner in held if isinstance(held, list | tuple) else (held,):
+            if isinstance(inner, Optimizer):
+                yield inner
 
 
 class ForeignOptimizerWarning(UserWarning):
@@ -55,14 +68,7 @@ _handle: Any = None
 
 def follows_declarations(optimizer: Any) -> bool:
     """Whether an optimizer is marked as one that follows declarations, or wraps one that is."""
-    if getattr(optimizer, _MARK, False):
-        return True
-    return any(
-        getattr(inner, _MARK, False)
-        for held in vars(optimizer).values()
-        for inner in (held if isinstance(held, list | tuple) else (held,))
-        if isinstance(inner, Optimizer)
-    )
+    return any(getattr(each, _MARK, False) for each in (optimizer, *_wrapped(optimizer)))
 
 
 def _register() -> None:
@@ -93,7 +99,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     listed = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
     warnings.warn(
         f"{type(optimizer).__name__} steps declared weights as if they were in flat space, so that "
-        f"they leave their manifolds: {listed}. Give them to manifoldnet.RiemannianSGD or "
+        f"they leave their manifolds, and metrics have no effect: {listed}. Give them to manifoldnet.RiemannianSGD or "
         "manifoldnet.RiemannianAdam, call manifoldnet.project_(model) after each step, or "
         "manifoldnet.undeclare them",
         ForeignOptimizerWarning,

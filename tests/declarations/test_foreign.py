@@ -100,11 +100,25 @@ def test_a_wrapper_is_judged_by_what_it_wraps() -> None:
 def test_an_optimizer_can_be_marked() -> None:
     model = declared(OBLIQUE)
     optimizer = MAKERS["AdamW"](model)
-    foreign.mark_as_following(optimizer)
+    foreign.accept(optimizer)
     assert warned(model, optimizer) == []
     # torch drops hooks and attributes in a copy, and so the mark.
     model, optimizer = copy.deepcopy((model, optimizer))
     assert len(warned(model, optimizer)) == 1
+
+
+def test_what_is_measured_is_not_warned_of() -> None:
+    model = declared(OBLIQUE).double()
+    x, y = batch(model.head.weight)
+    run = mn.symmetry.runs.run
+
+    def wrapped(m: nn.Module) -> torch.optim.Optimizer:
+        return Lookahead(torch.optim.SGD(m.parameters(), lr=0.1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ForeignOptimizerWarning)
+        for make in (MAKERS["AdamW"], wrapped):
+            run(model, nn.functional.cross_entropy, [(x, y)], make, steps=2)
 
 
 def test_declared_after_the_first_step() -> None:
