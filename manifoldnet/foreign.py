@@ -99,9 +99,9 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     listed = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
     warnings.warn(
         f"{type(optimizer).__name__} steps declared weights as if they were in flat space, so that "
-        f"they leave their manifolds, and metrics have no effect: {listed}. Give them to manifoldnet.RiemannianSGD or "
-        "manifoldnet.RiemannianAdam, call manifoldnet.project_(model) after each step, or "
-        "manifoldnet.undeclare them",
+        f"they leave their manifolds, and metrics have no effect: {listed}. Give them to "
+        "manifoldnet.RiemannianSGD or manifoldnet.RiemannianAdam, call manifoldnet.project_(model) "
+        "after each step, or manifoldnet.undeclare them",
         ForeignOptimizerWarning,
         stacklevel=3,  # past torch's wrapper of `step`
     )
