@@ -351,6 +351,15 @@ def test_project_changes_nothing_if_one_weight_cannot_be_mended() -> None:
     assert unchanged(model, before)
 
 
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_slices_that_no_projection_mends_are_infinitely_far_off(bad) -> None:
+    model = nn.Linear(4, 3)
+    mn.declare(model, "weight", mn.Oblique(), project=True)
+    with torch.no_grad():
+        model.weight[1] = bad
+    assert mn.violations(model) == {"weight": float("inf")}
+
+
 # --- models that convert what they load -----------------------------------------------------------
 
 

@@ -140,6 +140,7 @@ def test_an_optimizer_of_bare_tensors_finds_one_that_was_put_there_silently() ->
 def test_questions_to_a_model_put_the_index_right() -> None:
     model = declared(OBLIQUE)
     old, weight = model.hidden.weight, replaced(model.hidden)
+    assert registry.find(old) is None  # though the index has its id
     assert mn.manifolds(model) == {"hidden.weight": OBLIQUE}
     assert registry.find(weight).manifold == OBLIQUE
     assert registry.find(old) is None
