@@ -1,6 +1,7 @@
 """manifoldnet: weights on manifolds for PyTorch, with explicit geometry and proven invariance."""
 
 from manifoldnet import nn, optim, rules, symmetry
+from manifoldnet.foreign import ForeignOptimizerWarning
 from manifoldnet.geometry import (
     Additive,
     Euclidean,
@@ -17,12 +18,15 @@ from manifoldnet.geometry import (
 from manifoldnet.optim import RiemannianAdam, RiemannianSGD
 from manifoldnet.parameter import (
     ManifoldParameter,
+    NothingDeclaredWarning,
     declare,
     declare_all,
+    declare_from,
     load_state_dict,
     manifolds,
     param_groups,
     project_,
+    spec,
     undeclare,
     verify,
     violations,
@@ -33,9 +37,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Additive",
     "Euclidean",
+    "ForeignOptimizerWarning",
     "Geodesic",
     "Manifold",
     "ManifoldParameter",
+    "NothingDeclaredWarning",
     "Oblique",
     "Product",
     "Projective",
@@ -46,6 +52,7 @@ __all__ = [
     "__version__",
     "declare",
     "declare_all",
+    "declare_from",
     "from_geoopt",
     "from_spec",
     "load_state_dict",
@@ -55,6 +62,7 @@ __all__ = [
     "param_groups",
     "project_",
     "rules",
+    "spec",
     "symmetry",
     "undeclare",
     "verify",

@@ -11,6 +11,11 @@ is an error that says which slices, by how much, and what to call; nothing is mo
 
 from __future__ import annotations
 
+import copy
+import difflib
+import functools
+import inspect
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +27,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold, from_geoopt
+from manifoldnet.geometry import Euclidean, Manifold, from_geoopt, from_spec
+from manifoldnet.geometry.manifold import Spec
 from manifoldnet.registry import (
     Declarations,
     declared_modules,
@@ -32,13 +38,16 @@ from manifoldnet.registry import (
 
 __all__ = [
     "ManifoldParameter",
+    "NothingDeclaredWarning",
     "Rule",
     "declare",
     "declare_all",
+    "declare_from",
     "load_state_dict",
     "manifolds",
     "param_groups",
     "project_",
+    "spec",
     "undeclare",
     "verify",
     "violations",
@@ -130,8 +139,10 @@ def undeclare(module: nn.Module, name: str) -> None:
     """
     owner, local = _owner(module, name)
     declarations = Declarations.of(owner)
+    if registry.is_shared(owner._parameters, local):
+        registry.refresh()  # the record of another of its names may have fallen behind
     parameter = owner._parameters.get(local)
-    found = list(registry.records(parameter)) if parameter is not None else []
+    found = registry.records(parameter) if parameter is not None else []
     if declarations is not None and local in declarations.manifolds:
         found.append((declarations, local))
     if not found and not isinstance(parameter, geoopt.ManifoldParameter):
@@ -221,7 +232,8 @@ def _declare(
     model: nn.Module, plan: list[tuple[str, nn.Module, str, Manifold]], project: bool
 ) -> None:
     """Check everything first, then write: values, then the registry, under all tied names."""
-    homes = registry.index()
+    # A model is not searched for other names of a weight that cannot have any.
+    alone = len(plan) == 1 and not registry.is_shared(plan[0][1]._parameters, plan[0][2])
     planned: dict[int, tuple[str, Manifold]] = {}
     values: list[tuple[Tensor, Tensor]] = []
     for name, owner, local, manifold in plan:
@@ -231,7 +243,7 @@ def _declare(
             raise ValueError(
                 f"{name} has no shape yet (a lazy module): run the model once, then declare it"
             )
-        other = registry.manifold_of(parameter, homes)
+        other = registry.manifold_of(parameter)
         if other is not None and other != manifold:
             raise ValueError(
                 f"{name} is declared on {other} already, here or under another name of the same "
@@ -245,18 +257,20 @@ def _declare(
         manifold.assert_check_point(parameter, name=name)
         if parameter.is_meta:
             continue
-        with torch.no_grad():
-            point = manifold.projx(parameter.detach(), name=name) if project else parameter
-            manifold.assert_check_point_on_manifold(point, name=name)
-            if project:
-                values.append((parameter, point))
-    with torch.no_grad():
-        for target, point in values:
-            target.copy_(point)
-    for module in model.modules():
+        x = parameter.detach()
+        if project:  # refuses what it cannot put there
+            values.append((x, manifold.projx(x, name=name)))
+        else:
+            manifold.assert_check_point_on_manifold(x, name=name)
+    for x, point in values:
+        x.copy_(point)
+    for module in [plan[0][1]] if alone else model.modules():
         for local, parameter in module._parameters.items():
-            if id(parameter) in planned:
-                Declarations.set(module, local, planned[id(parameter)][1])
+            if parameter is not None and id(parameter) in planned:
+                label, manifold = planned[id(parameter)]
+                Declarations.set(
+                    module, local, manifold, parameter, label=label if "." in label else None
+                )
 
 
 def manifolds(model: nn.Module) -> dict[str, Manifold]:
@@ -325,6 +339,69 @@ def project_(model: nn.Module) -> None:
         parameter.copy_(point)
 
 
+def spec(model: nn.Module) -> dict[str, Spec]:
+    """What is declared in a model, in JSON's types: {"hidden.weight": Oblique().spec(), …}.
+
+    A checkpoint of weights says nothing of manifolds: save this beside it, and give it to
+    `declare_from` when the model was built anew. Names are those of the plain model, without what
+    torch's wrappers (compiled, distributed, checkpointed modules) put into them.
+
+    Raises:
+        RuntimeError: if a declared parameter is gone from its module.
+    """
+    declared = manifolds(model)
+    return {
+        name: manifold.spec()
+        for name, manifold in zip(registry.unwrapped(declared), declared.values(), strict=True)
+    }
+
+
+def declare_from(
+    model: nn.Module, spec: Mapping[str, Spec], project: bool = False
+) -> dict[str, Manifold]:
+    """Declare what `spec` described, all of it or (on an error) nothing.
+
+    Args:
+        model: a model with the parameters that were declared; torch's wrappers may differ.
+        spec: what `manifoldnet.spec` gave, as it is or through JSON.
+        project: put the values on their manifolds first.
+
+    Returns:
+        What was declared, by qualified name.
+
+    Raises:
+        ValueError: as `declare`; if `spec` is no such description, or names a parameter that the
+            model does not have.
+    """
+    _check_module(model)
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"spec must be what manifoldnet.spec gave, not a {type(spec).__name__}")
+    names = [
+        qualified(prefix, local)
+        for prefix, module in model.named_modules()
+        for local, parameter in module._parameters.items()
+        if parameter is not None
+    ]
+    known = {**dict(zip(registry.unwrapped(names), names, strict=True)), **{n: n for n in names}}
+    unknown = [str(name) for name in spec if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{type(model).__name__} has no {', '.join(unknown)}: the declarations are of another "
+            "model; nothing was declared"
+        )
+    plan = []
+    for given, description in spec.items():
+        try:
+            manifold = from_spec(description)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{given}: {error}") from error
+        owner, local = _find(model, known[given])
+        plan.append((known[given], owner, local, manifold))
+    if plan:
+        _declare(model, plan, project)
+    return {name: manifold for name, _, _, manifold in plan}
+
+
 def load_state_dict(
     model: nn.Module,
     state: Mapping[str, Any],
@@ -333,6 +410,10 @@ def load_state_dict(
     assign: bool = False,
 ) -> Any:
     """Load weights after checking that they lie on the model's manifolds.
+
+    Where modules convert what they load (hooks of `register_load_state_dict_pre_hook`, classes
+    with a `_load_from_state_dict` of their own), the converted values are checked. Then the model's
+    old values are kept until all is loaded, which takes their memory once more.
 
     Args:
         model: the network, with its declarations.
@@ -348,70 +429,246 @@ def load_state_dict(
         ValueError: if a declared weight in `state` has another shape or is off its manifold.
             Nothing has been loaded then.
     """
-    checked: dict[str, Any] = OrderedDict(state)
-    if hasattr(state, "_metadata"):  # torch keeps the modules' versions there
-        checked._metadata = state._metadata  # type: ignore[attr-defined]
-    troubles = []
-    for name, (parameter, manifold) in declared_parameters(model, tied=True).items():
+    declared = declared_parameters(model, tied=True)
+    incoming = _Incoming(project, assign)
+    if not any(_converts(module) for module in model.modules()):
+        checked: dict[str, Any] = OrderedDict(state)
+        if hasattr(state, "_metadata"):  # torch keeps the modules' versions there
+            checked._metadata = state._metadata  # type: ignore[attr-defined]
+        for name, (parameter, manifold) in declared.items():
+            incoming.check(checked, name, parameter, manifold)
+        incoming.refuse()
+        return model.load_state_dict(checked, strict=strict, assign=assign)
+    before = _Snapshot(model)
+    on = {id(parameter): manifold for parameter, manifold in declared.values()}
+    handles = [
+        # Behind all hooks that are there, so that it sees what will be loaded.
+        module._register_load_state_dict_pre_hook(functools.partial(incoming.hook, module, on))
+        for module in model.modules()
+        if any(id(parameter) in on for parameter in module._parameters.values())
+    ]
+    try:
+        result = model.load_state_dict(state, strict=strict, assign=assign)
+        incoming.refuse()
+        # A class that copies by itself has shown nothing to the hook.
+        for name, (parameter, manifold) in declared_parameters(model, tied=True).items():
+            if name not in incoming.seen and before.has_changed(parameter):
+                if project and not parameter.is_meta:
+                    x = parameter.detach()
+                    x.copy_(manifold.projx(x, name=name))
+                incoming.note(_trouble(name, manifold, parameter.detach()))
+        incoming.refuse()
+    except BaseException:
+        before.restore()
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+    return result
+
+
+class _Incoming:
+    """Checks of the declared weights that a state brings, all of them before any is refused."""
+
+    def __init__(self, project: bool, assign: bool) -> None:
+        self.project, self.assign = project, assign
+        self.seen: set[str] = set()
+        self.troubles: list[str] = []
+
+    def hook(
+        self,
+        module: nn.Module,
+        on: dict[int, Manifold],
+        state: dict[str, Any],
+        prefix: str,
+        *_: Any,
+    ) -> None:
+        """Check what a module is about to load, as a pre-hook of torch."""
+        for local, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in on:
+                self.check(state, prefix + local, parameter, on[id(parameter)])
+
+    def check(
+        self, state: dict[str, Any], name: str, parameter: nn.Parameter, manifold: Manifold
+    ) -> None:
+        """Check one weight; put its projection into the state, if that was asked for."""
         value = state.get(name)
         if not isinstance(value, Tensor):
-            continue  # missing, or what torch will refuse itself
+            return  # missing, or what torch will refuse itself
+        self.seen.add(name)
         value = value.detach()
-        if not assign:
+        if not self.assign:
             value = value.to(parameter.dtype)
         if value.shape != parameter.shape:
-            troubles.append(
+            self.note(
                 f"{name} has shape {tuple(value.shape)} in the checkpoint and "
                 f"{tuple(parameter.shape)} in the model"
             )
-            continue
-        if project:
-            value = manifold.projx(value, name=name)
-            checked[name] = value
-        trouble = _trouble(name, manifold, value)
+            return
+        if self.project:
+            try:
+                value = state[name] = manifold.projx(value, name=name)
+            except ValueError as error:
+                self.note(str(error))
+                return
+        self.note(_trouble(name, manifold, value))
+
+    def note(self, trouble: str | None) -> None:
         if trouble:
-            troubles.append(trouble)
-    if troubles:
-        raise ValueError("nothing was loaded: " + "\n".join(troubles))
-    return model.load_state_dict(checked, strict=strict, assign=assign)
+            self.troubles.append(trouble)
+
+    def refuse(self) -> None:
+        if self.troubles:
+            raise ValueError("nothing was loaded: " + "\n".join(self.troubles))
 
 
-def param_groups(model: nn.Module, **options: Any) -> list[dict[str, Any]]:
+def _converts(module: nn.Module) -> bool:
+    """Whether a module may turn what it loads into something else.
+
+    Of torch's own layers some fill in keys of old versions, of their own buffers only.
+    """
+    if module._load_state_dict_pre_hooks:
+        return True
+    owner = next(c for c in type(module).__mro__ if "_load_from_state_dict" in vars(c))
+    return not owner.__module__.startswith("torch.nn.modules.")
+
+
+class _Snapshot:
+    """The values of a model, and which tensors hold them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._places: list[tuple[dict[str, Any], str, Tensor | None]] = []
+        self._values: dict[int, tuple[Tensor, Tensor]] = {}
+        self._extra: list[tuple[nn.Module, Any]] = []
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    self._places.append((held, name, tensor))
+                    if tensor is not None and not is_lazy(tensor):
+                        self._values[id(tensor)] = tensor, tensor.detach().clone()
+            if type(module).set_extra_state is not nn.Module.set_extra_state:
+                self._extra.append((module, copy.deepcopy(module.get_extra_state())))
+
+    def has_changed(self, tensor: Tensor) -> bool:
+        """Whether a tensor is another one than before, or has other values."""
+        kept, value = self._values.get(id(tensor), (None, None))
+        return kept is not tensor or value is None or not torch.equal(value, tensor.detach())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the same tensors back, with the values that they had."""
+        for held, name, tensor in self._places:
+            held[name] = tensor
+        for tensor, value in self._values.values():
+            if tensor.shape == value.shape and tensor.dtype == value.dtype:
+                tensor.copy_(value)
+            else:
+                tensor.data = value
+        for module, extra in self._extra:
+            module.set_extra_state(extra)
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    names: bool = True,
+    declared: Mapping[str, Any] | None = None,
+    free: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
     """The parameter groups of a model for an optimizer: declared weights, and all others.
 
     Weight decay is for the others only: on a norm-constrained weight it has no effect, and it
-    would break the invariance of the scaled metric.
+    would break the invariance of the scaled metric. A model in which nothing is declared (its
+    declarations got lost, perhaps, when it was built anew) gets one group, and a warning.
 
     Args:
         model: the network.
+        names: give parameters with their names, by which checkpoints are matched; False for what
+            takes no named ones (torch's ZeroRedundancyOptimizer).
+        declared: options for the group of declared weights only (`declared={"lr": 0.1}`).
+        free: options for the group of all others only.
         options: options of the optimizer for both groups (`lr=…`, `weight_decay=…`).
 
     Returns:
-        One or two groups of named parameters; `model_order` holds each one's place in
+        One or two groups of parameters; `model_order` holds each one's place in
         `model.parameters()`, by which a checkpoint without names can be taken over.
+
+    Raises:
+        ValueError: for an option that no optimizer of torch or of this library has; for weight
+            decay asked for declared weights; if the model has no parameters.
     """
-    if "params" in options:
-        raise ValueError("params is what this function finds: give options such as lr=0.1 only")
     _check_module(model)
-    declared = {
-        id(p) for p, m in declared_parameters(model).values() if not isinstance(m, Euclidean)
-    }
+    declared, free = dict(declared or {}), dict(free or {})
+    for key in [*options, *declared, *free]:
+        _check_option(key)
+    if declared.get("weight_decay", 0):
+        raise ValueError(
+            f"declared={{'weight_decay': {declared['weight_decay']}}}: on a norm-constrained "
+            "weight decay has no effect, and it breaks the invariance of the scaled metric; "
+            "give it to the others, with free={'weight_decay': …}"
+        )
+    found = declared_parameters(model)
+    chosen = {id(p) for p, m in found.values() if not isinstance(m, Euclidean)}
     groups: list[dict[str, Any]] = []
-    for wanted in (True, False):
-        found = [
-            (place, named)
-            for place, named in enumerate(model.named_parameters())
-            if (id(named[1]) in declared) is wanted
+    for wanted, own in ((True, {**declared, "weight_decay": 0.0}), (False, free)):
+        members = [
+            (place, name, p)
+            for place, (name, p) in enumerate(model.named_parameters())
+            if (id(p) in chosen) is wanted
         ]
-        if found:
-            group: dict[str, Any] = {
-                **options,
-                "params": [named for _, named in found],
-                "model_order": [place for place, _ in found],
-            }
-            if wanted:
-                group["weight_decay"] = 0.0
-            groups.append(group)
+        if members:
+            groups.append(
+                {
+                    **options,
+                    **own,
+                    "params": [(name, p) if names else p for _, name, p in members],
+                    "model_order": [place for place, _, _ in members],
+                }
+            )
     if not groups:
         raise ValueError(f"{type(model).__name__} has no parameters")
+    if not found:
+        warnings.warn(
+            f"nothing is declared in this {type(model).__name__}, so that an optimizer steps all "
+            "of it in flat space. Declarations do not travel with weights: after from_pretrained, "
+            "or a state dict into a new model, declare again (manifoldnet.declare_all, or "
+            "declare_from with what manifoldnet.spec gave). For a model without declarations give "
+            "model.named_parameters() to the optimizer",
+            NothingDeclaredWarning,
+            stacklevel=2,
+        )
     return groups
+
+
+class NothingDeclaredWarning(UserWarning):
+    """A model without declarations was given where they matter."""
+
+
+# Options of this library's optimizers beyond those of torch's, and what torch's schedulers and
+# logging tools keep in groups.
+_MORE_OPTIONS = frozenset({"error_if_nonfinite", "slice_scale", "initial_lr", "name"})
+
+
+@functools.cache
+def _known_options() -> frozenset[str]:
+    """The options that any optimizer of torch takes."""
+    found = set(_MORE_OPTIONS)
+    for optimizer in vars(torch.optim).values():
+        if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+            found |= inspect.signature(optimizer).parameters.keys()
+    return frozenset(found - {"params", "defaults"})
+
+
+def _check_option(key: str) -> None:
+    if key == "params":
+        raise ValueError("params is what this function finds: give options such as lr=0.1 only")
+    known = _known_options()
+    if key not in known:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        raise ValueError(
+            f"{key} is an option of no optimizer of torch or manifoldnet"
+            + (f" (did you mean {near[0]}?)" if near else "")
+            + "; give one of an optimizer from elsewhere to its constructor, or write it into the "
+            "groups"
+        )

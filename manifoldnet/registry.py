@@ -7,8 +7,13 @@ cannot hold a declaration. It is kept on the *module*, by parameter name:
 
 `Declarations` also refers to the module's own dictionary of parameters, so that whatever tensor
 stands under that name at the moment is the declared one, however it got there: deepcopy, pickle,
-`.to("meta")`, `load_state_dict(assign=True)`, swapped tensors. All live ones are known here, and
-an optimizer that is given bare tensors finds their manifolds by asking `index()`.
+`.to("meta")`, `load_state_dict(assign=True)`, swapped tensors.
+
+An index leads from the `id` of a tensor to its records, for those who are given bare tensors: the
+registration hook of modules, `declare`, the optimizers. torch replaces tensors in a module without
+notice, and ids are used again, so that an entry counts only if its record still has that very
+tensor under that name. An entry that fell behind is put right whenever its module is asked
+(`declared_parameters`) and by `refresh`, a pass over all records, which optimizers call.
 
 A declared tensor that is assigned to another module (tied, parametrized, pruned, traced) is
 declared there too, so that no module depends on another one's record.
@@ -16,9 +21,14 @@ declared there too, so that no module depends on another one's record.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import geoopt
@@ -29,44 +39,123 @@ from manifoldnet.geometry import Manifold, from_geoopt
 
 __all__ = [
     "Declarations",
-    "Home",
+    "DeclaredTensor",
+    "at_first_declaration",
+    "changed_since",
     "declared_modules",
     "declared_parameters",
-    "index",
+    "find",
+    "is_shared",
+    "manifold_of",
+    "qualified",
     "records",
+    "refresh",
+    "unwrapped",
     "version",
     "watch",
 ]
 
 _KEY = "_manifold_declarations"
-_live: weakref.WeakSet[Declarations] = weakref.WeakSet()
+
+# What torch's wrappers put into the names of parameters: torch.compile, DistributedDataParallel
+# (and AveragedModel), activation checkpointing, FullyShardedDataParallel.
+_WRAPPERS = frozenset({"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
+class _Record(weakref.ref["Declarations"]):
+    """A weak reference to the declarations of a module, with the ids they stand under.
+
+    Weak, and to the record: torch swaps no tensor that has a weak reference.
+    """
+
+    __slots__ = ("ids",)
+    ids: dict[str, int]  # parameter name -> the id it has in the index
+
+
+# Every change below is made under the lock. Entries of the index are replaced as a whole, so that
+# a look-up needs no lock. A record that dies (in any thread, within the lock too: the garbage
+# collector runs where it likes) is only noted, and cleared away at the next change.
+_lock = threading.RLock()
+_live: set[_Record] = set()
+_index: dict[int, tuple[tuple[_Record, str], ...]] = {}
+_dead: deque[_Record] = deque()
 _version = 0
+_changed: deque[int] = deque(maxlen=4096)  # ids of the tensors that the last versions are about
 
 
 def version() -> int:
-    """A number that changes whenever a declaration is made, copied or taken back."""
+    """A number that grows whenever a declaration is made or taken back."""
     return _version
 
 
-def _touch() -> None:
+def changed_since(earlier: int) -> set[int] | None:
+    """Ids of the tensors that were declared or undeclared after a version.
+
+    Returns:
+        The ids (of tensors that may be gone); None if it is too long ago to know.
+    """
+    with _lock:
+        count = _version - earlier
+        if earlier < 0 or count > len(_changed):
+            return None
+        return set(islice(reversed(_changed), count))
+
+
+def _note_change(*tensors: int | None) -> None:
     global _version
-    _version += 1
+    for each in tensors:
+        if each is not None:
+            _changed.append(each)
+            _version += 1
+
+
+def _clear_dead() -> None:
+    while _dead:
+        record = _dead.popleft()
+        _live.discard(record)
+        for name, key in record.ids.items():
+            _forget(record, name, key)
+
+
+def _forget(record: _Record, name: str, key: int) -> None:
+    left = tuple(e for e in _index.get(key, ()) if e[0] is not record or e[1] != name)
+    if left:
+        _index[key] = left
+    else:
+        _index.pop(key, None)
 
 
 class Declarations:
     """The declarations of one module: parameter name -> manifold."""
 
+    manifolds: dict[str, Manifold]
+    inherited: set[str]  # by assigning a tensor that was declared elsewhere
+    labels: dict[str, str]  # what the parameter was called where it was declared
+    parameters: dict[str, nn.Parameter | None]
+    _record: _Record
+
     def __init__(self, parameters: dict[str, nn.Parameter | None]) -> None:
-        self.manifolds: dict[str, Manifold] = {}
-        self.borrowed: set[str] = set()  # by assigning a tensor that was declared elsewhere
+        self.manifolds, self.inherited, self.labels = {}, set(), {}
         self.parameters = parameters
-        _live.add(self)
+        self._enter()
+
+    def _enter(self) -> None:
+        record = _Record(self, _dead.append)
+        record.ids = {}
+        self._record = record
+        with _lock:
+            _clear_dead()
+            _live.add(record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_record"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy or an unpickled one: its `parameters` is already the new module's dictionary.
+        # A copy or an unpickled one. Its `parameters` is the new module's dictionary, which need
+        # not be filled yet; its tensors are new, so that no optimizer has anything to look up.
         self.__dict__.update(state)
-        _live.add(self)
-        _touch()
+        self._enter()
+        self.refresh()
         watch()
 
     @staticmethod
@@ -76,33 +165,101 @@ class Declarations:
         return found
 
     @staticmethod
-    def set(module: nn.Module, name: str, manifold: Manifold, *, borrowed: bool = False) -> None:
-        """Record that the parameter `name` of `module` lives on `manifold`."""
-        declarations = Declarations.of(module)
-        if declarations is None:
-            declarations = module.__dict__[_KEY] = Declarations(module._parameters)
-        if not borrowed:
-            declarations.borrowed.discard(name)
-        elif name not in declarations.manifolds:
-            declarations.borrowed.add(name)
-        declarations.manifolds[name] = manifold
-        _touch()
+    def set(
+        module: nn.Module,
+        name: str,
+        manifold: Manifold,
+        tensor: Tensor,
+        *,
+        inherited: bool = False,
+        label: str | None = None,
+    ) -> None:
+        """Record that a parameter of a module lives on a manifold.
+
+        Args:
+            module: the module that owns the parameter.
+            name: its name there.
+            manifold: where it lives.
+            tensor: the parameter: what stands under `name`, or is about to.
+            inherited: it is declared because the tensor was declared elsewhere.
+            label: what to call it in messages, if not by its name and the type of its module.
+        """
+        with _lock:
+            declarations = Declarations.of(module)
+            if declarations is None:
+                declarations = module.__dict__[_KEY] = Declarations(module._parameters)
+            if not inherited:
+                declarations.inherited.discard(name)
+            elif name not in declarations.manifolds:
+                declarations.inherited.add(name)
+            declarations.manifolds[name] = manifold
+            declarations.labels[name] = label or f"{name} of a {type(module).__name__}"
+            declarations.track(name, tensor)
+            _note_change(id(tensor))
         watch()
 
     def remove(self, name: str) -> None:
         """Forget the declaration of `name`."""
-        if self.manifolds.pop(name, None) is not None:
-            _touch()
+        with _lock:
+            if self.manifolds.pop(name, None) is None:
+                return
+            self.inherited.discard(name)
+            self.labels.pop(name, None)
+            tensor = self.parameters.get(name)
+            _note_change(self._record.ids.get(name), None if tensor is None else id(tensor))
+            self.track(name, None)
+
+    def track(self, name: str, tensor: Tensor | None) -> None:
+        """Put the tensor that stands under `name` into the index, in the place of an older one."""
+        ids, key = self._record.ids, None if tensor is None else id(tensor)
+        if ids.get(name) == key:
+            return
+        with _lock:
+            _clear_dead()
+            old = ids.pop(name, None)
+            if old is not None:
+                _forget(self._record, name, old)
+            if key is not None:
+                ids[name] = key
+                _index[key] = (*_index.get(key, ()), (self._record, name))
+
+    def refresh(self) -> None:
+        """Put the tensors that stand under the declared names now into the index."""
+        for name in list(self.manifolds):
+            self.track(name, self.parameters.get(name))
 
 
 _hook: Any = None
+_first_uses: list[Callable[[], object]] = []
+
+
+def at_first_declaration(action: Callable[[], object]) -> None:
+    """Have something done when this process makes, or reads, its first declaration.
+
+    Until then nothing of torch is changed.
+    """
+    _first_uses.append(action)
 
 
 def watch() -> None:
     """From now on, assigning a declared tensor or a ManifoldParameter to a module declares it."""
     global _hook
-    if _hook is None:
+    if _hook is not None:
+        return
+    with _lock:
+        if _hook is not None:
+            return
         _hook = nn_module.register_module_parameter_registration_hook(_on_registration)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_new_lock)
+        for action in _first_uses:
+            action()
+
+
+def _new_lock() -> None:
+    # Another thread of the parent, which the child does not have, may have held the old one.
+    global _lock
+    _lock = threading.RLock()
 
 
 def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -111,74 +268,112 @@ def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | Non
     here = Declarations.of(module)
     before = here.manifolds.get(name) if here is not None else None
     for declarations, other in records(parameter):
-        manifold = declarations.manifolds[other]
+        manifold = declarations.manifolds.get(other)
+        if manifold is None:
+            continue  # undeclared in another thread
         if before is not None and before != manifold:
             raise ValueError(
                 f"{name} of this {type(module).__name__} is declared on {before}, and the tensor "
                 f"to put there on {manifold} (where it is called {other}); one tensor cannot live "
                 "on both: undeclare one of them first"
             )
-        Declarations.set(module, name, manifold, borrowed=True)
+        label = declarations.labels.get(other)
+        Declarations.set(module, name, manifold, parameter, inherited=True, label=label)
         return
     if isinstance(parameter, geoopt.ManifoldTensor):
-        Declarations.set(module, name, from_geoopt(parameter.manifold))
+        Declarations.set(module, name, from_geoopt(parameter.manifold), parameter)
+    elif here is not None and before is not None:
+        here.track(name, parameter)
 
 
 @dataclass(frozen=True, eq=False)
-class Home:
-    """Where the declaration of one tensor stands."""
+class DeclaredTensor:
+    """One declared tensor: its manifold, and where that is recorded."""
 
     tensor: Tensor
     manifold: Manifold
     declarations: Declarations
-    rival: Manifold | None = None
+    name: str
+    conflicting: Manifold | None = None
+
+    @property
+    def label(self) -> str:
+        """What to call it in messages."""
+        return self.declarations.labels.get(self.name, self.name)
 
 
-def index() -> dict[int, Home]:
-    """All declared tensors alive in this process, by `id`."""
-    homes: dict[int, Home] = {}
-    for declarations in list(_live):
-        for name, manifold in declarations.manifolds.items():
-            tensor = declarations.parameters.get(name)
-            if tensor is None:
-                continue
-            known = homes.get(id(tensor))
-            if known is None:
-                homes[id(tensor)] = Home(tensor, manifold, declarations)
-            elif known.manifold != manifold:
-                homes[id(tensor)] = replace(known, rival=manifold)
-    return homes
-
-
-def records(tensor: Tensor) -> Iterator[tuple[Declarations, str]]:
+def records(tensor: Tensor) -> list[tuple[Declarations, str]]:
     """Every record of one tensor: of a tied one, each of its modules may have one."""
-    for declarations in list(_live):
-        for name in list(declarations.manifolds):
-            if declarations.parameters.get(name) is tensor:
-                yield declarations, name
+    found = []
+    for record, name in _index.get(id(tensor), ()):
+        declarations = record()
+        if (
+            declarations is not None
+            and name in declarations.manifolds
+            and declarations.parameters.get(name) is tensor
+        ):
+            found.append((declarations, name))
+    return found
 
 
-def manifold_of(tensor: Tensor, homes: dict[int, Home]) -> Manifold | None:
+def refresh() -> None:
+    """Put every entry of the index right, in one pass over all records of the process."""
+    with _lock:
+        _clear_dead()
+        live = list(_live)
+    for record in live:
+        declarations = record()
+        if declarations is not None:
+            declarations.refresh()
+
+
+def find(tensor: Tensor) -> DeclaredTensor | None:
+    """The declaration of a tensor, by the index as it stands; None for one that has none."""
+    found = None
+    for declarations, name in records(tensor):
+        manifold = declarations.manifolds.get(name)
+        if manifold is None:
+            continue  # undeclared in another thread
+        if found is None:
+            found = DeclaredTensor(tensor, manifold, declarations, name)
+        elif found.manifold != manifold:
+            return DeclaredTensor(tensor, found.manifold, found.declarations, found.name, manifold)
+    return found
+
+
+def manifold_of(tensor: Tensor) -> Manifold | None:
     """The manifold that a tensor is declared on, by a module or by its own attribute.
-
-    Args:
-        tensor: any tensor.
-        homes: the result of `index()`.
 
     Raises:
         ValueError: if it is declared on two different manifolds.
     """
-    home = homes.get(id(tensor))
-    if home is not None:
-        if home.rival is not None:
+    found = find(tensor)
+    if found is not None:
+        if found.conflicting is not None:
             raise ValueError(
-                f"one tensor (shape {tuple(tensor.shape)}) is declared on {home.manifold} in one "
-                f"module and on {home.rival} in another: undeclare it, then declare it once"
+                f"one tensor (shape {tuple(tensor.shape)}) is declared on {found.manifold} in one "
+                f"module and on {found.conflicting} in another: undeclare it, then declare it once"
             )
-        return home.manifold
+        return found.manifold
     if isinstance(tensor, geoopt.ManifoldTensor):
         return from_geoopt(tensor.manifold)
     return None
+
+
+def _references(parameters: dict[str, Any], name: str) -> int:
+    return sys.getrefcount(parameters[name])
+
+
+_ALONE = _references({"": object()}, "")
+
+
+def is_shared(parameters: dict[str, nn.Parameter | None], name: str) -> bool:
+    """False only if nothing but this dictionary refers to the tensor: then it is tied to nothing.
+
+    Counted by Python's references, so that a model need not be searched for other names of a
+    tensor for each of its weights. What an optimizer or a list holds counts as shared, too.
+    """
+    return parameters.get(name) is not None and _references(parameters, name) > _ALONE
 
 
 def declared_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Declarations]]:
@@ -204,10 +399,10 @@ def declared_parameters(
     """
     seen: dict[int, tuple[str, Manifold]] = {}
     for prefix, module, declarations in declared_modules(model):
-        for local, manifold in declarations.manifolds.items():
+        for local, manifold in list(declarations.manifolds.items()):
             name = qualified(prefix, local)
             declared = module._parameters.get(local)
-            if declared is None and local in declarations.borrowed:
+            if declared is None and local in declarations.inherited:
                 continue  # only its first name was ever declared: that one is reported
             if declared is None:
                 raise RuntimeError(
@@ -221,10 +416,10 @@ def declared_parameters(
                     f"{first} and {name} are one tensor, but are declared on {other} and "
                     f"{manifold}: undeclare it, then declare it once"
                 )
-    homes = index()
+        declarations.refresh()
     found = {}
     for name, parameter in model.named_parameters(remove_duplicate=not tied):
-        manifold_ = manifold_of(parameter, homes)
+        manifold_ = manifold_of(parameter)
         if manifold_ is not None:
             found[name] = (parameter, manifold_)
     return found
@@ -233,3 +428,14 @@ def declared_parameters(
 def qualified(prefix: str, name: str) -> str:
     """The name of a parameter as `named_parameters` gives it."""
     return f"{prefix}.{name}" if prefix else name
+
+
+def unwrapped(names: Iterable[str]) -> list[str]:
+    """Names of parameters without what torch's wrappers put into them.
+
+    `"_orig_mod.body._checkpoint_wrapped_module.weight"` is `"body.weight"`. Names that could no
+    longer be told apart (a model may call a part of its own `module`) are given back as they are.
+    """
+    names = list(names)
+    bare = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names]
+    return bare if len(set(bare)) == len(set(names)) else names

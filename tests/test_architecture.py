@@ -20,10 +20,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "manifoldnet"
 
-# Rooms from left to right; `registry` and `rules` stand with `parameter`.
+# Rooms from left to right; `registry`, `foreign` and `rules` stand with `parameter`.
 ROOMS = [
     {"geometry"},
-    {"registry", "parameter", "rules"},
+    {"registry", "foreign", "parameter", "rules"},
     {"optim"},
     {"symmetry"},
     {"nn", "objective"},

@@ -120,6 +120,23 @@ def _() -> object:
     return mn.load_state_dict(model, net().state_dict())
 
 
+@under("Another optimizer steps declared weights (a warning)")
+def _() -> object:
+    model = net()
+    mn.declare(model, "hidden.weight", mn.Oblique(), project=True)
+    return torch.optim.AdamW(model.parameters()).step()
+
+
+@under("Nothing is declared (a warning)")
+def _() -> object:
+    return mn.param_groups(net())
+
+
+@under("An option that no optimizer has")
+def _() -> object:
+    return mn.param_groups(net(), weigth_decay=1e-4)
+
+
 @under("Norms grow (a warning)")
 def _() -> object:
     model = net()

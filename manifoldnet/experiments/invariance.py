@@ -147,7 +147,7 @@ def _pair(
 
 
 def _riemannian_sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return mn.RiemannianSGD(mn.param_groups(model), lr=lr)
+    return mn.RiemannianSGD(model.named_parameters(), lr=lr)
 
 
 def _adamw(model: nn.Module) -> torch.optim.Optimizer:

@@ -85,7 +85,8 @@ class Normalization(Projection):
         largest = slices.largest(x, self.dim)
         # The largest entry stands apart so that squares of large ones do not overflow.
         off = (slices.norm(x / largest, self.dim) * (largest / self.radius) - 1).abs()
-        return torch.where(largest.isfinite() & (largest > 0), off, torch.inf)
+        # Zero and non-finite slices have given 0/0 and ∞/∞.
+        return off.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
         """`|⟨x, u⟩| / (‖x‖‖u‖)` of each slice."""

@@ -2,7 +2,8 @@
 
 A saved optimizer numbers its parameters; which number is which is found
 
-    by name          both sides name their parameters (`param_groups` does)
+    by name          both sides name their parameters (`param_groups` does), whatever wrappers
+                     of torch, or one attribute around the whole model, put before the names
     by model order   the checkpoint is one unnamed group, as `torch.optim.SGD(model.parameters())`
                      saves it, and our groups know each parameter's place in the model
     by position      the groups have the same sizes, as in torch
@@ -12,11 +13,25 @@ Everything is checked and rearranged here on plain data, before an optimizer is 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["align", "saved_specs"]
+from manifoldnet.registry import unwrapped
+
+__all__ = ["align", "check_entries", "name_parameters", "saved_specs"]
+
+# State that is kept by optimizers of torch; anything else belongs to what wraps an optimizer.
+_STATE_OF_TORCH = frozenset(
+    {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "mu_product", "momentum_buffer"}
+    | {"square_avg", "acc_delta", "grad_avg", "sum", "step_size", "row_var", "col_var", "variance"}
+    | {"ax", "eta"}
+)
+# Made by what is asked for, and so not in every state.
+_OPTIONAL = frozenset({"max_exp_avg_sq"})
 
 # What belongs to the parameters of a group, not to its options.
 _PER_PARAMETER = {"params", "param_names", "manifolds", "model_order"}
@@ -34,13 +49,18 @@ def align(groups: list[dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]
         over where all parameters of the new group were saved with the same value.
 
     Raises:
-        ValueError: if the parameters cannot be matched.
+        ValueError: if it is no such state, or the parameters cannot be matched.
     """
+    _check_form(saved)
     source = _source(groups, saved["param_groups"])
     old_groups = [g for g in saved["param_groups"] for _ in g["params"]]
     old_keys = [k for g in saved["param_groups"] for k in g["params"]]
     old_specs = saved_specs(saved)
-    state, new_groups, number = {}, [], 0
+    old_names = _flat(saved["param_groups"], "param_names")
+    # What is kept under no parameter's number, torch copies as it is.
+    state = {key: value for key, value in saved["state"].items() if not isinstance(key, int)}
+    new_groups: list[dict[str, Any]] = []
+    number = 0
     for group in groups:
         keys, origins, specs = [], [], []
         for _ in group["params"]:
@@ -57,6 +77,8 @@ def align(groups: list[dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]
             merged["model_order"] = group["model_order"]
         if "param_names" in group:
             merged["param_names"] = group["param_names"]
+        elif old_names is not None:
+            merged["param_names"] = [old_names[key] for key in source[number - len(keys) : number]]
         if old_specs is not None:
             merged["manifolds"] = specs
         new_groups.append({**merged, "params": keys})
@@ -65,19 +87,107 @@ def align(groups: list[dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]
 
 def saved_specs(saved: dict[str, Any]) -> list[Any] | None:
     """The description of each saved parameter's manifold (None: free); None for torch's own."""
-    specs: list[Any] = []
-    for group in saved["param_groups"]:
-        if len(group.get("manifolds", ())) != len(group["params"]):
-            return None
-        specs.extend(group["manifolds"])
-    return specs
+    return _flat(saved["param_groups"], "manifolds")
+
+
+def _check_form(saved: Any) -> None:
+    """Raise ValueError for what no `Optimizer.state_dict` gave."""
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+        raise ValueError(
+            "no state of an optimizer: it needs the entries 'state' and 'param_groups'"
+        )
+    for number, group in enumerate(saved["param_groups"]):
+        for key, right in (("param_names", _is_name), ("manifolds", _is_spec)):
+            entries = group.get(key, ())
+            if not isinstance(entries, list | tuple):
+                raise ValueError(
+                    f"{key} of group {number} of the saved state is no list: {entries!r}"
+                )
+            for entry in entries:
+                if not right(entry):
+                    raise ValueError(
+                        f"{key} of group {number} of the saved state has the entry {entry!r}, "
+                        "which this library has not written: remove it, or save the state anew"
+                    )
+
+
+def _is_name(entry: Any) -> bool:
+    return isinstance(entry, str)
+
+
+def _is_spec(entry: Any) -> bool:
+    return entry is None or (
+        isinstance(entry, Mapping) and {"manifold", "version", "fields"} <= entry.keys()
+    )
+
+
+def check_entries(
+    name: str, state: Any, keys: frozenset[str], optimizer: str, declared: bool
+) -> None:
+    """Raise ValueError for the saved state of one parameter that an optimizer could not use.
+
+    Args:
+        name: what to call the parameter.
+        state: its saved state.
+        keys: the entries that the optimizer knows; others are left alone.
+        optimizer: its name.
+        declared: whether the parameter is on a manifold; the state of others is torch's matter
+            as far as it can be used at all.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the state of {name} is no dictionary: {state!r}")
+    if state.keys() & _STATE_OF_TORCH - keys:
+        raise ValueError(
+            f"the state of {name} has {', '.join(sorted(map(str, state)))}, which is not "
+            f"of {optimizer}"
+        )
+    lacking = keys - _OPTIONAL - state.keys()
+    if lacking and state.keys() & keys:
+        raise ValueError(f"the state of {name} lacks {', '.join(sorted(lacking))}")
+    for key in keys & state.keys():
+        value = state[key]
+        if key == "step":
+            if not _is_count(value):
+                raise ValueError(f"step of {name} must be a number ≥ 0, not {value!r}")
+        elif isinstance(value, Tensor):
+            if declared and not value.is_floating_point():
+                raise ValueError(
+                    f"{key} of {name} has type {value.dtype}: of a declared weight it is "
+                    "floating-point"
+                )
+            if declared and not value.is_meta and not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"{key} of {name} has {int((~value.isfinite()).sum())} entries that are NaN or "
+                    "infinite: load an earlier state, or start with a new optimizer"
+                )
+        elif value is not None or key != "momentum_buffer":  # torch's SGD writes None there
+            raise ValueError(f"{key} of {name} must be a tensor, not a {type(value).__name__}")
+
+
+def _is_count(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and (value.is_meta or _is_count(value.item()))
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
+def name_parameters(group: Any, others: list[dict[str, Any]]) -> None:
+    """Give names to the parameters of a group without, if all other groups have them."""
+    if not isinstance(group, dict) or not others or any("param_names" not in g for g in others):
+        return
+    params = group.get("params")
+    if params is None or isinstance(params, set) or "param_names" in group:
+        return
+    params = [params] if isinstance(params, Tensor) else list(params)
+    if all(isinstance(p, Tensor) for p in params):
+        params = [(f"group{len(others)}.{i}", p) for i, p in enumerate(params)]
+    group["params"] = params
 
 
 def _source(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[int]:
     """For each parameter of `groups`, in order, the number it was saved under."""
-    names = _unique_names(groups)
-    saved_names = _unique_names(saved)
+    names, saved_names = _unique_names(groups), _unique_names(saved)
     if names is not None and saved_names is not None:
+        names, saved_names = _same_prefix(names, saved_names)
         if set(names) != set(saved_names):
             missing = sorted(set(names) - set(saved_names))
             surplus = sorted(set(saved_names) - set(names))
@@ -105,12 +215,27 @@ def _source(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[i
 
 
 def _unique_names(groups: list[dict[str, Any]]) -> list[str] | None:
-    """The parameters' names without what wrappers put before them; None unless each has its own."""
+    """The parameters' names without what wrappers put into them; None unless each has its own."""
     names = _flat(groups, "param_names")
-    if names is None:
+    if names is None or len(set(names)) < len(names):
         return None
-    names = [name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
-    return names if len(set(names)) == len(names) else None
+    return unwrapped(names)
+
+
+def _same_prefix(ours: list[str], theirs: list[str]) -> tuple[list[str], list[str]]:
+    """Both lists of names, without a prefix that all of one have beyond those of the other.
+
+    `"model.body.weight"` is `"body.weight"` where one side was a part of a larger module.
+    """
+    for names, others, swapped in ((ours, theirs, False), (theirs, ours, True)):
+        split = [name.split(".") for name in names]
+        for count in range(1, min(map(len, split), default=1)):
+            if len({tuple(parts[:count]) for parts in split}) > 1:
+                break
+            shorter = [".".join(parts[count:]) for parts in split]
+            if set(shorter) == set(others):
+                return (others, shorter) if swapped else (shorter, others)
+    return ours, theirs
 
 
 def _flat(groups: list[dict[str, Any]], key: str) -> list[Any] | None:

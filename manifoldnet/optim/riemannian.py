@@ -72,6 +72,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     #: Anything else belongs to another optimizer.
     state_keys: ClassVar[frozenset[str]]
 
+    #: For `manifoldnet.foreign`, which warns of all optimizers without it.
+    _follows_declarations: ClassVar[bool] = True
+
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._reset()
         super().__init__(params, defaults)
@@ -109,10 +112,14 @@ class RiemannianOptimizer(Optimizer, ABC):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as in torch, after checking its options and the points in it.
 
+        Beside groups with names, one without gets names by its place (`"group2.0"`): callbacks
+        that unfreeze layers while a model trains know none.
+
         Raises:
             ValueError: for options that declared weights cannot honour, and for declared weights
                 that are off their manifolds.
         """
+        checkpoint.name_parameters(param_group, self.param_groups)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -123,8 +130,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             if group["fused"] and group["foreach"]:
                 raise ValueError("fused=True excludes foreach=True")
             self._check_options(group)
-            homes = registry.index()
-            found = [_manifold(p, homes) for p in group["params"]]
+            registry.refresh()
+            found = [_manifold(p) for p in group["params"]]
             group["manifolds"] = [None if m is None else m.spec() for m in found]
             if group["fused"]:
                 self._check_devices(group, found)
@@ -139,9 +146,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             raise
         for parameter, manifold in zip(group["params"], found, strict=True):
             self._cache[id(parameter)] = _declared(parameter, manifold)
-            if id(parameter) in homes:
-                # The records outlive a model that is thrown away while its weights still train.
-                self._keep.append(homes[id(parameter)].declarations)
+            # The records outlive a model that is thrown away while its weights still train.
+            self._keep += [declarations for declarations, _ in registry.records(parameter)]
         self._places.append([self._cache[id(p)] for p in group["params"]])
 
     @abstractmethod
@@ -184,8 +190,11 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _split(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Declared]]:
         """The parameters of a group that have a gradient: the plain ones, and the declared."""
         compiling = torch.compiler.is_compiling()
-        if not compiling and self._clock != registry.version():
-            self._resolve()
+        if not compiling and self._clock != (version := registry.version()):
+            changed = registry.changed_since(self._clock)
+            if changed is None or not changed.isdisjoint(self._cache):
+                self._resolve()
+            self._clock = version
         plain, declared = [], []
         for place, p in enumerate(group["params"]):
             if p.grad is None:
@@ -217,7 +226,9 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _resolve(self) -> None:
         """Look all manifolds up anew, and refuse to go on if a declaration has changed."""
-        homes = registry.index()
+        version = registry.version()
+        registry.refresh()
+        keep: list[registry.Declarations] = []
         old, cache = self._cache, {}
         present = {id(p) for group in self.param_groups for p in group["params"]}
         lost = any(m is not None for key, (_, m, _) in old.items() if key not in present)
@@ -225,7 +236,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             specs = group.get("manifolds", ())
             known = specs if len(specs) == len(group["params"]) else [...] * len(group["params"])
             for i, (p, spec) in enumerate(zip(group["params"], known, strict=True)):
-                manifold = _manifold(p, homes)
+                manifold = _manifold(p)
                 now = None if manifold is None else manifold.spec()
                 if spec is ... and id(p) not in old and manifold is None and lost:
                     raise RuntimeError(
@@ -240,15 +251,14 @@ class RiemannianOptimizer(Optimizer, ABC):
                         "without its module?): make the optimizer after the declarations"
                     )
                 cache[id(p)] = _declared(p, manifold)
-                if id(p) in homes:
-                    self._keep.append(homes[id(p)].declarations)
+                keep += [declarations for declarations, _ in registry.records(p)]
             group["manifolds"] = [
                 None if (m := cache[id(p)][1]) is None else m.spec() for p in group["params"]
             ]
-        self._keep = list({id(d): d for d in self._keep}.values())
+        self._keep = list({id(d): d for d in keep}.values())
         self._cache = cache
         self._places = [[cache[id(p)] for p in g["params"]] for g in self.param_groups]
-        self._clock = registry.version()
+        self._clock = version
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -550,17 +560,37 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Load a state: by parameter name where both sides have names, else in torch's order.
 
         A state that `torch.optim` saved for the same model is taken over: its buffers become
-        Riemannian ones. Nothing is changed if anything does not fit.
+        Riemannian ones. Hooks run as torch documents: those before loading come first, and may
+        convert a foreign state; what they give is checked. Entries that a wrapper keeps beside
+        ours are kept. Nothing is changed if anything does not fit.
 
         Raises:
-            ValueError: if the parameters, shapes, or manifolds differ from the saved ones, or
-                the state is of another optimizer.
+            ValueError: if the parameters, shapes, or manifolds differ from the saved ones, the
+                state is of another optimizer, or values are of a wrong type, or not finite for a
+                declared weight.
+            TypeError: for options that are no numbers.
         """
-        aligned = checkpoint.align(self.param_groups, state_dict)
+        exact: dict[Tensor, dict[str, Any]] = {}
+        # The last hook before loading and the first one after it.
+        handles = [
+            self.register_load_state_dict_pre_hook(lambda _, saved: self._fitting(saved, exact)),
+            self.register_load_state_dict_post_hook(lambda _: self._put(exact), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _fitting(self, saved: dict[str, Any], exact: dict[Tensor, dict[str, Any]]) -> Any:
+        """A saved state in the order of our groups, after all checks.
+
+        The state of declared weights is put into `exact`, too.
+        """
+        aligned = checkpoint.align(self.param_groups, saved)
         specs = checkpoint.saved_specs(aligned)
         self._resolve()
         number = 0
-        exact: dict[Tensor, dict[str, Any]] = {}
         for group, merged in zip(self.param_groups, aligned["param_groups"], strict=True):
             manifolds = [self._cache[id(p)][1] for p in group["params"]]
             kept = _PATHS if any(m is not None for m in manifolds) else ()
@@ -578,26 +608,31 @@ class RiemannianOptimizer(Optimizer, ABC):
                         f"{_said(now)} now: declare it as it was, or start with a new optimizer"
                     )
                 state = aligned["state"].get(number, {})
-                if state.keys() - self.state_keys:
-                    raise ValueError(
-                        f"the state of {name} has {', '.join(sorted(state.keys()))}, which is not "
-                        f"of {type(self).__name__}"
-                    )
+                checkpoint.check_entries(
+                    name, state, self.state_keys, type(self).__name__, manifold is not None
+                )
                 if manifold is not None:
                     if specs is None:
-                        state = self._adopt(group, p.detach(), state, manifold)
+                        more = {k: v for k, v in state.items() if k not in self.state_keys}
+                        ours = {k: v for k, v in state.items() if k in self.state_keys}
+                        state = {**more, **self._adopt(group, p.detach(), ours, manifold)}
                     exact[p] = state
                 self._check_state(name, p, state, manifold)
                 if state:
                     aligned["state"][number] = state
                 number += 1
             merged["manifolds"] = group["manifolds"]
-        super().load_state_dict(aligned)
-        # torch casts state to the type of its parameter; ours is float32 for half weights.
+        return aligned
+
+    def _put(self, exact: dict[Tensor, dict[str, Any]]) -> None:
+        """Put the state of declared weights in its own type.
+
+        torch casts it to that of the parameter; ours is float32 for half weights.
+        """
         for p, state in exact.items():
-            for key, value in state.items():
-                if isinstance(value, Tensor) and key != "step":
-                    (like,) = slices.promote(p.detach())
+            (like,) = slices.promote(p.detach())
+            for key in self.state_keys - {"step"}:
+                if isinstance(value := state.get(key), Tensor):
                     self.state[p][key] = value.to(like.device, like.dtype, copy=True)
         self._verified = False
 
@@ -610,8 +645,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _check_state(
         self, name: str, p: Tensor, state: dict[str, Any], manifold: Manifold | None
     ) -> None:
-        for key, value in state.items():
-            if not isinstance(value, Tensor) or key == "step":
+        for key in self.state_keys - {"step"}:
+            value = state.get(key)
+            if not isinstance(value, Tensor):
                 continue
             expected = self._state_shape(key, p, manifold)
             if value.shape != expected:
@@ -628,9 +664,9 @@ def _declared(p: Tensor, manifold: Manifold | None) -> Declared:
     return p, manifold, (None if manifold is None else kind_of(manifold))
 
 
-def _manifold(p: Tensor, homes: dict[int, registry.Home]) -> Manifold | None:
+def _manifold(p: Tensor) -> Manifold | None:
     """The manifold to step a tensor on; None for flat space, declared or not."""
-    manifold = registry.manifold_of(p, homes)
+    manifold = registry.manifold_of(p)
     return None if isinstance(manifold, Euclidean) else manifold
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from manifoldnet import rules
 from manifoldnet.geometry import Manifold, Oblique, slices
 from manifoldnet.optim import RiemannianSGD
-from manifoldnet.parameter import declare_all, manifolds, param_groups, undeclare
+from manifoldnet.parameter import declare_all, manifolds, undeclare
 from manifoldnet.symmetry.declaring import Rule, rule
 from manifoldnet.symmetry.equations import Layout
 from manifoldnet.symmetry.evaluation import frozen_randomness
@@ -142,7 +142,7 @@ def _columns(
     """The paper's updates: a declared copy of the model, and an optimizer for it."""
 
     def sgd(model: nn.Module) -> torch.optim.Optimizer:
-        return RiemannianSGD(param_groups(model), lr=_LR)
+        return RiemannianSGD(model.named_parameters(), lr=_LR)
 
     plain = copy.deepcopy(model)
     for name in manifolds(plain):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifoldnet import foreign
 from manifoldnet.symmetry.evaluation import (
     Batch,
     LossFunction,
@@ -115,6 +116,7 @@ def make(optimizer: OptimizerFactory, model: nn.Module) -> torch.optim.Optimizer
                 "given: take the parameters of its argument, as lambda model: "
                 "torch.optim.SGD(model.parameters(), lr=0.1)"
             )
+    foreign.accept(made)  # what it does to declared weights is the question
     return made
 
 

@@ -349,3 +349,161 @@ def test_project_changes_nothing_if_one_weight_cannot_be_mended() -> None:
     with pytest.raises(ValueError, match=r"1\.weight.*row 1, which is zero"):
         mn.project_(model)
     assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_slices_that_no_projection_mends_are_infinitely_far_off(bad) -> None:
+    model = nn.Linear(4, 3)
+    mn.declare(model, "weight", mn.Oblique(), project=True)
+    with torch.no_grad():
+        model.weight[1] = bad
+    assert mn.violations(model) == {"weight": float("inf")}
+
+
+# --- models that convert what they load -----------------------------------------------------------
+
+
+class Converting(nn.Module):
+    """A network that reads checkpoints of its old version, in one of torch's ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 2)
+        self.register_buffer("count", torch.zeros(()))
+        self.fc = Overriding(4, 3, bias=False) if way == "layer" else nn.Linear(4, 3, bias=False)
+        self.last = nn.Linear(3, 2)
+        self.heard: list[str] = []
+        self.register_load_state_dict_post_hook(lambda *_: self.heard.append("after"))
+        if way == "hook":
+            self.register_load_state_dict_pre_hook(self.rename)
+
+    @staticmethod
+    def rename(module: nn.Module, state: dict, prefix: str, *_) -> None:
+        if prefix + "old.weight" in state:
+            state[prefix + "fc.weight"] = state.pop(prefix + "old.weight").T / 2
+
+
+class Overriding(nn.Linear):
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        if prefix + "old" in state_dict:
+            state_dict[prefix + "weight"] = state_dict.pop(prefix + "old").T / 2
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Copying(nn.Linear):
+    """Leaves nothing to torch."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        with torch.no_grad():
+            self.weight.copy_(state_dict.pop(prefix + "old").T / 2)
+
+
+def converting(way: str, factor: float = 1.0) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A declared model, and an old checkpoint: its weight on the manifold, times a factor."""
+    torch.manual_seed(3)
+    model = Converting(way)
+    mn.declare(model, "fc.weight", mn.Oblique(), project=True)
+    state = {key: value + 1 for key, value in values(model).items() if key != "fc.weight"}
+    state["old.weight" if way == "hook" else "fc.old"] = 2 * factor * mn.Oblique().random(3, 4).T
+    return model, state
+
+
+@BOTH_ASSIGN
+@pytest.mark.parametrize("way", ["hook", "layer"])
+def test_converted_weights_are_checked_as_they_are_loaded(way, assign) -> None:
+    model, state = converting(way)
+    expected = (state["old.weight" if way == "hook" else "fc.old"].T / 2).clone()
+    mn.load_state_dict(model, state, assign=assign)
+    assert torch.equal(model.fc.weight, expected)
+    assert torch.equal(model.first.weight, state["first.weight"])
+    assert model.heard == ["after"]
+    mn.verify(model)
+
+
+@BOTH_ASSIGN
+@pytest.mark.parametrize("way", ["hook", "layer"])
+def test_converted_weights_off_the_manifold_are_refused_and_nothing_is_loaded(way, assign) -> None:
+    model, state = converting(way, factor=3.0)
+    before, tensors = values(model), {**dict(model.named_parameters()), "count": model.count}
+    with pytest.raises(ValueError, match=r"nothing was loaded: fc\.weight is not on .*off by 2"):
+        mn.load_state_dict(model, state, assign=assign)
+    assert unchanged(model, before)
+    assert all(p is tensors[name] for name, p in model.named_parameters())
+    assert model.count is tensors["count"]
+    assert len(model.fc._load_state_dict_pre_hooks) == 0
+    given = {key: value.clone() for key, value in state.items()}
+    mn.load_state_dict(model, state, assign=assign, project=True)
+    mn.verify(model)
+    assert torch.equal(model.last.bias, state["last.bias"])
+    assert all(torch.equal(state[key], given[key]) for key in given)
+
+
+def test_a_layer_that_copies_by_itself_is_checked_afterwards() -> None:
+    model, state = converting("layer", factor=3.0)
+    weight = model.fc.weight
+    model.fc.__class__ = Copying
+    before = values(model)
+    with pytest.raises(ValueError, match=r"nothing was loaded: fc\.weight is not on"):
+        mn.load_state_dict(model, dict(state), strict=False)
+    assert unchanged(model, before)
+    assert model.fc.weight is weight
+    mn.load_state_dict(model, dict(state), strict=False, project=True)
+    mn.verify(model)
+
+
+@pytest.mark.parametrize("way", ["hook", "layer"])
+def test_what_torch_refuses_is_undone_too(way) -> None:
+    model, state = converting(way)
+    before = values(model)
+    del state["last.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*last\.weight"):
+        mn.load_state_dict(model, state)
+    assert unchanged(model, before)
+
+
+def test_drift_is_not_the_checkpoints() -> None:
+    """A weight that the checkpoint does not bring is not held against it."""
+    model, state = converting("hook")
+    with torch.no_grad():
+        model.fc.weight.mul_(2)
+    del state["old.weight"]
+    mn.load_state_dict(model, state, strict=False)
+    assert torch.equal(model.last.bias, state["last.bias"])
+
+
+def test_extra_state_is_undone_too() -> None:
+    class Extra(nn.Linear):
+        note = "old"
+
+        def get_extra_state(self) -> str:
+            return self.note
+
+        def set_extra_state(self, note: str) -> None:
+            self.note = note
+
+    model, state = converting("hook", factor=3.0)
+    model.extra = Extra(2, 2)
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        mn.load_state_dict(model, {**state, "extra._extra_state": "new"}, strict=False)
+    assert model.extra.note == "old"
+
+
+def test_a_plain_model_is_not_copied_to_be_loaded(monkeypatch) -> None:
+    """Only where something converts are old values kept."""
+    monkeypatch.setattr(mn.parameter, "_Snapshot", None)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 2))
+    mn.declare(model, "0.weight", mn.Oblique(), project=True)
+    mn.load_state_dict(model, values(model))
+    converts, state = converting("hook")
+    with pytest.raises(TypeError):
+        mn.load_state_dict(converts, state)
+
+
+def test_every_name_of_a_tied_weight_is_checked_behind_hooks() -> None:
+    layers = tied("0.weight")
+    layers.register_load_state_dict_pre_hook(lambda *_: None)
+    before, state = values(layers), values(layers)
+    state["0.weight"] = state["0.weight"] * 2  # the second name would overwrite it
+    with pytest.raises(ValueError, match=r"0\.weight is not on Oblique"):
+        mn.load_state_dict(layers, state)
+    assert unchanged(layers, before)

@@ -288,13 +288,14 @@ def test_a_declared_model_and_its_records_are_collected(manifold, way, handed) -
     fit(model, optimizer)
     optimizer.state_dict()
     records = [registry.Declarations.of(each.hidden) for each in (model, copied)]
-    assert all(each in registry._live for each in records)
+    assert all(registry.find(each.hidden.weight) is not None for each in (model, copied))
     ghosts = [weakref.ref(each) for each in (model, model.hidden, copied.hidden, *records)]
-    weight = id(model.hidden.weight)
-    assert weight in registry.index()
+    kept = [each.hidden.weight for each in (model, copied)]
     del model, copied, optimizer, records
     assert all(ghost() is None for ghost in ghosts)
-    assert weight not in registry.index()
+    assert not any(registry.records(weight) for weight in kept)
+    declared(manifold)  # the index is cleared at the next change
+    assert not any(id(weight) in registry._index for weight in kept)
 
 
 def test_a_reused_id_is_not_taken_for_a_declared_tensor() -> None:

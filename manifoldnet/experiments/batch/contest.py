@@ -122,7 +122,7 @@ def _lbfgs(model: nn.Module, loss: Callable[[], Tensor], seconds: float) -> Iter
 def _sgd(
     model: nn.Module, loss: Callable[[], Tensor], lr: float, seconds: float
 ) -> Iterator[Point]:
-    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=lr, momentum=0.9)
+    optimizer = mn.RiemannianSGD(model.named_parameters(), lr=lr, momentum=0.9)
     began, calls = time.perf_counter(), 0
     while (now := time.perf_counter() - began) < seconds:
         optimizer.zero_grad()

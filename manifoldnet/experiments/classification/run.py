@@ -54,7 +54,7 @@ class Run:
         )
         models.declare(self.network, config.update)
         self.optimizer: torch.optim.Optimizer = mn.RiemannianSGD(
-            mn.param_groups(self.network, fused=True), lr=config.lr, momentum=config.momentum
+            self.network.named_parameters(), lr=config.lr, momentum=config.momentum, fused=True
         )
         self.scheduler = _SCHEDULES[config.schedule](self.optimizer, config)
         self.generator = seeded_generator(config.seed, "order")

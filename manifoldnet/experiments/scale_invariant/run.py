@@ -66,7 +66,7 @@ class Run:
                 sphere = mn.Sphere(float(kernels.detach().norm()))
                 mn.declare(features, name, sphere, project=True)
         # The kernel where there is a compiler: the same update, at the price of a plain one.
-        self.optimizer = mn.RiemannianSGD(mn.param_groups(self.network), lr=config.lr, fused=True)
+        self.optimizer = mn.RiemannianSGD(self.network.named_parameters(), lr=config.lr, fused=True)
         self.generator = seeded_generator(config.seed, "order")
 
     @property

@@ -57,7 +57,7 @@ class Run:
         ).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         declare(self.network, config.update)
         self.optimizer = mn.RiemannianSGD(
-            mn.param_groups(self.network), lr=config.lr, momentum=config.momentum
+            self.network.named_parameters(), lr=config.lr, momentum=config.momentum
         )
         self.scheduler = ExponentialLR(self.optimizer, config.decay)
         self.generator = seeded_generator(config.seed, "order")

@@ -1,0 +1,192 @@
+"""`param_groups`: what may be asked for; `spec` and `declare_from`: declarations that travel."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+
+import pytest
+import torch
+from declared_net import MANIFOLDS, Net, declared, fit, tied, unchanged, values
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+import manifoldnet as mn
+
+OBLIQUE = mn.Oblique()
+
+
+# --- param_groups ---------------------------------------------------------------------------------
+
+
+def test_each_group_can_have_options_of_its_own() -> None:
+    model = declared(OBLIQUE)
+    first, second = mn.param_groups(
+        model, lr=0.3, momentum=0.5, declared={"lr": 0.1}, free={"lr": 0.2, "weight_decay": 0.4}
+    )
+    assert (first["lr"], first["momentum"], first["weight_decay"]) == (0.1, 0.5, 0.0)
+    assert (second["lr"], second["momentum"], second["weight_decay"]) == (0.2, 0.5, 0.4)
+    optimizer = mn.RiemannianSGD([first, second])
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.2]
+
+
+def test_groups_without_names() -> None:
+    model = declared(OBLIQUE)
+    groups = mn.param_groups(model, names=False)
+    assert groups[0]["params"] == [model.hidden.weight]
+    assert all(type(p) is nn.Parameter for group in groups for p in group["params"])
+    twin = declared(OBLIQUE)
+    optimizers = [
+        mn.RiemannianAdam(mn.param_groups(each, names=names), lr=0.1)
+        for each, names in ((model, False), (twin, True))
+    ]
+    assert fit(model, optimizers[0]) == fit(twin, optimizers[1])
+    # A plain checkpoint of the whole model is taken over by the places in it.
+    plain = mn.RiemannianAdam(twin.parameters(), lr=0.1)
+    plain.load_state_dict(torch.optim.Adam(twin.parameters()).state_dict())
+    optimizers[0].load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("where", ["options", "declared", "free"])
+def test_a_misspelt_option_is_refused(where) -> None:
+    wrong = {"weigth_decay": 0.1}
+    with pytest.raises(ValueError, match=r"weigth_decay .*did you mean weight_decay\?"):
+        mn.param_groups(declared(OBLIQUE), **(wrong if where == "options" else {where: wrong}))
+    with pytest.raises(ValueError, match="params is what this function finds"):
+        mn.param_groups(declared(OBLIQUE), declared={"params": []})
+
+
+def test_an_option_of_no_optimizer_is_refused_with_a_way_out() -> None:
+    with pytest.raises(ValueError, match="shininess is an option of no optimizer.*constructor"):
+        mn.param_groups(declared(OBLIQUE), shininess=1)
+
+
+OPTIMIZERS = [
+    each
+    for each in [*vars(torch.optim).values(), mn.RiemannianSGD, mn.RiemannianAdam]
+    if isinstance(each, type) and issubclass(each, torch.optim.Optimizer)
+]
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.__name__)
+def test_the_options_of_every_optimizer_are_known(kind) -> None:
+    options = inspect.signature(kind).parameters.keys() - {"params", "defaults"}
+    mn.param_groups(declared(OBLIQUE), **dict.fromkeys(options, 0.0), initial_lr=0.1, name="all")
+
+
+def test_weight_decay_for_declared_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"declared=\{'weight_decay': 0.1\}.*free="):
+        mn.param_groups(declared(OBLIQUE), declared={"weight_decay": 0.1})
+    mn.param_groups(declared(OBLIQUE), declared={"weight_decay": 0})
+
+
+# --- spec and declare_from ------------------------------------------------------------------------
+
+
+def through_json(model: nn.Module) -> dict:
+    return json.loads(json.dumps(mn.spec(model)))
+
+
+@pytest.mark.parametrize("way", ["declared", "assigned"])
+@pytest.mark.parametrize("manifold", MANIFOLDS.values(), ids=MANIFOLDS)
+def test_declarations_travel_through_json(manifold, way) -> None:
+    model, fresh = declared(manifold, way), Net()
+    fresh.load_state_dict(model.state_dict())
+    assert mn.declare_from(fresh, through_json(model)) == {"hidden.weight": manifold}
+    assert mn.manifolds(fresh) == mn.manifolds(model)
+    assert mn.spec(fresh) == mn.spec(model)
+
+
+def test_values_can_be_projected() -> None:
+    model, fresh = declared(OBLIQUE), Net()
+    before = values(fresh)
+    with pytest.raises(ValueError, match=r"^hidden\.weight is not on Oblique"):
+        mn.declare_from(fresh, mn.spec(model))
+    assert unchanged(fresh, before)
+    assert mn.manifolds(fresh) == {}
+    mn.declare_from(fresh, mn.spec(model), project=True)
+    mn.verify(fresh)
+
+
+def test_wrappers_on_either_side_are_seen_through() -> None:
+    def wrapped() -> nn.Module:
+        model = declared(OBLIQUE)
+        model.hidden = checkpoint_wrapper(model.hidden)
+        return torch.compile(model, backend="eager")
+
+    model = wrapped()
+    assert list(mn.manifolds(model)) != ["hidden.weight"]
+    assert list(mn.spec(model)) == ["hidden.weight"]
+    target = declared(OBLIQUE)
+    mn.undeclare(target, "hidden.weight")
+    mn.declare_from(target, mn.spec(model))
+    assert mn.manifolds(target) == {"hidden.weight": OBLIQUE}
+    other = wrapped()
+    (name,) = mn.manifolds(other)
+    mn.undeclare(other, name)
+    assert mn.declare_from(other, mn.spec(target)) == {name: OBLIQUE}
+    assert mn.manifolds(other) == {name: OBLIQUE}
+
+
+def test_a_tied_weight_travels_under_its_first_name() -> None:
+    assert list(mn.spec(tied("1.weight"))) == ["0.weight"]
+    fresh = tied(None)
+    mn.declare_from(fresh, mn.spec(tied("1.weight")), project=True)
+    assert mn.manifolds(fresh[1]) == {"weight": OBLIQUE}
+
+
+def test_nothing_is_a_description_too() -> None:
+    assert mn.spec(Net()) == {}
+    assert mn.declare_from(Net(), {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("hidden.weight", "what manifoldnet.spec gave, not a str"),
+        ({"tail.weight": OBLIQUE.spec(), "hidden.weight": OBLIQUE.spec()}, r"no tail\.weight"),
+        ({"head.weight": OBLIQUE.spec(), "hidden.weight": 3}, r"hidden\.weight: not the descr"),
+        ({"hidden.weight": {**OBLIQUE.spec(), "manifold": "Torus"}}, "unknown manifold 'Torus'"),
+        ({"hidden.weight": {**OBLIQUE.spec(), "fields": {"dim": 0, "q": 1}}}, r"hidden\.weight: "),
+        ({"head.weight": OBLIQUE.spec(), "hidden.weight": mn.Oblique(2).spec()}, "no dimension 2"),
+        ({3: OBLIQUE.spec()}, "Net has no 3"),
+    ],
+)
+def test_what_cannot_be_declared_changes_nothing(spec, words) -> None:
+    model = Net()
+    before = values(model)
+    with pytest.raises(ValueError, match=words):
+        mn.declare_from(model, spec, project=True)
+    assert mn.manifolds(model) == {}
+    assert unchanged(model, before)
+
+
+def test_another_declaration_is_not_overwritten() -> None:
+    model = declared(mn.Sphere())
+    with pytest.raises(ValueError, match="is declared on Sphere.*already"):
+        mn.declare_from(model, mn.spec(declared(OBLIQUE)), project=True)
+    assert mn.manifolds(model) == {"hidden.weight": mn.Sphere()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, at import
+def test_zero_redundancy_optimizer(tmp_path) -> None:
+    """It takes no named parameters, and is no foreign optimizer where ours steps within."""
+    from torch import distributed
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        model, twin = declared(OBLIQUE), declared(OBLIQUE)
+        optimizer = ZeroRedundancyOptimizer(
+            mn.param_groups(model, names=False), mn.RiemannianSGD, lr=0.1, momentum=0.9
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", mn.ForeignOptimizerWarning)
+            losses = fit(model, optimizer)
+    finally:
+        distributed.destroy_process_group()
+    assert losses == fit(twin, mn.RiemannianSGD(mn.param_groups(twin), lr=0.1, momentum=0.9))
+    mn.verify(model)
