@@ -270,11 +270,6 @@ class RiemannianAdam(RiemannianOptimizer):
                 adopted[key] = _second_moment(point, d, manifold, group["slice_scale"])
         return adopted
 
-    def _state_shape(self, key: str, p: Tensor, manifold: Manifold | None) -> torch.Size:
-        if manifold is None or key == "exp_avg":
-            return p.shape
-        return manifold.component_inner(p.detach(), torch.zeros_like(p)).shape
-
 
 def _second_moment(x: Tensor, d: Tensor, manifold: Manifold, slice_scale: str) -> Tensor:
     """⟨d, d⟩ₓ of each slice, or its mean over the slice's entries."""

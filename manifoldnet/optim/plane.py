@@ -22,6 +22,7 @@ are stepped together. Nesterov's step leaves the plane: it takes the reference p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import zip_longest
@@ -40,6 +41,9 @@ __all__ = ["step"]
 _BLOCK = 1 << 18
 # Numbers of a weight that is worth being copied to be stepped together with others.
 _SMALL = 1 << 14
+
+# Numbers of a slice whose norm torch sums well enough; `sum` adds pairwise, `vector_norm` in a row.
+_SHORT = 1 << 13
 
 _Over = tuple[int, ...]
 
@@ -381,7 +385,8 @@ def _inner(u: Tensor, v: Tensor, over: _Over, out: Tensor | None) -> Tensor:
 
 
 def _squared(x: Tensor, over: _Over, out: Tensor | None) -> Tensor:
-    if len(_runs(over)) == 1 and over[-1] == x.ndim - 1 and x.is_contiguous():
+    short = x.numel() <= _SHORT or math.prod(x.shape[d] for d in over) <= _SHORT
+    if short and len(_runs(over)) == 1 and over[-1] == x.ndim - 1 and x.is_contiguous():
         return torch.linalg.vector_norm(x, 2, over, keepdim=True).square_()
     return _inner(x, x, over, out)
 

