@@ -67,7 +67,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def this_process() -> str:
-    """What the holder of a lock is called for the others."""
+    """The name of this process in the messages of others: its number and its machine."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 

@@ -141,7 +141,7 @@ def _train_in(
     found: Checkpoint[C, E] | None,
     on_epoch: Callable[[E], None] | None,
 ) -> RunRecord[C, E, R]:
-    """What `train_in` does in a directory that is held."""
+    """The training of `train_in`, in a directory that is held."""
     fingerprint = data.fingerprint()
     if found is None:
         rundir.clear(directory)

@@ -164,6 +164,10 @@ def test_what_is_whole_and_cannot_be_loaded_is_compiled_anew(world: World, conte
     world.cache.mkdir(mode=0o700)
     name = f"step-{kernel._key()}-{hashlib.sha256(junk).hexdigest()[:32]}.so"
     (world.cache / name).write_bytes(junk)
+    with world.patch.context() as patch:
+        patch.setenv("CXX", "none")
+        with pytest.raises(KernelError, match=r"could not be loaded \(.*\), and could not be comp"):
+            kernel._load()
     loaded = kernel._load()
     assert world.calls == 1
     assert loaded.step_float.restype is None

@@ -133,9 +133,13 @@ def _load() -> ctypes.CDLL:
     path = _obtain(_IN_STEP)
     try:
         return _open(path)
-    except (OSError, AttributeError):
+    except (OSError, AttributeError) as error:
         # Whole, and still not to be loaded: compiled on a machine with newer libraries, say.
-        path = _obtain(_IN_STEP, force=True)
+        try:
+            path = _obtain(_IN_STEP, force=True)
+        except KernelError as other:
+            reason = f"could not be loaded ({error}), and {other.reason}"
+            raise KernelError(reason, other.way_out) from other
     try:
         return _open(path)
     except (OSError, AttributeError) as error:
@@ -203,7 +207,7 @@ def _key() -> str:
 
 
 def _processor() -> str:
-    """What decides which instructions there are: a cache folder may be shared by machines."""
+    """The processor's instructions, by name: a cache folder may be shared by machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -264,7 +268,7 @@ def _candidates(folder: Path, key: str) -> list[Path]:
 
 
 def _is_good(path: Path, key: str) -> bool:
-    """Whether a file is whole, and nobody else's."""
+    """Test of a file: whole, regular, and nobody else's."""
     try:
         state = path.lstat()
         _check_owner(path, state)
@@ -448,7 +452,7 @@ def _write_note(note: Path, compiler: Sequence[str], reason: str) -> None:
 
 
 def _fingerprint(compiler: Sequence[str]) -> list[str | int]:
-    """What a compiler is known again by, without running it."""
+    """The identity of a compiler, found without running it."""
     state = os.stat(compiler[0])
     return [*compiler, state.st_size, state.st_mtime_ns]
 
