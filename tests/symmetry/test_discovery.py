@@ -637,6 +637,14 @@ def test_a_false_symmetry_is_named_with_its_deviation(model):
     assert f"changes by {error.value.deviation:.2g} relative" in str(error.value)
 
 
+def test_steps_that_the_models_own_weights_are_too_small_for_are_seen():
+    model = Quantized()
+    with torch.no_grad():
+        model.A.weight.mul_(1e-3)  # all of it is rounded to zero
+    with pytest.raises(FalseSymmetryError, match="A.weight.all rows.*rounding"):
+        discover(model, cross_entropy, BATCHES)
+
+
 def test_rounded_weights_with_a_gradient_passed_through_lose_their_symmetry():
     # The gradient is that of the rounded weight: times the weight itself, it balances nothing.
     class Rounding(nn.Module):
