@@ -35,7 +35,7 @@ RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
 APART = {"testing"}
 
 # Other packages, besides the standard library. What is not listed here may use the light ones.
-LIGHT = {"torch", "geoopt", "numpy"}
+LIGHT = {"torch", "geoopt", "numpy", "filelock"}
 ALLOWED = {
     "geometry": {"torch"},
     "geometry.from_geoopt": {"torch", "geoopt"},

@@ -8,6 +8,7 @@ not forced to the disk: after a power failure the last epoch may be missing.)
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,19 +25,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Yields:
         A binary stream. When the block raises, `path` is left as it was.
+
+    Raises:
+        OSError: when it cannot be written; its file name is that of `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
             yield stream
         os.chmod(
             temporary, 0o666 & ~_umask()
         )  # mkstemp makes private files; a record is an ordinary one
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            # Writing to a full disk names no file, and the temporary one says nothing to anybody.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -55,6 +64,11 @@ def remove_leftovers(path: Path) -> None:
     """Removes the temporary files that a killed process left beside ``path``."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+def this_process() -> str:
+    """The name of this process in the messages of others: its number and its machine."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _umask() -> int:

@@ -23,6 +23,7 @@ from typing import Any
 from manifoldnet.experiments import records
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import RecordError
+from manifoldnet.experiments.files import this_process
 from manifoldnet.experiments.records import C, E, Kind, R, RunRecord
 
 _NAME = re.compile(r"[0-9a-f]{16}\.jsonl")
@@ -172,13 +173,16 @@ def lock(folder: Path) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RecordError(
-                f"another process is at work in {folder}: wait for it, stop it, or choose another "
-                "folder"
+                f"another process is at work in {folder} ({path.read_text()}): wait for it, stop "
+                "it, or choose another folder"
             ) from error
         except OSError as error:
             raise RecordError(
                 f"{path} cannot be locked ({error.strerror}): choose a folder on another disk"
             ) from error
+        stream.truncate(0)
+        stream.write(this_process())
+        stream.flush()
         yield
 
 

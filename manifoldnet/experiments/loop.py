@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol
 
 import torch
+from torch import Tensor, nn
 
 import manifoldnet as mn
 from manifoldnet.experiments import records, rundir
@@ -112,8 +113,8 @@ def train_in(
     Raises:
         ConfigError: when the data do not fit the configuration.
         DataError: when the data cannot be loaded.
-        RecordError: when `directory` cannot be used (`rundir.inspect`), or its run was of other
-            data.
+        RecordError: when `directory` cannot be used (`rundir.inspect`), another process trains in
+            it, its run was of other data, or its weights are not finite or off their manifolds.
     """
     directory = Path(directory)
     found = rundir.inspect(directory, config, experiment.kind, resume=resume, overwrite=overwrite)
@@ -121,6 +122,26 @@ def train_in(
         return found
     data = data if data is not None else experiment.load(experiment.source(config), data_dir, None)
     parts = experiment.parts(config, data)
+    with rundir.held(directory):
+        # Again: another process may have been here meanwhile.
+        found = rundir.inspect(
+            directory, config, experiment.kind, resume=resume, overwrite=overwrite
+        )
+        if isinstance(found, RunRecord):
+            return found
+        return _train_in(experiment, config, directory, data, parts, found, on_epoch)
+
+
+def _train_in(
+    experiment: Experiment[C, E, R],
+    config: C,
+    directory: Path,
+    data: Data,
+    parts: Any,
+    found: Checkpoint[C, E] | None,
+    on_epoch: Callable[[E], None] | None,
+) -> RunRecord[C, E, R]:
+    """The training of `train_in`, in a directory that is held."""
     fingerprint = data.fingerprint()
     if found is None:
         rundir.clear(directory)
@@ -141,6 +162,8 @@ def train_in(
         run = experiment.start(_decided(config, found.selection), data)
         if found.epochs:
             _restore(run, found, directory)
+            if experiment.verdict(config, found.epochs) is None:
+                _check_weights(run, directory)
         epochs = found.epochs
         while experiment.verdict(config, epochs) is None:
             epochs += (run.epoch(len(epochs) + 1, parts),)
@@ -198,6 +221,23 @@ def _restore(run: Run, checkpoint: Checkpoint[C, E], directory: Path) -> None:
             f"the checkpoint in {directory} does not hold the state of this run "
             f"({type(error).__name__}: {error}): put an intact one there, or train the run again "
             "with --overwrite, or delete its directory"
+        ) from error
+
+
+def _check_weights(run: Run, directory: Path) -> None:
+    """RecordError if the run cannot go on from the weights and buffers of its checkpoint."""
+    models = [part for part in run.stateful.values() if isinstance(part, nn.Module)]
+    try:
+        for model in models:
+            for name, tensor in model.state_dict().items():
+                if isinstance(tensor, Tensor) and not bool(tensor.isfinite().all()):
+                    raise ValueError(f"{name} has values that are not finite")
+            mn.verify(model)
+    except ValueError as error:
+        raise RecordError(
+            f"{rundir.checkpoint_path(directory)} holds weights that training cannot go on from "
+            f"({error}): put an intact copy there, or train the run again with --overwrite, or "
+            "delete its directory"
         ) from error
 
 

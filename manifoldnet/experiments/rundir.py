@@ -1,28 +1,35 @@
 """A run's directory: its record for people and reports, its checkpoint for going on.
 
-The checkpoint is written first, and holds the epochs so far besides the weights. So whenever a
-process is killed the record is at most one epoch behind, and what is missing in it is written again
-from the checkpoint. Everything that does not fit together is an error before anything is changed.
+One process at a time works in it (`held`). The checkpoint is written first, and holds the epochs so
+far besides the weights. So whenever a process is killed the record is at most one epoch behind, and
+what is missing in it is written again from the checkpoint. Everything that does not fit together is
+an error before anything is changed; so is a checkpoint whose parts do not have the checksums that
+are stored with them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
+from filelock import FileLock, Timeout
 
 from manifoldnet.experiments import records
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, RecordError
-from manifoldnet.experiments.files import remove_leftovers, replacing
+from manifoldnet.experiments.files import remove_leftovers, this_process, write_bytes
 from manifoldnet.experiments.records import C, E, EpochRow, Kind, R, RunRecord, Selection
 
 CHECKPOINT_NAME = "checkpoint.pt"
+_LOCK_NAME = ".lock"
 _FORMAT = 2
 _READABLE = (1, 2)
 _AGAIN = "train the run again with --overwrite, or delete its directory"
@@ -77,8 +84,9 @@ def save(checkpoint: Checkpoint[Any, Any], directory: Path) -> None:
         "states": dict(checkpoint.states),
         "selection": None if checkpoint.selection is None else dict(vars(checkpoint.selection)),
     }
-    with replacing(checkpoint_path(directory)) as stream:
-        torch.save(content, stream)
+    buffer = io.BytesIO()  # a full disk is not told apart from other faults within torch.save
+    torch.save(content, buffer)
+    write_bytes(checkpoint_path(directory), buffer.getvalue())
     records.write(checkpoint.record(), record_path(directory))
 
 
@@ -93,6 +101,38 @@ def tidy(directory: Path) -> None:
     """Removes what a process that was killed while it wrote has left of these files."""
     for path in (checkpoint_path(directory), record_path(directory)):
         remove_leftovers(path)
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Makes the directory, and keeps other processes from training in it within the block.
+
+    The lock goes with the process, however that ends.
+
+    Raises:
+        RecordError: when another process has it; the message says which.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / _LOCK_NAME
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        holder = "another process"
+        with suppress(OSError):
+            holder = path.read_text(encoding="utf-8") or holder
+        raise RecordError(
+            f"{holder} is at work in {directory}: wait for it, stop it, or choose another --out"
+        ) from error
+    except NotImplementedError as error:
+        raise RecordError(f"{path} cannot be locked: choose an --out on another disk") from error
+    try:
+        path.write_text(this_process(), encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open
+            path.unlink()  # before the release: after it, the file may be another's lock
+        lock.release()
 
 
 def inspect(
@@ -153,11 +193,15 @@ def load_checkpoint(path: Path, kind: Kind[C, E, R]) -> Checkpoint[C, E]:
     """
     way_out = f"put an intact copy there, or {_AGAIN}"
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums it has written
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location="cpu", weights_only=True)
         version = content["format"]
     except Exception as error:  # torch, pickle, zip, a missing key: they all mean the same here
         raise RecordError(
-            f"{path} is truncated or damaged ({type(error).__name__}): {way_out}"
+            f"{path} is truncated or damaged ({type(error).__name__}: {error}): {way_out}"
         ) from error
     if version not in _READABLE:
         raise RecordError(f"{path} has format {version!r}, this is format {_FORMAT}: {way_out}")

@@ -11,6 +11,7 @@ weight that was tried, far from the identity; a proof for all weights it is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -25,6 +26,8 @@ from manifoldnet.symmetry.equations import Equations, Layout
 from manifoldnet.symmetry.evaluation import (
     Batch,
     LossFunction,
+    Repeated,
+    cast,
     count_bytes,
     eps_fields,
     frozen_randomness,
@@ -35,7 +38,7 @@ from manifoldnet.symmetry.group import Generator, ScalingGroup, trivial_generato
 from manifoldnet.symmetry.names import describe_slices
 from manifoldnet.symmetry.report import Discovery
 from manifoldnet.symmetry.scaling import Slice
-from manifoldnet.symmetry.verification import FalseSymmetryError, Verifier
+from manifoldnet.symmetry.verification import FAINT, FalseSymmetryError, Verifier
 
 __all__ = ["Discovery", "FalseSymmetryError", "NoGapError", "discover"]
 
@@ -54,11 +57,17 @@ _KNOWN = {torch.float64: 1e-8, torch.float32: 5e-5}
 # … if there are so many of them, at several random weights.
 _BLOCK = 160
 _CLEAR, _CLEAR_WITH_EPS = 30.0, 10.0
+# A singular value above this, relative to the largest, is not a zero for certain, whatever the gap.
+_NO_ZERO = {torch.float64: 1e-10, torch.float32: 2e-5}
 _UNREACHED, _ALONE, _TIED = 0, 1, 2
+_MORE = (
+    "Give inputs of ordinary size (mean square 1, say), more samples, or the model and the data in "
+    "float64"
+)
 
 
 class NoGapError(RuntimeError):
-    """The singular values do not tell what is zero from what is not."""
+    """The data do not tell what is zero from what is not, so that nothing is decided."""
 
 
 def discover(
@@ -101,8 +110,11 @@ def discover(
 
     Raises:
         ValueError: if the model has no parameters to look at, one of them gets no gradient, there
-            are no batches, there are too many slices, or the loss is not one finite number.
-        NoGapError: if the singular values have no clear gap.
+            are no batches, there are too many slices, or the loss is not one finite number; if it
+            depends on the model's parameters by another way than its output (a penalty in loss_fn),
+            or is not the same twice (noise that torch's default generator does not rule).
+        NoGapError: if the singular values have no clear gap, or some that count as zero may not be
+            zero; if the loss hardly depends on the slices of a generator.
         FalseSymmetryError: if what holds to first order fails for finite elements.
     """
     tell = on_progress or (lambda *_: None)
@@ -125,15 +137,33 @@ def discover(
     if dtype is None:
         dtype = verifier.dtype if len(slices) <= _MANY else torch.float32
     source = torch.Generator().manual_seed(seed)
-    equations = Equations(
-        working_copy(model, dtype, keep_eps=keep_eps),
-        working_loss(loss_fn, dtype, next(model.parameters()).device),
-        pairs,
-        layout,
-        source,
-        minibatch,
-        keep_eps,
-    )
+    work = working_copy(model, dtype, keep_eps=keep_eps)
+    loss = working_loss(loss_fn, dtype, next(model.parameters()).device)
+    repeated = [verifier.repeated]
+    with suppress(ValueError, RuntimeError):  # without ε, say, or in another type: no loss there
+        batch = cast(verifier.batches[0], dtype, next(work.parameters()).device)
+        repeated.append(Repeated(work, loss, batch))
+    equations = Equations(work, loss, pairs, layout, source, minibatch, keep_eps)
+    try:
+        group = _discover(model, equations, verifier, tell)
+    except (NoGapError, FalseSymmetryError):
+        for each in repeated:  # what was not the same all the time is the reason then
+            each.check()
+        raise
+    for each in repeated:
+        each.check()
+    return group
+
+
+def _discover(
+    model: nn.Module,
+    equations: Equations,
+    verifier: Verifier,
+    tell: Callable[[str, int, int], None],
+) -> ScalingGroup:
+    """The group of the equations, verified; NoGapError and FalseSymmetryError as `discover`."""
+    layout, keep_eps = equations.layout, equations.keep_eps
+    dtype = equations.dtype
     floor = _FLOOR[dtype]
     if keep_eps:
         floor = max(floor, _blur(equations))
@@ -151,13 +181,23 @@ def discover(
             + (", or leave out keep_eps=True" if keep_eps else "")
             + (", or use dtype=torch.float64" if dtype != torch.float64 else "")
         )
-    basis = _basis(layout, sizes, space, used, source, max(zero, 2 * gap.dropped))
+    basis = _basis(layout, sizes, space, used, equations.generator, max(zero, 2 * gap.dropped))
     tell("factorizing", 1, 1)
     group = ScalingGroup.of(model, basis)
     verified = verifier.check(group, 100 * floor if keep_eps else 0.0, tell)
+    if not keep_eps:
+        _check_faint(group, equations, verifier)
+        if gap.dropped > max(zero, _NO_ZERO[dtype]):
+            raise NoGapError(
+                f"undecided: singular values up to {gap.dropped:.1e} (relative) are far below the "
+                f"others, from {gap.kept:.1e} on, and far above the {gap.floor:.1e} that rounding "
+                "leaves of a zero. They are symmetries but for a small term (activations that are "
+                "all but linear at inputs of this size, a small constant in the model), or none. "
+                + _MORE
+            )
     eps = max((value or 0.0 for _, _, value in eps_fields(model)), default=0.0)
     report = Discovery(
-        slices=len(slices),
+        slices=len(layout.slices),
         equations=count,
         coupled=equations.coupled,
         gap=gap,
@@ -170,6 +210,34 @@ def discover(
         blur=verifier.blur(group) if eps else verified,
     )
     return replace(group, report=report)
+
+
+def _check_faint(group: ScalingGroup, equations: Equations, verifier: Verifier) -> None:
+    """See whether the loss depends on each generator's slices enough to say something of it.
+
+    Raises:
+        NoGapError: if it hardly does.
+        FalseSymmetryError: if elements far from the identity move it.
+    """
+    column = {where: i for i, where in enumerate(equations.layout.slices)}
+    places = [[column[w] for w in g.exponents] for g in group.nontrivial.generators]
+    responses = [float(equations.response[columns].max()) for columns in places]
+    faint = [i for i, response in enumerate(responses) if response < FAINT]
+    if not faint:
+        return
+    # A bias before batch normalization has no gradient but rounding errors: it may have any value.
+    real = equations.differentiable()
+    faint = [i for i in faint if bool(real[places[i]].any())]
+    blind = [i for i in faint if responses[i] < verifier.resolution]
+    if blind:
+        first, others = blind[0], len(blind) - 1
+        raise NoGapError(
+            f"undecided: the loss moves by {responses[first]:.1e} relative when the slices of "
+            f"{group.nontrivial.generators[first].name} are changed by as much as they are large, "
+            f"and nothing below {verifier.resolution:.0e} is told apart: whether that is a "
+            f"symmetry{f', and {others} more like it,' if others else ''} cannot be seen. " + _MORE
+        )
+    verifier.check_faint(group.nontrivial.subgroup(faint), [responses[i] for i in faint])
 
 
 def _names(model: nn.Module, parameters: Iterable[str] | None) -> list[str]:

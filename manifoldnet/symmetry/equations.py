@@ -50,6 +50,8 @@ _APART = 4
 # Minibatches of coupled samples: two would not do, since batch normalization maps any two numbers
 # to ±1, whatever the weights are. Where ε blurs, variances should not be small by chance.
 _COUPLED, _COUPLED_WITH_EPS = 4, 32
+# Weights, and small changes of each, that tell a gradient from rounding errors.
+_SMOOTH_DRAWS, _SMOOTH_TRIES = 6, 6
 # A gradient is rounding alone if w ⊙ ∂L/∂w is smaller than this many units in the last place of L.
 _NOISE = 100
 
@@ -128,6 +130,22 @@ class RandomWeights:
             drawn[name] = math.cos(angle) * near + math.sin(angle) * sizes[name] * fresh
         return drawn
 
+    def fresh(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """New weights of the size that layers are initialized with, whatever the model's are.
+
+        Where all weights of a unit are small it is all but linear, and where they are large its
+        activation is saturated: at such weights both look like symmetries.
+        """
+        return {
+            name: _usual(w) * torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
+            for name, w in self.own.items()
+        }
+
+
+def _usual(w: Tensor) -> float:
+    """The size of an entry in a freshly initialized layer."""
+    return (w.shape[0] / w.numel()) ** 0.5 if w.ndim > 1 and w.numel() else 0.3
+
 
 @torch.no_grad()
 def _sizes(w: Tensor, by_entry: bool) -> Tensor:
@@ -171,6 +189,8 @@ class Equations:
     Attributes:
         coupled: whether the loss of a batch is not a sum over its samples.
         reached: by column, in how many rows the gradient in that slice was not zero.
+        response: by column, the largest Σ|w ∂L/∂w| / |L| of any row: how far the loss moves,
+            relative, when the slice is changed by as much as it is large.
     """
 
     def __init__(
@@ -184,10 +204,11 @@ class Equations:
         keep_eps: bool = False,
     ) -> None:
         self.model, self.loss_fn, self.batches = model, loss_fn, batches
-        self.layout, self.generator = layout, generator
+        self.layout, self.generator, self.keep_eps = layout, generator, keep_eps
         self.weights = RandomWeights(model, layout.shapes)
-        self.vectorized, self.whole = True, False
+        self.vectorized, self.whole, self.draws = True, False, 0
         self.reached = torch.zeros(len(layout.slices), dtype=torch.long)
+        self.response = torch.zeros(len(layout.slices), dtype=torch.float64)
         parameters = dict(model.named_parameters())
         first = next(iter(parameters.values()))
         self.dtype, self.device = first.dtype, first.device
@@ -255,6 +276,33 @@ class Equations:
             rows.append(self._one_by_one([self._take(batch, places)]))
         return torch.cat(rows)
 
+    def differentiable(self) -> Tensor:
+        """By column, whether the gradient in that slice is more than rounding errors.
+
+        These change altogether when the weights are changed a little (though some may be the same
+        few units by chance), a gradient changes a little.
+        """
+        often = torch.zeros(len(self.layout.slices), dtype=torch.long)
+        little = torch.finfo(self.dtype).eps ** 0.5
+        for _ in range(_SMOOTH_DRAWS):
+            batch = self.batches[self._integer(len(self.batches))]
+            size = None if self.whole else count_samples(batch)
+            if size is not None:
+                batch = self._take(batch, torch.arange(min(size, _LARGE)))
+            else:
+                batch = self._take(batch, ...)
+            weights, seed = self._draw(), self._integer(2**31)
+            first, _ = self._products(weights, batch, seed)
+            steady = torch.ones_like(often, dtype=torch.bool)
+            for _ in range(_SMOOTH_TRIES):
+                near = {name: w + little * w * self._normal(w) for name, w in weights.items()}
+                second, _ = self._products(near, batch, seed)
+                apart = self.layout.sums({n: (first[n] - second[n]).abs() for n in first})
+                size_of = self.layout.sums({n: first[n].abs() for n in first})
+                steady &= ((apart <= 0.1 * size_of) & (size_of > 0))[0].cpu()
+            often += steady
+        return often >= _SMOOTH_DRAWS / 2
+
     def _at_once(self, batch: Batch, places: Tensor) -> Tensor:
         """Rows at the same weights, for the samples in each row of `places`."""
         if self.vectorized and len(places) > 1:
@@ -265,7 +313,7 @@ class Equations:
         return self._one_by_one([self._take(batch, row) for row in places])
 
     def _vectorized(self, groups: Any) -> Tensor:
-        weights, buffers = self.weights.draw(self.generator), self._buffers()
+        weights, buffers = self._draw(), self._buffers()
 
         def products(group: Any) -> tuple[dict[str, Tensor], Tensor]:
             def loss(leaves: dict[str, Tensor]) -> Tensor:
@@ -279,33 +327,54 @@ class Equations:
             return self._rows(*vmap(products, randomness="different")(groups))
 
     def _one_by_one(self, groups: list[Any]) -> Tensor:
-        weights = self.weights.draw(self.generator)
+        weights = self._draw()
         rows = []
         for group in groups:
-            # Plain autograd: models that cannot be vectorized may know no functional one.
-            leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
-            with frozen_randomness(self._integer(2**31)):
-                value = scalar_loss(self.model, self.loss_fn, group, self._buffers() | leaves)
-                found: tuple[Tensor | None, ...] = (None,) * len(leaves)
-                if value.requires_grad:
-                    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-            products = {
-                name: torch.zeros_like(w)[None] if g is None else (w.detach() * g)[None]
-                for (name, w), g in zip(leaves.items(), found, strict=True)
-            }
-            rows.append(self._rows(products, value.detach()[None]))
+            rows.append(self._rows(*self._products(weights, group, self._integer(2**31))))
         return torch.cat(rows)
+
+    def _products(
+        self, weights: dict[str, Tensor], group: Batch, seed: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """w ⊙ ∂L/∂w by name, and L, each with a first dimension of one."""
+        # Plain autograd: models that cannot be vectorized may know no functional one.
+        leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
+        with frozen_randomness(seed):
+            value = scalar_loss(self.model, self.loss_fn, group, self._buffers() | leaves)
+            found: tuple[Tensor | None, ...] = (None,) * len(leaves)
+            if value.requires_grad:
+                found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        products = {
+            name: torch.zeros_like(w)[None] if g is None else (w.detach() * g)[None]
+            for (name, w), g in zip(leaves.items(), found, strict=True)
+        }
+        return products, value.detach()[None]
 
     def _rows(self, products: dict[str, Tensor], values: Tensor) -> Tensor:
         """Rows of norm one, from w ⊙ ∂L/∂w and L."""
-        if self._seldom():
-            sizes = self.layout.sums({name: e.abs() for name, e in products.items()})
-            self.reached += (sizes > 0).sum(dim=0).cpu()
+        # The loss may have parameters of its own, which make graphs.
+        products = {name: e.detach() for name, e in products.items()}
+        values = values.detach()
         rows = self.layout.sums(products).double().cpu()
+        losses = values.abs().double().cpu()
         norms = rows.norm(dim=1)
-        noise = norms <= _NOISE * torch.finfo(self.dtype).eps * values.abs().double().cpu()
+        noise = norms <= _NOISE * torch.finfo(self.dtype).eps * losses
         good = norms.isfinite() & (norms > 0) & values.isfinite().cpu()
+        sizes = self.layout.sums({name: e.abs() for name, e in products.items()}).double().cpu()
+        self.reached += (sizes > 0).sum(dim=0)
+        if good.any():
+            relative = (sizes / losses[:, None])[good].nan_to_num(math.inf)
+            self.response = self.response.maximum(relative.amax(dim=0))
         return torch.where(noise[:, None], 0.0, rows / norms[:, None])[good]
+
+    def _draw(self) -> dict[str, Tensor]:
+        """Weights of about the model's size and, every third time, of the usual size.
+
+        Not with ε, which is small or large beside the model's own.
+        """
+        self.draws += 1
+        fresh = self.draws % 3 == 0 and not self.keep_eps
+        return (self.weights.fresh if fresh else self.weights.draw)(self.generator)
 
     def _seldom(self) -> bool:
         """Whether some slices have been reached in few rows, or none."""
@@ -315,6 +384,10 @@ class Equations:
         """Some samples, in the model's type."""
         taken: Batch = cast(take(batch, places), self.dtype, self.device)
         return taken
+
+    def _normal(self, like: Tensor) -> Tensor:
+        drawn = torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
+        return drawn.to(like.device)
 
     def _buffers(self) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in self.model.named_buffers()}

@@ -24,7 +24,9 @@ from torch.utils import _pytree as pytree
 __all__ = [
     "Batch",
     "LossFunction",
+    "Repeated",
     "cast",
+    "check_penalty",
     "count_bytes",
     "count_samples",
     "eps_fields",
@@ -108,6 +110,82 @@ def evaluate(
             "or inputs that are not finite, or use smaller weights"
         )
     return value
+
+
+class Repeated:
+    """The loss of a model on a batch, to be compared with what it is later.
+
+    Args:
+        model: any module; its loss is evaluated twice at once.
+        loss_fn: `loss_fn(output, target)`.
+        batch: `(input, target)`.
+
+    Raises:
+        ValueError: if the second loss is another one; if the first is not one finite number.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: LossFunction, batch: Batch) -> None:
+        self._arguments = model, loss_fn, batch
+        self._value = evaluate(*self._arguments)
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        self._tolerance = torch.finfo(dtype).eps ** 0.6  # 4e-10, 7e-5: above rounding, in any order
+        self.check()
+
+    def check(self) -> None:
+        """ValueError if the loss is another one now."""
+        again = evaluate(*self._arguments)
+        if relative_change(self._value, again) > self._tolerance:
+            raise ValueError(
+                f"the loss of one batch at the same weights was {self._value:.9g} and is "
+                f"{again:.9g}: the model or loss_fn has noise of its own (random numbers of "
+                "Python, of numpy, or of a torch.Generator of its own, which the seed of torch's "
+                "default generator does not rule), or counts its calls. Draw from torch's default "
+                "generator, or switch the noise off"
+            )
+
+
+def check_penalty(
+    model: nn.Module, loss: Tensor, loss_fn: LossFunction, work_loss: LossFunction | None = None
+) -> None:
+    """ValueError if a copy's loss depends on the weights that were copied.
+
+    A penalty that loss_fn computes from `model.parameters()` is that of the model's own weights,
+    whatever weights the loss is evaluated at: in the loss of a copy it is a constant, and its
+    gradient would be left in the model. It shows in the graph of the loss.
+
+    Args:
+        model: the one that the user has given.
+        loss: of a copy, computed with gradients.
+        loss_fn: the one that the user has given.
+        work_loss: the copy of it that gave the loss, if it is one.
+    """
+    names = {id(p): name for name, p in model.named_parameters()}
+    if isinstance(loss_fn, nn.Module) and isinstance(work_loss, nn.Module):
+        both = zip(loss_fn.parameters(), work_loss.parameters(), strict=True)
+        names |= {id(copied): names[id(p)] for p, copied in both if id(p) in names}
+    reached = {names[id(leaf)] for leaf in _leaves(loss) if id(leaf) in names}
+    if reached:
+        raise ValueError(
+            f"the loss depends on {', '.join(sorted(reached))} by another way than the model's "
+            "output: loss_fn (or a function that the model holds) takes the model's own "
+            "parameters, as for a penalty, and they stay as they are in the copies that are "
+            "compared here. Leave that term out of loss_fn, or compute it in the model's forward "
+            "and return it with the output"
+        )
+
+
+def _leaves(loss: Tensor) -> Iterator[Tensor]:
+    """The tensors that backward would leave a gradient in."""
+    seen: set[Any] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (variable := getattr(node, "variable", None)) is not None:
+            yield variable
+        ahead += [following for following, _ in node.next_functions]
 
 
 def relative_change(before: float, after: float) -> float:

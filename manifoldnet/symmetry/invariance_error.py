@@ -25,9 +25,11 @@ from manifoldnet.registry import declared_parameters
 from manifoldnet.symmetry.evaluation import (
     Batch,
     LossFunction,
+    check_penalty,
     evaluate,
     frozen_randomness,
     relative_change,
+    scalar_loss,
 )
 from manifoldnet.symmetry.reparameterize import (
     reparameterize,
@@ -85,12 +87,17 @@ def loss(
         batch: `(input, target)`.
 
     Raises:
-        ValueError: if the model does not have what the element scales, or a loss is not finite.
+        ValueError: if the model does not have what the element scales, a loss is not finite, or it
+            depends on the model's parameters by another way than its output.
     """
     check_batch(batch)
     element = resolve(model, element)
     before = evaluate(model, loss_fn, batch)
-    after = evaluate(_scaled(model, element), loss_fn, batch)
+    scaled = _scaled(model, element)
+    with torch.enable_grad(), frozen_randomness():
+        # On a copy of its own: buffers change.
+        check_penalty(model, scalar_loss(copy.deepcopy(scaled), loss_fn, batch, None), loss_fn)
+    after = evaluate(scaled, loss_fn, batch)
     return Deviation(
         relative_change(before, after), f"the loss is {before:.9g}, and {after:.9g} when scaled"
     )

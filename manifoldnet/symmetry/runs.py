@@ -21,6 +21,7 @@ from manifoldnet import foreign
 from manifoldnet.symmetry.evaluation import (
     Batch,
     LossFunction,
+    check_penalty,
     frozen_randomness,
     scalar_loss,
 )
@@ -70,7 +71,8 @@ def run(
         steps: how many; fewer if a loss is not finite.
 
     Raises:
-        ValueError: if there are no batches, `optimizer` makes none, or nothing can be trained.
+        ValueError: if there are no batches, `optimizer` makes none, nothing can be trained, or the
+            loss depends on the model's parameters by another way than its output.
     """
     if not batches:
         raise ValueError("batches is empty: at least one pair (input, target) is needed")
@@ -90,6 +92,8 @@ def run(
                         raise ValueError(
                             "the loss depends on no parameter that requires a gradient"
                         )
+                    if not losses:
+                        check_penalty(model, result, loss_fn)
                     result.backward()
                 return result.detach()
 

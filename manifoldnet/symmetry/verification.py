@@ -7,7 +7,7 @@ steps (rounded weights, say) has gradients that know nothing of the steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,15 @@ from manifoldnet.symmetry.equations import RandomWeights
 from manifoldnet.symmetry.evaluation import (
     Batch,
     LossFunction,
+    Repeated,
     cast,
+    check_penalty,
     count_samples,
+    eps_fields,
     evaluate,
+    frozen_randomness,
     relative_change,
+    scalar_loss,
     take,
     working_copy,
     working_loss,
@@ -27,12 +32,15 @@ from manifoldnet.symmetry.evaluation import (
 from manifoldnet.symmetry.group import Generator, ScalingGroup
 from manifoldnet.symmetry.scaling import ScalingElement
 
-__all__ = ["SPREAD", "FalseSymmetryError", "Verifier"]
+__all__ = ["FAINT", "SPREAD", "FalseSymmetryError", "Verifier"]
 
 SPREAD = 2.0
 """ln of the largest factor of one generator."""
 
-# The same with ε in normalization layers.
+FAINT = 1e-3
+"""A generator moves the loss by less than this, relative, if it is faint."""
+
+# The same as SPREAD with ε in normalization layers.
 _SPREAD_WITH_EPS = 0.5
 # How far the loss may move, relative, by the type it is computed in.
 _VERIFIED = {torch.float64: 1e-8, torch.float32: 1e-4}
@@ -41,6 +49,10 @@ _BATCHES, _SAMPLES = 2, 256
 _RANDOM_WEIGHTS = 2
 # A relative change of the loss that a small constant in the model may explain.
 _SMALL = 1e-4
+# Powers of two that elements go to, far from the identity; rounding has no part in them.
+_FAR, _FAR_WITH_EPS = 20, 6
+# How far the loss may move there, relative to how far it could.
+_FAR_TOLERANCE = 1e-6
 
 
 class FalseSymmetryError(RuntimeError):
@@ -71,7 +83,8 @@ class Verifier:
         dtype: the type that losses are computed in: float64, if the model runs in it.
 
     Raises:
-        ValueError: if the loss at the model's own weights is not one finite number.
+        ValueError: if the loss at the model's own weights is not one finite number, is not the same
+            twice, or depends on the model's parameters by another way than its output.
     """
 
     def __init__(
@@ -95,7 +108,11 @@ class Verifier:
             self.loss_fn = working_loss(loss_fn, dtype, device)
             self.batches = [cast(_few(batch), dtype, device) for batch in full[:_BATCHES]]
             self.original = working_copy(model, dtype)
-            for batch in self.batches:
+            with torch.enable_grad(), frozen_randomness():
+                loss = scalar_loss(self.original, self.loss_fn, self.batches[0], None)
+            check_penalty(model, loss, loss_fn, self.loss_fn)
+            self.repeated = Repeated(self.original, self.loss_fn, self.batches[0])
+            for batch in self.batches[1:]:
                 evaluate(self.original, self.loss_fn, batch)
 
         try:
@@ -105,9 +122,11 @@ class Verifier:
         self.model = working_copy(model, self.dtype, keep_eps=keep_eps)
         own = {name: p.detach() for name, p in self.model.named_parameters()}
         self.weights, self.scale = [own], math.inf
+        self.far = _FAR_WITH_EPS if eps_fields(model) else _FAR
         random = RandomWeights(self.model, names)
-        for _ in range(_RANDOM_WEIGHTS):
-            weights = own | random.draw(self.source)
+        draws = [random.draw] * _RANDOM_WEIGHTS + ([] if keep_eps else [random.fresh])
+        for draw in draws:
+            weights = own | draw(self.source)
             try:
                 losses = [
                     abs(evaluate(self.model, self.loss_fn, batch, weights))
@@ -149,6 +168,43 @@ class Verifier:
                 worst = max(worst, change)
         tell("verifying", len(self.weights), len(self.weights))
         return worst
+
+    @property
+    def resolution(self) -> float:
+        """The relative change of the loss that nothing smaller is told from."""
+        return _VERIFIED[self.dtype]
+
+    def check_faint(self, group: ScalingGroup, responses: Sequence[float]) -> None:
+        """Verify generators of slices that the loss hardly depends on, far from the identity.
+
+        A unit that is all but linear, since its inputs are small, passes `check`: the loss moves
+        less than its tolerance even without the unit. Here it is scaled until it is of ordinary
+        size, up and down, and the loss may move by a small part of what depends on the unit.
+
+        Args:
+            group: of faint generators.
+            responses: by generator, how far the loss moves, relative, without it.
+
+        Raises:
+            FalseSymmetryError: if it moves farther.
+        """
+        if group.dimension == 0:
+            return
+        noise = 64 * torch.finfo(self.dtype).eps
+        tolerance = max(noise, _FAR_TOLERANCE * min(responses))
+        powers = [
+            min(max(math.ceil(-math.log2(response)), 2), self.far)
+            / max(map(abs, generator.exponents.values()))
+            for generator, response in zip(group.generators, responses, strict=True)
+        ]
+        for direction in (1, -1):
+            log_scales = direction * math.log(2) * torch.tensor(powers, dtype=torch.float64)
+            for weights in self.weights:
+                change = self._change(
+                    self.model, weights, self.batches[0], group.element(log_scales)
+                )
+                if not change <= tolerance:
+                    raise self._culprit(weights, self.batches[0], group, log_scales, tolerance)
 
     def blur(self, group: ScalingGroup) -> float:
         """The relative change of the loss under small elements, with ε in place."""
@@ -217,6 +273,7 @@ class Verifier:
             f"{generator.name} leaves the loss as it is to first order only: with s = {factor:.3g} "
             f"it changes by {deviation:.2g} relative. {why} locally constant in these weights "
             "(rounding, a step function, gradients cut off): leave them out with parameters=[...]. "
+            "Or units are all but linear where inputs are this small: give larger inputs. "
             "Or the batches do not say enough: give larger and more varied ones (batch "
             "normalization maps any two samples to ±1)",
             generator,

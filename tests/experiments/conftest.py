@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from manifoldnet.experiments import Dataset, load
-from manifoldnet.optim import native
+from manifoldnet.optim.native.build import cache_folder
 
 # Remembered before `_own_world` hides them from the tests.
 _REAL_DATA = os.environ.get("MANIFOLDNET_DATA")
-_KERNELS = native.cache_folder()
+_KERNELS = cache_folder()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,8 @@
 import dataclasses
 import math
+import os
+import re
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from manifoldnet.experiments import (
 )
 from manifoldnet.experiments.classification.rows import CLASSIFICATION
 from manifoldnet.experiments.classification.run import evaluate
+from manifoldnet.experiments.files import write_bytes
 
 SMALL = TrainConfig(dataset="tiny", features=8, batch_size=25, epochs=4, lr=1e-2)
 
@@ -241,6 +245,94 @@ def test_a_truncated_checkpoint(tiny, tmp_path, keep):
     message = refused(SMALL, tmp_path, tiny, resume=True)
     assert "checkpoint.pt is truncated or damaged" in message
     assert "train the run again with --overwrite" in message
+
+
+def stopped_after_an_epoch(tiny, directory):
+    with pytest.raises(Stop):
+        train(SMALL, directory, tiny, on_epoch=stop_after(1))
+    return rundir.checkpoint_path(directory)
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_refused_or_changes_nothing(tiny, tmp_path):
+    path = stopped_after_an_epoch(tiny, tmp_path)
+    whole, found = path.read_bytes(), rundir.load_checkpoint(path, CLASSIFICATION)
+    outcomes = []
+    for i in range(7, len(whole), len(whole) // 80):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
+        try:
+            again = rundir.load_checkpoint(path, CLASSIFICATION)
+        except RecordError as error:
+            message = str(error)
+            outcomes.append("checkpoint.pt" in message and "put an intact copy there" in message)
+        else:
+            outcomes.append(equal(again.states, found.states) and again.record() == found.record())
+    assert all(outcomes)
+    weights = found.states["model"]["head.weight"].numpy().tobytes()
+    at = whole.index(weights)
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    message = refused(SMALL, tmp_path, tiny, resume=True)
+    assert "checkpoint.pt is truncated or damaged (BadZipFile" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(math.nan, "values that are not finite"), (3.0, "is not on Oblique")]
+)
+def test_weights_that_training_cannot_go_on_from(tiny, tmp_path, value, message):
+    config = dataclasses.replace(SMALL, update="un")
+    with pytest.raises(Stop):
+        train(config, tmp_path, tiny, on_epoch=stop_after(1))
+    path = rundir.checkpoint_path(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["states"]["model"]["hidden.0.weight"][0] = value
+    torch.save(content, path)
+    said = refused(config, tmp_path, tiny, resume=True)
+    assert "checkpoint.pt holds weights that training cannot go on from (hidden.0.weight" in said
+    assert message in said
+    assert "--overwrite" in said
+
+
+def test_two_processes_do_not_share_a_directory(tiny, tmp_path):
+    with rundir.held(tmp_path / "run"):
+        message = refused(SMALL, tmp_path / "run", tiny)
+    assert re.match(rf"process {os.getpid()} on .+ is at work in .*run: wait for it", message)
+    train(SMALL, tmp_path / "run", tiny)
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}])
+def test_a_run_that_another_process_has_trained_meanwhile_is_kept(
+    tiny, tmp_path, monkeypatch, options
+):
+    held, records_of_others = rundir.held, []
+
+    @contextmanager
+    def overtaken(directory):
+        monkeypatch.setattr(rundir, "held", held)
+        records_of_others.append(train(SMALL, directory, tiny))
+        with held(directory):
+            yield
+
+    monkeypatch.setattr(rundir, "held", overtaken)
+    if options:
+        assert repr(train(SMALL, tmp_path, tiny, **options)) == repr(records_of_others[0])
+    else:
+        with pytest.raises(RecordError, match="already holds a run"):
+            train(SMALL, tmp_path, tiny)
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "checkpoint.pt"
+    write_bytes(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_bytes(path, b"new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 @pytest.mark.parametrize("content", [{}, {"format": 0}, {"format": 1, "config": {"lr": -1}}, [1]])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -396,40 +393,3 @@ def test_the_kernel_warns_of_norms_that_grow() -> None:
 def test_what_has_a_kind() -> None:
     for manifold, _ in MANIFOLDS:
         assert (kind_of(manifold) is None) is isinstance(manifold, mn.Euclidean)
-
-
-_WITHOUT_COMPILER = """
-import warnings, torch, manifoldnet as mn
-layer = torch.nn.Linear(3, 2, bias=False)
-mn.declare(layer, "weight", mn.Oblique(), project=True)
-optimizer = mn.RiemannianSGD(layer.parameters(), lr=0.1, fused=True)
-layer.weight.grad = torch.ones(2, 3)
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    optimizer.step()
-    optimizer.step()
-print([w.category.__name__ for w in caught], caught[0].message, mn.violations(layer))
-"""
-
-
-@pytest.mark.parametrize("broken", ["no compiler", "one that fails", "a folder that is none"])
-def test_without_a_compiler_there_is_a_warning_and_a_step(broken: str, tmp_path: Any) -> None:
-    false = tmp_path / "c++"
-    false.write_text("#!/bin/sh\\necho no such thing >&2\\nexit 1\\n".replace("\\\\n", "\n"))
-    false.chmod(0o755)
-    environment = os.environ | {
-        "MANIFOLDNET_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
-    if broken == "no compiler":
-        environment |= {"PATH": str(tmp_path / "nothing"), "CXX": "none"}
-    elif broken == "one that fails":
-        environment |= {"CXX": str(false)}
-    else:
-        (tmp_path / "cache").write_text("a file")
-    done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_COMPILER], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("['RuntimeWarning'] fused=True: the kernel could not be compiled")
-    assert not list(tmp_path.glob("cache/*.so"))

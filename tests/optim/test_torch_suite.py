@@ -86,7 +86,7 @@ def test_bit_for_bit(torchs: Any, options: dict[str, Any]) -> None:
         return
     for dtype, form in itertools.product(DTYPES, FORMS):
         if options.get("fused") and dtype == torch.bfloat16:
-            continue  # torch 2.13 (CPU) is wrong in the last numbers of an array, by what lies there
+            continue  # torch 2.13 on a processor is wrong in the last numbers of such an array
         mine = _run(OURS[torchs], options, dtype, FORMS[form])
         theirs = _run(torchs, options, dtype, FORMS[form])
         if isinstance(theirs, Exception):

@@ -5,9 +5,12 @@ come; that nothing of the user's changes; and that each mistake has its own erro
 """
 
 import copy
+import random
+import re
 from functools import partial
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 from cases import source
@@ -634,6 +637,14 @@ def test_a_false_symmetry_is_named_with_its_deviation(model):
     assert f"changes by {error.value.deviation:.2g} relative" in str(error.value)
 
 
+def test_steps_that_the_models_own_weights_are_too_small_for_are_seen():
+    model = Quantized()
+    with torch.no_grad():
+        model.A.weight.mul_(1e-3)  # all of it is rounded to zero
+    with pytest.raises(FalseSymmetryError, match="A.weight.all rows.*rounding"):
+        discover(model, cross_entropy, BATCHES)
+
+
 def test_rounded_weights_with_a_gradient_passed_through_lose_their_symmetry():
     # The gradient is that of the rounded weight: times the weight itself, it balances nothing.
     class Rounding(nn.Module):
@@ -643,3 +654,164 @@ def test_rounded_weights_with_a_gradient_passed_through_lose_their_symmetry():
     model = plain()
     nn.utils.parametrize.register_parametrization(model[0], "weight", Rounding())
     assert found(model, cross_entropy, BATCHES) == set()
+
+
+# --- where the data cannot tell -------------------------------------------------------------------
+
+SMALL = [1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-20]
+
+
+def nearly_linear(activation, weights=1.0, bias=True, everywhere=False):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6, bias=bias), activation, nn.Linear(6, 4))
+    with torch.no_grad():
+        for p in (model if everywhere else model[0]).parameters():
+            p.mul_(weights)
+    return model
+
+
+def inputs(size):
+    torch.manual_seed(1)
+    return [(size * torch.randn(64, 8), torch.randint(4, (64,)))]
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("size", SMALL)
+def test_small_weights_do_not_make_a_unit_linear(size, everywhere):
+    # At weights of the size of a fresh layer it is not.
+    model = nearly_linear(nn.Tanh(), size, everywhere=everywhere)
+    assert found(model, cross_entropy, inputs(1.0)) == set()
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-8, 1e-4, 1e3])
+def test_weights_of_any_size_have_the_same_group(size):
+    model = nearly_linear(nn.ReLU(), size, everywhere=True)
+    assert found(model, cross_entropy, inputs(1.0)) == canonical(hidden_units("0", "2", 6))
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6])
+def test_large_weights_do_not_make_an_activation_homogeneous(size):
+    model = nearly_linear(nn.GELU(), size, everywhere=True)
+    assert found(model, cross_entropy, inputs(1.0)) == set()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.Softplus(), nn.SiLU()])
+@pytest.mark.parametrize("size", [*SMALL, 1e-7, 1e-10, 1e-14])
+def test_small_inputs_give_no_false_symmetry(activation, size, bias):
+    model = nearly_linear(activation, bias=bias)
+    said = "give larger inputs"
+    try:
+        generators = found(model, cross_entropy, inputs(size))
+    except (FalseSymmetryError, NoGapError) as error:
+        generators, said = set(), str(error)
+    assert generators == set()
+    assert re.search("give (larger inputs|inputs of ordinary size)", said, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6, 1e-10])
+def test_small_inputs_hide_symmetries_only_where_nothing_can_be_seen(size):
+    model = nearly_linear(nn.ReLU(), bias=False)
+    if size < 1e-8:
+        with pytest.raises(NoGapError, match="undecided: .* more like it, cannot be seen.*float64"):
+            discover(model, cross_entropy, inputs(size))
+    else:
+        units = canonical(generator(row("0.weight", i), column("2.weight", i)) for i in range(6))
+        assert found(model, cross_entropy, inputs(size)) == units
+
+
+def test_what_lies_between_two_gaps_is_undecided():
+    def almost(x):
+        return x.relu() + 1e-9 * x**2
+
+    with pytest.raises(NoGapError, match="undecided: .* far above the 1.0e-13 that rounding"):
+        discover(nearly_linear(Act(almost)), cross_entropy, inputs(1.0))
+
+
+# --- what a copy does not see ---------------------------------------------------------------------
+
+
+class Penalized(nn.Module):
+    """A loss that holds the model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, output, target):
+        return cross_entropy(output, target) + self.model[0].weight.square().sum()
+
+
+def penalty_of(model):
+    return lambda o, t: cross_entropy(o, t) + 1e-6 * model[0].weight.square().sum()
+
+
+class Itself(nn.Module):
+    """Reads a layer by a function that a copy takes over as it is."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.read = lambda: layer.weight.square().sum()
+
+    def forward(self, x):
+        return x * self.read()
+
+
+@pytest.mark.parametrize("make", [penalty_of, Penalized])
+def test_a_penalty_in_the_loss_is_refused(make):
+    model = plain()
+    with pytest.raises(ValueError, match="depends on 0.weight by another way.*penalty"):
+        discover(model, make(model), BATCHES)
+    layer = nn.Linear(CLASSES, CLASSES)
+    with pytest.raises(ValueError, match="depends on 0.weight by another way"):
+        discover(nn.Sequential(layer, Itself(layer)), cross_entropy, [(X[:, :CLASSES], T)])
+
+
+def test_a_loss_may_have_parameters_that_are_not_the_models():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, output, target):
+            return cross_entropy(self.scale * output, target)
+
+    teacher = plain()
+    model = plain()
+    assert found(model, Scaled(), BATCHES) == UNITS
+    assert found(model, penalty_of(teacher), BATCHES) == UNITS
+
+
+def test_a_penalty_in_the_forward_is_seen():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = plain()
+
+        def forward(self, x):
+            return self.net(x), 0.01 * sum(p.square().sum() for p in self.net.parameters())
+
+    assert found(Both(), lambda o, t: cross_entropy(o[0], t) + o[1], BATCHES) == set()
+
+
+class Noisy(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.calls, self.source = kind, 0, torch.Generator()
+
+    def forward(self, x):
+        self.calls += 1
+        return {
+            "python": lambda: x * (1 + 0.1 * random.random()),
+            "numpy": lambda: x * (1 + 0.1 * np.random.rand()),  # noqa: NPY002
+            "generator": lambda: x + 0.1 * torch.rand(x.shape, generator=self.source),
+            "counter": lambda: x * (1 + 0.01 * self.calls),
+            "late": lambda: x if self.calls < 8 else x.tanh(),
+        }[self.kind]()
+
+
+@pytest.mark.parametrize("kind", ["python", "numpy", "generator", "counter", "late"])
+def test_noise_of_the_models_own_is_called_that(kind):
+    model = nn.Sequential(nn.Linear(INPUTS, 4), nn.ReLU(), Noisy(kind), nn.Linear(4, CLASSES))
+    with pytest.raises(ValueError, match="same weights was .* noise of its own .*counts its calls"):
+        discover(model, cross_entropy, BATCHES)

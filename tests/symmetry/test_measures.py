@@ -583,6 +583,19 @@ def test_losses_that_are_not_finite_are_refused(measure):
 
 
 @pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
+def test_a_penalty_on_the_models_own_weights_is_refused(measure):
+    # It would be the same constant before and after scaling, and leave its gradient in the model.
+    model = Net()
+
+    def loss_fn(output, target):
+        return entropy(output, target) + model.hidden.weight.square().sum()
+
+    with pytest.raises(ValueError, match="depends on hidden.weight by another way"):
+        call(measure, model=model, loss_fn=loss_fn)
+    assert model.hidden.weight.grad is None
+
+
+@pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
 @pytest.mark.parametrize(
     ("loss_fn", "message"),
     [

@@ -1,27 +1,17 @@
 """Steps by a kernel that the machine's own C++ compiler makes, at first use: `step.cpp`.
 
 It takes float32 and float64 on a processor, in any order of memory without holes, and many weights
-in one call. It is compiled once for each machine and version, in seconds, and kept in a cache
-folder (`MANIFOLDNET_CACHE`, by default below the user's own). Where it cannot be made there is a
-warning, once, and it takes nothing. It runs on torch's threads, as many as `torch.set_num_threads`
-says.
+in one call. It is compiled once for each machine and version, in seconds (`build.py`). Where it
+cannot be had there is a warning, once, and it takes nothing. It runs on torch's threads, as many as
+`torch.set_num_threads` says.
 """
 
 from __future__ import annotations
 
 import array
-import ctypes
-import hashlib
-import os
-import platform
-import shutil
 import struct
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,17 +19,11 @@ from torch import Tensor
 
 from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim.kind import Kind
+from manifoldnet.optim.native.build import library
 from manifoldnet.optim.work import Rates, Work
 
 __all__ = ["layout", "step", "there"]
 
-_SOURCE = Path(__file__).with_name("step.cpp")
-_FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
-    *("-fno-math-errno", "-fno-trapping-math"),  # vectors of square roots; NaN stays NaN
-    # All of the registers' width, which compilers do not take by themselves.
-    *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),
-)
 # The kernel's structures, field for field.
 _OPTIONS = struct.Struct("=6i10d")
 _WAYS = {"projective": 0, "geodesic": 1, "additive": 2}
@@ -49,7 +33,7 @@ _NAMES = {torch.float32: "step_float", torch.float64: "step_double"}
 
 def there() -> bool:
     """Whether the kernel can be used; it is made if need be, which takes seconds."""
-    return _library() is not None
+    return library() is not None
 
 
 def layout(p: Tensor, kind: Kind) -> Layout | None:
@@ -94,7 +78,7 @@ def step(
         numbers += (x.data_ptr(), g.data_ptr(), _address(v), _address(s), _address(top), *layout)
     addresses = array.array("q", numbers)
     squares = array.array("d", bytes(16 * len(works)))
-    getattr(_library(), _NAMES[dtype])(
+    getattr(library(), _NAMES[dtype])(
         b"".join(options),
         addresses.buffer_info()[0],
         squares.buffer_info()[0],
@@ -134,67 +118,3 @@ def _layout(shape: torch.Size, stride: tuple[int, ...], dim: Dim) -> Layout | No
     for d in order[place + 1 :]:
         inner *= shape[d]
     return outer, shape[dim], inner
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    """The kernel; None, and a warning, where it cannot be made."""
-    try:
-        path = _build()
-        library = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        warnings.warn(
-            f"fused=True: the kernel could not be compiled ({str(said).strip()[-500:]}); declared "
-            "weights take the path without a compiler, which is slower and gives the same results. "
-            "Install g++ (or name a compiler in CXX), or leave fused out",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    for name in _NAMES.values():
-        function = getattr(library, name)
-        function.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-        function.restype = None
-    return library
-
-
-def _build() -> Path:
-    """Where the compiled kernel is, after compiling it if it is not there."""
-    compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
-    if compiler is None:
-        raise OSError("no C++ compiler is there")
-    source = _SOURCE.read_bytes()
-    key = hashlib.sha256(source)
-    for part in (compiler, *_FLAGS, _processor()):
-        key.update(part.encode())
-    path = cache_folder() / f"step-{key.hexdigest()[:16]}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        made.replace(path)
-    return path
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    chosen = os.environ.get("MANIFOLDNET_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "manifoldnet"
-
-
-def _processor() -> str:
-    """What decides which instructions there are: a cache folder may be shared by machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.platform() + platform.processor()
-    return next(
-        (line for line in lines if line.startswith(("flags", "Features"))), platform.machine()
-    )
