@@ -146,6 +146,32 @@ def _() -> object:
     return optimizer.step()
 
 
+@under("A slice becomes zero while training (a warning)")
+def _() -> object:
+    model = net()
+    mn.declare(model, "hidden.weight", mn.Oblique(), project=True)
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.1)
+    for row in (None, 2):
+        model(torch.ones(2, 8)).sum().backward()
+        if row is not None:
+            model.hidden.weight.data[row] = 0
+        optimizer.step()
+    return None
+
+
+@under("A weight was resized while it trains")
+def _() -> object:
+    model = net()
+    mn.declare(model, "hidden.weight", mn.Oblique(), project=True)
+    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    weight = model.hidden.weight
+    weight.grad, weight.data = None, weight.data[:3]
+    weight.grad = torch.ones(3, 8)
+    return optimizer.step()
+
+
 @under("The gradient is not finite")
 def _() -> object:
     model = net()
