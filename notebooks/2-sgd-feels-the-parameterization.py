@@ -39,7 +39,7 @@ def descend(scale, declared, steps=16, lr=0.15):
     if declared:
         mn.declare(model, "a", mn.ScaledEuclidean())
         mn.declare(model, "b", mn.ScaledEuclidean())
-    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=lr)
+    optimizer = mn.RiemannianSGD(model.named_parameters(), lr=lr)
     path = []
     for _ in range(steps):
         path.append((model.a.item(), model.b.item()))
@@ -121,7 +121,7 @@ def losses(scale, update, steps=150):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     else:
         lr = 0.1 if update == "scaled metric" else 0.2  # relative to the weight, and not
-        optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=lr)
+        optimizer = mn.RiemannianSGD(model.named_parameters(), lr=lr)
     result = []
     for _ in range(steps):
         optimizer.zero_grad()

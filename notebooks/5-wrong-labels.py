@@ -54,7 +54,7 @@ def train(stage, share, seed, lr, epochs=25):
     last = nn.Linear(64, 10) if stage == "logistic" else mn.nn.SimplexClassifier(64, 10)
     loss_fn = nn.CrossEntropyLoss() if stage == "logistic" else mn.nn.SimplexLoss()
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), last)
-    optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=lr, momentum=0.9)
+    optimizer = mn.RiemannianSGD(model.named_parameters(), lr=lr, momentum=0.9)
     given, _ = corrupted(share, seed)
     for _ in range(epochs):
         for batch in torch.randperm(len(given)).split(300):
