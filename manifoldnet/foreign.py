@@ -54,7 +54,7 @@ class ForeignOptimizerWarning(UserWarning):
 
 @dataclass
 class _Seen:
-    """What was found out about an optimizer, and when."""
+    """The findings about an optimizer, and the time of the look."""
 
     version: int
     count: int  # its number of parameters
@@ -67,7 +67,7 @@ _handle: Any = None
 
 
 def follows_declarations(optimizer: Any) -> bool:
-    """Whether an optimizer is marked as one that follows declarations, or wraps one that is."""
+    """Test whether an optimizer is marked as one that follows declarations, or wraps one that is."""
     return any(getattr(each, _MARK, False) for each in (optimizer, *_wrapped(optimizer)))
 
 

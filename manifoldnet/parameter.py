@@ -340,7 +340,7 @@ def project_(model: nn.Module) -> None:
 
 
 def spec(model: nn.Module) -> dict[str, Spec]:
-    """What is declared in a model, in JSON's types: {"hidden.weight": Oblique().spec(), …}.
+    """The declarations of a model in JSON's types: {"hidden.weight": Oblique().spec(), …}.
 
     A checkpoint of weights says nothing of manifolds: save this beside it, and give it to
     `declare_from` when the model was built anew. Names are those of the plain model, without what
@@ -523,7 +523,7 @@ class _Incoming:
 
 
 def _converts(module: nn.Module) -> bool:
-    """Whether a module may turn what it loads into something else.
+    """Test whether a module may turn what it loads into something else.
 
     Of torch's own layers some fill in keys of old versions, of their own buffers only.
     """
@@ -550,7 +550,7 @@ class _Snapshot:
                 self._extra.append((module, copy.deepcopy(module.get_extra_state())))
 
     def has_changed(self, tensor: Tensor) -> bool:
-        """Whether a tensor is another one than before, or has other values."""
+        """Test whether a tensor is another one than before, or has other values."""
         kept, value = self._values.get(id(tensor), (None, None))
         return kept is not tensor or value is None or not torch.equal(value, tensor.detach())
 

@@ -298,7 +298,7 @@ class DeclaredTensor:
 
     @property
     def label(self) -> str:
-        """What to call it in messages."""
+        """Its name in messages."""
         return self.declarations.labels.get(self.name, self.name)
 
 

@@ -176,7 +176,7 @@ element = group.nontrivial.sample(generator=torch.Generator().manual_seed(1), sp
 
 
 def sgd(model):
-    return mn.RiemannianSGD(mn.param_groups(model), lr=0.2)
+    return mn.RiemannianSGD(model.named_parameters(), lr=0.2)
 
 
 errors = {

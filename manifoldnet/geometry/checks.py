@@ -32,7 +32,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 2e-3, tor
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far off a point of this type may be and still count as on its manifold, relative."""
+    """The relative violation up to which a point of this type counts as on its manifold."""
     return _TOLERANCE[dtype]
 
 
@@ -347,7 +347,7 @@ def _limit(tol: float | None, atol: float | None, rtol: float | None) -> float |
 
 
 def _exceeds(off: Tensor, limit: float) -> bool:
-    """Whether any violation is above the limit, NaN or ∞; also under `torch.func.vmap`."""
+    """Test whether any violation is above the limit, NaN or ∞; also under `torch.func.vmap`."""
     while functorch.is_functorch_wrapped_tensor(off):
         off = functorch.get_unwrapped(off)
     return not bool(((off <= limit) & off.isfinite()).all())

@@ -55,5 +55,5 @@ def _path(cls: type[Any]) -> str:
 
 
 def _same(one: type[Any], other: type[Any]) -> bool:
-    """Whether two classes are one, or two definitions of one."""
+    """Test whether two classes are one, or two definitions of one."""
     return _path(one) == _path(other)

@@ -133,7 +133,7 @@ class Seen:
         self._forms = None if self._guards else [form(x) for x in tensors]
 
     def same(self, tensors: Sequence[Any]) -> bool:
-        """Whether as many tensors have the same forms, one by one, and none has no memory."""
+        """Test whether as many tensors have the same forms, one by one, and none has no memory."""
         if len(tensors) != self._count:
             return False
         if self._guards is None:

@@ -177,7 +177,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         ]
 
     def _name_of(self, group: dict[str, Any], p: Tensor) -> str:
-        """What to call one parameter of a group in messages."""
+        """The name of one parameter of a group in messages."""
         return self._names(group)[next(i for i, q in enumerate(group["params"]) if q is p)]
 
     def _split(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Declared]]:
@@ -522,7 +522,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
-        """What the fast paths are given, with new buffers where there are none."""
+        """The input of the fast paths, with new buffers where there are none."""
 
     def _keep_buffers(self, declared: list[Declared], works: list[Work]) -> None:
         """Put new buffers into the state, once a step has given them values."""

@@ -32,12 +32,12 @@ _NAMES = {torch.float32: "step_float", torch.float64: "step_double"}
 
 
 def there() -> bool:
-    """Whether the kernel can be used; it is made if need be, which takes seconds."""
+    """Test whether the kernel can be used; it is made if need be, which takes seconds."""
     return library() is not None
 
 
 def layout(p: Tensor, kind: Kind) -> Layout | None:
-    """How a weight lies in memory, if the kernel can step weights that lie so."""
+    """The order of memory of a weight; None if the kernel cannot step weights in it."""
     if p.dtype not in _NAMES or p.device.type != "cpu":
         return None
     return _layout(p.shape, p.stride(), kind.dim)
