@@ -67,7 +67,7 @@ _handle: Any = None
 
 
 def follows_declarations(optimizer: Any) -> bool:
-    """Test whether an optimizer is marked as one that follows declarations, or wraps one that is."""
+    """Test whether an optimizer is marked as following declarations, or wraps one that is."""
     return any(getattr(each, _MARK, False) for each in (optimizer, *_wrapped(optimizer)))
 
 

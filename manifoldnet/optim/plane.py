@@ -241,7 +241,7 @@ def _sum(found: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
 
 
 def _asked(x: Tensor) -> bool:
-    """Test whether a question may be put to numbers: it waits, which costs nothing on a processor."""
+    """Test whether numbers may be looked at: to wait for them costs nothing on a processor."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -251,7 +251,7 @@ def _positive(rr: Tensor) -> Tensor:
 
 
 def _lost(tt: Tensor, vv: Tensor, lr: float | Tensor) -> bool:
-    """Test whether a slice needs care: v is all but parallel to x, or no step, or not to be squared."""
+    """Test whether a slice needs care: v along x, no step, or squares that overflow."""
     if not _asked(tt) or lr == 0:
         return True
     return not float((tt / vv).min()) > 0.5  # NaN where there is no step, or no finite square
