@@ -150,3 +150,12 @@ def test_a_norm_of_what_is_no_number_is_no_number(manifold, shape):
     u = tangent(manifold, x, 1)
     u.view(-1)[0] = math.nan
     assert math.isnan(float(manifold.norm(x, u)))
+
+
+@over(GEOMETRIES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_vector_that_is_not_finite_is_not_tangent(manifold, shape, bad):
+    x = point(manifold, shape, 0)
+    u = tangent(manifold, x, 1, 1.0)
+    u.view(-1)[0] = bad
+    assert bool(manifold.tangent_violation(x, u).max() == math.inf)

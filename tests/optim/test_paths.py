@@ -393,3 +393,29 @@ def test_the_kernel_warns_of_norms_that_grow() -> None:
 def test_what_has_a_kind() -> None:
     for manifold, _ in MANIFOLDS:
         assert (kind_of(manifold) is None) is isinstance(manifold, mn.Euclidean)
+
+
+def test_parts_that_do_not_belong_together_have_no_kind() -> None:
+    """A manifold composed of rows' projection and columns' metric takes the specification."""
+
+    class Mixed(mn.Oblique.__base__):  # type: ignore[name-defined, misc]
+        def __init__(self, **parts: object) -> None:
+            rows = mn.Oblique()
+            self._compose(
+                dim=0,
+                metric=rows.metric,
+                projection=rows.projection,
+                retraction=rows.retraction,
+                geodesics=rows.geodesics,
+            )
+            self._compose(**parts)
+
+        def _fields(self) -> dict[str, Any]:
+            return {}
+
+    columns, larger = mn.Oblique(1), mn.Oblique(radius=2.0)
+    assert kind_of(Mixed()) is not None
+    for part in ("metric", "projection", "geodesics"):
+        assert kind_of(Mixed(**{part: getattr(columns, part)})) is None, part
+    for part in ("projection", "geodesics"):
+        assert kind_of(Mixed(**{part: getattr(larger, part)})) is None, part

@@ -685,3 +685,14 @@ def test_a_metric_without_numbers_is_not_taken_for_invariant():
     element = ScalingElement({Slice("weight", 0, 0): 2.0})
     with pytest.raises(ValueError, match=r"weight .* a step there has the length nan"):
         invariance_error.metric(model, element)
+
+
+def test_a_parameter_that_overflows_is_the_worst():
+    """∞/∞ is no small deviation."""
+    here = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([1.0, 2.0])}
+    there = {"a": torch.tensor([1.0, 2.1]), "b": torch.tensor([math.inf, 2.0])}
+    start = {name: torch.zeros(2) for name in here}
+    element = ScalingElement({Slice("a", 0, 0): 1.0})
+    found = invariance_error.worst_parameter(here, there, start, element)
+    assert found == math.inf
+    assert found.parameter == "b"
