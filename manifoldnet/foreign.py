@@ -91,7 +91,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     registry.refresh()
     declared = list(_declared(optimizer))
-    moved = [text for text, p in declared if p.requires_grad]
+    moved = [text for text, p in declared if p.requires_grad or p.grad is not None]
     if not moved:
         _seen[optimizer] = _Seen(version, count, [p for _, p in declared])
         return
@@ -108,7 +108,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _still_holds(seen: _Seen, optimizer: Optimizer, version: int, count: int) -> bool:
-    if seen.count != count or any(p.requires_grad for p in seen.frozen):
+    if seen.count != count or any(p.requires_grad or p.grad is not None for p in seen.frozen):
         return False
     if seen.version != version:
         changed = registry.changed_since(seen.version)
@@ -123,15 +123,17 @@ def _still_holds(seen: _Seen, optimizer: Optimizer, version: int, count: int) ->
 def _declared(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
     """The declared weights that an optimizer takes for free ones, each with its description."""
     geoopts = isinstance(optimizer, OptimMixin)
-    for group in optimizer.param_groups:
+    for number, group in enumerate(optimizer.param_groups):
         names = group.get("param_names") or [None] * len(group["params"])
-        for name, p in zip(names, group["params"], strict=False):
-            found = registry.find(p)
-            if found is None or isinstance(found.manifold, Euclidean):
+        for place, (name, p) in enumerate(zip(names, group["params"], strict=False)):
+            manifold = registry.manifold_of(p)
+            if manifold is None or isinstance(manifold, Euclidean):
                 continue
+            found = registry.find(p)
+            label = found.label if found else f"parameter {place} of group {number}"
             if geoopts and isinstance(p, geoopt.ManifoldTensor):
                 continue  # geoopt's optimizers ask the parameter itself
-            yield f"{name or found.label} (shape {tuple(p.shape)}, on {found.manifold})", p
+            yield f"{name or label} (shape {tuple(p.shape)}, on {manifold})", p
 
 
 registry.at_first_declaration(_register)

@@ -154,6 +154,9 @@ class Declarations:
         # A copy or an unpickled one. Its `parameters` is the new module's dictionary, which need
         # not be filled yet; its tensors are new, so that no optimizer has anything to look up.
         self.__dict__.update(state)
+        # Models that were pickled by an earlier version.
+        self.__dict__.setdefault("inherited", self.__dict__.pop("borrowed", set()))
+        self.__dict__.setdefault("labels", {})
         self._enter()
         self.refresh()
         watch()

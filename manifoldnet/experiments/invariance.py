@@ -44,7 +44,7 @@ from manifoldnet.experiments.invariance_report import Pair, draw, summary, write
 from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.status import StatusLine
 from manifoldnet.experiments.updates import UPDATES
-from manifoldnet.optim.growth import NormGrowthWarning
+from manifoldnet.optim.growth import NormGrowthWarning, ZeroSliceWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
 from manifoldnet.symmetry.evaluation import Batch
 
@@ -140,6 +140,7 @@ def _pair(
     with symmetry.without_eps(model), limited_threads(1), warnings.catch_warnings():
         # A run that diverges is one of the results.
         warnings.simplefilter("ignore", NormGrowthWarning)
+        warnings.simplefilter("ignore", ZeroSliceWarning)
         for start in (model, symmetry.reparameterize(model, element)):
             run = invariance_error.run(start, _loss, batches, make, steps=steps)
             losses.append(run.losses)

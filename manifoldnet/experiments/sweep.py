@@ -27,7 +27,7 @@ from manifoldnet.experiments.loop import Data, Experiment, train_in, train_whole
 from manifoldnet.experiments.progress import SweepProgress
 from manifoldnet.experiments.records import C, E, R, RunRecord
 from manifoldnet.experiments.workers import Processes, available
-from manifoldnet.optim import NormGrowthWarning
+from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
 
 # A run whose worker died, or failed in a way that is not the user's to mend, is tried once more.
 ATTEMPTS = 2
@@ -258,6 +258,7 @@ def run_one(
     with warnings.catch_warnings():
         # The additive scaled metric: if norms overflow, the record says that the run diverged.
         warnings.simplefilter("ignore", NormGrowthWarning)
+        warnings.simplefilter("ignore", ZeroSliceWarning)
         if directory is None:
             return train_whole(experiment, config, data)
         left = rundir.inspect(directory, config, experiment.kind, resume=True, overwrite=False)

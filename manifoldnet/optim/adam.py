@@ -73,6 +73,7 @@ class RiemannianAdam(RiemannianOptimizer):
         "max_exp_avg_sq": "slice",
     }
     state_keys: ClassVar[frozenset[str]] = frozenset(state_entries)
+    converts_plain: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -154,13 +155,18 @@ class RiemannianAdam(RiemannianOptimizer):
             return {"max_exp_avg_sq": torch.zeros_like(state["exp_avg_sq"])}
         return {}
 
-    def _check_plain_gradient(
-        self, name: Callable[[], str], group: dict[str, Any], grad: Tensor
+    def _check_plain(
+        self, name: Callable[[], str], group: dict[str, Any], p: Tensor, grad: Tensor
     ) -> None:
         if grad.layout is not torch.strided:
             raise RuntimeError(
                 f"{name()} has a sparse gradient, which RiemannianAdam does not take: make the "
                 "layer with sparse=False, or give its weight to torch.optim.SparseAdam. No weight "
+                "was changed"
+            )
+        if group["capturable"] and not group["fused"] and p.device.type == "cpu":
+            raise RuntimeError(
+                f"capturable=True is for accelerators, and {name()} is on {p.device}. No weight "
                 "was changed"
             )
 

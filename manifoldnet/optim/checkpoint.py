@@ -160,6 +160,8 @@ def check_entries(
                     f"{key} of {name} has {int((~value.isfinite()).sum())} entries that are NaN or "
                     "infinite: load an earlier state, or start with a new optimizer"
                 )
+            if declared and key.endswith("_sq") and not value.is_meta and bool((value < 0).any()):
+                raise ValueError(f"{key} of {name} has negative entries, and it is made of squares")
         elif value is not None or key != "momentum_buffer":  # torch's SGD writes None there
             raise ValueError(f"{key} of {name} must be a tensor, not a {type(value).__name__}")
 

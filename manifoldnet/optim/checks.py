@@ -19,8 +19,8 @@ __all__ = ["check_number", "check_point", "refuse_nonfinite", "users_level"]
 _GROSS = 1e-2
 
 
-def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
-    """Raise ValueError unless 0 ≤ value < below (NaN is refused; tensors of one element count).
+def check_number(name: str, value: Any, *, least: float = 0.0, below: float = math.inf) -> None:
+    """Raise ValueError unless least ≤ value < below (NaN is refused; one-element tensors count).
 
     Raises:
         TypeError: for what is no number.
@@ -29,9 +29,11 @@ def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
         raise TypeError(f"{name} must be a number or a tensor of one element, not {value!r}")
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name} as a tensor must have one element, not {value.numel()}")
-    if not 0.0 <= float(value) < below:
-        limit = "finite and ≥ 0" if below == math.inf else f"≥ 0 and < {below:g}"
-        raise ValueError(f"{name} must be {limit}, not {float(value)}")
+    number = float(value)
+    if not (least <= number < below and math.isfinite(number)):
+        lower = f" and ≥ {least:g}" if math.isfinite(least) else ""
+        limit = f"finite{lower}" if below == math.inf else f"≥ {least:g} and < {below:g}"
+        raise ValueError(f"{name} must be {limit}, not {number}")
 
 
 def check_point(name: str, p: Tensor, manifold: Manifold | None) -> None:

@@ -122,19 +122,20 @@ class Seen:
 
     Args:
         tensors: strided ones.
+        places: numbers that say whose they are.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._count = len(tensors)
+    def __init__(self, tensors: Sequence[Tensor], places: Sequence[int] = ()) -> None:
+        self._count, self._places = len(tensors), places
         # What torch.compile asks before it runs a graph again: class, type, device, shape, strides.
         guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
         make = getattr(guards, "TensorGuards", None)
         self._guards = make and make(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
         self._forms = None if self._guards else [form(x) for x in tensors]
 
-    def same(self, tensors: Sequence[Any]) -> bool:
-        """Test whether as many tensors have the same forms, one by one, and none has no memory."""
-        if len(tensors) != self._count:
+    def same(self, tensors: Sequence[Any], places: Sequence[int] = ()) -> bool:
+        """Test whether as many tensors of the same places have the same forms, and memory."""
+        if len(tensors) != self._count or places != self._places:
             return False
         if self._guards is None:
             forms = [_is_strided(x) and form(x) for x in tensors]
@@ -179,7 +180,12 @@ def check(
         RuntimeError: for a shape that does not fit, values that are no numbers, and tensors whose
             memory was freed.
     """
-    _, _, shape, _, device = want.weight
+    _, _, shape, strides, device = want.weight
+    if want.plain and any(step == 0 and n > 1 for step, n in zip(strides, shape, strict=True)):
+        raise RuntimeError(
+            f"{name()} has numbers that share memory (strides {strides}, from expand?): give the "
+            "layer memory of its own with weight.data = weight.data.clone(). No weight was changed"
+        )
     if grad.shape != shape or grad.device != device:
         raise RuntimeError(
             f"{name()} has shape {tuple(shape)} on {device}, and its gradient "
@@ -208,7 +214,7 @@ def check(
 
 def laid_out(grad: Tensor, p: Tensor) -> Tensor:
     """A gradient in the type and the order of memory of its weight: itself, or a copy."""
-    if grad.stride() == p.stride() and grad.dtype == p.dtype:
+    if grad.stride() == p.stride() and grad.dtype == p.dtype and not grad.is_neg():
         return grad
     return torch.empty_like(p, memory_format=torch.preserve_format).copy_(grad)
 
@@ -243,7 +249,7 @@ def fitted(
     if not convert:
         return value
     _check_there(name, key, value)
-    if form(value) == form_:
+    if form(value) == form_ and not value.is_neg():
         return value
     if kind not in _PLAIN:  # torch knows how it lies
         return value.to(device, dtype)

@@ -60,6 +60,8 @@ class PlainCall(NamedTuple):
     special: bool  # whether there is a sparse gradient (SGD) or a complex parameter (Adam)
 
 
+_EMPTY: dict[str, Any] = {}
+
 # How a step is computed, which a checkpoint of another machine does not decide.
 _PATHS: tuple[str, ...] = ("foreach", "fused", "capturable")
 
@@ -69,6 +71,8 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     #: The state that a parameter may have, and the shape of each entry.
     state_entries: ClassVar[dict[str, Entry]]
+    #: Whether torch's function needs the state of undeclared parameters in their own type.
+    converts_plain: ClassVar[bool] = False
     #: Anything else belongs to another optimizer.
     state_keys: ClassVar[frozenset[str]]
 
@@ -92,6 +96,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._option_values: Callable[[dict[str, Any]], tuple[Any, ...]] | None = None
         self._expected: dict[int, Expected] = {}
         self._seen: memory.Seen | None = None
+        self._alarming: list[tuple[dict[str, Any], Declared]] = []
         # Undeclared parameters, by `id`, whose memory has holes.
         self._strewn: set[int] = set()
         # Gradients in the order of memory of their weights, for the time of a step.
@@ -289,10 +294,12 @@ class RiemannianOptimizer(Optimizer, ABC):
             self._take(works)
             return loss
         self._laid_out.clear()
+        self._alarming.clear()
         self._check(works)
         self._take(works)
         self._laid_out.clear()
         self._steps += 1
+        self._warn_of_norms()
         return loss
 
     def _take(self, works: list[StepWork]) -> None:
@@ -308,12 +315,14 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Refuse what a step cannot take, in all groups; only then make state fit its weights."""
         for number, (group, _, declared) in enumerate(works):
             self._check_group(number, group, bool(declared))
+            if declared and group["fused"]:
+                native.there()  # it may have to be compiled, and warns if it cannot
         if not self._verified:
             self._verify(works)
         for group, _, _ in works:
             if group["error_if_nonfinite"]:
                 refuse_nonfinite(self._names(group), group["params"])
-        if self._seen is not None and self._seen.same(self._tensors(works)):
+        if self._seen is not None and self._seen.same(*self._tensors(works)):
             return
         self._seen = None
         found: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
@@ -324,20 +333,24 @@ class RiemannianOptimizer(Optimizer, ABC):
                 found += self._check_state_of(group, p, None)
         for state, values in found:
             state.update(values)
-        tensors = self._tensors(works)
+        tensors, places = self._tensors(works)
         if not self._laid_out and all(x.layout is torch.strided for x in tensors):
-            self._seen = memory.Seen(tensors)
+            self._seen = memory.Seen(tensors, places)
 
-    def _tensors(self, works: list[StepWork]) -> list[Any]:
-        """All weights of a step, each with its gradient and its state."""
+    def _tensors(self, works: list[StepWork]) -> tuple[list[Any], list[int]]:
+        """All weights of a step, each with its gradient and its state; and which they are."""
         found: list[Any] = []
-        state = self.state
-        for _, plain, declared in works:
+        places: list[int] = []
+        state, empty = self.state, _EMPTY
+        for number, (_, plain, declared) in enumerate(works):
+            places.append(number)
             for p in plain:
-                found += (p, p.grad, *state[p].values())
+                found += (p, p.grad, *state.get(p, empty).values())
+                places.append(id(p))
             for p, _, _ in declared:
-                found += (p, p.grad, *state[p].values())
-        return found
+                found += (p, p.grad, *state.get(p, empty).values())
+                places.append(id(p))
+        return found, places
 
     def _check_group(self, number: int, group: dict[str, Any], any_declared: bool) -> None:
         """Check the options of a group unless they are those of the last step."""
@@ -360,6 +373,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             only = all(spec is not None for spec in group["manifolds"])
             self._check_declared_options(group, only)
         self._options[number] = options
+        self._seen = None
 
     def _check_state_of(
         self, group: dict[str, Any], p: Tensor, manifold: Manifold | None
@@ -380,7 +394,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
         fused, plain = bool(group["fused"]), manifold is None
         if plain:
-            self._check_plain_gradient(name, group, grad)
+            self._check_plain(name, group, p, grad)
         on_device = group.get("capturable") or (fused and plain)
         values = memory.check(
             name,
@@ -389,8 +403,9 @@ class RiemannianOptimizer(Optimizer, ABC):
             state,
             want,
             self.state_entries,
-            # torch's fused functions take a weight's state and gradient to lie as the weight does.
-            convert=not plain or (fused and want.dense),
+            # torch's fused functions take a weight's state and gradient to lie as the weight does,
+            # and some others take them to be of its type.
+            convert=not plain or (want.dense if fused else self.converts_plain),
             count_on=p.device if on_device else None,
         )
         if state:
@@ -412,10 +427,10 @@ class RiemannianOptimizer(Optimizer, ABC):
         assert grad is not None  # so chosen by _split
         return grad
 
-    def _check_plain_gradient(
-        self, name: Callable[[], str], group: dict[str, Any], grad: Tensor
+    def _check_plain(
+        self, name: Callable[[], str], group: dict[str, Any], p: Tensor, grad: Tensor
     ) -> None:
-        """Raise RuntimeError for a gradient of an undeclared parameter that torch would refuse."""
+        """Raise RuntimeError for an undeclared parameter that torch would refuse to step."""
 
     def _missing_entries(
         self, name: Callable[[], str], group: dict[str, Any], state: dict[str, Any]
@@ -453,7 +468,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         by_kernel: list[Declared] = []
         layouts: list[native.Layout] = []
         by_plane: list[Declared] = []
-        alarming: list[Declared] = []
+        alarming: list[Declared] = []  # that a warning may be due for
         fast = group["foreach"] is not False and not group.get("nesterov")
         fused = group["fused"] and native.there()
         scheduled = self._steps <= 128 or self._steps % 100 == 0
@@ -487,7 +502,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 for entry, (least, most) in zip(by_kernel, squares, strict=True)
                 if not least > 0 or growing(most, entry[0].dtype)
             ]
-        self._warn_of_norms(group, alarming)
+        self._alarming += [(group, entry) for entry in alarming]
 
     def _step_traced(self, group: dict[str, Any], declared: list[Declared]) -> None:
         """The same inside a graph, where nothing can be asked that waits for an answer."""
@@ -511,7 +526,10 @@ class RiemannianOptimizer(Optimizer, ABC):
         # Under `detach` a ManifoldParameter is an ordinary tensor on the same memory.
         x = p.detach()
         motion = Motion(x, manifold, kind)
-        self._step_reference(group, motion, p.grad, self.state[p])
+        state = self.state.get(p, {})
+        self._step_reference(group, motion, p.grad, state)
+        if state:
+            self.state[p] = state
         return motion.any_zero
 
     @abstractmethod
@@ -539,9 +557,12 @@ class RiemannianOptimizer(Optimizer, ABC):
                 check_point(name, p, manifold_of.get(id(p)))
         self._verified = True
 
-    def _warn_of_norms(self, group: dict[str, Any], entries: list[Declared]) -> None:
-        """Warn once of each weight that has a zero slice or whose norm will overflow."""
-        for p, manifold, kind in entries:
+    def _warn_of_norms(self) -> None:
+        """Warn once of each weight that has a zero slice or whose norm will overflow.
+
+        After the step, since a warning may be an error.
+        """
+        for group, (p, manifold, kind) in self._alarming:
             assert manifold is not None  # so chosen by _split
             found: list[tuple[type[UserWarning], str | None]] = [
                 (NormGrowthWarning, overflowing(p, manifold)),

@@ -16,6 +16,7 @@ step is taken in fewer passes by `manifoldnet.optim.plane`, and by a compiled ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, cast, final
 
@@ -101,11 +102,12 @@ class RiemannianSGD(RiemannianOptimizer):
     def _check_options(self, group: dict[str, Any]) -> None:
         for name in ("lr", "momentum", "weight_decay"):
             check_number(name, group[name])
+        check_number("dampening", group["dampening"], least=-math.inf)
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("nesterov=True needs momentum > 0 and dampening = 0")
 
-    def _check_plain_gradient(
-        self, name: Callable[[], str], group: dict[str, Any], grad: Tensor
+    def _check_plain(
+        self, name: Callable[[], str], group: dict[str, Any], p: Tensor, grad: Tensor
     ) -> None:
         if group["fused"] and grad.layout is not torch.strided:
             raise RuntimeError(

@@ -231,3 +231,21 @@ def test_flat_space_is_a_declaration() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mn.param_groups(model)
+
+
+def test_a_parameter_that_no_module_holds_is_named_by_its_place() -> None:
+    weight = mn.ManifoldParameter(mn.Oblique().random(4, 3), mn.Oblique())
+    weight.grad = torch.randn(4, 3)
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    with pytest.warns(ForeignOptimizerWarning, match="parameter 0 of group 0"):
+        optimizer.step()
+
+
+def test_a_weight_that_was_frozen_after_backward_is_stepped_and_named() -> None:
+    layer = nn.Linear(3, 4)
+    mn.declare(layer, "weight", mn.Oblique(), project=True)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    layer(torch.randn(2, 3)).sum().backward()
+    layer.weight.requires_grad_(False)
+    with pytest.warns(ForeignOptimizerWarning, match="weight"):
+        optimizer.step()

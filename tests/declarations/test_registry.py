@@ -228,3 +228,24 @@ def test_six_threads_declare_copy_train_and_drop_models() -> None:
         sys.setswitchinterval(interval)
     assert errors == []
     assert all(mn.manifolds(model) == {"hidden.weight": OBLIQUE} for model in kept)
+
+
+def test_records_that_an_earlier_version_pickled_are_read() -> None:
+    """They called `inherited` by another name, and had no labels."""
+    layer = nn.Linear(3, 4)
+    mn.declare(layer, "weight", mn.Oblique(), project=True)
+    record = registry.Declarations.of(layer)
+    assert record is not None
+    state = {
+        "manifolds": dict(record.manifolds),
+        "borrowed": set(),
+        "parameters": layer._parameters,
+    }
+    old = registry.Declarations.__new__(registry.Declarations)
+    old.__setstate__(state)
+    layer.__dict__["_manifold_declarations"] = old
+    mn.declare(layer, "bias", mn.Sphere(), project=True)
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    assert mn.manifolds(layer) == {"weight": mn.Oblique(), "bias": mn.Sphere()}
+    mn.undeclare(layer, "weight")
+    assert mn.manifolds(layer) == {"bias": mn.Sphere()}

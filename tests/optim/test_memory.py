@@ -7,6 +7,7 @@ before anything has moved. What the kernel would read wrongly it must never be g
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,6 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels_last": _last,
     "reversed": _reversed,
     "strewn": _strewn,
-    "expanded": lambda x: x[:1].expand(x.shape) if x.shape[0] == 1 else x,
     "double": Tensor.double,
 }
 
@@ -109,8 +109,6 @@ def _off(one: Training, other: Training, manifold: mn.Manifold | None) -> float:
 def test_state_in_another_form(
     manifold: mn.Manifold | None, algorithm: str, form: str, path: dict[str, Any]
 ) -> None:
-    if manifold is None and form == "double" and "fused" not in path:
-        pytest.skip("torch's own functions: theirs to refuse")
     plain = Training(manifold, algorithm, path).step(6)
     run = Training(manifold, algorithm, path).step(3)
     for key, value in run.state.items():
@@ -233,6 +231,9 @@ def _unchanged(before: Any, now: Any) -> None:
         "a rate from nowhere",
         "decay",
         "memory that was freed",
+        "no dampening",
+        "overlapping numbers",
+        "capturable on a processor",
     ],
 )
 def test_a_step_that_raises_has_changed_nothing(
@@ -268,12 +269,12 @@ def test_a_step_that_raises_has_changed_nothing(
         weight.data = mn.ScaledEuclidean().random(6, 4)
     elif wrong == "a sparse neighbour":
         if algorithm == "momentum" and "fused" not in path:
-            return  # torch's SGD takes it
+            pytest.skip("torch's SGD takes it")
         table = model[2].weight
         table.grad = table.grad.to_sparse()
     elif wrong == "no second moment":
         if algorithm == "momentum":
-            return
+            pytest.skip("SGD has none")
         del state["exp_avg_sq"]
     elif wrong == "a rate from nowhere":
         group["lr"] = None
@@ -281,6 +282,16 @@ def test_a_step_that_raises_has_changed_nothing(
         group["weight_decay"] = 0.1
     elif wrong == "memory that was freed":
         weight.grad.untyped_storage().resize_(0)
+    elif wrong == "no dampening":
+        if algorithm == "adam":
+            pytest.skip("Adam has none")
+        group["dampening"] = "x"
+    elif wrong == "overlapping numbers":
+        weight.data = weight.data[:1].expand(weight.shape)
+    elif wrong == "capturable on a processor":
+        if algorithm == "momentum" or "fused" in path:
+            pytest.skip("only Adam's plain path refuses it")
+        optimizer.param_groups[2]["capturable"] = True
     saved = {name: p.detach().clone() for name, p in model.named_parameters() if name != "1.weight"}
     states = copy.deepcopy({k: optimizer.state[p] for k, p in model.named_parameters()})
     with pytest.raises((RuntimeError, TypeError, ValueError)):
@@ -289,6 +300,101 @@ def test_a_step_that_raises_has_changed_nothing(
         if name in saved:
             assert torch.equal(p, saved[name]), name
         _unchanged((p, states[name]), (p, optimizer.state[p]))
+
+
+def _pair(path: dict[str, Any], declared: bool = True) -> tuple[list[nn.Parameter], Any, nn.Module]:
+    """Two weights of one form."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.Conv2d(4, 6, 3, bias=False))
+    for layer in model if declared else ():
+        mn.declare(layer, "weight", mn.Oblique(1), project=True)
+    groups = [{"params": [layer.weight], **path} for layer in model]
+    return list(model.parameters()), mn.RiemannianSGD(groups, lr=0.1, momentum=0.9), model
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_weights_of_one_form_take_turns(path: dict[str, Any], declared: bool) -> None:
+    """What was seen of one weight says nothing of another, nor of itself in other memory."""
+    ends = []
+    for way, forms in ((path, True), ({"foreach": False}, False)):
+        weights, optimizer, _ = _pair(way, declared)
+        source = torch.Generator().manual_seed(1)
+        for step, who in enumerate([(0, 1), (0,), (1,), (0, 1), (1,), (0,), (0,), (1,)]):
+            if forms and step == 2:
+                weights[1].data = _last(weights[1].data)
+            if forms and step == 4:
+                weights[1].data = _strewn(weights[1].data)
+            if forms and step == 7:
+                weights[1].data = weights[1].data.contiguous()
+            for i, p in enumerate(weights):
+                g = torch.randn(SHAPE, generator=source)
+                form = _reversed if forms and step in (1, 2, 5) else Tensor.clone
+                p.grad = form(g) if i in who else None
+            optimizer.step()
+        ends.append([p.detach().contiguous() for p in weights])
+    for one, other in zip(*ends, strict=True):
+        assert float((one - other).abs().max()) < 1e-5
+
+
+def test_a_path_that_is_switched_to_later_checks_anew() -> None:
+    ends = []
+    for switched in (False, True):
+        weights, optimizer, _ = _pair({})
+        source = torch.Generator().manual_seed(1)
+        for step in range(3):
+            for group in optimizer.param_groups:
+                group["fused"] = True if switched and step else None
+            for p in weights:
+                p.grad = _reversed(torch.randn(SHAPE, generator=source))
+            optimizer.step()
+        ends.append([p.detach() for p in weights])
+    for one, other in zip(*ends, strict=True):
+        assert float((one - other).abs().max()) < 1e-5
+
+
+def test_a_warning_that_is_an_error_comes_after_the_step() -> None:
+    weights, optimizer, _ = _pair({})
+    for step in range(2):
+        if step:
+            weights[0].data[:, 2] = 0
+        before = [p.detach().clone() for p in weights]
+        for p in weights:
+            p.grad = torch.randn(SHAPE)
+        if not step:
+            optimizer.step()
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(mn.optim.ZeroSliceWarning):
+                optimizer.step()
+    assert not any(torch.equal(p, x) for p, x in zip(weights, before, strict=True))
+
+
+def test_without_momentum_there_is_no_state() -> None:
+    for path in PATHS.values():
+        layer = nn.Linear(3, 4)
+        mn.declare(layer, "weight", mn.Oblique(), project=True)
+        optimizer = mn.RiemannianSGD(layer.parameters(), lr=0.1, **path)
+        for _ in range(2):
+            for p in layer.parameters():
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        assert optimizer.state_dict()["state"] == {}
+
+
+def test_a_model_made_double_with_undeclared_weights() -> None:
+    for path in PATHS.values():
+        layer = nn.Linear(3, 4)
+        mn.declare(layer, "weight", mn.Oblique(), project=True)
+        optimizer = mn.RiemannianAdam(layer.parameters(), lr=0.1, **path)
+        for double in (False, True):
+            if double:
+                layer.double()
+            for p in layer.parameters():
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        assert float(optimizer.state[layer.bias]["step"]) == 2
 
 
 @each_path

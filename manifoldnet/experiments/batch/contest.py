@@ -27,7 +27,7 @@ from manifoldnet.experiments.batch.rows import Contestant, Point
 from manifoldnet.experiments.batch.task import arch1, batch_of, loss_of
 from manifoldnet.experiments.data import Dataset
 from manifoldnet.interop.pymanopt import minimize
-from manifoldnet.optim.growth import NormGrowthWarning
+from manifoldnet.optim.growth import NormGrowthWarning, ZeroSliceWarning
 
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Learning rates that RiemannianSGD may choose from, for the mean loss."""
@@ -135,6 +135,7 @@ def _sgd(
         with warnings.catch_warnings():
             # Some rates are too large; the best one is chosen.
             warnings.simplefilter("ignore", NormGrowthWarning)
+            warnings.simplefilter("ignore", ZeroSliceWarning)
             optimizer.step()
 
 
