@@ -317,9 +317,9 @@ def run(config: Configuration, path: str) -> list[tuple[float, str]]:
             xx = _dot(before[0], before[0]) / np.longdouble(config.manifold.radius) ** 2
             slack = 4 * np.abs(xx - 1)
         now = _moments(config, optimizer.state[x])
-        # Slices that a step did not throw out of the range of numbers.
+        # Slices that a step did not throw out of the range of numbers that can be squared.
         length = np.abs(want).max(1, keepdims=True)
-        reached = (length > 1e-30) & (length < 1e30)
+        reached = (length > 1e-18) & (length < 1e18)
         pairs = [("x", _rows(x, config.dim), want, [n[0] for n in near])]
         for key in ("b", "s", "top"):
             value = getattr(now, key)
