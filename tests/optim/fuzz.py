@@ -37,7 +37,7 @@ Array = np.ndarray[Any, np.dtype[np.longdouble]]
 
 
 class Options(NamedTuple):
-    """What the oracle needs to know of an optimizer."""
+    """The options of an optimizer, for the oracle."""
 
     adam: bool
     lr: float
@@ -347,7 +347,7 @@ def run(config: Configuration, path: str) -> list[tuple[float, str]]:
 def _shaken(
     before: tuple[Array, Array, Moments], options: Options, eps: float, noise: np.random.Generator
 ) -> tuple[Array, Array, Moments, Options]:
-    """What a step is made of, changed by rounding; the rate for what is computed on the way."""
+    """The input of a step changed by rounding; the rate for what is computed on the way."""
 
     def shake(a: Any) -> Any:
         return None if a is None else a * (1 + eps * noise.uniform(-1, 1, np.shape(a)))

@@ -315,7 +315,7 @@ def _pair(path: dict[str, Any], declared: bool = True) -> tuple[list[nn.Paramete
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_weights_of_one_form_take_turns(path: dict[str, Any], declared: bool) -> None:
-    """What was seen of one weight says nothing of another, nor of itself in other memory."""
+    """Forms of one weight say nothing of another, nor of itself in other memory."""
     ends = []
     for way, forms in ((path, True), ({"foreach": False}, False)):
         weights, optimizer, _ = _pair(way, declared)
