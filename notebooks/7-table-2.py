@@ -16,18 +16,18 @@ from IPython.display import Image, Markdown, display
 
 from manifoldnet.experiments import folder, sources
 from manifoldnet.experiments.canvas import COLOURS
-from manifoldnet.experiments.classification.comparison import compare
-from manifoldnet.experiments.classification.plots import plot_test_error
-from manifoldnet.experiments.classification.rows import CLASSIFICATION
-from manifoldnet.experiments.classification.tables import summary
-from manifoldnet.experiments.symmetry_paper import claims, paper, results
-from manifoldnet.experiments.symmetry_paper.cells import (
+from manifoldnet.experiments.papers.symmetry import claims, paper, results
+from manifoldnet.experiments.papers.symmetry.cells import (
     PAPER_UPDATES,
     PROTOCOL,
     TABLE2,
     Cell,
     configurations,
 )
+from manifoldnet.experiments.papers.symmetry.comparison import compare
+from manifoldnet.experiments.papers.symmetry.plots import plot_test_error
+from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.tables import summary
 
 row = [Cell("arch2", 2, update, "exponential") for update in PAPER_UPDATES]
 

@@ -10,10 +10,10 @@ from typing import Any
 from manifoldnet.cli.stages import add_stages, reproduce_figure
 from manifoldnet.cli.sweeping import add_work, run_sweep
 from manifoldnet.experiments.errors import ConfigError, ExperimentError
-from manifoldnet.experiments.scale_invariant.config import StageConfig
-from manifoldnet.experiments.segmentation.config import PRESETS, RATES, SegmentationConfig
-from manifoldnet.experiments.segmentation.config import configurations as scene_configurations
-from manifoldnet.experiments.symmetry_paper.cells import (
+from manifoldnet.experiments.papers.scale_invariant.config import StageConfig
+from manifoldnet.experiments.papers.segnet.config import PRESETS, RATES, SegmentationConfig
+from manifoldnet.experiments.papers.segnet.config import configurations as scene_configurations
+from manifoldnet.experiments.papers.symmetry.cells import (
     AXES,
     EXPERIMENTS,
     GEODESIC,
@@ -142,7 +142,7 @@ def _reproduce_cells(arguments: argparse.Namespace) -> None:
     cells = named(arguments.cells, own) if arguments.cells else own
     repetitions = REPETITIONS if arguments.repetitions is None else arguments.repetitions
     runs = configurations(cells, repetitions)
-    from manifoldnet.experiments.classification.training import EXPERIMENT
+    from manifoldnet.experiments.papers.symmetry.training import EXPERIMENT
 
     run_sweep(arguments, arguments.out, EXPERIMENT, runs, AXES, f"{len(cells)} cells")
 
@@ -153,8 +153,8 @@ def _reproduce_segnet(arguments: argparse.Namespace) -> None:
     preset = dataclasses.replace(preset, **{k: v for k, v in given.items() if v is not None})
     runs = scene_configurations(preset, arguments.updates, arguments.repetitions)
     folder = arguments.out or Path("runs") / f"segnet-{arguments.preset}"
-    from manifoldnet.experiments.segmentation.pictures import write_predictions
-    from manifoldnet.experiments.segmentation.run import EXPERIMENT
+    from manifoldnet.experiments.papers.segnet.pictures import write_predictions
+    from manifoldnet.experiments.papers.segnet.run import EXPERIMENT
 
     axes, what = ("update", "lr", "seed"), f"{len(arguments.updates)} updates"
     records = run_sweep(arguments, folder, EXPERIMENT, runs, axes, what, checkpoints=True)
@@ -167,10 +167,10 @@ def _reproduce_segnet(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.folder import experiment
-    from manifoldnet.experiments.scale_invariant.report import write_stage_report
-    from manifoldnet.experiments.scale_invariant.sections import sweeps
-    from manifoldnet.experiments.segmentation.report import write_scene_report
-    from manifoldnet.experiments.symmetry_paper.report import write_paper_report
+    from manifoldnet.experiments.papers.scale_invariant.report import write_stage_report
+    from manifoldnet.experiments.papers.scale_invariant.sections import sweeps
+    from manifoldnet.experiments.papers.segnet.report import write_scene_report
+    from manifoldnet.experiments.papers.symmetry.report import write_paper_report
 
     kinds = {experiment(place) for place in sweeps(arguments.directory)}
     write: Any = write_paper_report

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.cli.sweeping import add_work, run_sweep
-from manifoldnet.experiments.scale_invariant import grids
-from manifoldnet.experiments.scale_invariant.config import METHODS, StageConfig
-from manifoldnet.experiments.scale_invariant.curves import Curve, curves
+from manifoldnet.experiments.papers.scale_invariant import grids
+from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
+from manifoldnet.experiments.papers.scale_invariant.curves import Curve, curves
 
 _FOLDER = Path("runs") / "scale-invariant"
 _SEEDS = 3
@@ -110,7 +110,7 @@ def _reproduce_stability(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, name: str, runs: Any, what: str) -> Any:
-    from manifoldnet.experiments.scale_invariant.run import EXPERIMENT
+    from manifoldnet.experiments.papers.scale_invariant.run import EXPERIMENT
 
     folder = (arguments.out or _FOLDER) / name
     any_field = list(runs[0].to_dict())

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.cli.options import add_data_dir, notice_of
-from manifoldnet.experiments.classification.config import ARCHITECTURES, SCHEDULES, TrainConfig
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.updates import UPDATES
+from manifoldnet.experiments.papers.symmetry.config import ARCHITECTURES, SCHEDULES, TrainConfig
+from manifoldnet.experiments.papers.updates import UPDATES
 
 _DEFAULT_UPDATES = ("b-sgd", "sm", "un")
 _DEFAULT_SEEDS = 5
@@ -78,7 +78,7 @@ def _train(arguments: argparse.Namespace) -> None:
     config = _config(arguments, update=arguments.update, seed=arguments.seed)
     # Below the same directory as a comparison's, which then takes the run over with --resume.
     output = arguments.out or _default_output(config) / config.update / f"seed-{config.seed}"
-    from manifoldnet.experiments.classification.comparison import train_all
+    from manifoldnet.experiments.papers.symmetry.comparison import train_all
     from manifoldnet.experiments.rundir import record_path
 
     (record,) = train_all([(config, output)], **_how(arguments))
@@ -94,9 +94,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds is {arguments.seeds}; at least one seed is needed")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    from manifoldnet.experiments.classification.comparison import compare, configurations
-    from manifoldnet.experiments.classification.report import write_report
-    from manifoldnet.experiments.classification.tables import check_csv, merge_csv
+    from manifoldnet.experiments.papers.symmetry.comparison import compare, configurations
+    from manifoldnet.experiments.papers.symmetry.comparison_report import write_report
+    from manifoldnet.experiments.papers.symmetry.tables import check_csv, merge_csv
 
     configs = configurations(config, arguments.updates, seeds)
     if arguments.csv is not None:
@@ -113,8 +113,8 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
-    from manifoldnet.experiments.classification.comparison import configurations
-    from manifoldnet.experiments.classification.epoch_time import epoch_times, ratio_table
+    from manifoldnet.experiments.papers.symmetry.comparison import configurations
+    from manifoldnet.experiments.papers.symmetry.epoch_time import epoch_times, ratio_table
 
     configurations(config, arguments.updates, range(1))  # refuses unknown names
     print(ratio_table(epoch_times(config, arguments.updates, arguments.data_dir)))

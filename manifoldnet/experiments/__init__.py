@@ -13,14 +13,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manifoldnet.experiments.classification.comparison import compare, configurations
-    from manifoldnet.experiments.classification.config import TrainConfig
-    from manifoldnet.experiments.classification.epoch_time import epoch_times
-    from manifoldnet.experiments.classification.plots import plot_test_error
-    from manifoldnet.experiments.classification.report import write_report
-    from manifoldnet.experiments.classification.rows import Epoch, Record, Result
-    from manifoldnet.experiments.classification.tables import merge_csv, summary
-    from manifoldnet.experiments.classification.training import train
     from manifoldnet.experiments.data import Dataset
     from manifoldnet.experiments.document import Report
     from manifoldnet.experiments.errors import (
@@ -30,37 +22,45 @@ if TYPE_CHECKING:
         MissingExtraError,
         RecordError,
     )
-    from manifoldnet.experiments.models import Arch1, Arch2, ConvArch1, ConvArch2
+    from manifoldnet.experiments.papers.segnet.config import SegmentationConfig
+    from manifoldnet.experiments.papers.segnet.network import SegNet
+    from manifoldnet.experiments.papers.symmetry.cells import Cell
+    from manifoldnet.experiments.papers.symmetry.comparison import compare, configurations
+    from manifoldnet.experiments.papers.symmetry.comparison_report import write_report
+    from manifoldnet.experiments.papers.symmetry.config import TrainConfig
+    from manifoldnet.experiments.papers.symmetry.epoch_time import epoch_times
+    from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2, ConvArch1, ConvArch2
+    from manifoldnet.experiments.papers.symmetry.plots import plot_test_error
+    from manifoldnet.experiments.papers.symmetry.report import write_paper_report
+    from manifoldnet.experiments.papers.symmetry.rows import Epoch, Record, Result
+    from manifoldnet.experiments.papers.symmetry.tables import merge_csv, summary
+    from manifoldnet.experiments.papers.symmetry.training import train
+    from manifoldnet.experiments.papers.updates import UPDATES, Update
     from manifoldnet.experiments.records import Selection
-    from manifoldnet.experiments.segmentation.config import SegmentationConfig
-    from manifoldnet.experiments.segmentation.network import SegNet
     from manifoldnet.experiments.sources import load
     from manifoldnet.experiments.sweep import SweepError
-    from manifoldnet.experiments.symmetry_paper.cells import Cell
-    from manifoldnet.experiments.symmetry_paper.report import write_paper_report
-    from manifoldnet.experiments.updates import UPDATES, Update
 
 _HOME = {
-    "classification.comparison": ["compare", "configurations"],
-    "classification.config": ["TrainConfig"],
-    "classification.epoch_time": ["epoch_times"],
-    "classification.plots": ["plot_test_error"],
-    "classification.report": ["write_report"],
-    "classification.rows": ["Epoch", "Record", "Result"],
-    "classification.tables": ["merge_csv", "summary"],
-    "classification.training": ["train"],
+    "papers.symmetry.comparison": ["compare", "configurations"],
+    "papers.symmetry.config": ["TrainConfig"],
+    "papers.symmetry.epoch_time": ["epoch_times"],
+    "papers.symmetry.plots": ["plot_test_error"],
+    "papers.symmetry.comparison_report": ["write_report"],
+    "papers.symmetry.rows": ["Epoch", "Record", "Result"],
+    "papers.symmetry.tables": ["merge_csv", "summary"],
+    "papers.symmetry.training": ["train"],
     "data": ["Dataset"],
     "document": ["Report"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
-    "models": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
+    "papers.symmetry.networks": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
     "records": ["Selection"],
-    "segmentation.config": ["SegmentationConfig"],
-    "segmentation.network": ["SegNet"],
+    "papers.segnet.config": ["SegmentationConfig"],
+    "papers.segnet.network": ["SegNet"],
     "sources": ["load"],
     "sweep": ["SweepError"],
-    "symmetry_paper.cells": ["Cell"],
-    "symmetry_paper.report": ["write_paper_report"],
-    "updates": ["UPDATES", "Update"],
+    "papers.symmetry.cells": ["Cell"],
+    "papers.symmetry.report": ["write_paper_report"],
+    "papers.updates": ["UPDATES", "Update"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from manifoldnet.experiments.classification.rows import Epoch, Record
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import MissingExtraError
+from manifoldnet.experiments.papers.symmetry.rows import Epoch, Record
 from manifoldnet.experiments.records import RunRecord
 
 

@@ -6,7 +6,7 @@
 A generator is *trivial* when it changes no weight at all (all rows of one matrix up, all its
 columns down); those are kept apart, so that `dimension - trivial_dimension` counts what really
 moves the weights. Groups come from `manifoldnet.symmetry.discover`, from a network that knows its
-own (`manifoldnet.experiments.models`), or from generators written down.
+own (`manifoldnet.experiments.papers.symmetry.networks`), or from generators written down.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def reparameterize(
     """The model with its weights scaled.
 
     Running averages of batch normalization are buffers: they are scaled if the element names them
-    (the groups of `manifoldnet.experiments.models` do), and otherwise belong to the old weights;
-    `torch.optim.swa_utils.update_bn` computes them anew.
+    (the groups of `manifoldnet.experiments.papers.symmetry.networks` do), and otherwise belong to
+    the old weights; `torch.optim.swa_utils.update_bn` computes them anew.
 
     Args:
         model: any module. Tied weights are scaled once, under any of their names.

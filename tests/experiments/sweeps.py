@@ -6,9 +6,9 @@ from concurrent.futures import Executor, Future
 from test_training import numbers
 
 from manifoldnet.experiments import TrainConfig
-from manifoldnet.experiments.classification.training import EXPERIMENT
+from manifoldnet.experiments.papers.symmetry.cells import TABLE2, configurations
+from manifoldnet.experiments.papers.symmetry.training import EXPERIMENT
 from manifoldnet.experiments.sweep import sweep
-from manifoldnet.experiments.symmetry_paper.cells import TABLE2, configurations
 
 SHORT = TrainConfig(
     lr=None,

@@ -9,8 +9,8 @@ import manifoldnet
 from manifoldnet import cli
 from manifoldnet.cli import training
 from manifoldnet.experiments import UPDATES, TrainConfig, records
-from manifoldnet.experiments.classification import comparison, run
-from manifoldnet.experiments.classification.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry import comparison, run
+from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
 
 SHORT = ["--epochs", "2", "--seeds", "2"]
 
@@ -165,7 +165,7 @@ def test_the_command_line_loads_nothing_heavy_of_its_own():
     loaded = output.stdout.split()
     assert "manifoldnet.cli" in loaded
     assert not {"sklearn", "datasets", "matplotlib", "tqdm"} & set(loaded)
-    assert "manifoldnet.experiments.classification.training" not in loaded
+    assert "manifoldnet.experiments.papers.symmetry.training" not in loaded
 
 
 def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, capsys):

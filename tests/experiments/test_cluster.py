@@ -14,7 +14,7 @@ from sweeps import RUNS, content, quiet, without_clock
 
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError, MissingExtraError
-from manifoldnet.experiments.symmetry_paper.cells import AXES
+from manifoldnet.experiments.papers.symmetry.cells import AXES
 from manifoldnet.experiments.workers import cluster
 
 SHORT_OF_TIME = RUNS[:8]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from manifoldnet import rules
 from manifoldnet.experiments import UPDATES, ConfigError, TrainConfig
-from manifoldnet.experiments.classification.config import ARCHITECTURES, SCHEDULES
+from manifoldnet.experiments.papers.symmetry.config import ARCHITECTURES, SCHEDULES
 
 ROOT = str(Path(__file__).parents[2])
 

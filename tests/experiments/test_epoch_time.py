@@ -4,10 +4,10 @@ import pytest
 
 from manifoldnet import cli
 from manifoldnet.experiments import TrainConfig, epoch_times
-from manifoldnet.experiments.classification import epoch_time
-from manifoldnet.experiments.classification.epoch_time import PLAIN, ratio_table
-from manifoldnet.experiments.classification.run import Run
 from manifoldnet.experiments.data import Images
+from manifoldnet.experiments.papers.symmetry import epoch_time
+from manifoldnet.experiments.papers.symmetry.epoch_time import PLAIN, ratio_table
+from manifoldnet.experiments.papers.symmetry.run import Run
 
 
 def test_every_update_is_timed_against_plain_sgd() -> None:

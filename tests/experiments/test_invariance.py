@@ -7,9 +7,21 @@ from math import inf, nan
 import pytest
 from PIL import Image
 
-from manifoldnet.experiments import MissingExtraError, invariance
-from manifoldnet.experiments.invariance import COMPARED, SETTINGS, main, trajectories
-from manifoldnet.experiments.invariance_report import COLUMNS, Pair, draw, summary, write_csv
+from manifoldnet.experiments import MissingExtraError
+from manifoldnet.experiments.papers.symmetry import invariance
+from manifoldnet.experiments.papers.symmetry.invariance import (
+    COMPARED,
+    SETTINGS,
+    main,
+    trajectories,
+)
+from manifoldnet.experiments.papers.symmetry.invariance_report import (
+    COLUMNS,
+    Pair,
+    draw,
+    summary,
+    write_csv,
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, max_pool1d
 
 from manifoldnet.experiments import Arch1, Arch2, ConfigError, ConvArch1, ConvArch2
-from manifoldnet.experiments.models import MaxPoolPairs
+from manifoldnet.experiments.papers.symmetry.networks import MaxPoolPairs
 from manifoldnet.symmetry import (
     ScalingElement,
     Slice,

@@ -6,11 +6,11 @@ from itertools import product
 import pytest
 from test_paper_report import record
 
+from manifoldnet.experiments.papers.symmetry import paper, results
+from manifoldnet.experiments.papers.symmetry.cells import TABLE2, Cell
+from manifoldnet.experiments.papers.symmetry.claims import Claim, Comparison, claims, compare
+from manifoldnet.experiments.papers.symmetry.costs import NETWORKS
 from manifoldnet.experiments.statistics import Estimate
-from manifoldnet.experiments.symmetry_paper import paper, results
-from manifoldnet.experiments.symmetry_paper.cells import TABLE2, Cell
-from manifoldnet.experiments.symmetry_paper.claims import Claim, Comparison, claims, compare
-from manifoldnet.experiments.symmetry_paper.costs import NETWORKS
 
 
 def whole_table(error, seeds=4, diverged=lambda cell, seed: False, cells=TABLE2):

@@ -4,9 +4,9 @@ import pytest
 from matplotlib.axes import Axes
 from test_paper_report import record
 
-from manifoldnet.experiments.symmetry_paper import results
-from manifoldnet.experiments.symmetry_paper.cells import FIGURE3
-from manifoldnet.experiments.symmetry_paper.trajectories import draw, trajectories
+from manifoldnet.experiments.papers.symmetry import results
+from manifoldnet.experiments.papers.symmetry.cells import FIGURE3
+from manifoldnet.experiments.papers.symmetry.trajectories import draw, trajectories
 
 ARCH1 = [cell for cell in FIGURE3 if cell.architecture == "arch1"]
 ARCH2 = [cell for cell in FIGURE3 if cell.architecture == "arch2"]

@@ -15,16 +15,16 @@ import torch
 
 from manifoldnet import cli
 from manifoldnet.experiments import Epoch, Record, RecordError, Result, folder, loop, records
-from manifoldnet.experiments.records import Selection
-from manifoldnet.experiments.symmetry_paper import paper, results
-from manifoldnet.experiments.symmetry_paper.cells import (
+from manifoldnet.experiments.papers.symmetry import paper, results
+from manifoldnet.experiments.papers.symmetry.cells import (
     GEODESIC,
     PROTOCOL,
     TABLE2,
     Cell,
     configurations,
 )
-from manifoldnet.experiments.symmetry_paper.report import write_paper_report
+from manifoldnet.experiments.papers.symmetry.report import write_paper_report
+from manifoldnet.experiments.records import Selection
 
 FIXTURE = Path(__file__).parent / "fixtures" / "sweep"
 
@@ -162,7 +162,7 @@ def test_verdicts_come_first(by_hand):
     text = write_paper_report(by_hand).text
     assert "| No update costs noticeably more time than B-SGD " in text.partition("## Table 2")[0]
     assert re.search(r"than B-SGD +\| not measured +\|", text)
-    assert f"symmetry_paper.times --out {by_hand}" in text
+    assert f"papers.symmetry.times --out {by_hand}" in text
     assert "Indicative, measured beside other work" in text
 
 

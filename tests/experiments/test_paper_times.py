@@ -7,11 +7,11 @@ import pytest
 from test_paper_report import record
 
 from manifoldnet.experiments import RecordError, TrainConfig, folder
-from manifoldnet.experiments.classification.epoch_time import PLAIN
-from manifoldnet.experiments.symmetry_paper import costs, times
-from manifoldnet.experiments.symmetry_paper.cells import TABLE2
-from manifoldnet.experiments.symmetry_paper.report import write_paper_report
-from manifoldnet.experiments.updates import UPDATES
+from manifoldnet.experiments.papers.symmetry import costs, times
+from manifoldnet.experiments.papers.symmetry.cells import TABLE2
+from manifoldnet.experiments.papers.symmetry.epoch_time import PLAIN
+from manifoldnet.experiments.papers.symmetry.report import write_paper_report
+from manifoldnet.experiments.papers.updates import UPDATES
 
 # The ratios of sm are 1, 3/2 and 9/4, whose geometric mean is 3/2; those of un are all 6/5.
 SECONDS = {"b-sgd": (1.0, 2.0, 4.0), "sm": (1.0, 3.0, 9.0), "un": (1.2, 2.4, 4.8)}

@@ -8,7 +8,7 @@ from PIL import Image
 from test_tables import run
 
 from manifoldnet.experiments import MissingExtraError, plot_test_error, write_report
-from manifoldnet.experiments.classification.plots import curves, spread
+from manifoldnet.experiments.papers.symmetry.plots import curves, spread
 
 
 def test_a_curve_is_the_mean_in_per_cent_between_the_best_and_the_worst_seed():

@@ -6,7 +6,7 @@ from sweeps import SHORT, content
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError
 from manifoldnet.experiments import sweep as sweeping
-from manifoldnet.experiments.symmetry_paper.cells import (
+from manifoldnet.experiments.papers.symmetry.cells import (
     FIGURE3,
     GEODESIC,
     PROTOCOL,

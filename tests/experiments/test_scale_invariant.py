@@ -12,12 +12,16 @@ import manifoldnet as mn
 from manifoldnet.experiments import ConfigError, Dataset, load, rundir
 from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.loop import train_in, train_whole
-from manifoldnet.experiments.scale_invariant import grids
-from manifoldnet.experiments.scale_invariant.config import ARCHITECTURES, METHODS, StageConfig
-from manifoldnet.experiments.scale_invariant.parts import make_parts
-from manifoldnet.experiments.scale_invariant.run import EXPERIMENT, Run
-from manifoldnet.experiments.scale_invariant.stages import build_stage
-from manifoldnet.experiments.scale_invariant.watch import Watch
+from manifoldnet.experiments.papers.scale_invariant import grids
+from manifoldnet.experiments.papers.scale_invariant.config import (
+    ARCHITECTURES,
+    METHODS,
+    StageConfig,
+)
+from manifoldnet.experiments.papers.scale_invariant.parts import make_parts
+from manifoldnet.experiments.papers.scale_invariant.run import EXPERIMENT, Run
+from manifoldnet.experiments.papers.scale_invariant.stages import build_stage
+from manifoldnet.experiments.papers.scale_invariant.watch import Watch
 from manifoldnet.nn import Confidence, ModulusFeatures
 
 TINY = StageConfig(epochs=2, batch_size=20, train_size=60, embedding_dim=None)

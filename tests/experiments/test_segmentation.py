@@ -28,26 +28,26 @@ from manifoldnet.experiments import (
 )
 from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.loop import train_in, train_whole
-from manifoldnet.experiments.models import declare
-from manifoldnet.experiments.segmentation import images, pictures
-from manifoldnet.experiments.segmentation.config import (
+from manifoldnet.experiments.papers.segnet import images, pictures
+from manifoldnet.experiments.papers.segnet.config import (
     BALANCES,
     PRESETS,
     RATES,
     SegmentationConfig,
     configurations,
 )
-from manifoldnet.experiments.segmentation.network import SegNet
-from manifoldnet.experiments.segmentation.report import write_scene_report
-from manifoldnet.experiments.segmentation.rows import SegmentationEpoch, SegmentationRecord
-from manifoldnet.experiments.segmentation.run import (
+from manifoldnet.experiments.papers.segnet.network import SegNet
+from manifoldnet.experiments.papers.segnet.report import write_scene_report
+from manifoldnet.experiments.papers.segnet.rows import SegmentationEpoch, SegmentationRecord
+from manifoldnet.experiments.papers.segnet.run import (
     EXPERIMENT,
     Run,
     class_weights,
     predict,
     varied,
 )
-from manifoldnet.experiments.segmentation.scores import confusion, scores
+from manifoldnet.experiments.papers.segnet.scores import confusion, scores
+from manifoldnet.experiments.papers.symmetry.networks import declare
 from manifoldnet.experiments.sweep import sweep
 from manifoldnet.symmetry import invariance_error, without_eps
 
@@ -231,7 +231,7 @@ def test_masks_are_mirrored_with_their_images(data, monkeypatch):
     run.network = Recorder()
     labels = []
     monkeypatch.setattr(
-        "manifoldnet.experiments.segmentation.run.cross_entropy",
+        "manifoldnet.experiments.papers.segnet.run.cross_entropy",
         lambda scores, masks, *_, **__: (
             labels.append(masks.clone()) or cross_entropy(scores, masks, ignore_index=11)
         ),

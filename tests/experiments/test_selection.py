@@ -7,12 +7,12 @@ import torch
 from test_training import SMALL, Stop, numbers, stop_after
 
 from manifoldnet.experiments import ConfigError, TrainConfig, records, rundir, train
-from manifoldnet.experiments.classification import selection as choosing
-from manifoldnet.experiments.classification.rows import CLASSIFICATION
-from manifoldnet.experiments.classification.selection import parts, select
-from manifoldnet.experiments.classification.training import EXPERIMENT
 from manifoldnet.experiments.data import split
 from manifoldnet.experiments.loop import train_whole
+from manifoldnet.experiments.papers.symmetry import selection as choosing
+from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.selection import parts, select
+from manifoldnet.experiments.papers.symmetry.training import EXPERIMENT
 
 CHOSEN = dataclasses.replace(
     SMALL, lr=None, selection_epochs=3, selection_train_size=60, selection_validation_size=30

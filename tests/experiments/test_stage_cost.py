@@ -5,9 +5,9 @@ import torch
 
 from manifoldnet.experiments import RecordError
 from manifoldnet.experiments.document import to_markdown
-from manifoldnet.experiments.scale_invariant import costs, times
-from manifoldnet.experiments.scale_invariant.config import METHODS, StageConfig
-from manifoldnet.experiments.scale_invariant.run import Run
+from manifoldnet.experiments.papers.scale_invariant import costs, times
+from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
+from manifoldnet.experiments.papers.scale_invariant.run import Run
 
 MADE = {("rescaled", "128"): {1: 0.2, 2: 0.3}, ("logistic", ""): {1: 0.1, 2: 0.15}}
 

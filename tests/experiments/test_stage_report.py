@@ -10,7 +10,7 @@ import pytest
 
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError, RecordError, folder
-from manifoldnet.experiments.scale_invariant import (
+from manifoldnet.experiments.papers.scale_invariant import (
     costs,
     figures,
     grids,
@@ -18,11 +18,11 @@ from manifoldnet.experiments.scale_invariant import (
     reliability,
     stability,
 )
-from manifoldnet.experiments.scale_invariant.config import StageConfig
-from manifoldnet.experiments.scale_invariant.curves import best, curves
-from manifoldnet.experiments.scale_invariant.report import to_csv, write_stage_report
-from manifoldnet.experiments.scale_invariant.rows import StageEpoch, StageRecord, StageResult
-from manifoldnet.experiments.scale_invariant.sections import Section
+from manifoldnet.experiments.papers.scale_invariant.config import StageConfig
+from manifoldnet.experiments.papers.scale_invariant.curves import best, curves
+from manifoldnet.experiments.papers.scale_invariant.report import to_csv, write_stage_report
+from manifoldnet.experiments.papers.scale_invariant.rows import StageEpoch, StageRecord, StageResult
+from manifoldnet.experiments.papers.scale_invariant.sections import Section
 
 BINS = {"concentration": 4.0, "bin_count": (0, 4), "bin_right": (0, 3), "bin_sure": (0.0, 3.5)}
 

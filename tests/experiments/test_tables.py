@@ -14,7 +14,7 @@ from manifoldnet.experiments import (
     merge_csv,
     summary,
 )
-from manifoldnet.experiments.classification import tables
+from manifoldnet.experiments.papers.symmetry import tables
 
 
 def run(update="un", seed=0, errors=(0.5, 0.1), status="finished", **fields):

@@ -16,9 +16,9 @@ from manifoldnet.experiments import (
     rundir,
     train,
 )
-from manifoldnet.experiments.classification.rows import CLASSIFICATION
-from manifoldnet.experiments.classification.run import evaluate
 from manifoldnet.experiments.files import write_bytes
+from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.run import evaluate
 
 SMALL = TrainConfig(dataset="tiny", features=8, batch_size=25, epochs=4, lr=1e-2)
 
@@ -74,7 +74,7 @@ def test_balanced_sgd_is_torchs_sgd(tiny, tmp_path):
     """The loop is a few lines of plain torch, written out."""
     from manifoldnet.experiments.data import seeded_generator, split
     from manifoldnet.experiments.loop import limited_threads
-    from manifoldnet.experiments.models import Arch2
+    from manifoldnet.experiments.papers.symmetry.networks import Arch2
 
     config = dataclasses.replace(SMALL, momentum=0.9)
     train(config, tmp_path, tiny)
@@ -115,7 +115,7 @@ def test_the_record_on_disk_is_what_is_returned(tiny, tmp_path):
 
 def test_errors_are_those_of_the_network(tiny, tmp_path):
     from manifoldnet.experiments.data import split
-    from manifoldnet.experiments.models import Arch2
+    from manifoldnet.experiments.papers.symmetry.networks import Arch2
 
     record = train(SMALL, tmp_path, tiny)
     model = Arch2(16, 3, features=8)

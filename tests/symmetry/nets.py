@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
-from manifoldnet.experiments.models import Arch1, Arch2, MaxPoolPairs
+from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2, MaxPoolPairs
 from manifoldnet.symmetry import Generator, Slice
 
 SAMPLES, INPUTS, CLASSES = 24, 5, 3

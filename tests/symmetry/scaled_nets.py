@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
-from manifoldnet.experiments.models import Arch1, Arch2, ConvArch1, ConvArch2
+from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2, ConvArch1, ConvArch2
 from manifoldnet.symmetry import Generator, ScalingGroup, Slice
 
 INPUTS, CLASSES, FEATURES, SAMPLES = 12, 3, 8, 16

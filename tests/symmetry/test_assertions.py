@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
-from manifoldnet.experiments.models import Arch1, Arch2
+from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2
 from manifoldnet.symmetry import (
     Generator,
     ScalingElement,

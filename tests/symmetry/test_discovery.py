@@ -35,7 +35,7 @@ from torch.nn.functional import cross_entropy, mse_loss, normalize, relu
 from torch.utils.data import DataLoader, TensorDataset
 
 import manifoldnet as mn
-from manifoldnet.experiments.models import Arch1, Arch2
+from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2
 from manifoldnet.symmetry import (
     FalseSymmetryError,
     NoGapError,

@@ -12,7 +12,7 @@ from nets import CLASSES, INPUTS, NETS, canonical, generator
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from manifoldnet.experiments.models import Arch2, MaxPoolPairs
+from manifoldnet.experiments.papers.symmetry.networks import Arch2, MaxPoolPairs
 from manifoldnet.symmetry import ScalingElement, Slice, discover, reparameterize
 from manifoldnet.symmetry.basis import Shift, find_gap, row_space, sparse_basis
 from manifoldnet.symmetry.discovery import _collect

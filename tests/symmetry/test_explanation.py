@@ -7,7 +7,7 @@ from cases import source
 from torch import nn
 
 import manifoldnet as mn
-from manifoldnet.experiments.models import Arch1, Arch2
+from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2
 from manifoldnet.symmetry import Generator, ScalingElement, ScalingGroup, Slice, explain, rule
 
 

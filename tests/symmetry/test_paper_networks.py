@@ -25,7 +25,7 @@ from scaled_nets import (
 from torch import nn
 
 import manifoldnet as mn
-from manifoldnet.experiments.models import Arch1, Arch2
+from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2
 from manifoldnet.symmetry import (
     ScalingElement,
     Slice,

@@ -28,7 +28,7 @@ class Contestant:
 
     Attributes:
         solver: one of pymanopt's, ``"lbfgs"`` or ``"sgd"``.
-        update: a key of `manifoldnet.experiments.updates.UPDATES`.
+        update: a key of `manifoldnet.experiments.papers.updates.UPDATES`.
         lr: of ``"sgd"``.
     """
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from manifoldnet.experiments import models
 from manifoldnet.experiments.data import Dataset, seeded_generator, split
+from manifoldnet.experiments.papers.symmetry import networks as models
 
 Batch = tuple[Tensor, Tensor]
 

@@ -1,1 +1,0 @@
-"""Image classification by the symmetry paper's networks: one run, and comparisons of updates."""

@@ -1,0 +1,137 @@
+"""The cells of Table 2, and the protocol that all of them share.
+
+A cell is a network, a depth, a weight update and a schedule; its runs differ in their seed. The
+protocol is Section 4 of [badrinarayanan2015symmetry]; what the paper leaves open is a documented
+field of `TrainConfig`, and stands here only where it is not the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import product
+
+from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.papers.symmetry.config import ARCHITECTURES, SCHEDULES, TrainConfig
+
+REPETITIONS = 10
+DEPTHS = (2, 4)
+PAPER_UPDATES = ("b-sgd", "sm", "un")
+
+# The fields in which runs of one folder may differ: those of a cell, and the repetition.
+AXES = ("architecture", "depth", "update", "schedule", "seed")
+
+PROTOCOL = TrainConfig(
+    dataset="mnist",
+    features=64,
+    lr=None,
+    batch_size=100,
+    epochs=60,
+    min_epochs=25,
+    train_size=50_000,
+    validation_size=10_000,
+    decay=0.95,
+)
+"""Section 4, in fields."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the table.
+
+    Attributes:
+        architecture: ``"arch1"`` or ``"arch2"``.
+        depth: hidden layers.
+        update: a key of `UPDATES`.
+        schedule: ``"exponential"`` or ``"bold-driver"``.
+    """
+
+    architecture: str
+    depth: int
+    update: str
+    schedule: str
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Cell:
+        """The cell that a run belongs to."""
+        return cls(config.architecture, config.depth, config.update, config.schedule)
+
+    @property
+    def name(self) -> str:
+        """What it is called on the command line: ``arch1-2-b-sgd-exponential``."""
+        return f"{self.architecture}-{self.depth}-{self.update}-{self.schedule}"
+
+
+def _cells(updates: Sequence[str]) -> tuple[Cell, ...]:
+    grid = product(ARCHITECTURES, DEPTHS, updates, SCHEDULES)
+    return tuple(Cell(*values) for values in grid)
+
+
+TABLE2 = _cells(PAPER_UPDATES)
+"""The 24 cells of the paper."""
+
+GEODESIC = _cells(["sm-geodesic"])
+"""Eight cells that the paper does not have: the scaled metric with its exact retraction."""
+
+FIGURE3 = tuple(
+    cell
+    for cell in TABLE2
+    if cell.depth == 4
+    and (cell.architecture, cell.schedule) in (("arch1", "exponential"), ("arch2", "bold-driver"))
+)
+"""The six cells whose trajectories the paper draws."""
+
+EXPERIMENTS = {"table2": TABLE2, "figure3": FIGURE3}
+
+
+def named(patterns: Sequence[str], cells: Sequence[Cell] = TABLE2) -> list[Cell]:
+    """The cells that have one of these names; shell patterns such as ``arch1-*`` are expanded.
+
+    Args:
+        patterns: names or patterns.
+        cells: where to look. Those of `GEODESIC` are looked at as well for a pattern that says
+            ``geodesic``.
+
+    Raises:
+        ConfigError: for a name or a pattern that fits no cell.
+    """
+    found: set[Cell] = set()
+    for pattern in patterns:
+        known = [*cells, *(GEODESIC if "geodesic" in pattern else ())]
+        fitting = {cell for cell in known if fnmatchcase(cell.name, pattern)}
+        if not fitting:
+            raise ConfigError(
+                f"there is no cell {pattern!r} here: a name is "
+                f"ARCHITECTURE-DEPTH-UPDATE-SCHEDULE, as in {cells[0].name}, with "
+                "arch1 or arch2, 2 or 4, b-sgd, sm, sm-geodesic or un, exponential or bold-driver; "
+                "patterns such as 'arch1-4-*' work"
+            )
+        found |= fitting
+    return [cell for cell in (*cells, *GEODESIC) if cell in found]
+
+
+def configurations(
+    cells: Sequence[Cell], repetitions: int, protocol: TrainConfig = PROTOCOL
+) -> list[TrainConfig]:
+    """The runs of some cells, seed by seed: stopped early, all cells have as many runs.
+
+    Raises:
+        ConfigError: when there would be none.
+    """
+    if not cells:
+        raise ConfigError("there are no cells to run")
+    if repetitions < 1:
+        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
+    return [
+        replace(
+            protocol,
+            architecture=cell.architecture,
+            depth=cell.depth,
+            update=cell.update,
+            schedule=cell.schedule,
+            seed=seed,
+        )
+        for seed in range(repetitions)
+        for cell in cells
+    ]

@@ -1,0 +1,281 @@
+"""The networks of the symmetry paper, and convolutional ones made in the same way.
+
+    Arch1      [ Linear              -> ReLU -> 2x1 max-pooling ] x depth            -> head
+    Arch2      [ Linear -> BatchNorm -> ReLU -> 2x1 max-pooling ] x depth            -> head
+    ConvArch1  [ Conv                -> ReLU -> 2x2 max-pooling ] x depth -> flatten -> head
+    ConvArch2  [ Conv   -> BatchNorm -> ReLU -> 2x2 max-pooling ] x depth -> flatten -> head
+
+from images to class scores, with 64 filters a layer and no biases. 2x1 pooling takes pairs of
+features and halves what the next layer sees, so W1 is 64 x inputs, W2 and every later one 64 x 32,
+and the classifier `head` classes x 32 (the paper prints W2 as 32 x 64, which its own pooling
+contradicts). 2x2 pooling is over space and leaves 64 channels. The networks differ from what is
+usual in their *start*: weights drawn from a standard Gaussian, then each filter and each class
+vector (a row either way) scaled to unit norm.
+
+Each knows scalings that leave its loss as it is, `network.symmetries()`:
+
+    without batch normalization, (1)-(2) of the paper: for each hidden layer but the last
+        its weight × α, head ÷ α
+    and for each channel that the last one gives, after pooling
+        its filters × β, the columns of head that see it ÷ β
+
+    with it, (3): for each filter of each hidden layer
+        the filter × α, its running mean × α, its running variance × α²
+
+Source: Badrinarayanan, Mishra and Cipolla, "Symmetry-invariant optimization in deep networks",
+Sections 2 and 4; the convolutional form is mentioned there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar, TypeVar, final
+
+import torch
+from torch import Tensor, nn
+
+from manifoldnet import rules
+from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.papers.updates import UPDATES
+from manifoldnet.parameter import declare_all
+from manifoldnet.symmetry import Generator, ScalingGroup, Slice
+
+_Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+class MaxPoolPairs(nn.Module):
+    """2x1 max-pooling with stride 2 over features: the larger of features 2k and 2k + 1."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps ``(batch, 2n)`` to ``(batch, n)``."""
+        # Equal to max_pool1d, and to the maximum of two strided halves; quick at these sizes.
+        return features.view(features.shape[0], -1, 2).max(-1).values
+
+
+class _Network(nn.Module):
+    """What the four share: the order of things, and the group.
+
+    Attributes:
+        normalized: whether a batch normalization follows each hidden layer.
+        hidden: everything up to the head.
+        head: the classifier.
+        channels: what the last pooling leaves; filters are tied if they are pooled into one.
+    """
+
+    normalized: ClassVar[bool]
+    hidden: nn.Sequential
+    head: nn.Linear
+    channels: int
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores ``(batch, classes)``, before the soft-max, of a batch of images."""
+        scores: Tensor = self.head(self.hidden(images))
+        return scores
+
+    def symmetries(self) -> ScalingGroup:
+        """The paper's group of this network: scalings that leave its loss as it is.
+
+        Without batch normalization the group has dimension depth − 1 + channels, and the network
+        has more symmetries than those (rows of one layer against columns of the next). With it,
+        the dimension is depth × features; the invariance is exact up to batch normalization's ε
+        (`manifoldnet.symmetry.without_eps`), in evaluation mode too, since the running averages are
+        scaled along. Factors are positive: "any real number" in the paper's (3) overlooks that a
+        negative one flips the sign of the normalized feature.
+        """
+        generators = self._each_filter() if self.normalized else self._layers_and_channels()
+        return ScalingGroup.of(self, generators)
+
+    def _stack(
+        self,
+        layers: Iterable[nn.Linear | nn.Conv2d],
+        normalization: Callable[[int], nn.Module],
+        pooling: Callable[[], nn.Module],
+    ) -> nn.Sequential:
+        stack = nn.Sequential()
+        for layer in layers:
+            stack.append(layer)
+            if self.normalized:
+                stack.append(normalization(len(layer.weight)))
+            stack.extend([nn.ReLU(), pooling()])
+        return stack
+
+    def _layers_and_channels(self) -> Iterator[Generator]:
+        *others, last = [f"hidden.{name}" for name, _ in self.hidden.named_parameters()]
+        features, columns = self.get_parameter(last).shape[0], self.head.in_features
+        for weight in others:
+            yield _against_head(weight, range(features), range(columns))
+        tied, seen = features // self.channels, columns // self.channels
+        for k in range(self.channels):
+            yield _against_head(
+                last, range(k * tied, (k + 1) * tied), range(k * seen, (k + 1) * seen)
+            )
+
+    def _each_filter(self) -> Iterator[Generator]:
+        for (layer, _), (norm, module) in pairwise(self.hidden.named_children()):
+            if isinstance(module, _BatchNorm):
+                for i in range(module.num_features):
+                    yield scaled_filter(f"hidden.{layer}", f"hidden.{norm}", i)
+
+
+class _Dense(_Network):
+    """Linear layers over rasterized images; pairs of features are pooled."""
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        *,
+        depth: int = 2,
+        features: int = 64,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = features // 2
+        widths = [inputs] + [self.channels] * (depth - 1)
+        layers = (_linear(features, width, generator) for width in widths)
+        self.hidden = self._stack(layers, nn.BatchNorm1d, MaxPoolPairs)
+        self.head = _linear(classes, self.channels, generator)
+
+
+class _Convolutional(_Network):
+    """3x3 convolutions over images; space is pooled."""
+
+    def __init__(
+        self,
+        image: Sequence[int],
+        classes: int,
+        *,
+        depth: int = 2,
+        features: int = 64,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        inputs, height, width = image
+        pixels = (height >> depth) * (width >> depth)
+        if pixels == 0:
+            raise ConfigError(
+                f"depth is {depth}: 2x2 max-pooling, {depth} times, leaves nothing of "
+                f"{height}x{width} images"
+            )
+        self.channels = features
+        widths = [inputs] + [features] * (depth - 1)
+        layers = (convolution(features, width, generator) for width in widths)
+        self.hidden = self._stack(layers, nn.BatchNorm2d, partial(nn.MaxPool2d, 2))
+        self.hidden.append(nn.Flatten())
+        self.head = _linear(classes, features * pixels, generator)
+
+
+@final
+class Arch1(_Dense):
+    """The plain network: linear maps, ReLU, max-pooling, linear classifier.
+
+    Args:
+        inputs: pixels of an image, rasterized.
+        classes: scores to give.
+        depth: hidden layers.
+        features: filters per hidden layer; even.
+        generator: where the start is drawn from; torch's global one by default.
+    """
+
+    normalized = False
+
+
+@final
+class Arch2(_Dense):
+    """Arch1 with batch normalization (trainable scale and shift) before each ReLU.
+
+    The normalization is torch's, with its default ε = 1e-5 and running averages for evaluation; the
+    paper gives neither. The arguments are Arch1's.
+    """
+
+    normalized = True
+
+
+@final
+class ConvArch1(_Convolutional):
+    """Arch1 with 3x3 convolutions (padded, so that size changes by pooling alone).
+
+    Args:
+        image: channels, height and width of an image.
+        classes: scores to give.
+        depth: hidden layers; each halves height and width.
+        features: filters per hidden layer.
+        generator: where the start is drawn from; torch's global one by default.
+
+    Raises:
+        ConfigError: if pooling leaves nothing of such images.
+    """
+
+    normalized = False
+
+
+@final
+class ConvArch2(_Convolutional):
+    """ConvArch1 with batch normalization before each ReLU, as in Arch2."""
+
+    normalized = True
+
+
+def build(
+    architecture: str,
+    inputs: int,
+    classes: int,
+    *,
+    depth: int,
+    features: int,
+    generator: torch.Generator,
+) -> Arch1 | Arch2:
+    """The network that a configuration names."""
+    networks: dict[str, type[Arch1] | type[Arch2]] = {"arch1": Arch1, "arch2": Arch2}
+    network = networks[architecture]
+    return network(inputs, classes, depth=depth, features=features, generator=generator)
+
+
+def declare(network: nn.Module, update: str) -> None:
+    """Declares the weights of a network, whose classifier is `head`, as an update wants them."""
+    row = UPDATES[update]
+    if row.rule is not None:
+        rule = getattr(rules, row.rule)
+        declare_all(network, rule(classifier="head", **row.options))
+
+
+def scaled_filter(layer: str, norm: str, i: int) -> Generator:
+    """A filter of a layer that a batch normalization follows, with its running averages."""
+    return Generator(
+        {
+            Slice(f"{layer}.weight", 0, i): 1,
+            Slice(f"{norm}.running_mean", 0, i): 1,
+            Slice(f"{norm}.running_var", 0, i): 2,
+        }
+    )
+
+
+def _against_head(weight: str, filters: range, columns: range) -> Generator:
+    up = {Slice(weight, 0, i): 1 for i in filters}
+    return Generator(up | {Slice("head.weight", 1, j): -1 for j in columns})
+
+
+# skip_init: the layers' own initialization would draw from torch's global generator only to be
+# overwritten.
+
+
+def _linear(rows: int, columns: int, generator: torch.Generator | None) -> nn.Linear:
+    return _start(nn.utils.skip_init(nn.Linear, columns, rows, bias=False), generator)
+
+
+def convolution(filters: int, channels: int, generator: torch.Generator | None) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size, without biases, with the papers' start."""
+    layer = nn.utils.skip_init(nn.Conv2d, channels, filters, 3, padding=1, bias=False)
+    return _start(layer, generator)
+
+
+def _start(layer: _Layer, generator: torch.Generator | None) -> _Layer:
+    """Gaussian filters of unit norm."""
+    weight = layer.weight
+    with torch.no_grad():
+        weight.normal_(generator=generator)
+        weight /= torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+    return layer
