@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifoldnet.declarations import manifolds, verify
 from manifoldnet.geometry import Euclidean, Product
-from manifoldnet.parameter import manifolds, verify
 from manifoldnet.symmetry.evaluation import cast
 
 __all__ = ["Objective"]

@@ -490,7 +490,7 @@ def test_extra_state_is_undone_too() -> None:
 
 def test_a_plain_model_is_not_copied_to_be_loaded(monkeypatch) -> None:
     """Only where something converts are old values kept."""
-    monkeypatch.setattr(mn.parameter, "_Snapshot", None)
+    monkeypatch.setattr(mn.declarations, "_Snapshot", None)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 2))
     mn.declare(model, "0.weight", mn.Oblique(), project=True)
     mn.load_state_dict(model, values(model))

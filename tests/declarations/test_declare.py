@@ -136,16 +136,44 @@ def test_a_submodule_that_is_not_there(act) -> None:
         act(Net(), "tail.weight")
 
 
-def test_arguments_that_are_mixed_up() -> None:
-    model = nn.Linear(4, 3)
-    with pytest.raises(ValueError, match=r"by a string such as 'fc.weight', not Oblique\("):
-        mn.declare(model, OBLIQUE, "weight")
-    for act in (
-        lambda: mn.declare(model.weight, "weight", OBLIQUE),
-        lambda: mn.param_groups(model.parameters()),
-    ):
-        with pytest.raises(ValueError, match="give the module that holds the weights, not a"):
-            act()
+@pytest.mark.parametrize("wrong", ["x", 3, None, [nn.Linear(2, 2)], torch.ones(2, 2)], ids=type)
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda it: mn.declare(it, "weight", OBLIQUE),
+        lambda it: mn.undeclare(it, "weight"),
+        lambda it: mn.declare_all(it, lambda *_: OBLIQUE),
+        lambda it: mn.declare_from(it, {}),
+        lambda it: mn.load_state_dict(it, {}),
+        *(mn.manifolds, mn.violations, mn.verify, mn.project_, mn.spec, mn.param_groups),
+    ],
+)
+def test_every_function_of_a_model_refuses_what_is_none(act, wrong) -> None:
+    with pytest.raises(TypeError, match="give the module that holds the weights, not a"):
+        act(wrong)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: mn.declare(nn.Linear(4, 3), OBLIQUE, "weight"),
+        lambda: mn.undeclare(nn.Linear(4, 3), 0),
+        lambda: mn.declare_all(nn.Linear(4, 3), OBLIQUE),
+        lambda: mn.declare_from(nn.Linear(4, 3), "weight"),
+        lambda: mn.load_state_dict(nn.Linear(4, 3), 3),
+        lambda: mn.load_state_dict(nn.Linear(4, 3), [("weight", torch.ones(3, 4))]),
+        lambda: mn.param_groups(nn.Linear(4, 3), free=3),
+        lambda: mn.param_groups(nn.Linear(4, 3), declared=["lr"]),
+        lambda: mn.ManifoldParameter([1.0, 2.0], mn.Sphere()),
+        lambda: mn.rules.unit_norm(3),
+        lambda: mn.rules.scaled_metric(None),
+        lambda: mn.rules.scaled_metric(("head", 3)),
+    ],
+)
+def test_arguments_of_a_wrong_type(act) -> None:
+    """The message is ours: it says what to give instead, and what was given."""
+    with pytest.raises(TypeError, match=r"(must be|such as) .*\bnot "):
+        act()
 
 
 def test_names_that_are_not_there_are_answered_with_those_that_are() -> None:

@@ -381,7 +381,7 @@ def test_a_tied_weight_is_handed_over_once() -> None:
 def test_groups_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         mn.param_groups(nn.ReLU())
-    with pytest.raises(ValueError, match="params is what this function finds"):
+    with pytest.raises(ValueError, match="params is found by this function"):
         mn.param_groups(Net(), params=[])
 
 

@@ -116,7 +116,7 @@ def search(page: Page, words: str) -> str:
 def test_search_finds_a_name(context: MakeContext, address: str, site: Path, where: str) -> None:
     page = context().new_page()
     page.goto((address if where == "served" else f"{site.as_uri()}/") + "index.html")
-    assert "#manifoldnet.parameter.ManifoldParameter" in search(page, "ManifoldParameter")
+    assert "#manifoldnet.manifold_parameter.ManifoldParameter" in search(page, "ManifoldParameter")
 
 
 def test_code_is_copied_and_commands_without_their_prompt(
