@@ -376,7 +376,6 @@ def broken(change):
             "targets, class weights",
         ),
         (lambda m, x, y: lambda: cross_entropy(m(x).float(), y), "comes in torch.float32, not in"),
-        (lambda m, x, y: "loss", "loss_closure must be a function"),
     ],
 )
 def test_a_loss_that_is_no_function_of_the_weights_is_refused(change, message):
@@ -516,8 +515,23 @@ def test_unknown_solvers_and_options_are_refused(arguments, message):
 def test_a_model_without_trainable_parameters_is_refused():
     with pytest.raises(ValueError, match="ReLU has no parameters"):
         minimize(nn.ReLU(), lambda: torch.ones(()))
-    with pytest.raises(ValueError, match=r"model must be a torch.nn.Module, not list"):
-        minimize([nn.Linear(2, 2)], lambda: torch.ones(()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"model": [nn.Linear(2, 2)]}, "model must be a torch.nn.Module, not list"),
+        ({"loss_closure": "loss"}, "loss_closure must be a function .* not str"),
+        ({"solver": 3}, "solver must be a name such as 'trust-regions', not 3"),
+        ({"solver": ["trust-regions"]}, "solver must be a name"),
+        ({"dtype": "float64"}, "dtype must be torch.float64 .* not 'float64'"),
+    ],
+)
+def test_arguments_of_a_wrong_type(wrong, message):
+    model, images, labels = net()
+    given = {"model": model, "loss_closure": lambda: cross_entropy(model(images), labels)}
+    with pytest.raises(TypeError, match=message):
+        minimize(**(given | wrong))
 
 
 def test_weights_off_their_manifold_are_refused():
