@@ -1,4 +1,4 @@
-"""What importing manifoldnet does (nothing but define names), and what is installed with it."""
+"""Effects and cost of importing manifoldnet, and the contents of the wheel."""
 
 import json
 import subprocess

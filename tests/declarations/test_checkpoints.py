@@ -1,4 +1,4 @@
-"""What stands in a checkpoint, and what may be loaded from one."""
+"""The contents of checkpoints, and the checks of loading one."""
 
 from __future__ import annotations
 

@@ -275,7 +275,7 @@ def test_assignments_are_watched_after_a_module_was_read(way, request) -> None:
 
 @pytest.mark.parametrize("first", [False, True], ids=["later", "first use"])
 def test_a_parameter_of_geoopt_is_found_and_kept(first, request) -> None:
-    """Whether or not anything of ours has been used in this process before."""
+    """With and without an earlier declaration in this process."""
     if first:
         request.getfixturevalue("first_use")
     stiefel = mn.from_geoopt(geoopt.Stiefel())

@@ -404,7 +404,7 @@ print(json.dumps({"hooks at import": hooks, "models": [
 
 @pytest.fixture(scope="module")
 def fresh_process(tmp_path_factory) -> tuple[dict[str, Any], list[Any]]:
-    """What another process finds in saved modules, and what it should find."""
+    """The findings of another process in saved modules, and the expected ones."""
     models, expected = [], []
     for manifold in MANIFOLDS.values():
         for way in ("declared", "assigned"):

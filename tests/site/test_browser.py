@@ -40,7 +40,7 @@ document.querySelectorAll("tr:nth-child(n+6)").forEach(each => each.remove());
 
 
 def violations(page: Page, **options: object) -> list[str]:
-    """What axe finds of serious or critical impact."""
+    """Violations of serious or critical impact found by axe."""
     page.evaluate(FEWER_ENTRIES)
     found = Axe().run(page, options={"resultTypes": ["violations"], **options}).response
     return [

@@ -1,4 +1,4 @@
-"""What can be said of the built site without a browser: links, anchors, the reference."""
+"""Checks of the built site without a browser: links, anchors, the reference."""
 
 from __future__ import annotations
 
