@@ -104,7 +104,7 @@ assert not hasattr(mn, "Manifoldparameter")
 """
 
 
-def test_geoopt_is_loaded_by_a_manifold_parameter_only() -> None:
+def test_only_a_manifold_parameter_loads_geoopt() -> None:
     """Neither declarations, nor steps of any optimizer, nor symmetries need it."""
     command = [sys.executable, "-W", "ignore", "-c", USE]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

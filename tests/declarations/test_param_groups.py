@@ -166,7 +166,7 @@ def test_declarations_travel_through_json(manifold, way) -> None:
     assert mn.spec(fresh) == mn.spec(model)
 
 
-def test_values_can_be_projected() -> None:
+def test_values_are_projected_on_demand() -> None:
     model, fresh = declared(OBLIQUE), Net()
     before = values(fresh)
     with pytest.raises(ValueError, match=r"^hidden\.weight is not on Oblique"):
@@ -177,7 +177,7 @@ def test_values_can_be_projected() -> None:
     mn.verify(fresh)
 
 
-def test_wrappers_on_either_side_are_seen_through() -> None:
+def test_names_are_matched_without_wrappers() -> None:
     def wrapped() -> nn.Module:
         model = declared(OBLIQUE)
         model.hidden = checkpoint_wrapper(model.hidden)
@@ -204,7 +204,7 @@ def test_a_tied_weight_travels_under_its_first_name() -> None:
     assert mn.manifolds(fresh[1]) == {"weight": OBLIQUE}
 
 
-def test_nothing_is_a_description_too() -> None:
+def test_a_spec_without_declarations() -> None:
     assert mn.spec(Net()) == {}
     assert mn.declare_from(Net(), {}) == {}
 
@@ -220,7 +220,7 @@ def test_nothing_is_a_description_too() -> None:
         ({3: OBLIQUE.spec()}, "Net has no 3"),
     ],
 )
-def test_what_cannot_be_declared_changes_nothing(spec, words) -> None:
+def test_a_spec_that_cannot_be_declared_changes_nothing(spec, words) -> None:
     model = Net()
     before = values(model)
     with pytest.raises(ValueError, match=words):
