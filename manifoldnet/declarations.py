@@ -85,6 +85,7 @@ def undeclare(module: nn.Module, name: str) -> None:
     A tied tensor is undeclared under all of its names, whichever is given.
 
     Raises:
+        TypeError: if `module` is no module, or `name` no string.
         ValueError: if there is no such declaration.
     """
     owner, local = _owner(module, name)
