@@ -1,4 +1,4 @@
-"""Whether the built reference is complete: every public name has an entry.
+"""A check of the built reference: every public name has an entry.
 
     python docs/reference.py build/site     lists those that have none, and fails if there are any
 
@@ -35,7 +35,7 @@ def public_modules() -> Iterator[ModuleType]:
 
 
 def has_entry(module: ModuleType, name: str, known: set[str]) -> bool:
-    """Whether a public name, or what it is another name of, is among the entries."""
+    """Test whether a public name, or the object it refers to, is among the entries."""
     value = getattr(module, name)
     if isinstance(value, ModuleType):  # it has no entry of its own, but what it holds has
         return any(entry.startswith(f"{value.__name__}.") for entry in known)

@@ -1,6 +1,22 @@
 """manifoldnet: weights on manifolds for PyTorch, with explicit geometry and proven invariance."""
 
+from typing import TYPE_CHECKING, Any
+
 from manifoldnet import nn, optim, rules, symmetry
+from manifoldnet.declarations import (
+    NothingDeclaredWarning,
+    declare,
+    declare_all,
+    declare_from,
+    load_state_dict,
+    manifolds,
+    param_groups,
+    project_,
+    spec,
+    undeclare,
+    verify,
+    violations,
+)
 from manifoldnet.foreign import ForeignOptimizerWarning
 from manifoldnet.geometry import (
     Additive,
@@ -16,21 +32,9 @@ from manifoldnet.geometry import (
     from_spec,
 )
 from manifoldnet.optim import RiemannianAdam, RiemannianSGD
-from manifoldnet.parameter import (
-    ManifoldParameter,
-    NothingDeclaredWarning,
-    declare,
-    declare_all,
-    declare_from,
-    load_state_dict,
-    manifolds,
-    param_groups,
-    project_,
-    spec,
-    undeclare,
-    verify,
-    violations,
-)
+
+if TYPE_CHECKING:
+    from manifoldnet.manifold_parameter import ManifoldParameter
 
 __version__ = "0.1.0"
 
@@ -68,3 +72,17 @@ __all__ = [
     "verify",
     "violations",
 ]
+
+
+# Loaded when it is first used: its base class is geoopt's, whose import takes longer than all else.
+def __getattr__(name: str) -> Any:
+    if name != "ManifoldParameter":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from manifoldnet.manifold_parameter import ManifoldParameter
+
+    globals()[name] = ManifoldParameter
+    return ManifoldParameter
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,9 +1,9 @@
 """A warning for optimizers that do not follow declarations, at their first step.
 
-`torch.optim.AdamW` on a declared weight steps it as if it were in flat space: it leaves its sphere,
-and the scaled metric has no effect. Nothing fails, so that it is said here, once per optimizer, by
-torch's hook before every step. The hook exists from the first declaration of a process on. After an
-optimizer was looked at, each of its further steps costs one look-up, unless declarations change.
+`torch.optim.AdamW` steps a declared weight as if it were in flat space: it leaves its sphere, and
+the scaled metric has no effect. Nothing fails, so each such optimizer is warned of once, by a step
+hook of torch, which is installed at the first declaration of a process. Further steps of an
+optimizer cost one look-up each, unless declarations change.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import geoopt
 import torch
-from geoopt.optim.mixin import OptimMixin
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from manifoldnet import registry
 from manifoldnet.geometry import Euclidean
+from manifoldnet.registry import is_geoopt
 
 __all__ = ["ForeignOptimizerWarning", "accept", "follows_declarations"]
 
-# Set on a class, or on one optimizer, whose steps on declared weights follow their manifolds.
+# Attribute of a class, or of one optimizer, whose steps follow the manifolds of declared weights.
 _MARK = "_follows_declarations"
 
 
 def accept(optimizer: Any) -> None:
-    """Mark an optimizer, and those that it wraps, as one that need not be warned of.
+    """Exempt an optimizer, and those that it wraps, from the warning.
 
-    Its steps follow declarations by other means (hooks of its own), or are what is to be measured.
-    A copy of the optimizer loses the mark, as it loses its hooks.
+    For optimizers that follow declarations by other means (hooks of their own), or whose Euclidean
+    steps are to be measured. A copy of the optimizer is not exempt, as it has no hooks either.
     """
     for each in (optimizer, *_wrapped(optimizer)):
         if isinstance(each, Optimizer):
@@ -54,14 +53,14 @@ class ForeignOptimizerWarning(UserWarning):
 
 @dataclass
 class _Seen:
-    """The findings about an optimizer, and the time of the look."""
+    """An optimizer without declared weights that train, at a version of the registry."""
 
     version: int
-    count: int  # its number of parameters
-    frozen: list[Tensor]  # declared weights that do not train, so far
+    count: int  # of its parameters
+    frozen: list[Tensor]  # declared weights that do not train so far
 
 
-# None for an optimizer that has been warned of, or that follows declarations.
+# None for an optimizer that follows declarations, or that has been warned of.
 _seen: weakref.WeakKeyDictionary[Optimizer, _Seen | None] = weakref.WeakKeyDictionary()
 _handle: Any = None
 
@@ -79,7 +78,7 @@ def _register() -> None:
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():
-        return  # a graph holds tensors only; the first step outside of one is looked at
+        return  # checked at the first step outside of a compiled graph
     version = registry.version()
     count = sum(len(group["params"]) for group in optimizer.param_groups)
     if optimizer in _seen:
@@ -121,8 +120,8 @@ def _still_holds(seen: _Seen, optimizer: Optimizer, version: int, count: int) ->
 
 
 def _declared(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """The declared weights that an optimizer takes for free ones, each with its description."""
-    geoopts = isinstance(optimizer, OptimMixin)
+    """The declared weights that an optimizer steps as free ones, each with its description."""
+    of_geoopt = is_geoopt(optimizer, "optim.mixin", "OptimMixin")
     for number, group in enumerate(optimizer.param_groups):
         names = group.get("param_names") or [None] * len(group["params"])
         for place, (name, p) in enumerate(zip(names, group["params"], strict=False)):
@@ -131,8 +130,8 @@ def _declared(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
                 continue
             found = registry.find(p)
             label = found.label if found else f"parameter {place} of group {number}"
-            if geoopts and isinstance(p, geoopt.ManifoldTensor):
-                continue  # geoopt's optimizers ask the parameter itself
+            if of_geoopt and is_geoopt(p, "tensor", "ManifoldTensor"):
+                continue  # geoopt's optimizers use the manifold of the parameter
             yield f"{name or label} (shape {tuple(p.shape)}, on {manifold})", p
 
 

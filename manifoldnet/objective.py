@@ -1,14 +1,14 @@
-"""The loss of a declared model as a function of one flat vector, for solvers and for checks.
+"""The loss of a declared model as a function of one vector, for solvers and for checks.
 
     with Objective(model, lambda: loss_fn(model(images), labels)) as objective:
         x = objective.start                          a point of objective.manifold, a `Product`
         objective.cost(x), objective.gradient(x), objective.hessian(x, u)
-        objective.keep(x)                            what the model gets at the end
+        objective.keep(x)                            the model has this point at the end
 
-Within the block the model computes in float64, its weights being views of one vector, so that a new
+Within the block the model computes in float64. Its weights are views of one vector, so that a new
 point is one copy. Cost, gradient and Hessian at the same point share one forward pass. At the end
-everything else is as it was: types, gradients, running statistics; and without `keep`, or after
-an error, the weights as well.
+everything else is restored: types, gradients, running statistics; and without `keep`, or after an
+error, the weights as well.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from manifoldnet.declarations import manifolds, verify
 from manifoldnet.geometry import Euclidean, Product
-from manifoldnet.parameter import manifolds, verify
 from manifoldnet.symmetry.evaluation import cast
 
 __all__ = ["Objective"]
 
-# Between two evaluations at one point: what threads that add up in another order may change.
+# The accepted relative difference of two evaluations at one point, by threads that sum in another
+# order.
 _REPEATS = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
@@ -37,21 +38,22 @@ class Objective:
 
     Args:
         model: with its declarations; undeclared parameters are free. Frozen ones stay fixed.
-        loss_closure: called without arguments, gives the loss of the model on the *whole* batch.
-            What the model is given is cast to `dtype` on the way.
+        loss_closure: called without arguments, returns the loss of the model on the *whole* batch.
+            Inputs of the model are cast to `dtype`.
         dtype: torch.float64 or torch.float32.
 
     Attributes:
         manifold: the `Product` of the parameters' manifolds.
         names: of the parameters, in that order.
         start: the model's own point, on the CPU.
-        calls: how many losses, gradients and Hessian-vector products were computed.
+        calls: the numbers of losses, gradients and Hessian-vector products that were computed.
 
     Raises:
-        ValueError: for complex parameters, and such that share memory or have gradient hooks; on
-            entering, when the loss is no differentiable function of the weights: it is
-            not one finite number, differs from call to call, or a parameter is not in it; for
-            dropout in training mode; for weights off their manifolds.
+        TypeError: if `model` is no module, `loss_closure` no function, or `dtype` no type.
+        ValueError: for complex parameters, and those that share memory or have gradient hooks. On
+            entering: if the loss is no differentiable function of the weights (not one finite
+            number, different from call to call, or independent of a parameter); for dropout in
+            training mode; for weights off their manifolds.
     """
 
     start: Tensor
@@ -60,7 +62,7 @@ class Objective:
     _at: Tensor
     _vector: Tensor
     _loss: Tensor | None
-    _slopes: tuple[Tensor, ...]
+    _partials: tuple[Tensor, ...]
     _gradient: Tensor | None
 
     def __init__(
@@ -69,15 +71,17 @@ class Objective:
         loss_closure: Callable[[], Tensor],
         dtype: torch.dtype = torch.float64,
     ) -> None:
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype must be torch.float64 or torch.float32, not {dtype!r}")
         if dtype not in _REPEATS:
             raise ValueError(f"dtype must be torch.float64 or torch.float32, not {dtype}")
         if not callable(loss_closure):
-            raise ValueError(
-                f"loss_closure must be a function without arguments that gives the loss, not "
+            raise TypeError(
+                f"loss_closure must be a function without arguments that returns the loss, not "
                 f"{type(loss_closure).__name__}"
             )
         if not isinstance(model, nn.Module):
-            raise ValueError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not named:
             raise ValueError(f"{type(model).__name__} has no parameters that require gradients")
@@ -110,26 +114,26 @@ class Objective:
 
         Args:
             x: a point.
-            differentiable: whether Hessians will be asked for at the same point.
+            differentiable: keep the graph, for Hessians at the same point.
         """
         loss = self._loss_at(x)
-        if self._gradient is None or (differentiable and not self._slopes):
+        if self._gradient is None or (differentiable and not self._partials):
             if not loss.requires_grad:  # a gradient without a graph has used that of the loss
                 self._loss = None
                 loss = self._loss_at(x)
             self.calls["gradient"] += 1
-            slopes = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 loss, self._parameters, create_graph=differentiable, materialize_grads=True
             )
-            self._slopes = slopes if differentiable else ()
+            self._partials = gradients if differentiable else ()
             self._loss = loss if differentiable else loss.detach()
-            self._gradient = self._flat(slopes)
+            self._gradient = self._join(gradients)
         return self._gradient.clone()
 
     def hessian(self, x: Tensor, u: Tensor) -> Tensor:
         """The Euclidean Hessian at `x` times `u`, on the CPU.
 
-        Where a loss has kinks (ReLU, max) it is that of the smooth piece around `x`.
+        For a loss with kinks (ReLU, max) it is that of the smooth piece around `x`.
 
         Raises:
             ValueError: if a layer has no second derivative.
@@ -137,14 +141,14 @@ class Objective:
         self.gradient(x, differentiable=True)
         self.calls["hessian"] += 1
         direction = self.manifold.split(u.to(self._vector))
-        if not any(slope.requires_grad for slope in self._slopes):
+        if not any(g.requires_grad for g in self._partials):
             return torch.zeros_like(u)  # the loss is linear
         try:
             curved = [
-                (s, d) for s, d in zip(self._slopes, direction, strict=True) if s.requires_grad
+                (g, d) for g, d in zip(self._partials, direction, strict=True) if g.requires_grad
             ]
             products = torch.autograd.grad(
-                [s for s, _ in curved],
+                [g for g, _ in curved],
                 self._parameters,
                 [d for _, d in curved],
                 retain_graph=True,
@@ -155,10 +159,10 @@ class Objective:
                 f"the loss cannot be differentiated twice ({error}): use a solver that needs no "
                 "Hessian, such as conjugate-gradient"
             ) from error
-        return self._flat(products)
+        return self._join(products)
 
     def keep(self, x: Tensor) -> None:
-        """Lets the model have this point at the end, and when interrupted; not after an error."""
+        """Give this point to the model at the end, or after an interrupt; not after an error."""
         self._kept = x.detach().clone()
 
     def __enter__(self) -> Objective:
@@ -167,14 +171,14 @@ class Objective:
         self._kept = None
         self._originals = [p.detach() for p in self._parameters]
         self._grads = [p.grad for p in self._parameters]
-        # Rounded to the model's own type, the point is off by more than a double is.
+        # A point that is rounded to the type of the model is off its manifold in float64.
         start = self.manifold.join(p.cpu().to(self._dtype) for p in self._originals)
         self.start = self.manifold.projx(start, name="the model")
         self._at = self.start.clone()
         self._vector = self.start.to(self._originals[0].device, copy=True)
         with ExitStack() as stack:
-            stack.callback(self._give_back)
-            self._take_over(stack)
+            stack.callback(self._detach)
+            self._attach(stack)
             self._open = True
             self._check()
             self._stack = stack.pop_all()
@@ -185,8 +189,8 @@ class Objective:
             self._kept = None
         self._stack.close()
 
-    def _take_over(self, stack: ExitStack) -> None:
-        """Weights become views of the vector, everything else is cast, and lent back later."""
+    def _attach(self, stack: ExitStack) -> None:
+        """Make the weights views of the vector, and cast everything else until the end."""
         for p, view in zip(self._parameters, self.manifold.split(self._vector), strict=True):
             p.grad = None
             p.data = view
@@ -200,7 +204,7 @@ class Objective:
                 if buffer is not None:
                     stack.callback(module._buffers.__setitem__, name, buffer)
                     module._buffers[name] = cast(buffer.clone(), self._dtype, buffer.device)
-            # A gradient that leaves out the padding is not that of the loss.
+            # The gradient of an embedding leaves out the padding: it is not that of the loss.
             if isinstance(module, nn.Embedding):
                 stack.callback(setattr, module, "padding_idx", module.padding_idx)
                 stack.callback(setattr, module, "sparse", module.sparse)
@@ -212,8 +216,8 @@ class Objective:
         hook = self._model.register_forward_pre_hook(cast_input, with_kwargs=True)
         stack.callback(hook.remove)
 
-    def _give_back(self) -> None:
-        """The weights in their own memory and type: what was kept, or what they were."""
+    def _detach(self) -> None:
+        """Restore the memory and type of the weights, with the kept point or the original one."""
         self._forget()
         self._open = False
         values: list[Tensor] = self._originals
@@ -226,7 +230,7 @@ class Objective:
             p.grad = grad
 
     def _check(self) -> None:
-        """Whether the closure is a differentiable function of the weights."""
+        """Raise ValueError unless the closure is a differentiable function of the weights."""
         first = self._loss_at(self.start)
         if not bool(first.detach().isfinite()):
             raise ValueError(
@@ -235,7 +239,7 @@ class Objective:
             )
         if any(p.grad is not None for p in self._parameters):
             raise ValueError(
-                "loss_closure calls backward(): it must give the loss only, which is "
+                "loss_closure calls backward(): it must return the loss only, which is "
                 "differentiated here"
             )
         if first.dtype != self._dtype:
@@ -243,23 +247,23 @@ class Objective:
                 f"the loss comes in {first.dtype}, not in {self._dtype}: take out what casts it, "
                 "in loss_closure or in the model's last layers"
             )
-        slopes = torch.autograd.grad(first, self._parameters, allow_unused=True)
-        unused = [name for name, s in zip(self.names, slopes, strict=True) if s is None]
+        gradients = torch.autograd.grad(first, self._parameters, allow_unused=True)
+        unused = [name for name, s in zip(self.names, gradients, strict=True) if s is None]
         if unused:
             raise ValueError(
                 f"the loss does not depend on {', '.join(unused)}: freeze them with "
                 "requires_grad_(False), or let the loss use them"
             )
-        slope = self._flat(slopes)
-        if not bool(slope.isfinite().all()):
+        gradient = self._join(gradients)
+        if not bool(gradient.isfinite().all()):
             raise ValueError("the gradient is not finite at the start: use other weights")
         self._forget()
         again = self.cost(self.start), self.gradient(self.start)
-        before = float(first.detach()), slope
-        # The gradient as well: with a head that starts at zero every batch has the same loss.
+        before = float(first.detach()), gradient
+        # The gradient as well: with a head of zeros all batches have the same loss.
         off = max(
             abs(again[0] - before[0]) / max(abs(before[0]), 1e-300),
-            float((again[1] - slope).norm() / slope.norm().clamp(min=1e-300)),
+            float((again[1] - gradient).norm() / gradient.norm().clamp(min=1e-300)),
         )
         if off > _REPEATS[self._dtype]:
             raise ValueError(
@@ -270,7 +274,7 @@ class Objective:
         self.restart()
 
     def restart(self) -> None:
-        """Counts from zero again, and computes anew."""
+        """Reset the counts, and forget all values."""
         self.calls = dict.fromkeys(self.calls, 0)
         self._forget()
 
@@ -302,7 +306,7 @@ class Objective:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"loss_closure must give one real number, not {what}: use a loss with "
+                f"loss_closure must return one real number, not {what}: use a loss with "
                 "reduction='mean' or 'sum'"
             )
         if not loss.requires_grad:
@@ -312,26 +316,26 @@ class Objective:
             )
         return loss.reshape(())
 
-    def _flat(self, parts: Any) -> Tensor:
-        """Parts on the model's device as one vector on the CPU: one transfer."""
+    def _join(self, parts: Any) -> Tensor:
+        """Parts on the device of the model as one vector on the CPU, in one transfer."""
         return self.manifold.join(part.detach() for part in parts).cpu()
 
     def _forget(self) -> None:
         self._loss = None
-        self._slopes = ()
+        self._partials = ()
         self._gradient = None
 
 
 def _refuse_parameters(named: Mapping[str, nn.Parameter]) -> None:
-    """What cannot be a part of one vector, or would not be differentiated as it is."""
+    """Raise ValueError for parameters that cannot be part of one vector, or have gradient hooks."""
     places: list[tuple[int, int, int, str]] = []
     for name, p in named.items():
         if not p.is_floating_point():
             raise ValueError(f"{name} has type {p.dtype}: only real parameters can be minimized")
         if p._backward_hooks:
             raise ValueError(
-                f"{name} has a hook that may change its gradient, which would no longer be that "
-                "of the loss: remove it"
+                f"{name} has a hook that may change its gradient, which must be that of the loss: "
+                "remove it"
             )
         last = sum((n - 1) * int(step) for n, step in zip(p.shape, p.stride(), strict=True))
         first = int(p.storage_offset())

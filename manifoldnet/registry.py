@@ -1,18 +1,18 @@
-"""The registry: which weight lives on which manifold. The one source of truth.
+"""The registry of declarations: the manifold of each declared weight.
 
-Attributes of a tensor and subclasses of Parameter are dropped by many torch operations, and so
-cannot hold a declaration. It is kept on the *module*, by parameter name:
+Many operations of torch drop the attributes of a tensor and its subclass, so that a tensor cannot
+hold its declaration. It is kept on the *module*, by parameter name:
 
     module.__dict__["_manifold_declarations"]  ->  Declarations {"weight": Oblique(dim=0)}
 
-`Declarations` also refers to the module's own dictionary of parameters, so that whatever tensor
-stands under that name at the moment is the declared one, however it got there: deepcopy, pickle,
+`Declarations` also refers to the module's own dictionary of parameters. The declared tensor is the
+one that the dictionary holds under that name at the moment, however it got there: deepcopy, pickle,
 `.to("meta")`, `load_state_dict(assign=True)`, swapped tensors.
 
-An index leads from the `id` of a tensor to its records, for those who are given bare tensors: the
+An index from the `id` of a tensor to its records serves callers that have only the tensor: the
 registration hook of modules, `declare`, the optimizers. torch replaces tensors in a module without
-notice, and ids are used again, so that an entry counts only if its record still has that very
-tensor under that name. An entry that fell behind is put right whenever its module is asked
+notice, and ids are used again, so that an entry is valid only if its record still holds that very
+tensor under that name. Outdated entries are corrected whenever their module is asked
 (`declared_parameters`) and by `refresh`, a pass over all records, which optimizers call.
 
 A declared tensor that is assigned to another module (tied, parametrized, pruned, traced) is
@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import geoopt
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
@@ -42,9 +41,12 @@ __all__ = [
     "DeclaredTensor",
     "at_first_declaration",
     "changed_since",
+    "check_module",
     "declared_modules",
     "declared_parameters",
     "find",
+    "install_hook",
+    "is_geoopt",
     "is_shared",
     "manifold_of",
     "qualified",
@@ -52,39 +54,38 @@ __all__ = [
     "refresh",
     "unwrapped",
     "version",
-    "watch",
 ]
 
 _KEY = "_manifold_declarations"
 
-# What torch's wrappers put into the names of parameters: torch.compile, DistributedDataParallel
+# Parts of parameter names that come from torch's wrappers: torch.compile, DistributedDataParallel
 # (and AveragedModel), activation checkpointing, FullyShardedDataParallel.
 _WRAPPERS = frozenset({"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
 class _Record(weakref.ref["Declarations"]):
-    """A weak reference to the declarations of a module, with the ids they stand under.
+    """A weak reference to the declarations of a module, with their ids in the index.
 
-    Weak, and to the record: torch swaps no tensor that has a weak reference.
+    The tensors have no weak references: torch does not swap those that have.
     """
 
     __slots__ = ("ids",)
-    ids: dict[str, int]  # parameter name -> the id it has in the index
+    ids: dict[str, int]  # parameter name -> id in the index
 
 
 # Every change below is made under the lock. Entries of the index are replaced as a whole, so that
-# a look-up needs no lock. A record that dies (in any thread, within the lock too: the garbage
-# collector runs where it likes) is only noted, and cleared away at the next change.
+# a look-up needs no lock. A record that is collected (in any thread, also within the lock) is only
+# noted, and removed from the index at the next change.
 _lock = threading.RLock()
 _live: set[_Record] = set()
 _index: dict[int, tuple[tuple[_Record, str], ...]] = {}
 _dead: deque[_Record] = deque()
 _version = 0
-_changed: deque[int] = deque(maxlen=4096)  # ids of the tensors that the last versions are about
+_changed: deque[int] = deque(maxlen=4096)  # ids of the tensors that changed, one for each version
 
 
 def version() -> int:
-    """A number that grows whenever a declaration is made or taken back."""
+    """The number of changes so far: it grows with every declaration made or removed."""
     return _version
 
 
@@ -92,7 +93,7 @@ def changed_since(earlier: int) -> set[int] | None:
     """Ids of the tensors that were declared or undeclared after a version.
 
     Returns:
-        The ids (of tensors that may be gone); None if it is too long ago to know.
+        The ids (of tensors that may be gone); None if the version is too old to know.
     """
     with _lock:
         count = _version - earlier
@@ -130,7 +131,7 @@ class Declarations:
 
     manifolds: dict[str, Manifold]
     inherited: set[str]  # by assigning a tensor that was declared elsewhere
-    labels: dict[str, str]  # what the parameter was called where it was declared
+    labels: dict[str, str]  # the parameter's name in messages
     parameters: dict[str, nn.Parameter | None]
     _record: _Record
 
@@ -151,15 +152,15 @@ class Declarations:
         return {key: value for key, value in self.__dict__.items() if key != "_record"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy or an unpickled one. Its `parameters` is the new module's dictionary, which need
-        # not be filled yet; its tensors are new, so that no optimizer has anything to look up.
+        # A copy or an unpickled one. Its `parameters` is the new module's dictionary, which may
+        # still be empty; its tensors are new, so that no optimizer has to look anything up.
         self.__dict__.update(state)
         # Models that were pickled by an earlier version.
         self.__dict__.setdefault("inherited", self.__dict__.pop("borrowed", set()))
         self.__dict__.setdefault("labels", {})
         self._enter()
         self.refresh()
-        watch()
+        install_hook()
 
     @staticmethod
     def of(module: nn.Module) -> Declarations | None:
@@ -177,15 +178,15 @@ class Declarations:
         inherited: bool = False,
         label: str | None = None,
     ) -> None:
-        """Record that a parameter of a module lives on a manifold.
+        """Record the manifold of a parameter.
 
         Args:
             module: the module that owns the parameter.
             name: its name there.
-            manifold: where it lives.
-            tensor: the parameter: what stands under `name`, or is about to.
-            inherited: it is declared because the tensor was declared elsewhere.
-            label: what to call it in messages, if not by its name and the type of its module.
+            manifold: its manifold.
+            tensor: the parameter, which is registered under `name` or is about to be.
+            inherited: the declaration is taken over from another module with the same tensor.
+            label: its name in messages; `name` and the type of the module if left out.
         """
         with _lock:
             declarations = Declarations.of(module)
@@ -199,10 +200,10 @@ class Declarations:
             declarations.labels[name] = label or f"{name} of a {type(module).__name__}"
             declarations.track(name, tensor)
             _note_change(id(tensor))
-        watch()
+        install_hook()
 
     def remove(self, name: str) -> None:
-        """Forget the declaration of `name`."""
+        """Remove the declaration of `name`."""
         with _lock:
             if self.manifolds.pop(name, None) is None:
                 return
@@ -213,7 +214,7 @@ class Declarations:
             self.track(name, None)
 
     def track(self, name: str, tensor: Tensor | None) -> None:
-        """Put the tensor that stands under `name` into the index, in the place of an older one."""
+        """Index the tensor registered under `name`, in place of an older one."""
         ids, key = self._record.ids, None if tensor is None else id(tensor)
         if ids.get(name) == key:
             return
@@ -227,7 +228,7 @@ class Declarations:
                 _index[key] = (*_index.get(key, ()), (self._record, name))
 
     def refresh(self) -> None:
-        """Put the tensors that stand under the declared names now into the index."""
+        """Index the tensors that are registered under the declared names now."""
         for name in list(self.manifolds):
             self.track(name, self.parameters.get(name))
 
@@ -237,15 +238,15 @@ _first_uses: list[Callable[[], object]] = []
 
 
 def at_first_declaration(action: Callable[[], object]) -> None:
-    """Have something done when this process makes, or reads, its first declaration.
+    """Register an action for the time when this process makes or reads its first declaration.
 
-    Until then nothing of torch is changed.
+    Until then no hook of torch is installed.
     """
     _first_uses.append(action)
 
 
-def watch() -> None:
-    """From now on, assigning a declared tensor or a ManifoldParameter to a module declares it."""
+def install_hook() -> None:
+    """Declare tensors on assignment: those declared elsewhere, and ManifoldParameters."""
     global _hook
     if _hook is not None:
         return
@@ -260,7 +261,7 @@ def watch() -> None:
 
 
 def _new_lock() -> None:
-    # Another thread of the parent, which the child does not have, may have held the old one.
+    # The old one may be held by a thread of the parent, which the child does not have.
     global _lock
     _lock = threading.RLock()
 
@@ -277,21 +278,22 @@ def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | Non
         if before is not None and before != manifold:
             raise ValueError(
                 f"{name} of this {type(module).__name__} is declared on {before}, and the tensor "
-                f"to put there on {manifold} (where it is called {other}); one tensor cannot live "
+                f"to assign on {manifold} (under the name {other}); one tensor cannot live "
                 "on both: undeclare one of them first"
             )
         label = declarations.labels.get(other)
         Declarations.set(module, name, manifold, parameter, inherited=True, label=label)
         return
-    if isinstance(parameter, geoopt.ManifoldTensor):
-        Declarations.set(module, name, from_geoopt(parameter.manifold), parameter)
+    if is_geoopt(parameter, "tensor", "ManifoldTensor"):
+        manifold = from_geoopt(parameter.manifold)  # type: ignore[attr-defined]
+        Declarations.set(module, name, manifold, parameter)
     elif here is not None and before is not None:
         here.track(name, parameter)
 
 
 @dataclass(frozen=True, eq=False)
 class DeclaredTensor:
-    """One declared tensor: its manifold, and where that is recorded."""
+    """One declared tensor: its manifold, the record of it, and a conflicting manifold if any."""
 
     tensor: Tensor
     manifold: Manifold
@@ -301,12 +303,12 @@ class DeclaredTensor:
 
     @property
     def label(self) -> str:
-        """Its name in messages."""
+        """The tensor's name in messages."""
         return self.declarations.labels.get(self.name, self.name)
 
 
 def records(tensor: Tensor) -> list[tuple[Declarations, str]]:
-    """Every record of one tensor: of a tied one, each of its modules may have one."""
+    """All records of one tensor: each module that shares it may have one."""
     found = []
     for record, name in _index.get(id(tensor), ()):
         declarations = record()
@@ -320,7 +322,7 @@ def records(tensor: Tensor) -> list[tuple[Declarations, str]]:
 
 
 def refresh() -> None:
-    """Put every entry of the index right, in one pass over all records of the process."""
+    """Correct all entries of the index, in one pass over the records of the process."""
     with _lock:
         _clear_dead()
         live = list(_live)
@@ -331,7 +333,7 @@ def refresh() -> None:
 
 
 def find(tensor: Tensor) -> DeclaredTensor | None:
-    """The declaration of a tensor, by the index as it stands; None for one that has none."""
+    """The declaration of a tensor by the index, which is not refreshed; None if there is none."""
     found = None
     for declarations, name in records(tensor):
         manifold = declarations.manifolds.get(name)
@@ -345,7 +347,7 @@ def find(tensor: Tensor) -> DeclaredTensor | None:
 
 
 def manifold_of(tensor: Tensor) -> Manifold | None:
-    """The manifold that a tensor is declared on, by a module or by its own attribute.
+    """The manifold of a tensor, declared by a module or by its own attribute.
 
     Raises:
         ValueError: if it is declared on two different manifolds.
@@ -358,9 +360,21 @@ def manifold_of(tensor: Tensor) -> Manifold | None:
                 f"module and on {found.conflicting} in another: undeclare it, then declare it once"
             )
         return found.manifold
-    if isinstance(tensor, geoopt.ManifoldTensor):
-        return from_geoopt(tensor.manifold)
+    if is_geoopt(tensor, "tensor", "ManifoldTensor"):
+        return from_geoopt(tensor.manifold)  # type: ignore[attr-defined]
     return None
+
+
+def is_geoopt(value: object, module: str, name: str) -> bool:
+    """Test for an instance of a class of geoopt, which is not imported: there is none without it.
+
+    Args:
+        value: any object.
+        module: the submodule of geoopt that defines the class.
+        name: the name of the class.
+    """
+    of_geoopt = getattr(sys.modules.get(f"geoopt.{module}"), name, ())
+    return isinstance(value, of_geoopt)
 
 
 def _references(parameters: dict[str, Any], name: str) -> int:
@@ -371,16 +385,23 @@ _ALONE = _references({"": object()}, "")
 
 
 def is_shared(parameters: dict[str, nn.Parameter | None], name: str) -> bool:
-    """False only if nothing but this dictionary refers to the tensor: then it is tied to nothing.
+    """Test whether anything besides this dictionary refers to the tensor: it may be tied then.
 
-    Counted by Python's references, so that a model need not be searched for other names of a
-    tensor for each of its weights. What an optimizer or a list holds counts as shared, too.
+    By the count of Python's references, so that a model need not be searched for other names of
+    each of its weights. A reference of an optimizer or a list counts as well.
     """
     return parameters.get(name) is not None and _references(parameters, name) > _ALONE
 
 
+def check_module(model: nn.Module) -> None:
+    """Raise TypeError unless `model` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"give the module that holds the weights, not a {type(model).__name__}")
+
+
 def declared_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Declarations]]:
-    """The modules of a model that carry declarations, with their qualified names."""
+    """The modules of a model that have declarations, with their qualified names."""
+    check_module(model)
     for prefix, module in model.named_modules():
         declarations = Declarations.of(module)
         if declarations is not None:
@@ -394,9 +415,10 @@ def declared_parameters(
 
     Args:
         model: any module.
-        tied: give each name of a tensor that several modules share, not only the first.
+        tied: include every name of a shared tensor, not only the first.
 
     Raises:
+        TypeError: if `model` is no module.
         RuntimeError: if a declared parameter is gone from its module.
         ValueError: if one tensor is declared on two different manifolds.
     """
@@ -406,7 +428,7 @@ def declared_parameters(
             name = qualified(prefix, local)
             declared = module._parameters.get(local)
             if declared is None and local in declarations.inherited:
-                continue  # only its first name was ever declared: that one is reported
+                continue  # only its first name was declared: that one is reported
             if declared is None:
                 raise RuntimeError(
                     f"{name} was declared on {manifold}, but its module has no such parameter any "
@@ -434,10 +456,10 @@ def qualified(prefix: str, name: str) -> str:
 
 
 def unwrapped(names: Iterable[str]) -> list[str]:
-    """Names of parameters without what torch's wrappers put into them.
+    """Names of parameters without the parts that come from torch's wrappers.
 
-    `"_orig_mod.body._checkpoint_wrapped_module.weight"` is `"body.weight"`. Names that could no
-    longer be told apart (a model may call a part of its own `module`) are given back as they are.
+    `"_orig_mod.body._checkpoint_wrapped_module.weight"` is `"body.weight"`. If two names became
+    equal (a model may have a part of its own called `module`), all are returned as they are.
     """
     names = list(names)
     bare = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names]

@@ -5,8 +5,7 @@
     scaled_metric(classifier="head")   hidden layers scaled by filters, the classifier by columns
 
 Hidden layers are the linear, convolution and transposed convolution layers of a model; biases,
-normalization layers and everything else stay free. Which layer is the classifier cannot be
-guessed, so it is named.
+normalization layers and everything else stay free. The classifier is given by name.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def unit_norm(
     classifier: str | tuple[str, ...], retraction: Retraction | str = "projective"
 ) -> Callable[[str, nn.Module, nn.Parameter], Manifold | None]:
-    """Every filter of every hidden layer has norm one; the classifier is free (UN).
+    """Unit-norm filters in every hidden layer, with a free classifier (UN).
 
     Args:
         classifier: the qualified name of the layer (or layers) that classify: `"head"`,
@@ -36,8 +35,11 @@ def unit_norm(
         retraction: as in `Oblique`.
 
     Returns:
-        A rule for `declare_all`. The weights are seldom unit-norm beforehand: use it with
-        `project=True`.
+        A rule for `declare_all`, usually with `project=True`.
+
+    Raises:
+        TypeError: if `classifier` is no string, and no tuple of strings.
+        ValueError: for an unknown retraction; from `declare_all`, if the model has no such layer.
     """
     Oblique(retraction=retraction)  # refuse a bad one here, not at the first layer
     return _ByLayer(
@@ -48,7 +50,7 @@ def unit_norm(
 def scaled_metric(
     classifier: str | tuple[str, ...], retraction: Retraction | str = "geodesic"
 ) -> Callable[[str, nn.Module, nn.Parameter], Manifold | None]:
-    """The scaled metric: hidden layers by filters (rows), the classifier by columns (SM).
+    """The scaled metric, by filters (rows) in hidden layers, by columns in the classifier (SM).
 
     Args:
         classifier: as in `unit_norm`.
@@ -56,6 +58,10 @@ def scaled_metric(
 
     Returns:
         A rule for `declare_all`; the values of the weights stay as they are.
+
+    Raises:
+        TypeError: as `unit_norm`.
+        ValueError: as `unit_norm`.
     """
     ScaledEuclidean(retraction=retraction)
     return _ByLayer(
@@ -64,7 +70,13 @@ def scaled_metric(
 
 
 def _names(classifier: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    names = (classifier,) if isinstance(classifier, str) else classifier
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            "classifier must be the qualified name of a layer, such as 'head', or a tuple of "
+            f"names, not {classifier!r}"
+        )
+    return tuple(names)
 
 
 @final
@@ -75,7 +87,7 @@ class _ByLayer:
     by_columns: bool
 
     def validate(self, model: nn.Module) -> None:
-        """Refuse a classifier that the model does not have: every layer would count as hidden."""
+        """Raise ValueError unless the model has the classifier: all layers would be hidden."""
         modules = dict(model.named_modules())
         for name in self.classifier:
             if not isinstance(modules.get(name), _LAYERS + _TRANSPOSED):
@@ -86,7 +98,7 @@ class _ByLayer:
                 )
 
     def __call__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Manifold | None:
-        """Where Table 1 puts a parameter."""
+        """The manifold of a parameter in Table 1; None for a free one."""
         layer, _, local = name.rpartition(".")
         if local != "weight" or not isinstance(module, _LAYERS + _TRANSPOSED):
             return None

@@ -51,7 +51,7 @@ def test_loss(element):
 
 
 def outcome(test):
-    """What a test says, in a notebook."""
+    """Print the message of a failed assertion."""
     try:
         test()
     except AssertionError as error:

@@ -44,12 +44,12 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class NotebookError(Exception):
-    """What is wrong with which cell of which notebook."""
+    """An error in a cell of a notebook."""
 
 
 @dataclass(frozen=True)
 class Project:
-    """Where things are, below the root of the repository."""
+    """The paths of the notebooks and their outputs, below the root of the repository."""
 
     root: Path
 
@@ -98,7 +98,7 @@ def read(source: Path) -> nbformat.NotebookNode:
 
 
 def paired(source: Path) -> str:
-    """What the .ipynb beside a .py has to be: the same cells, no outputs."""
+    """The text of the .ipynb beside a .py: the same cells, no outputs."""
     return nbformat.writes(read(source), version=4) + "\n"
 
 

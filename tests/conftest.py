@@ -1,4 +1,4 @@
-"""What holds for every test: no network, no screen, one thread a worker, repeatable examples."""
+"""Settings of all tests: no network, no screen, one thread a worker, repeatable examples."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What importing manifoldnet does (nothing but define names), and what is installed with it."""
+"""Effects and cost of importing manifoldnet, and the contents of the wheel."""
 
 import json
 import subprocess
@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"sklearn", "datasets", "matplotlib", "pymanopt", "hypothesis", "PIL", "pandas", "tqdm"}
+HEAVY = {"sklearn", "datasets", "matplotlib", "hypothesis", "PIL", "pandas", "tqdm"}
+HEAVY |= {"geoopt", "pymanopt", "scipy"}
 
-# Prints what an import adds to `sys.modules` beyond what torch, geoopt and numpy load themselves,
-# and every global setting of torch and Python that it changes.
+# Prints the packages that an import adds to those that torch and numpy load, and the global
+# settings of torch and Python that it changes.
 PROBE = """
 import importlib, json, random, signal, sys, threading, warnings
-import geoopt, numpy, torch
+import numpy, torch
 from torch.nn.modules import module
 
 optimizer = sys.modules["torch.optim.optimizer"]
@@ -76,6 +77,39 @@ def test_import_is_light_and_changes_nothing(module: str) -> None:
     seen = probe(module)
     assert not HEAVY & set(seen["loaded"])
     assert seen["changed"] == []
+
+
+USE = """
+import sys, torch
+import manifoldnet as mn
+
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+mn.declare(model, "0.weight", mn.Oblique(), project=True)
+mn.declare_all(model, lambda name, *_: mn.ScaledEuclidean(1) if name == "2.weight" else None)
+optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.1, momentum=0.9)
+other = torch.optim.AdamW(model.parameters())
+batch = torch.randn(8, 3), torch.randint(2, (8,))
+for each in (optimizer, other):
+    torch.nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+    each.step()
+mn.project_(model)
+mn.undeclare(model, "2.weight")
+model = torch.nn.Sequential(*model)
+mn.symmetry.discover(model, torch.nn.functional.cross_entropy, [batch])
+print(*sorted({"geoopt", "pymanopt", "scipy"} & set(sys.modules)))
+assert "ManifoldParameter" in dir(mn)
+mn.ManifoldParameter(mn.Sphere().random(3), mn.Sphere())
+assert "geoopt" in sys.modules
+assert not hasattr(mn, "Manifoldparameter")
+"""
+
+
+def test_only_a_manifold_parameter_loads_geoopt() -> None:
+    """Neither declarations, nor steps of any optimizer, nor symmetries need it."""
+    command = [sys.executable, "-W", "ignore", "-c", USE]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == ""
 
 
 def test_the_probe_sees_effects(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What README.md says of other libraries is so with the versions that are pinned."""
+"""The statements of README.md about other libraries hold with the pinned versions."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_distance_of_zero() -> None:
 
 
 def growth(layer: nn.Module, weight: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """How much longer filters are after 100 steps under a loss that ignores their length."""
+    """The growth of filters in 100 steps under a loss that ignores their length."""
     images, labels = torch.randn(128, 20), torch.randint(4, (128,))
     start = weight.detach().norm(dim=1)
     for _ in range(100):

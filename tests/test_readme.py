@@ -40,7 +40,7 @@ UNCHECKED = {"": "text", "py": "python", "pycon": "python"} | dict.fromkeys(
 
 
 class Block(NamedTuple):
-    """What stands between two fences."""
+    """The text between two fences."""
 
     language: str
     line: int  # of its first line in the page

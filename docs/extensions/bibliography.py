@@ -32,14 +32,14 @@ def surnames(entry: dict[str, str]) -> list[str]:
 
 
 def short(key: str) -> str:
-    """What stands in the text: "Badrinarayanan et al. 2015"."""
+    """The citation in the text: "Badrinarayanan et al. 2015"."""
     names = surnames(REFERENCES[key])
     who = names[0] + " et al." if len(names) > 2 else " & ".join(names)
     return f"{who} {REFERENCES[key]['year']}"
 
 
 def full(key: str) -> str:
-    """What stands in the list, in Markdown."""
+    """The entry of the bibliography, in Markdown."""
     entry = REFERENCES[key]
     authors = (" ".join(reversed(name.split(", "))) for name in entry["author"].split(" and "))
     parts = [", ".join(authors), f"*{entry['title']}*"]

@@ -6,7 +6,7 @@ import griffe
 
 
 class NewAsInit(griffe.Extension):
-    """Where a class has `__new__` and no `__init__`, the one stands for the other."""
+    """Show `__new__` as `__init__` for classes that have only the former."""
 
     def on_class(self, *, cls: griffe.Class, **kwargs: Any) -> None:
         if "__new__" in cls.members and "__init__" not in cls.members:

@@ -1,17 +1,18 @@
 """pymanopt's batch solvers, on this library's manifolds and for whole declared models.
 
-    to_pymanopt(manifold, shape)               a pymanopt manifold, with its Hessian
+    to_pymanopt(manifold, shape)               a manifold with pymanopt's methods and arrays
     minimize(model, loss_closure, solver=…)    all weights of a model at once, as one point
 
-The solver works on one flat vector in numpy; cost, gradient and Hessian-vector products come from
-autograd through `manifoldnet.objective.Objective`. On a processor the arrays of one are the tensors
-of the other, without a copy. What a step is, on which manifold, is said by the declarations.
+The manifold of a model is the product of the manifolds of its weights. The solver works on one
+vector in numpy; cost, gradient and Hessian-vector products come from autograd through
+`manifoldnet.objective.Objective`. On a processor arrays and tensors share memory.
 
 Source: [townsend2016pymanopt]; trust regions are those of [absil2008optimization].
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import time
@@ -20,22 +21,31 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import geoopt
+import numpy as np
 import pymanopt
 import torch
+from geoopt.manifolds.stiefel import CanonicalStiefel
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor, nn
 
-from manifoldnet.geometry import slices
-from manifoldnet.interop.pymanopt_manifold import (
-    Array,
-    PymanoptManifold,
-    to_array,
-    to_pymanopt,
-    to_tensor,
+from manifoldnet.geometry import (
+    Manifold,
+    Normalization,
+    Product,
+    Projective,
+    ScaledMetric,
+    from_geoopt,
+    slices,
 )
+from manifoldnet.geometry.from_geoopt import GeooptManifold, innermost
+from manifoldnet.geometry.to_geoopt import GeooptView
 from manifoldnet.objective import Objective
 
-__all__ = ["SOLVERS", "PymanoptManifold", "minimize", "to_pymanopt"]
+__all__ = ["SOLVERS", "Array", "PymanoptManifold", "minimize", "to_pymanopt"]
+
+Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
+"""A point or vector of pymanopt."""
 
 SOLVERS: Mapping[str, type[Optimizer]] = MappingProxyType(
     {
@@ -44,11 +54,9 @@ SOLVERS: Mapping[str, type[Optimizer]] = MappingProxyType(
         "steepest-descent": pymanopt.optimizers.SteepestDescent,
     }
 )
-"""Solvers by name. The first uses Hessians.
+"""Solvers by name; the first uses Hessians. pymanopt's two others start from random points."""
 
-pymanopt's two others start from random points, not from that of a model.
-"""
-
+# The test of Hessians: distance from the start, step of the difference, accepted relative error.
 _NEARBY, _STEP, _FITS = 1e-2, 1e-7, 1e-3
 
 
@@ -60,66 +68,67 @@ def minimize(
     dtype: torch.dtype = torch.float64,
     **options: Any,
 ) -> OptimizerResult:
-    """Minimizes a loss over all trainable parameters of a model, on their manifolds.
+    """Minimize a loss over all trainable parameters of a model, on their manifolds.
 
         minimize(model, lambda: loss_fn(model(images), labels), max_iterations=50)
 
-    Batch normalization in training mode is fine: of the whole batch, it is a function of the
-    weights. Where the loss has kinks (ReLU, max-pooling) Hessians are those of the smooth piece
-    around a point; trust regions work with them, and no theorem says so.
+    Batch normalization in training mode is allowed: on the whole batch it is a function of the
+    weights. For losses with kinks (ReLU, max-pooling) Hessians are those of the smooth piece around
+    a point; trust regions work with them, though without a proof of convergence.
 
     Args:
         model: with its declarations; changed in place at the end.
-        loss_closure: called without arguments, gives the loss on the whole batch, without
+        loss_closure: called without arguments, returns the loss on the whole batch, without
             `backward()`.
         solver: a key of `SOLVERS`.
-        dtype: what is computed in; the model keeps its own type.
+        dtype: the type of the arithmetic; the model keeps its own.
         options: of the solver: `max_iterations`, `min_gradient_norm`, `max_time`, …, and
             `verbosity` (0 is silent, 2 prints a line for each iteration).
 
     Returns:
-        pymanopt's result. `log["iterations"]` has lists with an entry for each gradient the solver
-        asked for: `time` in seconds, `cost`, `gradient_norm`, and how many costs, gradients and
-        Hessian-vector products had been computed until then: `costs`, `gradients`, `hessians`.
+        pymanopt's result. `log["iterations"]` has lists with an entry for each gradient:
+        `time` in seconds, `cost`, `gradient_norm`, and the numbers of costs, gradients and
+        Hessian-vector products so far: `costs`, `gradients`, `hessians`.
 
     Raises:
-        ValueError: for an unknown solver or option, and whatever is wrong with the loss
-            (`manifoldnet.objective.Objective`). The model is then as it was.
+        TypeError: if `model` is no module, `loss_closure` no function, or `solver` no string.
+        ValueError: for an unknown solver or option, and for a loss that
+            `manifoldnet.objective.Objective` refuses. The model is then unchanged.
         KeyboardInterrupt: when interrupted; the model has the best point so far.
     """
-    made, run_options = _make_solver(solver, options)
+    optimizer, run_options = _make_solver(solver, options)
     with Objective(model, loss_closure, dtype) as objective:
         if solver == "trust-regions":
             _check_hessians(objective)
             objective.restart()
         manifold = to_pymanopt(objective.manifold, (objective.manifold.size,), dtype)
-        watch = _Watch(objective, manifold, hessians=solver == "trust-regions")
+        problem = _Problem(objective, manifold, hessians=solver == "trust-regions")
         start = to_array(objective.start.clone())
         try:
-            result = made.run(watch.problem(), initial_point=start, **run_options)
-        except _Flat as reached:  # solvers divide by the length of the gradient
-            result = watch.result(reached.point)
+            result = optimizer.run(problem.of_pymanopt(), initial_point=start, **run_options)
+        except _StationaryPointError as reached:  # solvers divide by the length of the gradient
+            result = problem.result(reached.point)
         objective.keep(to_tensor(result.point))
-    result.log = (result.log or {"optimizer": str(made)}) | {"iterations": watch.rows}
+    result.log = (result.log or {"optimizer": str(optimizer)}) | {"iterations": problem.rows}
     _warn_if_stalled(result, dtype)
     return result
 
 
-class _Flat(Exception):
-    """A point where the gradient is 0."""
+class _StationaryPointError(Exception):
+    """Raised at a point where the gradient is 0."""
 
     def __init__(self, point: Array) -> None:
         super().__init__()
         self.point = point
 
 
-class _Watch:
-    """The functions that pymanopt calls, and what comes by on the way.
+class _Problem:
+    """The functions that pymanopt calls, a row of values for each gradient, and the best point.
 
     Args:
-        objective: what is minimized.
-        manifold: where.
-        hessians: whether the solver asks for Hessians.
+        objective: the objective to minimize.
+        manifold: its manifold.
+        hessians: the solver uses Hessians.
     """
 
     def __init__(self, objective: Objective, manifold: PymanoptManifold, hessians: bool) -> None:
@@ -129,8 +138,8 @@ class _Watch:
         self.rows: dict[str, list[float]] = {name: [] for name in names}
         self._began = time.perf_counter()
 
-    def problem(self) -> Any:
-        """The problem as pymanopt wants it."""
+    def of_pymanopt(self) -> Any:
+        """The problem as an object of pymanopt."""
         wrap = pymanopt.function.numpy(self.manifold)
         return pymanopt.Problem(
             self.manifold,
@@ -148,8 +157,8 @@ class _Watch:
 
     def gradient(self, x: Array) -> Array:
         point = to_tensor(x)
-        slope = self.objective.gradient(point, differentiable=self.hessians)
-        result = self.manifold.euclidean_to_riemannian_gradient(x, to_array(slope))
+        gradient = self.objective.gradient(point, differentiable=self.hessians)
+        result = self.manifold.euclidean_to_riemannian_gradient(x, to_array(gradient))
         calls = self.objective.calls
         row = (
             *(time.perf_counter() - self._began, self.cost(x), self.manifold.norm(x, result)),
@@ -158,11 +167,11 @@ class _Watch:
         for column, value in zip(self.rows.values(), row, strict=True):
             column.append(value)
         if self.rows["gradient_norm"][-1] == 0:
-            raise _Flat(x)
+            raise _StationaryPointError(x)
         return result
 
     def result(self, point: Array) -> OptimizerResult:
-        """That the gradient is 0 at a point."""
+        """The result at a stationary point."""
         return OptimizerResult(
             point=point,
             cost=self.rows["cost"][-1],
@@ -174,19 +183,24 @@ class _Watch:
 
     def hessian(self, x: Array, u: Array) -> Array:
         point, direction = to_tensor(x), to_tensor(u)
-        slope = to_array(self.objective.gradient(point, differentiable=True))
-        curved = to_array(self.objective.hessian(point, direction))
-        return self.manifold.euclidean_to_riemannian_hessian(x, slope, curved, u)
+        gradient = to_array(self.objective.gradient(point, differentiable=True))
+        product = to_array(self.objective.hessian(point, direction))
+        return self.manifold.euclidean_to_riemannian_hessian(x, gradient, product, u)
 
 
 def _make_solver(name: str, options: Mapping[str, Any]) -> tuple[Optimizer, dict[str, Any]]:
-    """A solver with its options, and those of its `run`."""
+    """A solver made with its options, and the options of its `run`."""
+    if not isinstance(name, str):
+        raise TypeError(f"solver must be a name such as 'trust-regions', not {name!r}")
     if name not in SOLVERS:
         raise ValueError(f"there is no solver {name!r}; there are {', '.join(SOLVERS)}")
-    kind = SOLVERS[name]
+    solver = SOLVERS[name]
     plain = {"self", "args", "kwargs", "problem", "initial_point", "log_verbosity"}
-    of_run = set(inspect.signature(kind.run).parameters) - plain
-    both = (*inspect.signature(kind.__init__).parameters, *inspect.signature(Optimizer).parameters)
+    of_run = set(inspect.signature(solver.run).parameters) - plain
+    both = (
+        *inspect.signature(solver.__init__).parameters,
+        *inspect.signature(Optimizer).parameters,
+    )
     of_solver = set(both) - plain
     unknown = sorted(set(options) - of_run - of_solver)
     if unknown:
@@ -194,12 +208,12 @@ def _make_solver(name: str, options: Mapping[str, Any]) -> tuple[Optimizer, dict
             f"{name} has no option {', '.join(unknown)}; it has "
             f"{', '.join(sorted(of_run | of_solver))}"
         )
-    made = kind(**{key: value for key, value in options.items() if key in of_solver})
+    made = solver(**{key: value for key, value in options.items() if key in of_solver})
     return made, {key: value for key, value in options.items() if key in of_run - of_solver}
 
 
 def _check_hessians(objective: Objective) -> None:
-    """That manifolds and loss have second derivatives, before anything is done with them."""
+    """Raise ValueError unless the manifolds and the loss have second derivatives."""
     parts = objective.manifold.split(objective.start)
     for name, (manifold, _), x in zip(
         objective.names, objective.manifold.factors, parts, strict=True
@@ -213,16 +227,17 @@ def _check_hessians(objective: Objective) -> None:
     ):
         raise ValueError(
             "the second derivatives of autograd do not fit its first ones, so the loss cannot be "
-            "differentiated twice: some layer's derivative is its own and has none, or computes in "
-            "float32. Use a solver that needs no Hessian, such as conjugate-gradient"
+            "differentiated twice: the derivative of some layer is a function of its own that has "
+            "none, or computes in float32. Use a solver that needs no Hessian, such as "
+            "conjugate-gradient"
         )
 
 
 def _misfit(objective: Objective, seed: int) -> float:
-    """How far a Hessian times a vector is from a difference of gradients, relatively.
+    """The relative difference of a Hessian-vector product and a difference of gradients.
 
-    Not at the start itself, where biases of 0 may put a whole layer on the kink of its ReLU, but
-    nearby, and with a step so short that it hardly ever meets another one.
+    It is computed near the start: at the start, biases of 0 may put a whole layer on the kink of
+    its ReLU. The step is so short that it rarely crosses another kink.
     """
     generator = torch.Generator().manual_seed(seed)
     x = objective.start + _NEARBY * _around(objective, generator)
@@ -235,7 +250,7 @@ def _misfit(objective: Objective, seed: int) -> float:
 
 
 def _around(objective: Objective, generator: torch.Generator) -> Tensor:
-    """A random vector whose slices are as long as those of the start (1 where those are 0)."""
+    """A random vector whose slices have the lengths of those of the start (1 where those are 0)."""
     parts = []
     for (manifold, _), x in zip(
         objective.manifold.factors, objective.manifold.split(objective.start), strict=True
@@ -261,3 +276,183 @@ def _warn_if_stalled(result: OptimizerResult, dtype: torch.dtype) -> None:
             "costs are too coarse to go on. Ask for dtype=torch.float64",
             stacklevel=3,
         )
+
+
+# --- manifolds ------------------------------------------------------------------------------------
+
+
+def to_pymanopt(
+    manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> PymanoptManifold:
+    """A manifold of this library (or of geoopt, adapted) for pymanopt's solvers.
+
+    Args:
+        manifold: any; its retraction is the solver's (that of geoopt's canonical Stiefel manifold,
+            whose steps are too long, is replaced by the projection).
+        shape: of its points, which are numpy arrays.
+        dtype: of random points.
+
+    Raises:
+        ValueError: if no tensor of that shape is a point.
+    """
+    manifold = _with_retraction(from_geoopt(manifold))
+    manifold.assert_check_point(torch.empty(shape, dtype=dtype, device="meta"))
+    return PymanoptManifold(manifold, tuple(shape), dtype)
+
+
+# pymanopt carries no types, so its classes are Any to the type checker.
+class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[misc]
+    """A manifold with pymanopt's methods and arrays; made by `to_pymanopt`."""
+
+    def __init__(self, manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__(f"{manifold} of shape {shape}", manifold.dimension(shape))
+        self.manifold, self.shape, self.dtype = manifold, shape, dtype
+
+    @property
+    def typical_dist(self) -> float:
+        """The largest radius of a trust region."""
+        return _typical(self.manifold, self.shape)
+
+    def inner_product(
+        self, point: Array, tangent_vector_a: Array, tangent_vector_b: Array
+    ) -> float:
+        """⟨u, v⟩ₓ."""
+        return float(self._call("inner", point, tangent_vector_a, tangent_vector_b))
+
+    def norm(self, point: Array, tangent_vector: Array) -> float:
+        """√⟨u, u⟩ₓ."""
+        return float(self._call("norm", point, tangent_vector))
+
+    def dist(self, point_a: Array, point_b: Array) -> float:
+        """The length of the shortest geodesic."""
+        return float(self._call("dist", point_a, point_b))
+
+    def projection(self, point: Array, vector: Array) -> Array:
+        """The nearest tangent vector."""
+        return self._array("proju", point, vector)
+
+    def to_tangent_space(self, point: Array, vector: Array) -> Array:
+        """The nearest tangent vector."""
+        return self._array("proju", point, vector)
+
+    def euclidean_to_riemannian_gradient(self, point: Array, euclidean_gradient: Array) -> Array:
+        """The Riemannian gradient."""
+        return self._array("egrad2rgrad", point, euclidean_gradient)
+
+    def euclidean_to_riemannian_hessian(
+        self,
+        point: Array,
+        euclidean_gradient: Array,
+        euclidean_hessian: Array,
+        tangent_vector: Array,
+    ) -> Array:
+        """The Riemannian Hessian: the covariant derivative of the gradient along a vector."""
+        given = point, euclidean_gradient, euclidean_hessian, tangent_vector
+        return self._array("ehess2rhess", *given)
+
+    def retraction(self, point: Array, tangent_vector: Array) -> Array:
+        """The manifold's own retraction."""
+        return self._array("retr", point, tangent_vector)
+
+    def exp(self, point: Array, tangent_vector: Array) -> Array:
+        """The exponential map."""
+        return self._array("expmap", point, tangent_vector)
+
+    def log(self, point_a: Array, point_b: Array) -> Array:
+        """The logarithm."""
+        return self._array("logmap", point_a, point_b)
+
+    def transport(self, point_a: Array, point_b: Array, tangent_vector_a: Array) -> Array:
+        """Parallel transport along the shortest geodesic; where there is none, a projection."""
+        try:
+            return self._array("transp", point_a, point_b, tangent_vector_a)
+        except NotImplementedError:  # some of geoopt's manifolds
+            return self._array("proju", point_b, tangent_vector_a)
+
+    def pair_mean(self, point_a: Array, point_b: Array) -> Array:
+        """The midpoint of the shortest geodesic."""
+        return self.exp(point_a, 0.5 * self.log(point_a, point_b))
+
+    def random_point(self) -> Array:
+        """A random point, from torch's default generator."""
+        return to_array(self.manifold.random(self.shape, dtype=self.dtype))
+
+    def random_tangent_vector(self, point: Array) -> Array:
+        """A random tangent vector of length 1."""
+        u = to_array(self.manifold.random_tangent(to_tensor(point)))
+        return u / self.norm(point, u)
+
+    def zero_vector(self, point: Array) -> Array:
+        """0."""
+        return np.zeros_like(point)
+
+    def _call(self, name: str, *arrays: Array) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = getattr(self.manifold, name)(*map(to_tensor, arrays))
+        return result
+
+    def _array(self, name: str, *arrays: Array) -> Array:
+        return to_array(self._call(name, *arrays))
+
+
+def _with_retraction(manifold: Manifold) -> Manifold:
+    """The manifold, with the projection retraction on geoopt's canonical Stiefel manifold.
+
+    geoopt's own step doubles the part of the velocity in the span of `x`: it is no retraction, and
+    second-order models are wrong along it.
+    """
+    if isinstance(manifold, Product):
+        return Product((_with_retraction(factor), shape) for factor, shape in manifold.factors)
+    base = innermost(manifold.base) if isinstance(manifold, GeooptManifold) else None
+    if isinstance(base, CanonicalStiefel):
+        manifold = copy.copy(manifold)
+        manifold._compose(retraction=Projective())
+    return manifold
+
+
+def _typical(manifold: Manifold, shape: tuple[int, ...]) -> float:
+    """π radii for each slice of a sphere (and of a cylinder), as pymanopt has it."""
+    if isinstance(manifold, Product):
+        return math.hypot(*(_typical(*factor) for factor in manifold.factors))
+    dimension = manifold.dimension(shape)
+    if isinstance(manifold, GeooptManifold):
+        return _typical_of_geoopt(manifold.base, shape, dimension)
+    if isinstance(manifold.projection, Normalization):
+        count = math.prod(shape) - dimension
+        return math.pi * manifold.projection.radius * math.sqrt(count)
+    if isinstance(manifold.metric, ScaledMetric):
+        count = shape[manifold.dim] if isinstance(manifold.dim, int) else 1
+        return math.pi * math.sqrt(count)
+    return math.sqrt(dimension)
+
+
+def _typical_of_geoopt(base: Any, shape: tuple[int, ...], dimension: int) -> float:
+    """The same for a manifold of geoopt, whose leading dimensions are a batch."""
+    if isinstance(base, geoopt.Scaled):
+        return float(base.scale) * _typical_of_geoopt(base.base, shape, dimension)
+    if isinstance(base, Manifold):
+        return _typical(base, shape)
+    count = math.prod(shape[: len(shape) - base.ndim])
+    if isinstance(base, GeooptView):
+        return math.sqrt(count) * _typical(base.manifold, base.shape)
+    if isinstance(base, geoopt.ProductManifold):
+        parts = zip(base.manifolds, base.shapes, strict=True)
+        each = (_typical(from_geoopt(part), tuple(size)) for part, size in parts)
+        return math.sqrt(count) * math.hypot(*each)
+    if isinstance(base, geoopt.Sphere):
+        return math.pi * math.sqrt(count)
+    if isinstance(base, geoopt.Stereographic) and float(base.k) > 0:
+        return math.pi * math.sqrt(count / float(base.k))
+    if isinstance(base, geoopt.Stiefel):
+        return math.sqrt(count * shape[-1])
+    return math.sqrt(dimension)
+
+
+def to_tensor(array: Array) -> Tensor:
+    """The array as a tensor; copied only if it is not contiguous."""
+    return torch.from_numpy(np.asarray(array, order="C"))
+
+
+def to_array(tensor: Tensor) -> Array:
+    """The tensor as an array on the same memory."""
+    return tensor.detach().numpy()

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from manifoldnet.geometry import Retraction, Sphere
 from manifoldnet.nn.direction import direction, evened
 from manifoldnet.nn.simplex import Simplex, check_simplex, simplex_targets
-from manifoldnet.parameter import ManifoldParameter
 
 __all__ = ["SimplexClassifier", "SimplexLoss"]
 
@@ -91,6 +90,8 @@ class SimplexClassifier(nn.Module):
         self.simplex = simplex
         sphere = Sphere(m**0.5, retraction=retraction)
         start = torch.empty(m, in_features, dtype=dtype, device=device).normal_(generator=generator)
+        from manifoldnet.manifold_parameter import ManifoldParameter  # loads geoopt
+
         self.weight = ManifoldParameter(sphere.projx(start), sphere)
         self._checked = False
 

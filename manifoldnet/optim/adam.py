@@ -278,7 +278,7 @@ class RiemannianAdam(RiemannianOptimizer):
 
 
 def _second_moment(x: Tensor, d: Tensor, manifold: Manifold, slice_scale: str) -> Tensor:
-    """⟨d, d⟩ₓ of each slice, or its mean over the slice's entries."""
+    """⟨d, d⟩ₓ of each slice, or its mean over the entries of the slice."""
     squared = manifold.component_inner(x, d)
     return _scaled(squared, d, slice_scale)
 
@@ -302,7 +302,7 @@ def _begin(
 def _unbias(
     step: Tensor, betas: tuple[float, float], capturable: bool
 ) -> tuple[float | Tensor, float | Tensor]:
-    """1 − β₁ᵗ and 1 − β₂ᵗ: numbers, or tensors where nobody may wait for the device."""
+    """The bias corrections 1 − β₁ᵗ and 1 − β₂ᵗ: numbers, or tensors on the device."""
     beta1, beta2 = betas
     t = step if capturable or torch.compiler.is_compiling() else float(step)
     return 1 - beta1**t, 1 - beta2**t
@@ -321,7 +321,7 @@ def _single_tensor_adam(
     capturable: bool,
     slice_scale: str,
 ) -> None:
-    """The formulas of this module's docstring, on one weight, in place."""
+    """One step of one weight, in place, by the formulas of the module's docstring."""
     beta1, beta2 = betas
     d = motion.gradient(-grad if maximize else grad)
     squared = _scaled(motion.squared(d), d, slice_scale)

@@ -67,7 +67,7 @@ class BoldDriver(LRScheduler):
 
     # Driven by a number, as ReduceLROnPlateau, which departs from its base in the same way.
     def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
-        """Take note of an error, and change the rates.
+        """Record an error, and update the rates.
 
         Args:
             metrics: the error (or loss) of the epoch that ended.
@@ -92,9 +92,9 @@ class BoldDriver(LRScheduler):
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the optimizer, as plain types."""
+        """The state without the optimizer, in plain types."""
         return {key: value for key, value in self.__dict__.items() if key != "optimizer"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state back; the rates themselves are in the optimizer's state."""
+        """Restore a state; the rates are part of the optimizer's state."""
         self.__dict__.update(state_dict)

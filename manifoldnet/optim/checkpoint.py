@@ -86,12 +86,12 @@ def align(groups: list[dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]
 
 
 def saved_specs(saved: dict[str, Any]) -> list[Any] | None:
-    """The description of each saved parameter's manifold (None: free); None for torch's own."""
+    """The spec of each saved parameter's manifold (None if free); None for a state of torch."""
     return _flat(saved["param_groups"], "manifolds")
 
 
 def _check_form(saved: Any) -> None:
-    """Raise ValueError for what no `Optimizer.state_dict` gave."""
+    """Raise ValueError unless a state has the form of `Optimizer.state_dict`."""
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         raise ValueError(
             "no state of an optimizer: it needs the entries 'state' and 'param_groups'"
@@ -124,7 +124,7 @@ def _is_spec(entry: Any) -> bool:
 def check_entries(
     name: str, state: Any, keys: frozenset[str], optimizer: str, declared: bool
 ) -> None:
-    """Raise ValueError for the saved state of one parameter that an optimizer could not use.
+    """Raise ValueError unless the saved state of one parameter fits the parameter.
 
     Args:
         name: what to call the parameter.
@@ -173,7 +173,7 @@ def _is_count(value: Any) -> bool:
 
 
 def name_parameters(group: Any, others: list[dict[str, Any]]) -> None:
-    """Give names to the parameters of a group without, if all other groups have them."""
+    """Name the parameters of a group without names, if all other groups have them."""
     if not isinstance(group, dict) or not others or any("param_names" not in g for g in others):
         return
     params = group.get("params")
@@ -186,7 +186,7 @@ def name_parameters(group: Any, others: list[dict[str, Any]]) -> None:
 
 
 def _source(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[int]:
-    """For each parameter of `groups`, in order, the number it was saved under."""
+    """The saved index of each parameter of `groups`, in order."""
     names, saved_names = _unique_names(groups), _unique_names(saved)
     if names is not None and saved_names is not None:
         names, saved_names = _same_prefix(names, saved_names)
@@ -217,7 +217,7 @@ def _source(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[i
 
 
 def _unique_names(groups: list[dict[str, Any]]) -> list[str] | None:
-    """The parameters' names without what wrappers put into them; None unless each has its own."""
+    """The names of parameters without prefixes of wrappers; None unless they are unique."""
     names = _flat(groups, "param_names")
     if names is None or len(set(names)) < len(names):
         return None
@@ -225,7 +225,7 @@ def _unique_names(groups: list[dict[str, Any]]) -> list[str] | None:
 
 
 def _same_prefix(ours: list[str], theirs: list[str]) -> tuple[list[str], list[str]]:
-    """Both lists of names, without a prefix that all of one have beyond those of the other.
+    """Two lists of names, without a prefix that all names of only one of them have.
 
     `"model.body.weight"` is `"body.weight"` where one side was a part of a larger module.
     """

@@ -1,4 +1,4 @@
-"""What an optimizer refuses, and in which words: numbers, points, gradients."""
+"""Checks of options, points and gradients, and their error messages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def refuse_nonfinite(names: Sequence[str], parameters: Sequence[Tensor]) -> None
 
 
 def users_level() -> int:
-    """The `stacklevel` of a warning that points past us and the wrappers of torch."""
+    """The `stacklevel` of a warning that points at the caller of this library and of torch."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
         ("torch.", "manifoldnet.optim")

@@ -1,4 +1,4 @@
-"""Norms that leave the range of numbers: growth under the scaled metric, and zero slices.
+"""Warnings of norms near overflow under the scaled metric, and of zero slices.
 
 Under batch normalization norms grow by a constant factor a step at the most, so ‖x‖² takes as many
 steps from 1 to √max as from there to max: after the first steps, to look every 100 is often enough.
@@ -18,27 +18,27 @@ __all__ = ["NormGrowthWarning", "ZeroSliceWarning", "growing", "overflowing", "z
 
 
 class NormGrowthWarning(UserWarning):
-    """A weight under the scaled metric is growing towards the largest number of its type."""
+    """A weight under the scaled metric grows towards overflow."""
 
 
 class ZeroSliceWarning(UserWarning):
-    """A slice of a declared weight has become zero, and stays so."""
+    """A slice of a declared weight has become zero, and is no longer stepped."""
 
 
 @cache
 def _limit(dtype: torch.dtype) -> float:
-    """The norm from which ‖x‖² is nearer to the end of its type than to 1, or ‖x‖ to its own."""
+    """The norm beyond which ‖x‖² or ‖x‖ is nearer to overflow than to 1, on a logarithmic scale."""
     computed = torch.promote_types(dtype, torch.float32)
     return min(float(torch.finfo(computed).max ** 0.25), float(torch.finfo(dtype).max ** 0.5))
 
 
 def growing(square: float, dtype: torch.dtype) -> bool:
-    """Whether a weight whose longest slice has this ‖x‖² is worth a look by `overflowing`."""
+    """Test whether `overflowing` should be asked about a weight, by ‖x‖² of its longest slice."""
     return not square <= _limit(dtype) ** 2
 
 
 def overflowing(p: Tensor, manifold: Manifold) -> str | None:
-    """What to say of a weight whose norm, which the scaled metric squares, will overflow.
+    """A message about a weight whose squared norm will overflow; None if it will not.
 
     None for other metrics, and as long as ‖x‖² is below √max of the type it is computed in, and ‖x‖
     below √max of the weight's.
@@ -63,7 +63,7 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
 
 
 def zero_slices(p: Tensor, manifold: Manifold) -> str | None:
-    """A sentence on the slices of a weight that are zero; None if none is."""
+    """A message about the zero slices of a weight; None if there are none."""
     (x,) = slices.promote(p.detach())
     zero = (slices.inner(x, x, manifold.dim) == 0).flatten()
     count = int(zero.sum())

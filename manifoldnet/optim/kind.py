@@ -1,4 +1,4 @@
-"""Which steps are known in few passes: those on this library's own spheres and scaled metrics.
+"""Geometries of the fast paths: this library's spheres and scaled metrics.
 
 Every step of SGD or Adam on them stays, slice by slice, in the span of the weight, its gradient and
 the optimizer's buffer. A `Kind` is all that the fast paths need to know of a manifold; one that is
@@ -30,7 +30,7 @@ __all__ = ["Kind", "kind_of"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A manifold to the fast paths.
+    """The geometry of a manifold for the fast paths.
 
     Attributes:
         dim: the dimension that indexes the slices.
@@ -45,7 +45,7 @@ class Kind:
 
 @cache
 def kind_of(manifold: Manifold) -> Kind | None:
-    """What the fast paths know of a manifold; None if nothing."""
+    """The geometry of a manifold for the fast paths; None if they do not support it."""
     radius: float | None
     metric, projection, geodesics = manifold.metric, manifold.projection, manifold.geodesics
     match metric, projection, geodesics:

@@ -118,7 +118,7 @@ def _expected(p: Tensor, dtype: torch.dtype, per_slice: torch.Size) -> Expected:
 
 
 class Seen:
-    """The forms of some tensors, to tell in microseconds whether others have them, and memory.
+    """The forms of some tensors, for a comparison with others in microseconds.
 
     Args:
         tensors: strided ones.
@@ -134,7 +134,7 @@ class Seen:
         self._forms = None if self._guards else [form(x) for x in tensors]
 
     def same(self, tensors: Sequence[Any], places: Sequence[int] = ()) -> bool:
-        """Test whether as many tensors of the same places have the same forms, and memory."""
+        """Test whether tensors have the same forms, in the same order, and plain memory."""
         if len(tensors) != self._count or places != self._places:
             return False
         if self._guards is None:
@@ -161,7 +161,7 @@ def check(
     convert: bool,
     count_on: torch.device | None = None,
 ) -> dict[str, Tensor]:
-    """Hold a weight with a gradient, and its state, to the forms that a step needs.
+    """Check the forms of a weight, its gradient and its state before a step.
 
     Args:
         name: gives what messages call the weight.
@@ -213,7 +213,7 @@ def check(
 
 
 def laid_out(grad: Tensor, p: Tensor) -> Tensor:
-    """A gradient in the type and the order of memory of its weight: itself, or a copy."""
+    """The gradient, copied if its type or memory order is not that of the weight."""
     if grad.stride() == p.stride() and grad.dtype == p.dtype and not grad.is_neg():
         return grad
     return torch.empty_like(p, memory_format=torch.preserve_format).copy_(grad)
@@ -222,7 +222,7 @@ def laid_out(grad: Tensor, p: Tensor) -> Tensor:
 def fitted(
     name: Callable[[], str], key: str, value: Any, form_: Form, *, convert: bool = True
 ) -> Tensor:
-    """An entry of a state in the form that a step needs: itself, or a copy.
+    """An entry of a state, copied if its form is not the one that a step needs.
 
     Args:
         name: gives what messages call the weight.
@@ -267,7 +267,7 @@ def _check_there(name: Callable[[], str], what: str, x: Tensor) -> None:
 
 
 def _counted(name: Callable[[], str], value: Any, device: torch.device | None) -> Tensor:
-    """A step count as torch has it today; older versions and geoopt write plain numbers."""
+    """A step count as a tensor; older versions of torch and geoopt save plain numbers."""
     if isinstance(value, Tensor) and value.numel() == 1:
         good = value.dtype in _COUNTS
         if good and (device is None or value.device == device):

@@ -23,7 +23,7 @@ __all__ = ["Motion"]
 
 
 class Motion:
-    """The geometry of a step of one weight, in the type that it is computed in.
+    """The geometric operations of a step of one weight, in the type of the arithmetic.
 
     Args:
         x: the weight, detached; it is changed in place by `move`.
@@ -49,7 +49,7 @@ class Motion:
                 self._zero = zero
 
     def gradient(self, grad: Tensor) -> Tensor:
-        """The Riemannian gradient; at a zero slice, where nothing is projected away, `sharp`."""
+        """The Riemannian gradient; at a zero slice, without projection."""
         (grad,) = slices.promote(grad)
         d = self.manifold.egrad2rgrad(self.point, grad)
         if self._zero is None:
@@ -69,7 +69,7 @@ class Motion:
         return b if self._zero is None else torch.where(self._zero, 0.0, b)
 
     def move(self, u: Tensor, b: Tensor | None = None) -> Tensor | None:
-        """Move the weight by the tangent vector `u`; the buffer `b` carried along."""
+        """Retract the weight along the tangent vector `u`, and transport the buffer `b`."""
         longest = slices.largest(u, self.manifold.dim)
         size: Tensor | float = 1.0
         if self._sphere:

@@ -64,7 +64,7 @@ def step(works: Sequence[Work], rates: Rates) -> list[bool]:
 
 
 def _batches(works: Sequence[Work]) -> Iterator[list[int]]:
-    """Small weights that differ in nothing but their numbers, together; all others alone."""
+    """Batches of small weights of equal type, shape and geometry; single weights otherwise."""
     groups: dict[object, list[int]] = {}
     for place, work in enumerate(works):
         x = work.x
@@ -129,7 +129,7 @@ def _divided(tensor: Tensor | None, along: int, long: int) -> Sequence[Tensor]:
 
 
 class _Piece(NamedTuple):
-    """Some of a weight, its gradient and buffer, and two places that may be written over."""
+    """A piece of a weight, its gradient and buffer, with two scratch tensors."""
 
     x: Tensor
     g: Tensor
@@ -139,23 +139,23 @@ class _Piece(NamedTuple):
 
     @property
     def values(self) -> tuple[Tensor, Tensor]:
-        """Weight and gradient to compute with."""
+        """Weight and gradient in the type of the arithmetic."""
         x, g = slices.promote(self.x, self.g)
         return x, g
 
     @property
     def direction(self) -> Tensor:
-        """What the step goes along: the buffer, or the gradient."""
+        """The direction of the step: the buffer, or the gradient."""
         return self.values[1] if self.v is None else self.v
 
     def put(self, x: Tensor) -> None:
-        """Keep the weight that was computed with, which may be of another type."""
+        """Store the computed weight, in the type of the parameter."""
         if x is not self.x:
             self.x.copy_(x)
 
 
 def _advance(work: Work, rates: Rates, over: _Over, pieces: Sequence[_Piece]) -> bool:
-    """One step of slices that extend over some dimensions and maybe over several pieces.
+    """One step of slices, which may extend over several pieces.
 
     Returns:
         Whether a slice is known to be zero.
@@ -206,7 +206,7 @@ def _advance_carefully(
     pieces: Sequence[_Piece],
     carries: bool,
 ) -> bool:
-    """The end of a step where ‖t‖² cannot be had as a difference, or slices are to stay."""
+    """The end of a step with cancellation in ‖t‖², or with slices that do not move."""
     zero = rr == 0
     rr = _positive(rr)
     size = torch.stack([_largest(piece, over) for piece in pieces]).amax(0)
@@ -234,31 +234,31 @@ def _advance_carefully(
 
 
 def _sum(found: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Inner products of slices, from those of the pieces."""
+    """The inner products of slices, summed over pieces."""
     if len(found) == 1:
         return list(found[0])
     return [torch.stack(parts).sum(0) for parts in zip(*found, strict=True)]
 
 
 def _asked(x: Tensor) -> bool:
-    """Test whether numbers may be looked at: to wait for them costs nothing on a processor."""
+    """Test whether values can be read without waiting: on a processor."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _positive(rr: Tensor) -> Tensor:
-    """‖x‖² to divide by."""
+    """‖x‖² as a divisor: positive for zero slices too."""
     return rr.clamp(min=torch.finfo(rr.dtype).tiny)
 
 
 def _lost(tt: Tensor, vv: Tensor, lr: float | Tensor) -> bool:
-    """Test whether a slice needs care: v along x, no step, or squares that overflow."""
+    """Test for cancellation in ‖t‖² (v nearly parallel to x), a step of 0, or overflow."""
     if not _asked(tt) or lr == 0:
         return True
     return not float((tt / vv).min()) > 0.5  # NaN where there is no step, or no finite square
 
 
 def _look(piece: _Piece, over: _Over, of_g: int) -> tuple[Tensor, ...]:
-    """⟨x, x⟩, with ⟨x, g⟩ and ⟨g, g⟩ as far as is asked for."""
+    """⟨x, x⟩, and ⟨x, g⟩ and ⟨g, g⟩ where they are needed."""
     x, g = piece.values
     found = [_squared(x, over, piece.far)]
     if of_g > 0:
@@ -277,7 +277,7 @@ def _mix(
     along: Tensor | None,
     turns: bool,
 ) -> tuple[Tensor, ...]:
-    """The buffer takes up the gradient; ⟨x, v⟩ and ⟨v, v⟩, and for Adam the gradient's square."""
+    """Update the buffer by the gradient; return ⟨x, v⟩, ⟨v, v⟩ and, for Adam, ‖g‖²."""
     x, d = piece.values
     v, keep = piece.v, 0.0 if work.first else rates.keep
     assert v is not None
@@ -301,7 +301,7 @@ def _mix(
 
 
 def _adapted(work: Work, rates: Rates, squared: Tensor, rr: Tensor) -> Tensor:
-    """Adam's σ of each slice, from ‖d‖² (‖g‖² under the scaled metric); moments are updated."""
+    """Adam's σ of each slice from ‖d‖² (‖g‖² under the scaled metric); updates the moments."""
     assert work.s is not None
     assert rates.beta2 is not None
     if work.kind.radius is None:
@@ -330,7 +330,7 @@ def _per_size(piece: _Piece, size: Tensor, over: _Over) -> Tensor:
 
 
 def _tangent_square(piece: _Piece, size: Tensor, share: Tensor, over: _Over) -> Tensor:
-    """‖t‖² for v divided by its size, formed as a vector."""
+    """‖t‖² for v divided by its size, from the vector t itself."""
     v = torch.div(piece.direction, size, out=piece.near)
     t = torch.addcmul(v, share, piece.values[0], value=-1, out=piece.near)
     return _squared(t, over, piece.far)
@@ -393,7 +393,7 @@ def _squared(x: Tensor, over: _Over, out: Tensor | None) -> Tensor:
 
 @cache
 def _runs(over: _Over) -> tuple[_Over, ...]:
-    """Dimensions in groups of neighbours, the first of them first."""
+    """Dimensions in groups of neighbours."""
     runs: list[list[int]] = []
     for d in over:
         if runs and runs[-1][-1] == d - 1:

@@ -1,4 +1,4 @@
-"""What the Riemannian optimizers share: whose step is whose, and what is checked when.
+"""Base of the Riemannian optimizers: groups, checks, and the choice of a path for each weight.
 
 One step of one declared weight x is always
 
@@ -51,7 +51,7 @@ StepWork = tuple[dict[str, Any], list[Tensor], list[Declared]]
 
 
 class PlainCall(NamedTuple):
-    """One call of torch's own function: `fused`, and the lists that it is given."""
+    """One call of a functional optimizer of torch: `fused`, and its lists of tensors."""
 
     fused: bool | None
     params: list[Tensor]
@@ -171,7 +171,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 )
 
     def _names(self, group: dict[str, Any]) -> list[str]:
-        """What to call the parameters of a group in messages."""
+        """The names of the parameters of a group in messages."""
         names: list[str] | None = group.get("param_names")
         if names is not None and len(names) == len(group["params"]):
             return names
@@ -223,7 +223,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         return p, manifold, kind
 
     def _resolve(self) -> None:
-        """Look all manifolds up anew, and refuse to go on if a declaration has changed."""
+        """Look all manifolds up again; RuntimeError if a declaration has changed."""
         version = registry.version()
         registry.refresh()
         keep: list[registry.Declarations] = []
@@ -260,7 +260,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._forget_checks()
 
     def _forget_checks(self) -> None:
-        """Let the next step check options and memory anew."""
+        """Make the next step check options and memory again."""
         self._options.clear()
         self._expected.clear()
         self._strewn.clear()
@@ -312,7 +312,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 self._step_declared(group, declared)
 
     def _check(self, works: list[StepWork]) -> None:
-        """Refuse what a step cannot take, in all groups; only then make state fit its weights."""
+        """Check all groups for a step; only then convert state to the form of its weights."""
         for number, (group, _, declared) in enumerate(works):
             self._check_group(number, group, bool(declared))
             if declared and group["fused"]:
@@ -338,7 +338,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             self._seen = memory.Seen(tensors, places)
 
     def _tensors(self, works: list[StepWork]) -> tuple[list[Any], list[int]]:
-        """All weights of a step, each with its gradient and its state; and which they are."""
+        """All tensors of a step (weights, gradients, state), and the numbers that identify them."""
         found: list[Any] = []
         places: list[int] = []
         state, empty = self.state, _EMPTY
@@ -378,7 +378,7 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _check_state_of(
         self, group: dict[str, Any], p: Tensor, manifold: Manifold | None
     ) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
-        """Hold one weight and its state to what a step needs; the state's entries to replace."""
+        """Check one weight and its state; return the entries of the state to replace."""
         want = self._expected.get(id(p))
         if want is None or want.weight != memory.form(p):
             want = self._expected[id(p)] = memory.expected(p, manifold)
@@ -461,7 +461,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         return [(fused, some) for fused, some in ((True, dense), (False, strewn)) if some]
 
     def _step_declared(self, group: dict[str, Any], declared: list[Declared]) -> None:
-        """Step declared weights, each by the fastest path that there is for it and is asked for."""
+        """Step declared weights, each by the fastest path that supports it and is allowed."""
         if torch.compiler.is_compiling():
             self._step_traced(group, declared)
             return
@@ -505,7 +505,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._alarming += [(group, entry) for entry in alarming]
 
     def _step_traced(self, group: dict[str, Any], declared: list[Declared]) -> None:
-        """The same inside a graph, where nothing can be asked that waits for an answer."""
+        """Step declared weights inside a graph, without reading values."""
         known = []
         for entry in declared:
             _, _, kind = entry
@@ -519,7 +519,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             self._keep_buffers(known, works)
 
     def _step_alone(self, group: dict[str, Any], entry: Declared) -> bool:
-        """Step one weight by the formulas; whether a slice is known to be zero."""
+        """Step one weight by the formulas; return whether a slice is known to be zero."""
         p, manifold, kind = entry
         assert manifold is not None  # so chosen by _split
         assert p.grad is not None
@@ -536,7 +536,7 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _step_reference(
         self, group: dict[str, Any], motion: Motion, grad: Tensor, state: dict[str, Any]
     ) -> None:
-        """Step one declared weight, in place, by the formulas as they are written."""
+        """Step one declared weight, in place, by the reference formulas."""
 
     @abstractmethod
     def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
@@ -547,10 +547,10 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def _rates(self, group: dict[str, Any]) -> Rates:
-        """The numbers of a group, for the fast paths."""
+        """The hyperparameters of a group, for the fast paths."""
 
     def _verify(self, works: list[StepWork]) -> None:
-        """Before the first step and after loading: are the points on their manifolds?"""
+        """Check the points of a group, before the first step and after loading."""
         for group, _, declared in works:
             manifold_of = {id(p): m for p, m, _ in declared}
             for name, p in zip(self._names(group), group["params"], strict=True):
@@ -647,7 +647,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         return aligned
 
     def _put(self, exact: dict[Tensor, dict[str, Any]]) -> None:
-        """Put the state of declared weights in its own type.
+        """Convert the state of declared weights to its type.
 
         torch casts it to that of the parameter; ours is float32 for half weights.
         """
@@ -662,7 +662,7 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _adopt(
         self, group: dict[str, Any], x: Tensor, state: dict[str, Any], manifold: Manifold
     ) -> dict[str, Any]:
-        """The Riemannian state for a declared weight that a plain optimizer's state stands for."""
+        """The Riemannian state of a declared weight, from the state of a plain optimizer."""
 
     def _check_state(
         self, name: str, p: Tensor, state: dict[str, Any], manifold: Manifold | None
@@ -693,5 +693,5 @@ def _said(spec: Any) -> str:
 
 
 def plain_tensors(parameters: list[Tensor]) -> Iterator[Tensor]:
-    """Parameters as torch's own functions like them: its fast paths refuse subclasses."""
+    """Parameters as plain tensors: torch's fast paths refuse subclasses."""
     return (p if type(p) is torch.nn.Parameter else p.detach() for p in parameters)

@@ -217,7 +217,7 @@ def _single_tensor_sgd(
     nesterov: bool,
     maximize: bool,
 ) -> None:
-    """The formulas of this module's docstring, on one weight, in place."""
+    """One step of one weight, in place, by the formulas of the module's docstring."""
     d = motion.gradient(-grad if maximize else grad)
     if momentum == 0:
         motion.move(-lr * d)

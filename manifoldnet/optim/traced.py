@@ -56,7 +56,7 @@ def _step(
     group: str,
     fused: bool,
 ) -> None:
-    """The same, of plain types: what is there of buffers, there is for every weight."""
+    """The same with plain types: buffers exist for all weights or for none."""
     lr, *unbias = (number.item() for number in numbers)
     rates = Rates(*literal_eval(group))._replace(lr=lr)
     works = []
@@ -81,7 +81,7 @@ def _step(
 
 
 def _fitting(work: Work) -> Work:
-    """The same with buffers in the form that a step needs, copies if need be.
+    """The same with buffers in the form that a step needs, copied if necessary.
 
     A graph goes on with the tensors it was made with, which may be in another order of memory.
     """

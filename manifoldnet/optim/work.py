@@ -1,4 +1,4 @@
-"""What the fast paths are given: weights with their gradients and buffers, and one set of rates.
+"""Input of the fast paths: weights with gradients and buffers, and hyperparameters.
 
     d = ± the Riemannian gradient   by `sign`
     v ← keep · v + fresh · d        (d at first, for SGD)
@@ -22,7 +22,7 @@ __all__ = ["Rates", "Work"]
 
 
 class Rates(NamedTuple):
-    """The numbers of a group. `beta2` is None for SGD."""
+    """The hyperparameters of a group. `beta2` is None for SGD."""
 
     lr: float | Tensor
     sign: float

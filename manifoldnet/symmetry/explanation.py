@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from manifoldnet import rules
+from manifoldnet.declarations import declare_all, manifolds, undeclare
 from manifoldnet.geometry import Manifold, Oblique, slices
 from manifoldnet.optim import RiemannianSGD
-from manifoldnet.parameter import declare_all, manifolds, undeclare
 from manifoldnet.symmetry.declaring import Rule, rule
 from manifoldnet.symmetry.equations import Layout
 from manifoldnet.symmetry.evaluation import frozen_randomness

@@ -5,10 +5,10 @@
     assert_update_equivariant(model, group, loss_fn, batch, make_optimizer)
     assert_trajectory_invariant(model, group, loss_fn, batches, make_optimizer, steps=100)
 
-Each takes one element, or a group, of which it tries three random elements (for more, hand it
-elements of `group.sample` or of the strategy `elements`). What fails is reduced before it is
-reported: to as few generators as still fail, with a factor of 2 if that is enough. Each returns the
-largest error it saw.
+Each takes one element, or a group, of which three random elements are tried (for more, pass
+elements of `group.sample` or of the strategy `elements`). A failure is reported for
+as few generators as still fail, with factors of 2 if these fail too. Each returns the largest
+error.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ __all__ = [
     "assert_update_equivariant",
 ]
 
-# The relative error to accept for one evaluation or step, by the coarsest type in the model, and
-# after many steps, in which rounding errors grow.
+# Accepted relative errors by the coarsest type in the model: of one evaluation or step, and after
+# many steps, in which rounding errors grow.
 _ONCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 _LATER = {torch.float64: 1e-8, torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 3e-1}
 
@@ -62,8 +62,8 @@ def assert_loss_invariant(
             1e-3 for float32.
 
     Raises:
-        AssertionError: which generator, with which factor, by how much; and whether the ε of
-            normalization layers is to blame.
+        AssertionError: names the generator, its factor and the error, and says whether the ε of
+            normalization layers is the cause.
         ValueError: as `invariance_error.loss`.
     """
 
@@ -86,7 +86,7 @@ def assert_metric_invariant(
         rtol: as in `assert_loss_invariant`.
 
     Raises:
-        AssertionError: which parameter, slice and factor, by how much.
+        AssertionError: names the parameter, slice and factor, and the error.
     """
 
     def measure(element: ScalingElement) -> Deviation:
@@ -107,19 +107,19 @@ def assert_update_equivariant(
     steps: int = 1,
     rtol: float | None = None,
 ) -> Deviation:
-    """Assert that step and scale is scale and step: ‖g⁻¹·w̃⁺ − w⁺‖ ≤ rtol · ‖w⁺ − w‖.
+    """Assert that an update commutes with scaling: ‖g⁻¹·w̃⁺ − w⁺‖ ≤ rtol · ‖w⁺ − w‖.
 
     Args:
         model: as in `assert_loss_invariant`.
         scaling: one element, or a group.
         loss_fn: `loss_fn(output, target)`.
         batch: `(input, target)`.
-        optimizer: makes the optimizer of a model.
-        steps: how many steps to take; more than one brings momentum in.
+        optimizer: a function from a model to its optimizer.
+        steps: the number of steps; momentum matters from the second on.
         rtol: as in `assert_loss_invariant`.
 
     Raises:
-        AssertionError: which parameter, slice and factor, by how much.
+        AssertionError: names the parameter, slice and factor, and the error.
         ValueError: as `invariance_error.update`.
     """
 
@@ -142,19 +142,19 @@ def assert_trajectory_invariant(
 ) -> Deviation:
     """Assert that a training run does not depend on the parameterization it starts from.
 
-    Compared are the losses of every step, and the weights at the end once the scaling is undone.
+    The losses of all steps are compared, and the final weights after the inverse scaling.
 
     Args:
         model: as in `assert_loss_invariant`.
         scaling: one element, or a group.
         loss_fn: `loss_fn(output, target)`.
-        batches: used over and over.
-        optimizer: makes the optimizer of a model.
+        batches: used in turn, and again from the first.
+        optimizer: a function from a model to its optimizer.
         steps: the length of the runs.
         rtol: the relative error to accept; 1e-8 for float64, 1e-2 for float32 if left out.
 
     Raises:
-        AssertionError: at which step, or in which parameter, by how much.
+        AssertionError: names the step or the parameter, and the error.
         ValueError: as `invariance_error.trajectory`.
     """
     given = list(islice(batches, steps))
@@ -169,7 +169,7 @@ def assert_trajectory_invariant(
 def _allowed(
     model: nn.Module, rtol: float | None, by_type: dict[torch.dtype, float]
 ) -> tuple[nn.Module, float, str]:
-    """The tolerance for a model, and where it comes from."""
+    """The model, its tolerance and the origin of the tolerance."""
     if rtol is not None:
         return model, rtol, "rtol"
     types = {p.dtype for p in model.parameters() if p.dtype in by_type}
@@ -183,7 +183,7 @@ def _check(
     claim: str,
     allowed: tuple[nn.Module, float, str],
 ) -> Deviation:
-    """The largest deviation; an error about the simplest failure there is, if it is too large."""
+    """The largest deviation; AssertionError about the simplest failure if it is too large."""
     model, rtol, reason = allowed
     worst = Deviation(0.0)
     for element, reduce in _elements(scaling):
@@ -205,7 +205,7 @@ def _check(
                 exact = measure(element)
             if exact <= rtol:
                 lines.append(
-                    f"It is the ε of the normalization layers: without it the error is "
+                    f"The cause is the ε of the normalization layers: without it the error is "
                     f"{float(exact):.1g}. Check inside `with without_eps(model)`, or allow for it"
                 )
         raise AssertionError("\n".join(line for line in lines if line))
@@ -219,7 +219,7 @@ _Reduce = Callable[[_Fails], tuple[ScalingElement, str]]
 def _elements(
     scaling: ScalingElement | ScalingGroup,
 ) -> Iterable[tuple[ScalingElement, _Reduce | None]]:
-    """What to try: the one element, or some of a group, with a way to simplify those that fail."""
+    """The element, or random ones of a group, each with a function that simplifies a failure."""
     if isinstance(scaling, ScalingElement):
         return [(scaling, None)]
     group = scaling.nontrivial
@@ -235,7 +235,7 @@ def _elements(
 def _simplest(
     group: ScalingGroup, log_scales: torch.Tensor, fails: _Fails
 ) -> tuple[ScalingElement, str]:
-    """As few generators as still fail, found by halving, with factors of 2 if these fail too."""
+    """A failing element with few generators, found by halving; factors of 2 if these fail too."""
     kept = list(range(group.dimension))
 
     def element(places: list[int]) -> ScalingElement:

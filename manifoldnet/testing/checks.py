@@ -3,14 +3,16 @@
     check_gradient(model, lambda: loss_fn(model(images), labels))       of a model's loss
     check_hessian(Oblique(), cost, x, gradient=…, hessian=…)            of one's own formulas
 
-A function that agrees with its Taylor polynomial up to order k − 1 differs from it by tᵏ at
-distance t: on logarithmic axes the error is a line of slope k (`manifoldnet.testing.slopes`): 2 for
-a right gradient, 3 for a right Hessian, less for wrong ones. After the tools of the same names in
-Manopt [boumal2014manopt].
+A function that agrees with its Taylor polynomial up to order k − 1 differs from it by O(tᵏ) at
+distance t: on logarithmic axes the error is a line of slope k: 2 for a correct gradient, 3 for a
+correct Hessian, less for wrong ones. For long steps the error is no power of t, and for short ones
+it is rounding. The slope is measured where the line is straight first, above the rounding. After
+the tools of the same names in Manopt [boumal2014manopt].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,15 +24,17 @@ from torch import Tensor, nn
 from manifoldnet.geometry import Manifold, Product
 from manifoldnet.objective import Objective
 from manifoldnet.testing.samples import tangent_source
-from manifoldnet.testing.slopes import Slope, measure_slope
 
 __all__ = [
     "HessianCheck",
     "MetricCheck",
+    "Slope",
     "check_gradient",
     "check_hessian",
     "check_metric",
     "check_retraction",
+    "fit_line",
+    "measure_slope",
 ]
 
 _SLACK = 0.3  # of a slope; a wrong derivative costs 1
@@ -38,12 +42,34 @@ _EXACT = 1e-9  # what may be wrong with an identity, relatively
 
 _STEPS = (1e-3, 0.1, 1.0)  # from those that show a normal part of order t² to ordinary ones
 
+# Steps at which slopes are measured, and some at which the error is rounding alone.
+_GRID = torch.logspace(-8, -1, 71, dtype=torch.float64)
+_TOO_SHORT = (1e-13, 2e-13, 3e-13, 5e-13, 8e-13)
+_WINDOW = 8  # neighbouring steps: most of a decade
+_STRAIGHT = 0.02  # root mean square distance of points from a line, in logarithms
+_ROUNDINGS = 30.0
+
 Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Slope:
+    """The order of an error as the step goes to 0.
+
+    Attributes:
+        value: the slope; ∞ if all errors are rounding.
+        steps: lengths t of the steps.
+        errors: the error of each.
+    """
+
+    value: float
+    steps: tuple[float, ...]
+    errors: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class HessianCheck:
-    """What was measured of a Hessian.
+    """The measures of a Hessian by `check_hessian`.
 
     Attributes:
         slope: of the error of the second-order model.
@@ -58,7 +84,7 @@ class HessianCheck:
 
 @dataclass(frozen=True)
 class MetricCheck:
-    """What was measured of a metric, relative to the lengths involved.
+    """The measures of a metric by `check_metric`, relative to the lengths involved.
 
     Attributes:
         asymmetry: of the inner product.
@@ -81,22 +107,24 @@ def check_gradient(
     gradient: Function | None = None,
     seed: int = 0,
 ) -> Slope:
-    """Checks that a gradient is the derivative of a function along a geodesic.
+    """Check that a gradient is the derivative of a function along a geodesic.
 
         |f(exp(x, tu)) − f(x) − t ⟨grad f(x), u⟩|  ∝  t²
 
     Args:
         where: a manifold, or a model with its declarations.
-        function: of a point; for a model, what gives its loss on a fixed batch, as in `minimize`.
+        function: of a point; for a model, a function without arguments that returns its loss on a
+            fixed batch, as in `minimize`.
         x: a float64 point of the manifold; a model brings its own.
         gradient: the Euclidean gradient of `function` at a point, if it is not autograd's.
         seed: of the direction.
 
     Returns:
-        The slope, with what it was measured by.
+        The slope, with the steps and errors.
 
     Raises:
         AssertionError: if it is clearly below 2, or the Riemannian gradient is not tangent.
+        TypeError: if `where` is neither a manifold nor a module, or `x` is no tensor.
         ValueError: if the function is not one finite number.
     """
     with _case(where, function, x, gradient, None) as case:
@@ -112,8 +140,8 @@ def check_gradient(
         )
     if slope.value < 2 - _SLACK:
         raise AssertionError(
-            f"the gradient is wrong: the error of the first-order model shrinks like "
-            f"t^{slope.value:.2f}, where a right gradient gives t^2"
+            f"the gradient is wrong: the error of the first-order model is "
+            f"O(t^{slope.value:.2f}), where a correct gradient gives O(t^2)"
         )
     return slope
 
@@ -127,9 +155,9 @@ def check_hessian(
     hessian: Callable[[Tensor, Tensor], Tensor] | None = None,
     seed: int = 0,
 ) -> HessianCheck:
-    """Checks that a Hessian is the second derivative of a function along a geodesic.
+    """Check that a Hessian is the second derivative of a function along a geodesic.
 
-    Of a function with kinks (ReLU, max) it is not, as soon as the curve meets one.
+    The check fails for functions with kinks (ReLU, max) if the geodesic meets one.
 
         |f(exp(x, tu)) − f(x) − t ⟨grad f, u⟩ − t²/2 ⟨Hess f[u], u⟩|  ∝  t³
 
@@ -137,18 +165,19 @@ def check_hessian(
 
     Args:
         where: a manifold, or a model with its declarations.
-        function: of a point; for a model, what gives its loss on a fixed batch.
+        function: as in `check_gradient`.
         x: a float64 point of the manifold; a model brings its own.
         gradient: the Euclidean gradient at a point, if it is not autograd's.
         hessian: the Euclidean Hessian at a point times a vector, if it is not autograd's.
         seed: of the directions.
 
     Returns:
-        What was measured.
+        The measures.
 
     Raises:
         AssertionError: if the slope is clearly below 3, or the Hessian is not linear, symmetric,
             tangent.
+        TypeError: as `check_gradient`.
         ValueError: if the function is not one finite number, or cannot be differentiated twice.
     """
     with _case(where, function, x, gradient, hessian) as case:
@@ -166,35 +195,35 @@ def check_hessian(
             return result
 
         hu, hv, both = curve(u), curve(v), curve(0.7 * u - 0.3 * v)
-        # A point is rounded as well: by its own size, times how fast the function changes there.
-        moved = [float(at.norm() * d.norm()) for d in (euclidean, case.hessian(at, u))]
+        # The rounding of a point changes the function by its size times the derivative.
+        rounding = [float(at.norm() * d.norm()) for d in (euclidean, case.hessian(at, u))]
         before = case.cost(at)
         along, bend = float(manifold.inner(at, grad, u)), float(manifold.inner(at, hu, u))
         slope = measure_slope(
             lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along - t * t / 2 * bend,
             lambda t: (
-                abs(before) + t * abs(along) + t * t / 2 * abs(bend) + moved[0] + t * moved[1]
+                abs(before) + t * abs(along) + t * t / 2 * abs(bend) + rounding[0] + t * rounding[1]
             ),
         )
         size = float(manifold.norm(at, hu) + manifold.norm(at, hv)) + slope_size
         one, other = float(manifold.inner(at, hu, v)), float(manifold.inner(at, u, hv))
         result = HessianCheck(
             slope,
-            _share(abs(one - other), size),
-            _share(float(manifold.norm(at, both - 0.7 * hu + 0.3 * hv)), size),
+            _relative(abs(one - other), size),
+            _relative(float(manifold.norm(at, both - 0.7 * hu + 0.3 * hv)), size),
         )
     _check_exact("the Hessian is not linear", result.nonlinearity)
     _check_exact("the Hessian is not symmetric", result.asymmetry)
     if slope.value < 3 - _SLACK:
         raise AssertionError(
-            f"the Hessian is wrong: the error of the second-order model shrinks like "
-            f"t^{slope.value:.2f}, where a right Hessian gives t^3 (and a wrong gradient t^1)"
+            f"the Hessian is wrong: the error of the second-order model is "
+            f"O(t^{slope.value:.2f}), where a correct Hessian gives O(t^3) (a wrong gradient O(t))"
         )
     return result
 
 
 def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
-    """Checks that a retraction follows geodesics to first order, and stays on the manifold.
+    """Check that a retraction agrees with geodesics to first order, and stays on the manifold.
 
         ‖retr(x, tu) − exp(x, tu)‖  ∝  t²      (t³ for a retraction of second order)
 
@@ -207,13 +236,13 @@ def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
         The slope; ∞ where the retraction is the exponential map.
 
     Raises:
-        AssertionError: if it is clearly below 2, so or against the straight step x + tu, if
-            retr(x, 0) is not x, or if a step leaves the manifold.
+        AssertionError: if the slope is clearly below 2, against the geodesic or against x + tu; if
+            retr(x, 0) is not x; if a step leaves the manifold.
     """
     x = _double(manifold, x)
     u, _ = _directions(manifold, x, seed)
     stays = float((manifold.retr(x, 0 * u) - x).norm())
-    _check_exact("retr(x, 0) is not x", _share(stays, float(x.norm())))
+    _check_exact("retr(x, 0) is not x", _relative(stays, float(x.norm())))
     size = float(x.norm())
     curves: dict[str, Function] = {
         "straight step x + tu": lambda v: x + v,
@@ -227,8 +256,8 @@ def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
         slope = measure_slope(apart, lambda t: size)
         if slope.value < 2 - _SLACK:
             raise AssertionError(
-                f"this is no retraction: its distance to the {name} shrinks like "
-                f"t^{slope.value:.2f} with the step, where it must be t^2 or faster"
+                f"this is no retraction: its distance to the {name} is "
+                f"O(t^{slope.value:.2f}), where it must be O(t^2)"
             )
     for t in _STEPS:
         y = manifold.retr(x, t * u)
@@ -238,7 +267,7 @@ def check_retraction(manifold: Manifold, x: Tensor, *, seed: int = 0) -> Slope:
 
 
 def check_metric(manifold: Manifold, x: Tensor, *, seed: int = 0) -> MetricCheck:
-    """Checks that a metric is an inner product, and gradients are those of that inner product.
+    """Check that a metric is an inner product, and gradients are those of that inner product.
 
     Args:
         manifold: with its metric.
@@ -246,7 +275,7 @@ def check_metric(manifold: Manifold, x: Tensor, *, seed: int = 0) -> MetricCheck
         seed: of the vectors.
 
     Returns:
-        What was measured.
+        The measures.
 
     Raises:
         AssertionError: if it is not symmetric, linear or positive, or `egrad2rgrad` does not
@@ -269,7 +298,7 @@ def check_metric(manifold: Manifold, x: Tensor, *, seed: int = 0) -> MetricCheck
         asymmetry=float((gram - gram.T).abs().max() / gram.abs().max()),
         nonlinearity=abs(apart) / float(gram.abs().max()),
         least=float(values[0] / values.abs().max()),
-        gradient=_share(abs(represented - plain), float(g.norm() * w.norm())),
+        gradient=_relative(abs(represented - plain), float(g.norm() * w.norm())),
     )
     _check_exact("the metric is not symmetric", result.asymmetry)
     _check_exact("the metric is not linear", result.nonlinearity)
@@ -282,8 +311,40 @@ def check_metric(manifold: Manifold, x: Tensor, *, seed: int = 0) -> MetricCheck
     return result
 
 
+def measure_slope(error: Callable[[float], float], scale: Callable[[float], float]) -> Slope:
+    """The slope of the first straight part of an error on logarithmic axes.
+
+    Args:
+        error: the error at a step.
+        scale: the size of the subtracted terms at a step, whose rounding hides the error. The
+            rounding of the function itself is measured at the shortest steps.
+    """
+    steps = _GRID.tolist()
+    errors = [abs(error(t)) for t in steps]
+    noise = max(abs(error(t)) for t in _TOO_SHORT)
+    finite = [(t, e) for t, e in zip(steps, errors, strict=True) if math.isfinite(e)]
+    if len(finite) < 2 * _WINDOW:
+        raise ValueError("the function is not finite close to the point: choose another one")
+    rounding = _ROUNDINGS * torch.finfo(torch.float64).eps
+    floor = max(rounding * 1e-6 * max(e for _, e in finite), 10 * noise)
+    known = [(math.log(t), math.log(e)) for t, e in finite if e > max(floor, rounding * scale(t))]
+    lines = [fit_line(known[i : i + _WINDOW]) for i in range(len(known) - _WINDOW + 1)]
+    straight = [slope for slope, off in lines if off < _STRAIGHT]
+    straightest = min(lines, key=lambda line: line[1], default=(math.inf, 0.0))[0]
+    value = straight[0] if straight else straightest
+    return Slope(value, tuple(steps), tuple(errors))
+
+
+def fit_line(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """The slope of a line fitted by least squares, and the root mean square residual."""
+    xs, ys = (torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True))
+    xs, ys = xs - xs.mean(), ys - ys.mean()
+    slope = float((xs * ys).sum() / (xs * xs).sum())
+    return slope, float((ys - slope * xs).square().mean().sqrt())
+
+
 class _Case(Protocol):
-    """What is checked: a function on a manifold, at a point."""
+    """A function on a manifold, with its derivatives, and a point."""
 
     @property
     def manifold(self) -> Manifold: ...
@@ -345,7 +406,7 @@ class _Plain:
             raise ValueError("the function must give a tensor with one number")
         if not bool(value.detach().isfinite()):
             raise ValueError(
-                f"the function is {float(value.detach())} at a point: look at its formula there"
+                f"the function is {float(value.detach())} at a point: check its formula there"
             )
         return value.reshape(())
 
@@ -364,16 +425,22 @@ def _case(
         with Objective(where, function) as objective:
             yield objective
         return
+    if not isinstance(where, Manifold):
+        raise TypeError(
+            f"give a manifold such as Oblique(), or a model, not {type(where).__name__}"
+        )
     if x is None:
         raise ValueError("give a point x of the manifold")
     yield _Plain(where, _double(where, x), function, gradient, hessian)
 
 
 def _double(manifold: Manifold, x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, a point of the manifold, not {type(x).__name__}")
     if x.dtype != torch.float64:
         raise ValueError(f"x has type {x.dtype}; slopes can be measured in float64 only")
     manifold.assert_check_point_on_manifold(x, name="x")
-    return manifold.projx(x.detach())  # points that were float32 once are off by more than a double
+    return manifold.projx(x.detach())  # a point that was rounded to float32 is off in float64
 
 
 def _directions(manifold: Manifold, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -384,25 +451,25 @@ def _directions(manifold: Manifold, x: Tensor, seed: int) -> tuple[Tensor, Tenso
 
 
 def _spread(manifold: Manifold, x: Tensor, generator: torch.Generator) -> Tensor:
-    """A random tangent vector all of whose slices are about as long, in the metric."""
+    """A random tangent vector whose slices have lengths of about 1 in the metric."""
     if isinstance(manifold, Product):
         parts = zip(manifold.factors, manifold.split(x), strict=True)
         return manifold.join(_spread(factor, part, generator) for (factor, _), part in parts)
     u = manifold.random_tangent(x, generator=generator)
     lengths = manifold.component_inner(x, u).abs().sqrt()
-    # Not the same length for all: of flat space every number is a slice, and ±1 would not tell
-    # a diagonal from its mean.
+    # Random lengths: in Euclidean space every number is a slice, and entries ±1 would not
+    # distinguish a diagonal matrix from its mean.
     factors = torch.randn(lengths.shape, dtype=x.dtype, generator=generator)
     return u * factors / torch.where(lengths > 0, lengths, 1.0)
 
 
 def _check_tangent(manifold: Manifold, x: Tensor, u: Tensor, of: float, what: str) -> None:
     off = float(manifold.norm(x, u - manifold.proju(x, u)))
-    _check_exact(f"the {what} is not tangent", _share(off, of))
+    _check_exact(f"the {what} is not tangent", _relative(off, of))
 
 
 def _size(manifold: Manifold, x: Tensor, g: Tensor) -> float:
-    """The length of a differential, what is normal to the manifold included."""
+    """The length of a differential, its part normal to the manifold included."""
     return float(manifold.norm(x, manifold.metric.sharp(x, g)))
 
 
@@ -411,5 +478,5 @@ def _check_exact(trouble: str, amount: float) -> None:
         raise AssertionError(f"{trouble}: off by {amount:.2g}, relatively")
 
 
-def _share(amount: float, of: float) -> float:
+def _relative(amount: float, of: float) -> float:
     return amount / of if of > 0 else amount

@@ -1,4 +1,4 @@
-"""What a law is: a method with a strategy for each argument, run by hypothesis for each subclass.
+"""Laws: methods with a strategy for each argument, run by hypothesis for each subclass.
 
     class MetricLaws(Laws):
         @law(seed=seeds(), size=steps)
@@ -8,9 +8,9 @@
             u = self.tangent(x, seed + 1, size)
             self.holds(bool((self.manifold.component_inner(x, u) > 0).all()), "⟨u, u⟩ ≤ 0")
 
-A subclass is a manifold, a shape, and the numbers below; when it is defined, each law becomes a
-hypothesis test of its own for it. What is drawn is only ever a seed and a few sizes. Quantities
-are measured here by plain torch, not by the arithmetic of the library that they are to judge.
+A subclass has a manifold, a shape, and the numbers below; when it is defined, each law becomes a
+hypothesis test of that class. Only seeds and sizes are drawn. Quantities are measured by plain
+torch, not by the arithmetic of the library that is tested.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SMALLEST = 1e-8
 
 @dataclass(frozen=True)
 class _Law:
-    """A law before it is made a test of one class."""
+    """A method of `Laws` with its strategies."""
 
     check: Callable[..., None]
     draws: dict[str, _Draw]
@@ -65,7 +65,7 @@ class _Law:
         run = settings(
             max_examples=tries,
             deadline=None,
-            # One class may be run from several instances: they hold nothing of their own.
+            # One class may be run from several instances: they have no state.
             suppress_health_check=[
                 *profile.suppress_health_check,
                 HealthCheck.differing_executors,
@@ -73,14 +73,14 @@ class _Law:
         )
         test: Callable[..., None] = run(given(**strategies)(self.check))
         if profile.derandomize:
-            # Else the examples would be the same ones for every class.
+            # Without it all classes would get the same examples.
             name = f"{laws.__module__}.{laws.__qualname__}.{self.check.__name__}"
             test = with_seed(crc32(name.encode()))(test)
         return test
 
     @property
     def refusal(self) -> Callable[..., None]:
-        """What stands for the test in a class that lacks its manifold: hypothesis would try on."""
+        """The test of a class without a manifold: it raises TypeError, without hypothesis."""
 
         def test(self: Laws) -> None:
             raise TypeError(self.missing())
@@ -92,12 +92,12 @@ class _Law:
 def law(**draws: _Draw) -> Callable[[_Method], _Method]:
     """Make a method a law.
 
-    The first line of its docstring is what it says; with the manifold it stands before the message
-    of every AssertionError that the method raises.
+    The message of every AssertionError that the method raises begins with the manifold and the
+    first line of the method's docstring.
 
     Args:
-        draws: a strategy for each argument, or a function from the class to one, for what depends
-            on the class (`near`, `far`, `steps`).
+        draws: a strategy for each argument, or a function from the class to a strategy (`near`,
+            `far`, `steps`).
     """
 
     def mark(method: _Method) -> _Method:
@@ -124,7 +124,7 @@ def law(**draws: _Draw) -> Callable[[_Method], _Method]:
 
 
 class Laws:
-    """Laws of one manifold; `ManifoldLaws` documents what a subclass gives and may change."""
+    """Laws of one manifold; the attributes are documented in `ManifoldLaws`."""
 
     manifold: Manifold
     shape: tuple[int, ...]
@@ -149,7 +149,7 @@ class Laws:
 
     @classmethod
     def missing(cls) -> str | None:
-        """What this class does not say though it must, in words; None if nothing is missing."""
+        """A message about the first attribute that is missing; None if there is none."""
         for name, example in (("manifold", "Oblique()"), ("shape", "(5, 4)")):
             if not hasattr(cls, name):
                 return (
@@ -158,7 +158,7 @@ class Laws:
                 )
         return None
 
-    # --- what is drawn ----------------------------------------------------------------------
+    # --- random points and vectors ----------------------------------------------------------
 
     def point(self, seed: int) -> Tensor:
         """A random point; see `samples.point`."""
@@ -169,17 +169,17 @@ class Laws:
         return samples.tangent(self.manifold, x, seed, size)
 
     def pair(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Two points that a geodesic joins: independent ones."""
+        """Two independent random points, which a geodesic joins."""
         return self.point(seed), self.point(seed + 1)
 
     def ambient(self, seed: int, size: float = 1.0) -> Tensor:
-        """Any tensor of the shape: Gaussian entries of standard deviation `size`."""
+        """A tensor with Gaussian entries of standard deviation `size`."""
         return size * torch.randn(self.shape, dtype=self.dtype, generator=samples.source(seed))
 
-    # --- how it is measured -----------------------------------------------------------------
+    # --- measures ---------------------------------------------------------------------------
 
     def roundings(self, count: float) -> float:
-        """So many rounding errors, relative: `count · slack · ε` of the type."""
+        """The relative size of `count` rounding errors: `count · slack · ε` of the type."""
         return count * self.slack * torch.finfo(self.dtype).eps
 
     @property
@@ -187,8 +187,8 @@ class Laws:
         """The natural unit of length: ρ on spheres, 1 elsewhere."""
         return samples.unit(self.manifold)
 
-    def room(self, size: float) -> float:
-        """How much `log` may magnify roundings next to the cut locus: 1/(1 − size/injectivity)."""
+    def condition(self, size: float) -> float:
+        """The condition of `log` near the cut locus: 1/(1 − size/injectivity)."""
         return 1 / (1 - size / self.injectivity)
 
     def apart(self, a: Tensor, b: Tensor) -> float:
@@ -199,7 +199,7 @@ class Laws:
     def length(self, x: Tensor, u: Tensor) -> float:
         """The length of the longest slice of `u` at `x`, in natural units."""
         squared = self.manifold.component_inner(x, u)
-        # A difference of tangent vectors is tangent to rounding only, and may have ⟨u, u⟩ < 0 then.
+        # A difference of tangent vectors is tangent up to rounding, so that ⟨u, u⟩ may be < 0.
         return float(squared.abs().sqrt().max()) / self.unit
 
     def relative(self, x: Tensor, u: Tensor, v: Tensor) -> float:
@@ -212,16 +212,16 @@ class Laws:
         over = [d for d in range(x.ndim) if d != dim]
         return torch.linalg.vector_norm(x, dim=over) if over else x.abs()
 
-    # --- what is asserted -------------------------------------------------------------------
+    # --- assertions -------------------------------------------------------------------------
 
     def at_most(self, amount: Tensor | float, bound: float, what: str) -> None:
-        """Raise AssertionError unless `amount` ≤ `bound`; NaN is not."""
+        """Raise AssertionError unless `amount` ≤ `bound` (NaN is not)."""
         __tracebackhide__ = True
         if not float(amount) <= bound:
             raise AssertionError(f"{what} is {float(amount):.3g}, where {bound:.3g} is allowed")
 
     def holds(self, condition: bool, fault: str) -> None:
-        """Raise AssertionError unless the condition holds; `fault` says what is the case then."""
+        """Raise AssertionError with the message `fault` unless the condition holds."""
         __tracebackhide__ = True
         if not condition:
             raise AssertionError(fault)
@@ -231,17 +231,17 @@ class Laws:
 
 
 def steps(laws: type[Laws]) -> SearchStrategy[float]:
-    """Sizes of steps of every order of magnitude."""
+    """Step sizes of all orders of magnitude."""
     return sizes(_SMALLEST, laws.longest)
 
 
 def near(laws: type[Laws]) -> SearchStrategy[float]:
-    """Sizes of steps that `log` can undo: up to 99 % of the injectivity radius."""
+    """Step sizes up to 99 % of the injectivity radius, which `log` inverts."""
     return sizes(_SMALLEST, min(0.99 * laws.injectivity, laws.longest))
 
 
 def far(laws: type[Laws]) -> SearchStrategy[float]:
-    """Sizes of any steps, among them those at the injectivity radius, around it and far past it."""
+    """Step sizes of any length, also at, near and far beyond the injectivity radius."""
     r = laws.injectivity
     special = [s for s in (r, r * (1 - 1e-6), r * (1 + 1e-6), 2 * r, 3 * r) if s <= laws.longest]
     return st.sampled_from(special) | steps(laws) if special else steps(laws)

@@ -1,4 +1,4 @@
-"""Random points and tangent vectors from a seed and a size: numbers that print, repeat and shrink.
+"""Random points and tangent vectors from a seed and a size, which print, repeat and shrink.
 
     x = point(Oblique(), (5, 4), seed=0)
     u = tangent(Oblique(), x, seed=1, size=0.5)      # its longest slice is half a radian long
@@ -18,12 +18,12 @@ from manifoldnet.geometry import Manifold, ScaledMetric
 
 __all__ = ["point", "point_with_tangents", "source", "tangent", "unit"]
 
-# Under the scaled metric every order of magnitude of a slice is like the others: norms from 10⁻³
-# to 10³ show it, and float32 holds their squares.
+# The scaled metric is invariant under scaling of slices: their norms range from 10⁻³ to 10³, whose
+# squares are in the range of float32.
 _DECADES = 3.0
 
-# Mixed into the seeds of tangent vectors: the numbers that made the point of the same seed would
-# make a vector along it, of which nothing is tangent. (Of a seed, torch uses 32 bits on the CPU.)
+# Mixed into the seeds of tangent vectors: with the seed of the point the vector would be parallel
+# to the point, and its projection 0. (torch uses 32 bits of a seed on the CPU.)
 _APART = 0x9E3779B9
 
 
@@ -33,7 +33,7 @@ def unit(manifold: Manifold) -> float:
 
 
 def source(seed: int) -> torch.Generator:
-    """A generator of random numbers of its own; torch's default one is left alone."""
+    """A new generator of random numbers; torch's default one is not used."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -51,7 +51,7 @@ def point(
     norms from 10⁻³ to 10³, each order of magnitude as likely as the others.
 
     Args:
-        manifold: where the point is.
+        manifold: its manifold.
         shape: its shape.
         seed: a whole number ≥ 0.
         dtype: its type.
@@ -72,12 +72,11 @@ def point(
 def tangent(manifold: Manifold, x: Tensor, seed: int, size: float = 1.0) -> Tensor:
     """A random tangent vector at `x`, the same for the same seed.
 
-    `manifold.random_tangent` in float64, stretched until its longest slice, measured by the
-    metric, has the length `size` in natural units (on spheres: `size` radians, whatever the
-    radius), then rounded to the type of `x`.
+    `manifold.random_tangent` in float64, scaled so that the longest slice has length `size` in the
+    metric, in natural units (on spheres: `size` radians), then rounded to the type of `x`.
 
     Args:
-        manifold: where the point is.
+        manifold: its manifold.
         x: the point.
         seed: a whole number ≥ 0.
         size: the length of the longest slice, ≥ 0.
@@ -86,7 +85,7 @@ def tangent(manifold: Manifold, x: Tensor, seed: int, size: float = 1.0) -> Tens
     u = manifold.random_tangent(x_, generator=tangent_source(seed))
     longest = manifold.component_inner(x_, u).sqrt().max()
     u = u * (size * unit(manifold) / longest)
-    # Again: of a short slice (on a circle, what is left of a projection) more is normal than ε.
+    # Projected again: a short slice (on a circle) has a normal part of more than ε.
     return manifold.proju(x_, u).to(x.dtype)
 
 
@@ -102,7 +101,7 @@ def point_with_tangents(
     `point` at the seed, `tangent` at those that follow it.
 
     Args:
-        manifold: where the point is.
+        manifold: its manifold.
         shape: its shape.
         seed: a whole number ≥ 0.
         sizes: the lengths of the vectors' longest slices, in natural units.

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for tests of one's own: seeds, sizes, points and tangent vectors.
+"""Hypothesis strategies for tests of one's own: points, tangent vectors, scaled models.
 
     from hypothesis import given
     from manifoldnet.testing import points_with_tangents
@@ -8,24 +8,43 @@
         x, u = drawn
         assert Oblique().check_point_on_manifold(Oblique().retr(x, u))
 
-Every example is a seed and some sizes, however large the tensors: a failing one is printed as the
-call that makes it, `point(Oblique(...), (5, 4), 0)`, and shrinks to seed 0 and to the ordinary
-size 1 (or the end of the range that is nearest to it).
+An example is a seed and some sizes, however large the tensors. A failing one is printed as the call
+that makes it, `point(Oblique(...), (5, 4), 0)`, and shrinks to seed 0 and size 1 (or the nearest
+end of the range).
+
+    @given(element=elements(group))
+    def test_invariance(element):
+        assert_loss_invariant(model, element, loss_fn, batch)
+
+Elements of a scaling group shrink towards the identity: few generators, factors near 1.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from manifoldnet.geometry import Manifold
+from manifoldnet.symmetry import ScalingElement, ScalingGroup, reparameterize
 from manifoldnet.testing.samples import point, point_with_tangents, tangent
 
-__all__ = ["points", "points_with_tangents", "seeds", "sizes", "tangents"]
+__all__ = [
+    "elements",
+    "points",
+    "points_with_tangents",
+    "reparameterized",
+    "seeds",
+    "sizes",
+    "tangents",
+]
+
+# Groups of more dimensions are sampled through a few generators at a time.
+_ALL_AT_ONCE = 64
 
 
 def seeds() -> SearchStrategy[int]:
@@ -36,9 +55,9 @@ def seeds() -> SearchStrategy[int]:
 def sizes(smallest: float = 1e-8, largest: float = 30.0) -> SearchStrategy[float]:
     """Lengths of vectors, spread over all orders of magnitude of a range.
 
-    In natural units, that is in radians on spheres: the default goes from where only the first
-    digits of a step count to almost five turns. They shrink to 1, or to the end of the range that
-    is nearest to it: an ordinary length, at which rounding explains nothing.
+    In natural units, that is in radians on spheres: the default goes from steps of half of the
+    digits to almost five turns. They shrink to 1, or to the nearest end of the range: a length at
+    which errors are not those of rounding.
 
     Args:
         smallest: the lower end of the range, > 0.
@@ -65,7 +84,7 @@ def points(
     seed 0.
 
     Args:
-        manifold: where the points are.
+        manifold: their manifold.
         shape: their shape.
         dtype: their type.
 
@@ -84,7 +103,7 @@ def tangents(
     They shrink to seed 0 and to size 1.
 
     Args:
-        manifold: where the point is.
+        manifold: its manifold.
         x: the point.
         size: lengths of their longest slices in natural units (radians on spheres); `sizes()` if
             left out.
@@ -110,12 +129,12 @@ def points_with_tangents(
     `samples.point_with_tangents` at any seed and sizes. They shrink to seed 0 and to sizes of 1.
 
     Args:
-        manifold: where the points are.
+        manifold: their manifold.
         shape: their shape.
         count: how many tangent vectors, ≥ 1.
         dtype: the type of all of them.
         size: lengths of the vectors' longest slices in natural units (radians on spheres), drawn
-            for each by itself; `sizes()` if left out.
+            independently; `sizes()` if left out.
 
     Raises:
         ValueError: if no tensor of this shape and type is a point, or if `count` < 1.
@@ -132,3 +151,69 @@ def _check_shape(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype)
     """Raise ValueError if no tensor of this shape and type is a point."""
     like = torch.empty(shape, dtype=dtype, device="meta")
     manifold.assert_check_point(like, name=f"a tensor of shape {tuple(shape)}")
+
+
+def elements(
+    group: ScalingGroup,
+    *,
+    smallest: float = 1e-3,
+    largest: float = 1e3,
+    powers_of_two: bool = False,
+) -> SearchStrategy[ScalingElement]:
+    """Elements of a group: a factor for each of its generators that move a weight.
+
+    Of a group with more than 64 generators, up to 64 get a factor at a time.
+
+    Args:
+        group: with at least one such generator.
+        smallest: the least factor of a generator, positive.
+        largest: the greatest.
+        powers_of_two: only factors that scale without rounding.
+
+    Raises:
+        ValueError: if there is no generator, or no factor, to choose from.
+    """
+    real = group.nontrivial
+    if real.dimension == 0:
+        raise ValueError("the group has no scaling that moves a weight: there are no elements")
+    if not 0 < smallest <= 1 <= largest < math.inf:
+        raise ValueError(
+            f"factors from {smallest} to {largest}: they must be positive, finite, and around 1"
+        )
+    low, high = math.log2(smallest), math.log2(largest)
+    if powers_of_two:
+        exponent: SearchStrategy[float] = st.integers(math.ceil(low), math.floor(high)).map(float)
+    else:
+        exponent = st.floats(low, high)
+    if real.dimension <= _ALL_AT_ONCE:
+        every = st.lists(exponent, min_size=real.dimension, max_size=real.dimension)
+        return every.map(real.from_log2)
+    some = st.dictionaries(
+        st.integers(0, real.dimension - 1), exponent, min_size=1, max_size=_ALL_AT_ONCE
+    )
+    return some.map(lambda chosen: real.subgroup(chosen).from_log2(chosen.values()))
+
+
+def reparameterized(
+    model: nn.Module,
+    group: ScalingGroup,
+    *,
+    smallest: float = 1e-3,
+    largest: float = 1e3,
+    powers_of_two: bool = False,
+) -> SearchStrategy[tuple[nn.Module, ScalingElement]]:
+    """Copies of a model with scaled weights, each with the element that scaled it.
+
+    Args:
+        model: it is not changed.
+        group: of this model.
+        smallest: as in `elements`.
+        largest: as in `elements`.
+        powers_of_two: as in `elements`.
+
+    Raises:
+        ValueError: as `elements`, and as `reparameterize` when an example is drawn.
+    """
+    original = copy.deepcopy(model)
+    scalings = elements(group, smallest=smallest, largest=largest, powers_of_two=powers_of_two)
+    return scalings.map(lambda element: (reparameterize(original, element), element))

@@ -1,4 +1,4 @@
-"""What stands in a checkpoint, and what may be loaded from one."""
+"""The contents of checkpoints, and the checks of loading one."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_the_refusal_names_all_weights_and_the_worst_slice() -> None:
 
 @pytest.mark.parametrize("project", [False, True])
 @pytest.mark.parametrize(("bad", "words"), [(0.0, "zero"), (float("nan"), "not finite")])
-def test_slices_that_no_projection_mends_are_refused(bad, words, project) -> None:
+def test_slices_without_projection_are_refused(bad, words, project) -> None:
     model = declared(mn.ScaledEuclidean())
     before, state = values(model), values(model)
     state["head.bias"] += 1
@@ -175,7 +175,7 @@ def test_strict_is_passed_on() -> None:
     assert keys.unexpected_keys == ["more"]
 
 
-def test_what_is_no_tensor_is_left_to_torch() -> None:
+def test_values_that_are_no_tensors_are_refused_by_torch() -> None:
     model = declared(mn.Oblique())
     with pytest.raises(RuntimeError, match=r"expected torch\.Tensor"):
         mn.load_state_dict(model, {**values(model), "hidden.weight": None})
@@ -315,7 +315,7 @@ def test_verify_lists_every_trouble() -> None:
         mn.verify(model, tol=0.2)
 
 
-def test_verify_sees_a_shape_that_cannot_be() -> None:
+def test_verify_refuses_a_wrong_shape() -> None:
     model = declared(mn.Oblique())
     model.hidden.weight = nn.Parameter(torch.ones(8))
     mn.verify(declared(mn.Oblique()))
@@ -325,7 +325,7 @@ def test_verify_sees_a_shape_that_cannot_be() -> None:
 
 @CONSTRAINED
 @EVERY_WAY
-def test_project_puts_everything_back_in_place(manifold, way) -> None:
+def test_project_works_in_place(manifold, way) -> None:
     model = declared(manifold, way)
     tensors, head = dict(model.named_parameters()), model.head.weight.detach().clone()
     with torch.no_grad():
@@ -338,7 +338,7 @@ def test_project_puts_everything_back_in_place(manifold, way) -> None:
     mn.verify(model)
 
 
-def test_project_changes_nothing_if_one_weight_cannot_be_mended() -> None:
+def test_project_changes_nothing_if_one_weight_has_no_projection() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     mn.declare(model, "0.weight", mn.Oblique(), project=True)
     mn.declare(model, "1.weight", mn.Oblique(), project=True)
@@ -352,7 +352,7 @@ def test_project_changes_nothing_if_one_weight_cannot_be_mended() -> None:
 
 
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
-def test_slices_that_no_projection_mends_are_infinitely_far_off(bad) -> None:
+def test_slices_without_projection_have_infinite_violation(bad) -> None:
     model = nn.Linear(4, 3)
     mn.declare(model, "weight", mn.Oblique(), project=True)
     with torch.no_grad():
@@ -452,7 +452,7 @@ def test_a_layer_that_copies_by_itself_is_checked_afterwards() -> None:
 
 
 @pytest.mark.parametrize("way", ["hook", "layer"])
-def test_what_torch_refuses_is_undone_too(way) -> None:
+def test_a_load_that_torch_refuses_is_undone(way) -> None:
     model, state = converting(way)
     before = values(model)
     del state["last.weight"]
@@ -461,8 +461,8 @@ def test_what_torch_refuses_is_undone_too(way) -> None:
     assert unchanged(model, before)
 
 
-def test_drift_is_not_the_checkpoints() -> None:
-    """A weight that the checkpoint does not bring is not held against it."""
+def test_weights_that_are_not_in_the_checkpoint_are_not_checked() -> None:
+    """A weight that has drifted, and is missing in the checkpoint, is accepted."""
     model, state = converting("hook")
     with torch.no_grad():
         model.fc.weight.mul_(2)
@@ -471,7 +471,7 @@ def test_drift_is_not_the_checkpoints() -> None:
     assert torch.equal(model.last.bias, state["last.bias"])
 
 
-def test_extra_state_is_undone_too() -> None:
+def test_extra_state_is_restored() -> None:
     class Extra(nn.Linear):
         note = "old"
 
@@ -488,9 +488,9 @@ def test_extra_state_is_undone_too() -> None:
     assert model.extra.note == "old"
 
 
-def test_a_plain_model_is_not_copied_to_be_loaded(monkeypatch) -> None:
+def test_models_without_conversions_are_not_copied(monkeypatch) -> None:
     """Only where something converts are old values kept."""
-    monkeypatch.setattr(mn.parameter, "_Snapshot", None)
+    monkeypatch.setattr(mn.declarations, "_Snapshot", None)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 2))
     mn.declare(model, "0.weight", mn.Oblique(), project=True)
     mn.load_state_dict(model, values(model))

@@ -81,7 +81,7 @@ def test_data_off_the_manifold_is_refused_with_the_worst_slice_and_the_way_out()
     ("value", "words"),
     [(0.0, "zero"), (float("nan"), "not finite"), (float("inf"), "not finite")],
 )
-def test_slices_that_nothing_can_mend(value, words, manifold, project) -> None:
+def test_slices_without_projection_are_named(value, words, manifold, project) -> None:
     layer = nn.Linear(5, 8)
     with torch.no_grad():
         layer.weight[1] = value
@@ -123,7 +123,7 @@ def test_types_that_cannot_be_points(dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_types_that_can(dtype) -> None:
+def test_types_that_can_be_points(dtype) -> None:
     layer = nn.Linear(5, 8, dtype=dtype)
     mn.declare(layer, "weight", OBLIQUE, project=True)
     assert layer.weight.dtype == dtype
@@ -131,24 +131,52 @@ def test_types_that_can(dtype) -> None:
 
 
 @pytest.mark.parametrize("act", [mn.undeclare, lambda m, n: mn.declare(m, n, OBLIQUE)])
-def test_a_submodule_that_is_not_there(act) -> None:
+def test_an_unknown_submodule(act) -> None:
     with pytest.raises(ValueError, match="Net has no submodule 'tail'"):
         act(Net(), "tail.weight")
 
 
-def test_arguments_that_are_mixed_up() -> None:
-    model = nn.Linear(4, 3)
-    with pytest.raises(ValueError, match=r"by a string such as 'fc.weight', not Oblique\("):
-        mn.declare(model, OBLIQUE, "weight")
-    for act in (
-        lambda: mn.declare(model.weight, "weight", OBLIQUE),
-        lambda: mn.param_groups(model.parameters()),
-    ):
-        with pytest.raises(ValueError, match="give the module that holds the weights, not a"):
-            act()
+@pytest.mark.parametrize("wrong", ["x", 3, None, [nn.Linear(2, 2)], torch.ones(2, 2)], ids=type)
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda it: mn.declare(it, "weight", OBLIQUE),
+        lambda it: mn.undeclare(it, "weight"),
+        lambda it: mn.declare_all(it, lambda *_: OBLIQUE),
+        lambda it: mn.declare_from(it, {}),
+        lambda it: mn.load_state_dict(it, {}),
+        *(mn.manifolds, mn.violations, mn.verify, mn.project_, mn.spec, mn.param_groups),
+    ],
+)
+def test_every_function_of_a_model_refuses_what_is_none(act, wrong) -> None:
+    with pytest.raises(TypeError, match="give the module that holds the weights, not a"):
+        act(wrong)
 
 
-def test_names_that_are_not_there_are_answered_with_those_that_are() -> None:
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda: mn.declare(nn.Linear(4, 3), OBLIQUE, "weight"),
+        lambda: mn.undeclare(nn.Linear(4, 3), 0),
+        lambda: mn.declare_all(nn.Linear(4, 3), OBLIQUE),
+        lambda: mn.declare_from(nn.Linear(4, 3), "weight"),
+        lambda: mn.load_state_dict(nn.Linear(4, 3), 3),
+        lambda: mn.load_state_dict(nn.Linear(4, 3), [("weight", torch.ones(3, 4))]),
+        lambda: mn.param_groups(nn.Linear(4, 3), free=3),
+        lambda: mn.param_groups(nn.Linear(4, 3), declared=["lr"]),
+        lambda: mn.ManifoldParameter([1.0, 2.0], mn.Sphere()),
+        lambda: mn.rules.unit_norm(3),
+        lambda: mn.rules.scaled_metric(None),
+        lambda: mn.rules.scaled_metric(("head", 3)),
+    ],
+)
+def test_arguments_of_a_wrong_type(act) -> None:
+    """The message is ours: it says what to give instead, and what was given."""
+    with pytest.raises(TypeError, match=r"(must be|such as) .*\bnot "):
+        act()
+
+
+def test_unknown_names_are_answered_with_the_known_ones() -> None:
     model = nn.Sequential(
         nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2, bias=False)
     )
@@ -183,7 +211,7 @@ def test_a_lazy_layer_has_to_run_first() -> None:
     assert mn.manifolds(model) == {"0.weight": OBLIQUE}
 
 
-def test_what_is_no_manifold() -> None:
+def test_a_manifold_that_is_none() -> None:
     for thing in (mn.Oblique, "oblique", None):
         with pytest.raises(ValueError, match="is not a manifold"):
             mn.declare(nn.Linear(5, 8), "weight", thing)
@@ -191,7 +219,7 @@ def test_what_is_no_manifold() -> None:
 
 @EVERY_WAY
 @EVERY_MANIFOLD
-def test_declared_twice_alike_is_fine(manifold, way) -> None:
+def test_the_same_declaration_twice(manifold, way) -> None:
     model = declared(manifold, way)
     weight = model.hidden.weight
     mn.declare(model, "hidden.weight", manifold)
@@ -203,7 +231,7 @@ def test_declared_twice_alike_is_fine(manifold, way) -> None:
 @EVERY_WAY
 @pytest.mark.parametrize("project", [False, True])
 @pytest.mark.parametrize("other", [mn.Oblique(retraction="geodesic"), mn.Sphere(), mn.Euclidean()])
-def test_declared_twice_differently_is_refused(other, project, way) -> None:
+def test_two_different_declarations_are_refused(other, project, way) -> None:
     model = declared(OBLIQUE, way)
     before = values(model)
     with pytest.raises(
@@ -227,7 +255,7 @@ def first_use(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("first_use")
-def test_assignments_are_watched_from_the_first_declaration_on() -> None:
+def test_assignments_declare_after_the_first_declaration() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     mn.declare(first, "weight", OBLIQUE, project=True)
     second.weight = first.weight
@@ -236,7 +264,7 @@ def test_assignments_are_watched_from_the_first_declaration_on() -> None:
 
 
 @EVERY_WAY
-def test_assignments_are_watched_after_a_module_was_read(way, request) -> None:
+def test_assignments_declare_after_a_module_was_unpickled(way, request) -> None:
     read = pickle.dumps(declared(OBLIQUE, way))
     request.getfixturevalue("first_use")
     second, first = nn.Linear(5, 8), pickle.loads(read)
@@ -247,7 +275,7 @@ def test_assignments_are_watched_after_a_module_was_read(way, request) -> None:
 
 @pytest.mark.parametrize("first", [False, True], ids=["later", "first use"])
 def test_a_parameter_of_geoopt_is_found_and_kept(first, request) -> None:
-    """Whether or not anything of ours has been used in this process before."""
+    """With and without an earlier declaration in this process."""
     if first:
         request.getfixturevalue("first_use")
     stiefel = mn.from_geoopt(geoopt.Stiefel())
@@ -264,7 +292,7 @@ def test_a_parameter_of_geoopt_is_found_and_kept(first, request) -> None:
 def test_a_parameter_of_geoopt_can_be_undeclared() -> None:
     layer = nn.Linear(5, 8)
     point = geoopt.Stiefel().projx(layer.weight.detach())
-    # Behind torch's back, so that no hook has seen it.
+    # Without torch's assignment, so that no hook has run.
     layer._parameters["weight"] = geoopt.ManifoldParameter(point, geoopt.Stiefel())
     mn.undeclare(layer, "weight")
     assert mn.manifolds(layer) == {}
@@ -322,7 +350,7 @@ def test_undeclared_weights_are_trained_as_by_torch(manifold, way) -> None:
         assert torch.equal(p, model.get_parameter(name)), name
 
 
-def test_what_is_not_declared_cannot_be_undeclared() -> None:
+def test_undeclaring_a_free_weight_is_refused() -> None:
     model = declared(OBLIQUE)
     with pytest.raises(ValueError, match=r"head\.weight is not declared.*declared: hidden\.weight"):
         mn.undeclare(model, "head.weight")
@@ -367,7 +395,7 @@ def test_a_tied_manifold_parameter_is_undeclared_by_any_of_its_names(called) -> 
     ],
     ids=["deleted", "None", "weight_norm", "parametrized"],
 )
-def test_a_declared_parameter_that_is_taken_away_is_named(change, way) -> None:
+def test_a_removed_parameter_is_named(change, way) -> None:
     model = nn.Sequential(declared(OBLIQUE, way))
     if change is parametrizations.weight_norm and way == "assigned":
         with pytest.raises(RuntimeError, match="ManifoldParameter"):
@@ -406,7 +434,7 @@ def test_a_copy_of_a_tie_may_lose_one_of_its_names() -> None:
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @EVERY_MANIFOLD
-def test_a_manifold_parameter_is_what_torch_and_geoopt_expect(manifold, requires_grad) -> None:
+def test_a_manifold_parameter_is_one_of_torch_and_geoopt(manifold, requires_grad) -> None:
     data = manifold.random(8, 5)
     p = mn.ManifoldParameter(data, manifold, requires_grad=requires_grad)
     assert isinstance(p, geoopt.ManifoldParameter)

@@ -90,14 +90,14 @@ class Lookahead(torch.optim.Optimizer):
         return self.inner.step(closure)
 
 
-def test_a_wrapper_is_judged_by_what_it_wraps() -> None:
+def test_a_wrapper_is_judged_by_the_optimizer_inside() -> None:
     model = declared(OBLIQUE)
     assert warned(model, Lookahead(mn.RiemannianSGD(model.parameters(), lr=0.1))) == []
     # The wrapper, and what steps within it: each is an optimizer.
     assert warned(model, Lookahead(torch.optim.SGD(model.parameters(), lr=0.1)))
 
 
-def test_an_optimizer_can_be_marked() -> None:
+def test_an_optimizer_can_be_exempted() -> None:
     model = declared(OBLIQUE)
     optimizer = MAKERS["AdamW"](model)
     foreign.accept(optimizer)
@@ -107,7 +107,7 @@ def test_an_optimizer_can_be_marked() -> None:
     assert len(warned(model, optimizer)) == 1
 
 
-def test_what_is_measured_is_not_warned_of() -> None:
+def test_replayed_runs_are_not_warned_of() -> None:
     model = declared(OBLIQUE).double()
     x, y = batch(model.head.weight)
     run = mn.symmetry.runs.run
@@ -161,7 +161,7 @@ def test_a_closure_and_a_copy_of_the_model() -> None:
         optimizer.step(closure)
 
 
-def test_further_steps_look_nothing_up(monkeypatch) -> None:
+def test_further_steps_ask_the_registry_nothing(monkeypatch) -> None:
     free, model = Net(), declared(OBLIQUE)
     optimizers = [MAKERS["AdamW"](each) for each in (free, model)]
     warned(free, optimizers[0])

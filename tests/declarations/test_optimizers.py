@@ -1,7 +1,6 @@
 """An optimizer never treats a declared weight as Euclidean in silence.
 
-Given bare tensors it finds their manifolds by itself; where it no longer can, it refuses to go
-on. And `param_groups`, which hands it a whole model.
+It finds the manifolds of bare tensors by itself; where it cannot any more, it raises an error.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from declared_net import (
     declared,
     fit,
     optimizer_of,
-    tied,
     train,
 )
 from torch import nn
@@ -65,27 +63,17 @@ def assert_steps_on_or_refuses(optimizer: torch.optim.Optimizer) -> None:
 @EVERY_HANDED
 @EVERY_WAY
 @pytest.mark.parametrize("steps", [0, 2])
-def test_the_model_is_deleted_but_its_tensors_are_kept(steps, way, handed) -> None:
+def test_a_deleted_model_is_still_trained_on_its_manifold(steps, way, handed) -> None:
     model = declared(OBLIQUE, way)
+    weight, reference = model.hidden.weight, weakref.ref(model)
     optimizer = optimizer_of(model, handed)
     fit(model, optimizer, steps)
-    ghost = weakref.ref(model)
     del model
-    assert ghost() is None
-    declared(OBLIQUE)  # makes every optimizer look its manifolds up again
-    assert_steps_on_or_refuses(optimizer)
-
-
-@EVERY_HANDED
-@EVERY_WAY
-def test_a_model_that_is_gone_is_still_trained_on_its_manifold(way, handed) -> None:
-    model = declared(OBLIQUE, way)
-    weight = model.hidden.weight
-    optimizer = optimizer_of(model, handed)
-    fit(model, optimizer)
-    del model
-    declared(OBLIQUE)
+    assert reference() is None
+    declared(OBLIQUE)  # a change of the registry
+    before = weight.detach().clone()
     step_on_ones(optimizer)
+    assert not torch.equal(weight, before)
     torch.testing.assert_close(weight.norm(dim=1), torch.ones(8))
 
 
@@ -110,42 +98,35 @@ def test_a_copy_of_an_optimizer_alone_says_what_is_wrong(kind) -> None:
         step_on_ones(copy.deepcopy(optimizer))
 
 
-@OPTIMIZERS
-@EVERY_HANDED
-@pytest.mark.parametrize("steps", [0, 2])
-def test_declaring_after_the_optimizer_was_made(steps, handed, kind) -> None:
-    model = Net()
-    optimizer = kind(handed(model), lr=0.1)
-    fit(model, optimizer, steps)
-    mn.declare(model, "hidden.weight", OBLIQUE, project=True)
-    before = model.hidden.weight.detach().clone()
-    with pytest.raises(RuntimeError, match=r"was not declared .* is declared on Oblique.* now"):
-        step_on_ones(optimizer)
-    assert torch.equal(model.hidden.weight, before)
-
-
-@OPTIMIZERS
-@EVERY_HANDED
-@EVERY_WAY
-@pytest.mark.parametrize("steps", [0, 2])
-def test_undeclaring_after_the_optimizer_was_made(steps, way, handed, kind) -> None:
-    model = declared(OBLIQUE, way)
-    optimizer = kind(handed(model), lr=0.1)
-    fit(model, optimizer, steps)
-    mn.undeclare(model, "hidden.weight")
-    with pytest.raises(RuntimeError, match=r"was declared on Oblique.* is not declared now"):
-        step_on_ones(optimizer)
-
-
-@EVERY_HANDED
-def test_another_manifold_after_the_optimizer_was_made(handed) -> None:
-    model = declared(OBLIQUE)
-    optimizer = optimizer_of(model, handed)
-    fit(model, optimizer)
+def redeclare(model: nn.Module) -> None:
     mn.undeclare(model, "hidden.weight")
     mn.declare(model, "hidden.weight", mn.Sphere(), project=True)
-    with pytest.raises(RuntimeError, match=r"was declared on Oblique.* on Sphere.* now"):
+
+
+@OPTIMIZERS
+@EVERY_HANDED
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize(
+    ("way", "change", "words"),
+    [
+        (None, lambda m: mn.declare(m, "hidden.weight", OBLIQUE, project=True), "was not declared"),
+        ("declared", lambda m: mn.undeclare(m, "hidden.weight"), "is not declared now"),
+        ("assigned", lambda m: mn.undeclare(m, "hidden.weight"), "is not declared now"),
+        ("declared", redeclare, r"was declared on Oblique.* on Sphere.* now"),
+    ],
+    ids=["declared", "undeclared", "undeclared after assignment", "redeclared"],
+)
+def test_a_declaration_that_changes_after_the_optimizer_was_made(
+    way, change, words, steps, handed, kind
+) -> None:
+    model = declared(OBLIQUE, way) if way else Net()
+    optimizer = kind(handed(model), lr=0.1)
+    fit(model, optimizer, steps)
+    change(model)
+    before = model.hidden.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=words):
         step_on_ones(optimizer)
+    assert torch.equal(model.hidden.weight, before)
 
 
 @EVERY_HANDED
@@ -171,18 +152,6 @@ def replaced(optimizer: torch.optim.Optimizer) -> None:
 
 @EVERY_HANDED
 @EVERY_WAY
-@pytest.mark.parametrize("steps", [0, 2])
-def test_new_tensors_that_no_model_declares_are_refused(steps, way, handed) -> None:
-    model = declared(OBLIQUE, way)
-    optimizer = optimizer_of(model, handed)
-    fit(model, optimizer, steps)
-    replaced(optimizer)
-    with pytest.raises(RuntimeError, match="is not declared now"):
-        step_on_ones(optimizer)
-
-
-@EVERY_HANDED
-@EVERY_WAY
 @EVERY_MANIFOLD
 def test_new_tensors_that_the_model_has_too_are_trained(manifold, way, handed) -> None:
     model, twin = declared(manifold, way), declared(manifold, way)
@@ -197,30 +166,29 @@ def test_new_tensors_that_the_model_has_too_are_trained(manifold, way, handed) -
     mn.verify(model)
 
 
-@EVERY_HANDED
-@pytest.mark.parametrize("steps", [0, 2])
-def test_new_tensors_of_another_number_are_refused(steps, handed) -> None:
-    model = declared(OBLIQUE)
-    optimizer = optimizer_of(model, handed)
-    fit(model, optimizer, steps)
+def replaced_with_one_more(optimizer: torch.optim.Optimizer) -> None:
     replaced(optimizer)
     group = next(g for g in optimizer.param_groups if g["params"][0].shape == (8, 5))
     group["params"] = [*group["params"], nn.Parameter(torch.zeros(1))]
-    for _ in range(2):  # the refusal is not forgotten
-        with pytest.raises(RuntimeError, match="declared"):
-            step_on_ones(optimizer)
 
 
-@EVERY_HANDED
-def test_new_groups_without_our_entries_are_refused(handed) -> None:
-    model = declared(OBLIQUE)
-    optimizer = optimizer_of(model, handed)
-    fit(model, optimizer)
+def replaced_without_manifolds(optimizer: torch.optim.Optimizer) -> None:
     replaced(optimizer)
     optimizer.param_groups = [
         {k: v for k, v in group.items() if k != "manifolds"} for group in optimizer.param_groups
     ]
-    for _ in range(2):
+
+
+@EVERY_HANDED
+@EVERY_WAY
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("change", [replaced, replaced_with_one_more, replaced_without_manifolds])
+def test_new_tensors_that_no_model_declares_are_refused(change, steps, way, handed) -> None:
+    model = declared(OBLIQUE, way)
+    optimizer = optimizer_of(model, handed)
+    fit(model, optimizer, steps)
+    change(optimizer)
+    for _ in range(2):  # also at the second attempt
         with pytest.raises(RuntimeError, match="declared"):
             step_on_ones(optimizer)
 
@@ -310,90 +278,3 @@ def test_a_reused_id_is_not_taken_for_a_declared_tensor() -> None:
         seen.add(address)
         del layer
     assert reused or len(seen) < 300  # else this showed nothing
-
-
-# --- param_groups ---------------------------------------------------------------------------------
-
-
-def named(group: dict) -> list[str]:
-    return [name for name, _ in group["params"]]
-
-
-@EVERY_WAY
-@EVERY_MANIFOLD
-def test_groups_of_declared_and_of_other_parameters(manifold, way) -> None:
-    model = declared(manifold, way)
-    first, second = mn.param_groups(model, weight_decay=0.1, momentum=0.5, lr=0.3)
-    assert named(first) == ["hidden.weight"]
-    assert named(second) == ["hidden.bias", "head.weight", "head.bias"]
-    assert first["params"][0][1] is model.hidden.weight
-    assert (first["weight_decay"], second["weight_decay"]) == (0.0, 0.1)
-    for group in (first, second):
-        assert (group["momentum"], group["lr"]) == (0.5, 0.3)
-    ordered = list(model.parameters())
-    for group in (first, second):
-        for place, (_, p) in zip(group["model_order"], group["params"], strict=True):
-            assert ordered[place] is p
-    optimizer = mn.RiemannianSGD([first, second])
-    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1]
-    before = model.hidden.weight.detach().clone()
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    head = model.head.weight.detach().clone()
-    optimizer.step()
-    torch.testing.assert_close(model.hidden.weight.detach(), before)
-    torch.testing.assert_close(model.head.weight.detach(), head * (1 - 0.3 * 0.1))
-
-
-def test_groups_of_a_model_without_declarations() -> None:
-    model = Net()
-    (group,) = mn.param_groups(model, weight_decay=0.1)
-    assert named(group) == [name for name, _ in model.named_parameters()]
-    assert group["weight_decay"] == 0.1
-
-
-def test_groups_of_a_model_of_nothing_but_declarations() -> None:
-    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False))
-    mn.declare_all(model, lambda *_: OBLIQUE, project=True)
-    (group,) = mn.param_groups(model, weight_decay=0.1)
-    assert named(group) == ["0.weight", "1.weight"]
-    assert group["weight_decay"] == 0.0
-    mn.RiemannianSGD([group], lr=0.1)
-
-
-def test_flat_space_counts_as_not_declared() -> None:
-    model = Net()
-    mn.declare(model, "hidden.weight", mn.Euclidean())
-    (group,) = mn.param_groups(model, weight_decay=0.1)
-    assert "hidden.weight" in named(group)
-    assert group["weight_decay"] == 0.1
-    assert mn.manifolds(model) == {"hidden.weight": mn.Euclidean()}
-
-
-def test_a_tied_weight_is_handed_over_once() -> None:
-    layers = tied("1.weight")
-    first, second = mn.param_groups(layers)
-    assert named(first) == ["0.weight"]
-    assert named(second) == ["0.bias", "1.bias"]
-    assert first["model_order"] + second["model_order"] == [0, 1, 2]
-
-
-def test_groups_of_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="ReLU has no parameters"):
-        mn.param_groups(nn.ReLU())
-    with pytest.raises(ValueError, match="params is what this function finds"):
-        mn.param_groups(Net(), params=[])
-
-
-@EVERY_HANDED
-def test_a_declared_parameter_that_is_gone_is_named(handed) -> None:
-    model = declared(OBLIQUE)
-    del model.hidden.weight
-    for ask in (mn.manifolds, mn.violations, mn.verify, mn.project_, mn.param_groups):
-        with pytest.raises(
-            RuntimeError, match=r"hidden\.weight was declared on Oblique.*undeclare\(module, 'weig"
-        ):
-            ask(model)
-    mn.undeclare(model, "hidden.weight")
-    assert mn.manifolds(model) == {}
-    optimizer_of(model, handed)

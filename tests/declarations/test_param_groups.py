@@ -20,6 +20,74 @@ OBLIQUE = mn.Oblique()
 # --- param_groups ---------------------------------------------------------------------------------
 
 
+def named(group: dict) -> list[str]:
+    return [name for name, _ in group["params"]]
+
+
+@pytest.mark.parametrize("way", ["declared", "assigned"])
+@pytest.mark.parametrize("manifold", MANIFOLDS.values(), ids=MANIFOLDS)
+def test_groups_of_declared_and_of_other_parameters(manifold, way) -> None:
+    model = declared(manifold, way)
+    first, second = mn.param_groups(model, weight_decay=0.1, momentum=0.5, lr=0.3)
+    assert named(first) == ["hidden.weight"]
+    assert named(second) == ["hidden.bias", "head.weight", "head.bias"]
+    assert first["params"][0][1] is model.hidden.weight
+    assert (first["weight_decay"], second["weight_decay"]) == (0.0, 0.1)
+    for group in (first, second):
+        assert (group["momentum"], group["lr"]) == (0.5, 0.3)
+    ordered = list(model.parameters())
+    for group in (first, second):
+        for place, (_, p) in zip(group["model_order"], group["params"], strict=True):
+            assert ordered[place] is p
+    optimizer = mn.RiemannianSGD([first, second])
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.1]
+    before = model.hidden.weight.detach().clone()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    head = model.head.weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(model.hidden.weight.detach(), before)
+    torch.testing.assert_close(model.head.weight.detach(), head * (1 - 0.3 * 0.1))
+
+
+def test_groups_of_a_model_without_declarations() -> None:
+    model = Net()
+    (group,) = mn.param_groups(model, weight_decay=0.1)
+    assert named(group) == [name for name, _ in model.named_parameters()]
+    assert group["weight_decay"] == 0.1
+
+
+def test_groups_of_a_model_of_nothing_but_declarations() -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False))
+    mn.declare_all(model, lambda *_: OBLIQUE, project=True)
+    (group,) = mn.param_groups(model, weight_decay=0.1)
+    assert named(group) == ["0.weight", "1.weight"]
+    assert group["weight_decay"] == 0.0
+    mn.RiemannianSGD([group], lr=0.1)
+
+
+def test_flat_space_counts_as_not_declared() -> None:
+    model = Net()
+    mn.declare(model, "hidden.weight", mn.Euclidean())
+    (group,) = mn.param_groups(model, weight_decay=0.1)
+    assert "hidden.weight" in named(group)
+    assert group["weight_decay"] == 0.1
+    assert mn.manifolds(model) == {"hidden.weight": mn.Euclidean()}
+
+
+def test_a_tied_weight_is_handed_over_once() -> None:
+    layers = tied("1.weight")
+    first, second = mn.param_groups(layers)
+    assert named(first) == ["0.weight"]
+    assert named(second) == ["0.bias", "1.bias"]
+    assert first["model_order"] + second["model_order"] == [0, 1, 2]
+
+
+def test_groups_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="ReLU has no parameters"):
+        mn.param_groups(nn.ReLU())
+
+
 def test_each_group_can_have_options_of_its_own() -> None:
     model = declared(OBLIQUE)
     first, second = mn.param_groups(
@@ -53,7 +121,7 @@ def test_a_misspelt_option_is_refused(where) -> None:
     wrong = {"weigth_decay": 0.1}
     with pytest.raises(ValueError, match=r"weigth_decay .*did you mean weight_decay\?"):
         mn.param_groups(declared(OBLIQUE), **(wrong if where == "options" else {where: wrong}))
-    with pytest.raises(ValueError, match="params is what this function finds"):
+    with pytest.raises(ValueError, match="params is found by this function"):
         mn.param_groups(declared(OBLIQUE), declared={"params": []})
 
 
@@ -98,7 +166,7 @@ def test_declarations_travel_through_json(manifold, way) -> None:
     assert mn.spec(fresh) == mn.spec(model)
 
 
-def test_values_can_be_projected() -> None:
+def test_values_are_projected_on_demand() -> None:
     model, fresh = declared(OBLIQUE), Net()
     before = values(fresh)
     with pytest.raises(ValueError, match=r"^hidden\.weight is not on Oblique"):
@@ -109,7 +177,7 @@ def test_values_can_be_projected() -> None:
     mn.verify(fresh)
 
 
-def test_wrappers_on_either_side_are_seen_through() -> None:
+def test_names_are_matched_without_wrappers() -> None:
     def wrapped() -> nn.Module:
         model = declared(OBLIQUE)
         model.hidden = checkpoint_wrapper(model.hidden)
@@ -136,7 +204,7 @@ def test_a_tied_weight_travels_under_its_first_name() -> None:
     assert mn.manifolds(fresh[1]) == {"weight": OBLIQUE}
 
 
-def test_nothing_is_a_description_too() -> None:
+def test_a_spec_without_declarations() -> None:
     assert mn.spec(Net()) == {}
     assert mn.declare_from(Net(), {}) == {}
 
@@ -144,7 +212,6 @@ def test_nothing_is_a_description_too() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("hidden.weight", "what manifoldnet.spec gave, not a str"),
         ({"tail.weight": OBLIQUE.spec(), "hidden.weight": OBLIQUE.spec()}, r"no tail\.weight"),
         ({"head.weight": OBLIQUE.spec(), "hidden.weight": 3}, r"hidden\.weight: not the descr"),
         ({"hidden.weight": {**OBLIQUE.spec(), "manifold": "Torus"}}, "unknown manifold 'Torus'"),
@@ -153,7 +220,7 @@ def test_nothing_is_a_description_too() -> None:
         ({3: OBLIQUE.spec()}, "Net has no 3"),
     ],
 )
-def test_what_cannot_be_declared_changes_nothing(spec, words) -> None:
+def test_a_spec_that_cannot_be_declared_changes_nothing(spec, words) -> None:
     model = Net()
     before = values(model)
     with pytest.raises(ValueError, match=words):

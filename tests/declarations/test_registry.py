@@ -54,7 +54,7 @@ def crowd() -> list[nn.Linear]:
     ],
     ids=["Linear", "declare", "declare in a model", "copy", "violations", "groups", "undeclare"],
 )
-def test_what_has_nothing_to_do_with_a_declaration_does_not_visit_it(act, crowd) -> None:
+def test_actions_do_not_visit_other_declarations(act, crowd) -> None:
     act()
     assert Counting.asked == 0
 
@@ -91,7 +91,7 @@ def test_a_model_is_not_searched_for_each_of_its_weights(monkeypatch) -> None:
     assert mn.manifolds(layers[0]) == {"weight": OBLIQUE}
 
 
-def test_an_optimizer_looks_up_again_what_it_steps_only() -> None:
+def test_an_optimizer_looks_up_its_own_weights_only() -> None:
     model, other = declared(OBLIQUE), declared(OBLIQUE)
     optimizer = optimizer_of(model)
     fit(model, optimizer, 1)
@@ -101,12 +101,12 @@ def test_an_optimizer_looks_up_again_what_it_steps_only() -> None:
     mn.undeclare(other, "hidden.weight")
     fit(model, optimizer, 1)
     assert looked == []
-    mn.declare(model, "hidden.weight", OBLIQUE)  # the same again, but who knows
+    mn.declare(model, "hidden.weight", OBLIQUE)  # a change, though to the same manifold
     fit(model, optimizer, 1)
     assert looked == [1]
 
 
-def test_more_changes_than_are_remembered() -> None:
+def test_more_changes_than_the_registry_remembers() -> None:
     model = declared(OBLIQUE)
     optimizer = optimizer_of(model)
     fit(model, optimizer, 1)
@@ -129,7 +129,7 @@ def replaced(layer: nn.Module) -> nn.Parameter:
     return layer.weight
 
 
-def test_an_optimizer_of_bare_tensors_finds_one_that_was_put_there_silently() -> None:
+def test_an_optimizer_finds_a_silently_replaced_tensor() -> None:
     model = declared(OBLIQUE)
     weight = replaced(model.hidden)
     assert registry.find(weight) is None  # the index has not seen it
@@ -137,7 +137,7 @@ def test_an_optimizer_of_bare_tensors_finds_one_that_was_put_there_silently() ->
     assert optimizer.param_groups[0]["manifolds"] == [OBLIQUE.spec()]
 
 
-def test_questions_to_a_model_put_the_index_right() -> None:
+def test_questions_to_a_model_correct_the_index() -> None:
     model = declared(OBLIQUE)
     old, weight = model.hidden.weight, replaced(model.hidden)
     assert registry.find(old) is None  # though the index has its id

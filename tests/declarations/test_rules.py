@@ -128,7 +128,7 @@ def test_the_retraction_is_passed_on() -> None:
 
 @pytest.mark.parametrize("name", ["unit_norm", "scaled_metric"])
 @pytest.mark.parametrize("classifier", ["tail", "norm", "", ("head", "tail")])
-def test_a_classifier_that_is_not_there(classifier, name) -> None:
+def test_an_unknown_classifier(classifier, name) -> None:
     model = mlp()
     before = values(model)
     with pytest.raises(

@@ -86,7 +86,7 @@ def safetensors_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def wiped(model: nn.Module) -> nn.Module:
-    """The same declarations over other values: nothing of the old ones can shine through."""
+    """A copy with the same declarations and other values."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         for p in model.parameters():
@@ -262,7 +262,7 @@ def test_after_an_event_all_is_as_before(event, manifold, way, handed) -> None:
 @EVERY_HANDED
 @EVERY_WAY
 @EVERY_MANIFOLD
-def test_the_losses_tell_a_manifold_from_flat_space(manifold, way, handed) -> None:
+def test_losses_differ_from_those_in_flat_space(manifold, way, handed) -> None:
     """Without this, the comparison above could not fail."""
     model, flat = declared(manifold, way), declared(manifold, way)
     mn.undeclare(flat, "hidden.weight")
@@ -404,7 +404,7 @@ print(json.dumps({"hooks at import": hooks, "models": [
 
 @pytest.fixture(scope="module")
 def fresh_process(tmp_path_factory) -> tuple[dict[str, Any], list[Any]]:
-    """What another process finds in saved modules, and what it should find."""
+    """The findings of another process in saved modules, and the expected ones."""
     models, expected = [], []
     for manifold in MANIFOLDS.values():
         for way in ("declared", "assigned"):
@@ -567,7 +567,7 @@ def test_tying_weights_of_two_manifolds_is_refused() -> None:
     assert layers[1].weight is second
 
 
-def test_weights_that_were_tied_behind_our_back_are_refused() -> None:
+def test_silently_tied_weights_are_refused() -> None:
     layers = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)])
     mn.declare(layers, "0.weight", mn.Oblique(), project=True)
     mn.declare(layers, "1.weight", mn.Sphere(), project=True)

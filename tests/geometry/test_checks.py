@@ -15,8 +15,8 @@ from manifoldnet.geometry import Euclidean, Geodesic, Oblique, ScaledEuclidean, 
 from manifoldnet.geometry.metric import ScaledMetric
 from manifoldnet.testing import check_gradient, check_hessian, check_metric, check_retraction
 
-SLOPE_1 = r"the (gradient|Hessian) is wrong: .* like t\^(0\.9|1\.0)"
-SLOPE_2 = r"the Hessian is wrong: .* like t\^(1\.9|2\.0)"
+SLOPE_1 = r"the (gradient|Hessian) is wrong: .* O\(t\^(0\.9|1\.0)"
+SLOPE_2 = r"the Hessian is wrong: .* O\(t\^(1\.9|2\.0)"
 
 
 def wave(shape, seed=0):
@@ -186,7 +186,7 @@ def test_a_wrong_retraction_and_a_wrong_metric_are_found():
 
     wrong = Oblique()
     wrong._compose(retraction=Short())
-    with pytest.raises(AssertionError, match="this is no retraction: .* like t\\^1.00"):
+    with pytest.raises(AssertionError, match=r"this is no retraction: .* O\(t\^1\.00"):
         check_retraction(wrong, x)
 
     class Straight:
@@ -320,7 +320,7 @@ def test_bad_input():
     with torch.no_grad():
         check_hessian(Oblique(), wave((4, 3)), x)
     canonical = mn.from_geoopt(geoopt.CanonicalStiefel())  # whose steps are too long
-    with pytest.raises(AssertionError, match=r"distance to the straight step x \+ tu shrinks like"):
+    with pytest.raises(AssertionError, match=r"distance to the straight step x \+ tu is"):
         check_retraction(canonical, point(canonical, (5, 3), 0))
     with pytest.raises(ValueError, match="the function is nan at a point"):
         check_gradient(Oblique(), lambda y: (y - 9).sqrt().sum(), x)

@@ -55,7 +55,7 @@ def test_what_is_missing_is_said(given):
 def test_a_shape_that_is_none_is_said():
     laws = type("TestMine", (ManifoldLaws,), {"manifold": Oblique(), "shape": (3,)})
     with pytest.raises(ValueError, match="cannot be a point of Oblique.*slices of 1 number"):
-        laws().test_no_step_is_no_move()
+        laws().test_retraction_of_zero()
 
 
 # --- examples -------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def tried(**fields):
         seeds.append(seed)
         return super(Flat, self).point(seed)
 
-    type("Counted", (Flat,), {"point": point, **fields})().test_no_step_is_no_move()
+    type("Counted", (Flat,), {"point": point, **fields})().test_retraction_of_zero()
     return len(seeds)
 
 
@@ -93,7 +93,7 @@ def test_classes_are_tried_on_different_examples_when_nothing_is_random():
             seen.append(seed)
             return super(Flat, self).point(seed)
 
-        type(name, (Flat,), {"point": point, "examples": 5})().test_no_step_is_no_move()
+        type(name, (Flat,), {"point": point, "examples": 5})().test_retraction_of_zero()
         return seen
 
     profile = hypothesis.settings.get_current_profile_name()
@@ -122,12 +122,12 @@ def test_a_law_is_overridden_or_switched_off():
         assert laws.test_log_inverts_exp is None
         with pytest.raises(AssertionError, match="^mine$"):
             laws().test_exp_inverts_log()
-        laws().test_no_step_is_no_move()
+        laws().test_retraction_of_zero()
 
 
 def test_one_class_serves_several_times():
     for _ in range(2):
-        Flat().test_no_step_is_no_move()
+        Flat().test_retraction_of_zero()
 
 
 def test_slack_and_type():
@@ -150,9 +150,9 @@ def test_a_failure_names_law_manifold_amount_and_bound_at_the_simplest_example()
             return 0.25
 
     with pytest.raises(AssertionError) as error:
-        Off().test_no_step_is_no_move()
+        Off().test_retraction_of_zero()
     assert str(error.value) == (
-        "Euclidean() with points of shape (2, 3) breaks the law test_no_step_is_no_move "
+        "Euclidean() with points of shape (2, 3) breaks the law test_retraction_of_zero "
         "(`retr(x, 0) = x`): retr(x, 0) − x, relative, is 0.25, where 1.78e-15 is allowed"
     )
     notes = "\n".join(error.value.__notes__)
@@ -182,8 +182,8 @@ def test_other_errors_say_where_they_were_raised():
             raise RuntimeError("no points today")
 
     with pytest.raises(RuntimeError, match="^no points today") as error:
-        Broken().test_no_step_is_no_move()
-    assert "raised while test_no_step_is_no_move was checked for Euclidean()" in str(
+        Broken().test_retraction_of_zero()
+    assert "raised while test_retraction_of_zero was checked for Euclidean()" in str(
         error.value.__notes__
     )
 

@@ -97,7 +97,7 @@ WRONG = [
     ),
     # --- points
     (
-        "projection_lands_on_the_manifold",
+        "projection_is_on_the_manifold",
         wrong(SPHERES, "projection", to_set=lambda self, x: 1.1 * unit(x)),
         "violation(projx(z)) is 0.1",
     ),
@@ -107,7 +107,7 @@ WRONG = [
         "projx(projx(z)) − projx(z)",
     ),
     (
-        "projection_leaves_points_where_they_are",
+        "projection_fixes_points",
         wrong(SPHERES, "projection", to_set=lambda self, x: -unit(x)),
         "projx(x) − x, relative, is 2",
     ),
@@ -117,7 +117,7 @@ WRONG = [
         "refuses projx(z) in torch.float64: the data is not on",
     ),
     (
-        "what_is_no_point_is_refused",
+        "non_points_are_refused",
         wrong(SPHERES, "projection", violation=lambda self, x: torch.zeros(4, 1)),
         "check_point_on_manifold accepts an entry nan",
     ),
@@ -137,7 +137,7 @@ WRONG = [
         "random_tangent is not tangent",
     ),
     (
-        "random_points_are_on_all_sides",
+        "random_points_have_both_signs",
         wrong(
             SPHERES, random=lambda self, *size, **options: SPHERES.random(*size, **options).abs()
         ),
@@ -145,9 +145,9 @@ WRONG = [
     ),
     # --- tangent vectors
     (
-        "what_is_not_tangent_is_seen",
+        "tangent_violation_bounds_the_normal_part",
         wrong(SPHERES, "projection", tangent_violation=lambda self, x, u: torch.zeros(4, 1)),
-        "what tangent_violation does not see of z is",
+        "the normal part of z, minus tangent_violation, is",
     ),
     (
         "dimension_is_that_of_tangent_spaces",
@@ -172,7 +172,7 @@ WRONG = [
         "⟨z − proju(x, z), v⟩",
     ),
     (
-        "tangent_projection_keeps_tangent_vectors",
+        "tangent_projection_fixes_tangent_vectors",
         wrong(FLAT, "projection", to_tangent=lambda self, x, u: u / 2),
         "proju(x, u) − u, relative, is 0.25",
     ),
@@ -226,7 +226,7 @@ WRONG = [
         "violation(exp(x, u))",
     ),
     (
-        "geodesics_have_constant_speed_and_go_on_as_they_began",
+        "geodesics_have_constant_speed_and_continue_each_other",
         wrong(SPHERES, "geodesics", exp=lambda self, x, u: unit(x + u)),
         "‖γ'(0.6)‖²/‖γ'(0)‖² − 1",
     ),
@@ -318,18 +318,18 @@ WRONG = [
         "the length of d/dt (T(tu) v − T(tv) u)",
     ),
     (
-        "transport_along_a_geodesic_goes_in_parts",
+        "transport_along_a_geodesic_composes",
         wrong(FLAT, "geodesics", exp_transport=lambda self, x, u, v: (x + u, v + u**2 * turned(v))),
         "v in two parts − v in one",
     ),
     # --- retractions
     (
-        "no_step_is_no_move",
+        "retraction_of_zero",
         wrong(FLAT, "retraction", step=lambda self, parts, x, u: x + u + 1e-6),
         "retr(x, 0) − x",
     ),
     (
-        "retraction_starts_with_the_velocity_asked_for",
+        "retraction_starts_with_its_velocity",
         wrong(FLAT, "retraction", step=lambda self, parts, x, u: x + 2 * u),
         "d/dt retr(x, tu) − u at t = 0, relative, is 1",
     ),
@@ -338,7 +338,7 @@ WRONG = [
         wrong(
             SPHERES, "retraction", step=lambda self, parts, x, u: parts.geodesics.exp(x, 1.1 * u)
         ),
-        "falls like t^1.00",
+        "is O(t^1.00)",
     ),
     (
         "steps_end_on_the_manifold",
@@ -495,4 +495,4 @@ def test_a_manifold_whose_opposite_points_are_none_may_be_one_sided():
         to_set=lambda self, x: unit(x).abs(),
         violation=lambda self, x: torch.where((x < 0).any(1, True), 1.0, 0.0),
     )
-    check(laws_of(positive), "random_points_are_on_all_sides")
+    check(laws_of(positive), "random_points_have_both_signs")

@@ -60,7 +60,7 @@ def test_a_point_is_passed_through_the_model_once():
         assert len(calls) == 4
 
 
-def test_another_point_is_another_value_even_after_changes_in_place():
+def test_points_changed_in_place_have_new_values():
     model, loss, _ = net()
     with Objective(model, loss) as objective:
         x = objective.start.clone()
@@ -68,11 +68,11 @@ def test_another_point_is_another_value_even_after_changes_in_place():
         x += 0.1
         assert objective.cost(x) != before[0]
         assert not torch.equal(objective.gradient(x), before[1])
-        before[1].zero_()  # nobody's own
+        before[1].zero_()  # a copy
         assert objective.gradient(x).abs().max() > 0
 
 
-def test_what_is_kept_is_what_the_model_gets():
+def test_the_model_gets_the_kept_point():
     for keep in (False, True):
         model, loss, _ = net()
         before = [p.detach().clone() for p in model.parameters()]
@@ -85,7 +85,7 @@ def test_what_is_kept_is_what_the_model_gets():
         assert all(same) is not keep
 
 
-def test_a_linear_loss_has_no_curvature_and_nan_is_no_way_down():
+def test_a_linear_loss_and_a_loss_of_nan():
     model = nn.Linear(3, 1, bias=False).double()
     with Objective(model, lambda: model.weight.sum()) as objective:
         x = objective.start

@@ -1,4 +1,4 @@
-"""What a step does, counted instead of timed: operators, new memory, calls of the kernel."""
+"""The cost of a step, counted instead of timed: operators, new memory, calls of the kernel."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ document.querySelectorAll("tr:nth-child(n+6)").forEach(each => each.remove());
 
 
 def violations(page: Page, **options: object) -> list[str]:
-    """What axe finds of serious or critical impact."""
+    """Violations of serious or critical impact found by axe."""
     page.evaluate(FEWER_ENTRIES)
     found = Axe().run(page, options={"resultTypes": ["violations"], **options}).response
     return [
@@ -116,7 +116,7 @@ def search(page: Page, words: str) -> str:
 def test_search_finds_a_name(context: MakeContext, address: str, site: Path, where: str) -> None:
     page = context().new_page()
     page.goto((address if where == "served" else f"{site.as_uri()}/") + "index.html")
-    assert "#manifoldnet.parameter.ManifoldParameter" in search(page, "ManifoldParameter")
+    assert "#manifoldnet.manifold_parameter.ManifoldParameter" in search(page, "ManifoldParameter")
 
 
 def test_code_is_copied_and_commands_without_their_prompt(

@@ -1,4 +1,4 @@
-"""What can be said of the built site without a browser: links, anchors, the reference."""
+"""Checks of the built site without a browser: links, anchors, the reference."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ reference = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "reference.py")
 
 def test_every_public_name_has_an_entry(site: Path) -> None:
     assert not reference.missing(site)
-    assert "manifoldnet.parameter.declare" in reference.entries(site)
+    assert "manifoldnet.declarations.declare" in reference.entries(site)
 
 
 def test_a_public_name_without_an_entry_is_seen(site: Path, tmp_path: Path) -> None:
@@ -84,7 +84,9 @@ def test_a_public_name_without_an_entry_is_seen(site: Path, tmp_path: Path) -> N
     kept = b"\n".join(
         line
         for line in zlib.decompress(body).split(b"\n")
-        if not line.startswith((b"manifoldnet.parameter.declare ", b"manifoldnet.nn.classifier."))
+        if not line.startswith(
+            (b"manifoldnet.declarations.declare ", b"manifoldnet.nn.classifier.")
+        )
     )
     (tmp_path / "objects.inv").write_bytes(b"\n".join([*head, zlib.compress(kept)]))
     missing = reference.missing(tmp_path)

@@ -1,4 +1,4 @@
-"""Steps by a kernel that the machine's own C++ compiler makes, at first use: `step.cpp`.
+"""Steps by a C++ kernel (`step.cpp`), compiled on this machine at first use.
 
 It takes float32 and float64 on a processor, in any order of memory without holes, and many weights
 in one call. It is compiled once for each machine and version, in seconds (`build.py`). Where it
@@ -32,7 +32,7 @@ _NAMES = {torch.float32: "step_float", torch.float64: "step_double"}
 
 
 def there() -> bool:
-    """Test whether the kernel can be used; it is made if need be, which takes seconds."""
+    """Test whether the kernel can be used; compiles it first if necessary, in seconds."""
     return library() is not None
 
 

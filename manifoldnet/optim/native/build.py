@@ -64,7 +64,7 @@ _LOAD = "import ctypes, sys\nfor name in sys.argv[2:]: getattr(ctypes.CDLL(sys.a
 
 
 class KernelError(RuntimeError):
-    """A kernel that is not to be had.
+    """A kernel that cannot be compiled or loaded.
 
     Args:
         reason: what is wrong, continuing "the kernel …".
@@ -77,7 +77,7 @@ class KernelError(RuntimeError):
 
 
 class _FolderError(Exception):
-    """A folder that kernels cannot be kept in, or loaded from; another one may do."""
+    """A folder in which kernels cannot be stored safely; another one is tried."""
 
     def __init__(self, reason: str, unsafe: bool = False) -> None:
         super().__init__(reason)
@@ -86,7 +86,7 @@ class _FolderError(Exception):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernel, compiled if need be; None, and a warning, where it cannot be had."""
+    """The kernel, compiled if necessary; None, with a warning, if that fails."""
     try:
         return _load()
     except KernelError as error:
@@ -117,7 +117,7 @@ def build(*, force: bool = False, limit: float = _AHEAD) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder that compiled kernels are kept in: `MANIFOLDNET_CACHE`, or below the user's cache.
+    """The folder of compiled kernels: `MANIFOLDNET_CACHE`, or a folder in the user's cache.
 
     Raises:
         RuntimeError: if the user has no home folder.
@@ -156,7 +156,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _obtain(limit: float, *, force: bool = False, anyway: bool = False) -> Path:
-    """The file of the kernel, compiled if need be.
+    """The file of the kernel, compiled if necessary.
 
     Args:
         limit: of compiling, and of waiting, in seconds.
@@ -221,7 +221,7 @@ def _processor() -> str:
 
 
 def _folders() -> list[Path]:
-    """The folders that may hold the kernel: the user's, then a private one for want of it."""
+    """The folders for the kernel: the user's cache, then a private one."""
     private = Path(tempfile.gettempdir()) / f"manifoldnet-{_user()}"
     try:
         return [cache_folder(), private]
@@ -230,7 +230,7 @@ def _folders() -> list[Path]:
 
 
 def _report(refused: Sequence[_FolderError], used: Path) -> None:
-    """Warn that another folder is used than the one named, or than one that is not safe."""
+    """Warn that the given folder, or an unsafe one, is not used."""
     if any(error.unsafe for error in refused) or (refused and os.environ.get("MANIFOLDNET_CACHE")):
         warnings.warn(
             f"{'; '.join(map(str, refused))}. The compiled kernel is in {used} instead: name a "
@@ -241,13 +241,13 @@ def _report(refused: Sequence[_FolderError], used: Path) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """_FolderError if others than this user, or root, can write to a folder, or have linked it."""
+    """Raise _FolderError if users other than this one and root can write to a folder or link."""
     for state in (folder.lstat(), folder.stat()):
         _check_owner(folder, state)
 
 
 def _check_owner(path: Path, state: os.stat_result) -> None:
-    """_FolderError if others than this user, or root, can write to a file or folder."""
+    """Raise _FolderError if users other than this one and root can write to a file or folder."""
     if not hasattr(os, "geteuid"):  # Windows, where a user's folders are the user's by default
         return
     if state.st_uid not in (os.geteuid(), 0):
@@ -268,7 +268,7 @@ def _candidates(folder: Path, key: str) -> list[Path]:
 
 
 def _is_good(path: Path, key: str) -> bool:
-    """Test of a file: whole, regular, and nobody else's."""
+    """Test whether a file is complete, regular, and owned by this user or root."""
     try:
         state = path.lstat()
         _check_owner(path, state)
@@ -328,7 +328,7 @@ def _build_in(folder: Path, key: str, limit: float, force: bool, anyway: bool) -
 
 
 def _compiler() -> list[str]:
-    """The command that compiles: CXX with its arguments, or the first that is there.
+    """The compiler command: CXX with its arguments, or the first compiler that is found.
 
     Raises:
         KernelError: if there is none, or CXX names none.
@@ -399,7 +399,7 @@ def _compile(compiler: Sequence[str], folder: Path, key: str, limit: float) -> P
 
 
 def _run(command: Sequence[str], limit: float) -> tuple[int | None, str]:
-    """The status of a command (None after `limit` seconds), and the last of what it complained of.
+    """The status of a command (None after `limit` seconds), and the end of its error output.
 
     Its children end with it: compilers have some.
     """
@@ -430,7 +430,7 @@ def _run(command: Sequence[str], limit: float) -> tuple[int | None, str]:
 
 
 def _check_note(note: Path, compiler: Sequence[str]) -> None:
-    """KernelError if this compiler has failed within a day."""
+    """Raise KernelError if this compiler has failed within a day."""
     try:
         failed = json.loads(note.read_text(encoding="utf-8"))
         age = time.time() - failed["time"]

@@ -37,9 +37,9 @@ import torch
 from torch import Tensor, nn
 
 from manifoldnet import rules
+from manifoldnet.declarations import declare_all
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.parameter import declare_all
 from manifoldnet.symmetry import Generator, ScalingGroup, Slice
 
 _Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)

@@ -1,12 +1,12 @@
-"""Declarations: saying that a weight lives on a manifold, and asking what was said.
+"""Declarations: weights of a model on manifolds.
 
-    layer.weight = ManifoldParameter(data, Oblique())     a new weight
-    declare(layer, "weight", Oblique(), project=True)     one that a layer already has
+    declare(layer, "weight", Oblique(), project=True)     one weight of a layer
     declare_all(model, rules.unit_norm("head"))           a whole network
+    layer.weight = ManifoldParameter(data, Oblique())     a new weight
 
-All three fill the registry of the module (`manifoldnet.registry`), and all questions
-(`manifolds`, `violations`, `verify`, `param_groups`) are answered from it. Data off the manifold
-is an error that says which slices, by how much, and what to call; nothing is moved silently.
+All three fill the registry of the module (`manifoldnet.registry`), from which `manifolds`,
+`violations`, `verify` and `param_groups` answer. Data off the manifold is an error that says which
+slices, by how much, and what to call; nothing is moved silently.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import geoopt
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -31,13 +30,14 @@ from manifoldnet.geometry import Euclidean, Manifold, from_geoopt, from_spec
 from manifoldnet.geometry.manifold import Spec
 from manifoldnet.registry import (
     Declarations,
+    check_module,
     declared_modules,
     declared_parameters,
+    is_geoopt,
     qualified,
 )
 
 __all__ = [
-    "ManifoldParameter",
     "NothingDeclaredWarning",
     "Rule",
     "declare",
@@ -54,62 +54,11 @@ __all__ = [
 ]
 
 Rule = Callable[[str, nn.Module, nn.Parameter], Manifold | None]
-"""Says where a parameter lives: (qualified name, module, parameter) -> manifold, None for free."""
-
-
-# geoopt carries no types, so its class is Any to the type checker.
-class ManifoldParameter(geoopt.ManifoldParameter):  # type: ignore[misc]
-    """A parameter on a manifold: a declaration that is made by assigning it to a module.
-
-    It is a `geoopt.ManifoldParameter`, so geoopt's optimizers take it as it is.
-
-    Args:
-        data: a point of `manifold`; shared, not copied, as in `torch.nn.Parameter`.
-        manifold: one of this library or of geoopt.
-        requires_grad: as in `torch.nn.Parameter`.
-
-    Raises:
-        ValueError: if the data cannot be a point of the manifold (order, type) or is off it; the
-            message says which slices, by how much, and what to call.
-    """
-
-    manifold: Manifold
-
-    def __new__(
-        cls, data: Tensor, manifold: Manifold, requires_grad: bool = True
-    ) -> ManifoldParameter:
-        """Check the point and make the parameter."""
-        manifold = from_geoopt(manifold)
-        if not isinstance(data, Tensor):
-            raise ValueError(f"data must be a tensor, not {type(data).__name__}")
-        if data.is_meta:
-            manifold.assert_check_point(data)
-        else:
-            manifold.assert_check_point_on_manifold(data)
-        return _trusted(data, manifold, requires_grad)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ManifoldParameter:
-        # Unlike geoopt's, without a check: weights that have drifted can be copied too.
-        if id(self) not in memo:
-            data = self.detach().clone(memory_format=torch.preserve_format)
-            memo[id(self)] = _trusted(data, self.manifold, self.requires_grad)
-        copied: ManifoldParameter = memo[id(self)]
-        return copied
-
-    def __reduce_ex__(self, proto: Any) -> Any:
-        return _trusted, (self.detach(), self.manifold, self.requires_grad)
-
-
-def _trusted(data: Tensor, manifold: Manifold, requires_grad: bool) -> ManifoldParameter:
-    """A ManifoldParameter of data that needs no check: a copy, or one read back from disk."""
-    registry.watch()
-    made = torch.Tensor._make_subclass(ManifoldParameter, data.detach(), requires_grad)
-    made.manifold = manifold
-    return made
+"""A rule for `declare_all`: (qualified name, module, parameter) -> manifold, or None if free."""
 
 
 def declare(module: nn.Module, name: str, manifold: Manifold, project: bool = False) -> None:
-    """Declare that a parameter which a module already has lives on a manifold.
+    """Declare that an existing parameter of a module lies on a manifold.
 
     The tensor keeps its identity: optimizers, ties and hooks that hold it stay valid.
 
@@ -120,6 +69,7 @@ def declare(module: nn.Module, name: str, manifold: Manifold, project: bool = Fa
         project: put the values on the manifold first.
 
     Raises:
+        TypeError: if `module` is no module, or `name` no string.
         ValueError: if there is no such parameter, its order or type does not fit, its values are
             off the manifold and `project` is False, a slice is zero or not finite, or the tensor
             is declared already, here or under another name, on a different manifold. Nothing
@@ -130,53 +80,62 @@ def declare(module: nn.Module, name: str, manifold: Manifold, project: bool = Fa
 
 
 def undeclare(module: nn.Module, name: str) -> None:
-    """Take a declaration back; the tensor stays, with its values and its identity.
+    """Remove a declaration; the tensor keeps its values and its identity.
 
-    A tied tensor may be called by any of its names, and is free under all of them afterwards.
+    A tied tensor is undeclared under all of its names, whichever is given.
 
     Raises:
+        TypeError: if `module` is no module, or `name` no string.
         ValueError: if there is no such declaration.
     """
     owner, local = _owner(module, name)
     declarations = Declarations.of(owner)
     if registry.is_shared(owner._parameters, local):
-        registry.refresh()  # the record of another of its names may have fallen behind
+        registry.refresh()  # the index entry of another of its names may be out of date
     parameter = owner._parameters.get(local)
     found = registry.records(parameter) if parameter is not None else []
     if declarations is not None and local in declarations.manifolds:
         found.append((declarations, local))
-    if not found and not isinstance(parameter, geoopt.ManifoldParameter):
+    of_geoopt = is_geoopt(parameter, "tensor", "ManifoldParameter")
+    if not found and not of_geoopt:
         known = [
             qualified(prefix, key)
             for prefix, _, declared in declared_modules(module)
             for key in declared.manifolds
         ]
         raise ValueError(f"{name} is not declared here (declared: {', '.join(known) or 'none'})")
-    if isinstance(parameter, geoopt.ManifoldParameter):
+    if parameter is not None and of_geoopt:
         # As a plain Parameter no optimizer will take it for a point of the manifold.
-        del parameter.manifold
+        del parameter.manifold  # type: ignore[attr-defined]
         parameter.__class__ = nn.Parameter
     for record, key in found:
         record.remove(key)
 
 
 def declare_all(model: nn.Module, rule: Rule, project: bool = False) -> dict[str, Manifold]:
-    """Declare a whole network by a rule, all of it or (on an error) nothing.
+    """Declare the weights of a network by a rule: all of them or, on an error, none.
 
     Args:
         model: the network.
-        rule: called with (qualified name, module, parameter) for every parameter, each name of a
-            tied one included; gives the manifold, or None to leave it free. See
-            `manifoldnet.rules` for the paper's.
+        rule: called with (qualified name, module, parameter) for every parameter, and for each
+            name of a tied one; returns the manifold, or None to leave it free. Those of the paper
+            are in `manifoldnet.rules`.
         project: put the values on their manifolds first.
 
     Returns:
-        What was declared, by qualified name.
+        The declared manifolds by qualified name.
 
     Raises:
+        TypeError: if `model` is no module, or `rule` no function.
         ValueError: as `declare`; if the rule names a layer that the model does not have; or if it
             declares nothing at all.
     """
+    check_module(model)
+    if not callable(rule):
+        raise TypeError(
+            "a rule is a function of (name, module, parameter), such as "
+            f"manifoldnet.rules.unit_norm(classifier=…), not {type(rule).__name__}"
+        )
     validate = getattr(rule, "validate", None)
     if validate is not None:
         validate(model)
@@ -194,16 +153,11 @@ def declare_all(model: nn.Module, rule: Rule, project: bool = False) -> dict[str
     return {name: manifold for name, _, _, manifold in plan}
 
 
-def _check_module(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"give the module that holds the weights, not a {type(model).__name__}")
-
-
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule that a qualified name leads to, and the rest of the name."""
-    _check_module(module)
+    """The submodule of a qualified name, and the last part of the name."""
+    check_module(module)
     if not isinstance(name, str):
-        raise ValueError(f"a parameter is named by a string such as 'fc.weight', not {name!r}")
+        raise TypeError(f"a parameter is named by a string such as 'fc.weight', not {name!r}")
     *path, local = name.split(".")
     try:
         return module.get_submodule(".".join(path)), local
@@ -232,7 +186,7 @@ def _declare(
     model: nn.Module, plan: list[tuple[str, nn.Module, str, Manifold]], project: bool
 ) -> None:
     """Check everything first, then write: values, then the registry, under all tied names."""
-    # A model is not searched for other names of a weight that cannot have any.
+    # A weight that cannot be tied has no other names, for which to search the model.
     alone = len(plan) == 1 and not registry.is_shared(plan[0][1]._parameters, plan[0][2])
     planned: dict[int, tuple[str, Manifold]] = {}
     values: list[tuple[Tensor, Tensor]] = []
@@ -274,7 +228,7 @@ def _declare(
 
 
 def manifolds(model: nn.Module) -> dict[str, Manifold]:
-    """What is declared in a model: {"hidden.weight": Oblique(dim=0, …), …}.
+    """The declared manifolds of a model: {"hidden.weight": Oblique(dim=0, …), …}.
 
     A tensor that several modules share appears once, under its first name.
 
@@ -285,7 +239,7 @@ def manifolds(model: nn.Module) -> dict[str, Manifold]:
 
 
 def violations(model: nn.Module) -> dict[str, float]:
-    """How far each declared weight is off its manifold: its worst slice, relative.
+    """Relative distance of each declared weight from its manifold, of its worst slice.
 
     0 is exact; ∞ marks a zero slice (where none is allowed) or values that are not finite.
     """
@@ -317,7 +271,7 @@ def verify(model: nn.Module, tol: float | None = None) -> None:
 
 
 def _trouble(name: str, manifold: Manifold, x: Tensor, tol: float | None = None) -> str | None:
-    """Why a tensor is no point of a manifold; None if it is one, or has no values (meta)."""
+    """The reason that a tensor is no point of a manifold; None if it is one, or has no values."""
     shape = manifold.explain_shape(x)
     if shape:
         return f"{name} cannot be a point of {manifold}: it {shape}"
@@ -326,7 +280,7 @@ def _trouble(name: str, manifold: Manifold, x: Tensor, tol: float | None = None)
 
 @torch.no_grad()
 def project_(model: nn.Module) -> None:
-    """Put every declared weight on its manifold, in place: after averaging weights, say.
+    """Project every declared weight onto its manifold, in place: after averaging weights, say.
 
     Raises:
         ValueError: if a slice is zero or not finite; nothing is changed then.
@@ -340,11 +294,11 @@ def project_(model: nn.Module) -> None:
 
 
 def spec(model: nn.Module) -> dict[str, Spec]:
-    """The declarations of a model in JSON's types: {"hidden.weight": Oblique().spec(), …}.
+    """The declarations of a model in JSON types: {"hidden.weight": Oblique().spec(), …}.
 
-    A checkpoint of weights says nothing of manifolds: save this beside it, and give it to
-    `declare_from` when the model was built anew. Names are those of the plain model, without what
-    torch's wrappers (compiled, distributed, checkpointed modules) put into them.
+    A checkpoint of weights does not contain them: save this beside it, and give it to
+    `declare_from` when the model has been built anew. Names are those of the plain model, without
+    the prefixes of torch's wrappers (compiled, distributed, checkpointed modules).
 
     Raises:
         RuntimeError: if a declared parameter is gone from its module.
@@ -359,23 +313,26 @@ def spec(model: nn.Module) -> dict[str, Spec]:
 def declare_from(
     model: nn.Module, spec: Mapping[str, Spec], project: bool = False
 ) -> dict[str, Manifold]:
-    """Declare what `spec` described, all of it or (on an error) nothing.
+    """Declare the weights of a model by its `spec`: all of them or, on an error, none.
 
     Args:
         model: a model with the parameters that were declared; torch's wrappers may differ.
-        spec: what `manifoldnet.spec` gave, as it is or through JSON.
+        spec: the result of `manifoldnet.spec`, as it is or through JSON.
         project: put the values on their manifolds first.
 
     Returns:
-        What was declared, by qualified name.
+        The declared manifolds by qualified name.
 
     Raises:
-        ValueError: as `declare`; if `spec` is no such description, or names a parameter that the
-            model does not have.
+        TypeError: if `model` is no module, or `spec` no dictionary.
+        ValueError: as `declare`; if a description is of no manifold, or names a parameter that
+            the model does not have.
     """
-    _check_module(model)
+    check_module(model)
     if not isinstance(spec, Mapping):
-        raise ValueError(f"spec must be what manifoldnet.spec gave, not a {type(spec).__name__}")
+        raise TypeError(
+            f"spec must be a dictionary, as manifoldnet.spec gives it, not {type(spec).__name__}"
+        )
     names = [
         qualified(prefix, local)
         for prefix, module in model.named_modules()
@@ -411,9 +368,9 @@ def load_state_dict(
 ) -> Any:
     """Load weights after checking that they lie on the model's manifolds.
 
-    Where modules convert what they load (hooks of `register_load_state_dict_pre_hook`, classes
-    with a `_load_from_state_dict` of their own), the converted values are checked. Then the model's
-    old values are kept until all is loaded, which takes their memory once more.
+    Where modules convert the values (hooks of `register_load_state_dict_pre_hook`, classes with a
+    `_load_from_state_dict` of their own), the converted values are checked. The model's old values
+    are then kept until all is loaded, which takes their memory once more.
 
     Args:
         model: the network, with its declarations.
@@ -423,13 +380,19 @@ def load_state_dict(
         assign: as in torch.
 
     Returns:
-        What torch's method returns: missing and unexpected keys.
+        Missing and unexpected keys, as torch's method.
 
     Raises:
+        TypeError: if `model` is no module, or `state` no dictionary.
         ValueError: if a declared weight in `state` has another shape or is off its manifold.
             Nothing has been loaded then.
     """
     declared = declared_parameters(model, tied=True)
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            "state must be a dictionary of tensors, as model.state_dict() gives it, "
+            f"not {type(state).__name__}"
+        )
     incoming = _Incoming(project, assign)
     if not any(_converts(module) for module in model.modules()):
         checked: dict[str, Any] = OrderedDict(state)
@@ -442,7 +405,7 @@ def load_state_dict(
     before = _Snapshot(model)
     on = {id(parameter): manifold for parameter, manifold in declared.values()}
     handles = [
-        # Behind all hooks that are there, so that it sees what will be loaded.
+        # After all existing hooks, so that it sees the values that will be loaded.
         module._register_load_state_dict_pre_hook(functools.partial(incoming.hook, module, on))
         for module in model.modules()
         if any(id(parameter) in on for parameter in module._parameters.values())
@@ -450,7 +413,7 @@ def load_state_dict(
     try:
         result = model.load_state_dict(state, strict=strict, assign=assign)
         incoming.refuse()
-        # A class that copies by itself has shown nothing to the hook.
+        # The hook sees nothing of a class that copies by itself.
         for name, (parameter, manifold) in declared_parameters(model, tied=True).items():
             if name not in incoming.seen and before.has_changed(parameter):
                 if project and not parameter.is_meta:
@@ -468,7 +431,7 @@ def load_state_dict(
 
 
 class _Incoming:
-    """Checks of the declared weights that a state brings, all of them before any is refused."""
+    """Checks of the declared weights in a state: all are made before an error is raised."""
 
     def __init__(self, project: bool, assign: bool) -> None:
         self.project, self.assign = project, assign
@@ -483,7 +446,7 @@ class _Incoming:
         prefix: str,
         *_: Any,
     ) -> None:
-        """Check what a module is about to load, as a pre-hook of torch."""
+        """Check the values that a module is about to load, as a pre-hook of torch."""
         for local, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in on:
                 self.check(state, prefix + local, parameter, on[id(parameter)])
@@ -491,10 +454,10 @@ class _Incoming:
     def check(
         self, state: dict[str, Any], name: str, parameter: nn.Parameter, manifold: Manifold
     ) -> None:
-        """Check one weight; put its projection into the state, if that was asked for."""
+        """Check one weight, or put its projection into the state."""
         value = state.get(name)
         if not isinstance(value, Tensor):
-            return  # missing, or what torch will refuse itself
+            return  # missing, or refused by torch itself
         self.seen.add(name)
         value = value.detach()
         if not self.assign:
@@ -523,9 +486,9 @@ class _Incoming:
 
 
 def _converts(module: nn.Module) -> bool:
-    """Test whether a module may turn what it loads into something else.
+    """Test whether a module may convert the values that it loads.
 
-    Of torch's own layers some fill in keys of old versions, of their own buffers only.
+    Layers of torch do not: some fill in keys of old versions, but only of their buffers.
     """
     if module._load_state_dict_pre_hooks:
         return True
@@ -534,7 +497,7 @@ def _converts(module: nn.Module) -> bool:
 
 
 class _Snapshot:
-    """The values of a model, and which tensors hold them."""
+    """The tensors of a model and their values, to be restored after an error."""
 
     def __init__(self, model: nn.Module) -> None:
         self._places: list[tuple[dict[str, Any], str, Tensor | None]] = []
@@ -578,27 +541,34 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """The parameter groups of a model for an optimizer: declared weights, and all others.
 
-    Weight decay is for the others only: on a norm-constrained weight it has no effect, and it
-    would break the invariance of the scaled metric. A model in which nothing is declared (its
-    declarations got lost, perhaps, when it was built anew) gets one group, and a warning.
+    Weight decay is for the others only: it has no effect on a norm-constrained weight, and breaks
+    the invariance of the scaled metric. A model without declarations (lost, perhaps, when it was
+    built anew) gives one group, and a warning.
 
     Args:
         model: the network.
-        names: give parameters with their names, by which checkpoints are matched; False for what
-            takes no named ones (torch's ZeroRedundancyOptimizer).
+        names: give parameters with their names, by which checkpoints are matched; False for
+            optimizers that take no named ones (torch's ZeroRedundancyOptimizer).
         declared: options for the group of declared weights only (`declared={"lr": 0.1}`).
         free: options for the group of all others only.
         options: options of the optimizer for both groups (`lr=…`, `weight_decay=…`).
 
     Returns:
-        One or two groups of parameters; `model_order` holds each one's place in
+        One or two groups of parameters; `model_order` is each one's index in
         `model.parameters()`, by which a checkpoint without names can be taken over.
 
     Raises:
+        TypeError: if `model` is no module, or `declared` or `free` no dictionary.
         ValueError: for an option that no optimizer of torch or of this library has; for weight
             decay asked for declared weights; if the model has no parameters.
     """
-    _check_module(model)
+    check_module(model)
+    for argument, given in (("declared", declared), ("free", free)):
+        if not isinstance(given, Mapping | None):
+            raise TypeError(
+                f"{argument} must be a dictionary of options, such as {{'lr': 0.1}}, "
+                f"not {type(given).__name__}"
+            )
     declared, free = dict(declared or {}), dict(free or {})
     for key in [*options, *declared, *free]:
         _check_option(key)
@@ -645,8 +615,8 @@ class NothingDeclaredWarning(UserWarning):
     """A model without declarations was given where they matter."""
 
 
-# Options of this library's optimizers beyond those of torch's, and what torch's schedulers and
-# logging tools keep in groups.
+# Options of this library's optimizers beyond those of torch, and entries that torch's schedulers
+# and logging tools keep in groups.
 _MORE_OPTIONS = frozenset({"error_if_nonfinite", "slice_scale", "initial_lr", "name"})
 
 
@@ -662,7 +632,7 @@ def _known_options() -> frozenset[str]:
 
 def _check_option(key: str) -> None:
     if key == "params":
-        raise ValueError("params is what this function finds: give options such as lr=0.1 only")
+        raise ValueError("params is found by this function: give options such as lr=0.1 only")
     known = _known_options()
     if key not in known:
         near = difflib.get_close_matches(str(key), known, n=1)
