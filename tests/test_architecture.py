@@ -43,8 +43,7 @@ ALLOWED = {
     "testing": LIGHT | {"hypothesis"},
     "interop": LIGHT | {"pymanopt"},
     "experiments": LIGHT
-    | {"datasets", "distributed", "geotorch", "matplotlib", "PIL", "pymanopt", "scipy", "sklearn"}
-    | {"tqdm"},
+    | {"datasets", "distributed", "matplotlib", "PIL", "scipy", "sklearn", "tqdm"},
     "cli": set(),
 }
 
@@ -61,8 +60,6 @@ REPORTS = (
     "experiments.scale_invariant.report",
     "experiments.scale_invariant.answers",
     "experiments.scale_invariant.grids",
-    "experiments.batch.report",
-    "experiments.benchmarks.report",
 )
 TRAINING = (
     "experiments.classification.run",
@@ -79,9 +76,6 @@ TRAINING = (
     "experiments.scale_invariant.run",
     "experiments.scale_invariant.times",
     "experiments.scale_invariant.stages",
-    "experiments.batch.contest",
-    "experiments.batch.rescaling",
-    "experiments.batch.overhead",
     "experiments.models",
     "interop",
     "optim",
