@@ -28,6 +28,7 @@ def test_trust_regions_do_not_see_the_scale_of_filters_under_the_scaled_metric()
     assert costs["b-sgd", "any"][-1] != pytest.approx(free[-1], rel=1e-2)
 
 
+@pytest.mark.thorough
 def test_a_contest_gives_the_course_of_every_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     solvers = batch_solvers.SOLVERS
     monkeypatch.setattr(batch_solvers, "SOLVERS", (*solvers[:5], *solvers[6:8]))

@@ -28,6 +28,7 @@ def test_networks_have_as_many_numbers_as_they_are_known_for() -> None:
 
 @pytest.mark.parametrize("optimizer", benchmarks.OPTIMIZERS)
 @pytest.mark.parametrize("manifold", benchmarks.MANIFOLDS)
+@pytest.mark.thorough
 def test_every_implementation_takes_a_step(
     manifold: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,7 @@ def test_implementations_share_the_memory_of_weights() -> None:
     assert addresses[0] == addresses[1]
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +87,7 @@ def test_a_run_goes_on_where_it_was_stopped(
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.thorough
 def test_the_report_is_that_of_the_committed_file(tmp_path: Path) -> None:
     (tmp_path / "benchmarks.csv").write_bytes((RESULTS / "benchmarks.csv").read_bytes())
     benchmarks.main(["--out", str(tmp_path)])

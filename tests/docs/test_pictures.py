@@ -46,6 +46,7 @@ def test_verdicts_are_those_of_the_paper() -> None:
     assert {row["yours"] for row in first + second} == {"ignores"}
 
 
+@pytest.mark.thorough
 def test_every_picture_is_drawn_and_kept(tmp_path: Path) -> None:
     pictures.main(tmp_path)
     drawn = sorted(path.name for path in tmp_path.glob("*.svg"))
