@@ -25,7 +25,11 @@ demo: $(INSTALLED) ## train a network on the digits with three updates and draw 
 	$(BIN)/manifoldnet compare --dataset digits --architecture arch2 --overwrite
 
 .PHONY: test
-test: lint types docs tests ## everything that decides whether a change is good
+test: lint types tests ## style, types, tests: minutes, without notebooks, site and browser
+	$(call step,all good)
+
+.PHONY: check
+check: test evidence ## `make test`, and all the rest
 	$(call step,all good)
 
 .PHONY: lint
@@ -40,11 +44,17 @@ types: $(INSTALLED) ## types (mypy)
 	$(BIN)/mypy
 
 # One thread a process: the processes share the machine already, and sums keep their order.
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+
 .PHONY: tests
-tests: $(INSTALLED) docs ## tests and README examples (pytest), and the site in a browser
+tests: $(INSTALLED) ## tests and README examples (pytest); each law on a few examples
 	$(call step,tests)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MANIFOLDNET_SITE=build/site \
-		$(BIN)/pytest -n $(JOBS) --dist worksteal --hypothesis-profile ci
+	$(PYTEST) -m "not thorough" --hypothesis-profile quick
+
+.PHONY: evidence
+evidence: $(INSTALLED) docs ## slow tests, each law on more examples, the site in a browser
+	$(call step,thorough tests)
+	MANIFOLDNET_SITE=build/site $(PYTEST) -m "thorough or hypothesis" --hypothesis-profile ci
 
 .PHONY: notebooks
 notebooks: $(INSTALLED) ## run the notebooks that changed, into docs/notebooks

@@ -27,10 +27,10 @@ def entries(site: Path) -> set[str]:
 
 
 def public_modules() -> Iterator[ModuleType]:
-    """Modules with no underscore in their names, but what only draws the site."""
+    """Modules with no underscore in their names."""
     yield manifoldnet
     for found in pkgutil.walk_packages(manifoldnet.__path__, "manifoldnet."):
-        if not re.search(r"\._|\.drawings\b", found.name):
+        if not re.search(r"\._", found.name):
             yield importlib.import_module(found.name)
 
 

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Declare a manifold parameter
 #
-# How a weight of an ordinary PyTorch model is put on a manifold, what the optimizer then does with
-# it, and what happens to the declaration when the model is copied, saved and loaded.
+# Declare a weight of an ordinary PyTorch model on a manifold, train the model, and copy, save and
+# load it.
 
 # %%
 import copy
@@ -57,8 +57,9 @@ assert torch.allclose(model[0].weight.norm(dim=1), torch.ones(32))
 # ## Train as before
 #
 # `RiemannianSGD` takes the arguments of `torch.optim.SGD`. The second network is the same one
-# without declarations, trained by torch's, at the same rate (so the errors are no comparison: a
-# rate means something else for each; [Table 2](../docs/results/table2.md) compares).
+# without declarations, trained by torch's optimizer at the same rate. Their errors are no
+# comparison, because a rate means something else for each; [Table 2](../docs/results/table2.md)
+# compares.
 
 
 # %%
@@ -126,8 +127,8 @@ mn.verify(twin)  # raises for what is off its manifold
 # ## A new weight, and a whole network
 #
 # `ManifoldParameter` declares a weight where it is made. `declare_all` declares a network by a
-# rule: here the scaled metric as the symmetry paper's Table 1 has it. Which layer classifies cannot
-# be guessed, so it is named.
+# rule, here the scaled metric as in the symmetry paper's Table 1. The rule takes the name of the
+# classifier, because the library cannot guess it.
 
 # %%
 layer = nn.Linear(64, 32)

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Why Euclidean SGD feels the parameterization
 #
-# One function, written with other weights, is trained differently by plain gradient descent. First
-# in a picture with two weights, then on a network; and what an update must look like that does not.
+# Plain gradient descent trains one function differently when it is written with other weights. This
+# notebook shows it with two weights, then on a network, together with an update that does not.
 
 # %%
 import matplotlib.pyplot as plt
@@ -87,9 +87,9 @@ for s in scales:
     assert np.allclose(scaled[s], scaled[1] * [s, 1 / s], rtol=1e-12)
 
 # %% [markdown]
-# Why: with a → sa, b → b/s the gradient by a shrinks by s while a grows by s. A Euclidean step is
-# then off by s². The scaled metric measures a step relative to its weight, so its gradient is
-# a²·∂L/∂a, which scales as a does.
+# The reason: with a → sa, b → b/s the gradient by a shrinks by s while a grows by s. A Euclidean
+# step is then off by s². The scaled metric measures a step relative to its weight, so its gradient
+# is a²·∂L/∂a, which scales as a does.
 #
 # ## A network
 #

@@ -81,7 +81,7 @@ assert outcome(test_loss_without_eps) == "passed"
 # %% [markdown]
 # ## The update
 #
-# Step and scale must be scale and step. The assertion takes any optimizer, as a function of the
+# A step must commute with the scaling. The assertion takes any optimizer, as a function of the
 # model; three steps bring momentum in. The model is declared for the first, and plain for the
 # second.
 
@@ -116,11 +116,11 @@ assert "factor 2" in failure
 # The failure names one filter of eight and the factor 2, which is what is left when everything that
 # does not matter has been taken away.
 #
-# ## How much
+# ## The error as a number
 #
-# Under the assertions is a number, `invariance_error.update`: by how much scale-and-step differs
-# from step-and-scale, relative to the step. Here one filter is scaled by a factor, for two
-# optimizers of torch and for the declared model:
+# The assertions compare a number with a tolerance. `invariance_error.update` is the difference
+# between scale-then-step and step-then-scale, relative to the step. Here one filter is scaled by a
+# factor, for two optimizers of torch and for the declared model:
 
 # %%
 factors = [10 ** (k / 4) for k in range(-12, 13) if k]

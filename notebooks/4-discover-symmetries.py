@@ -15,7 +15,7 @@ import manifoldnet as mn
 # %% [markdown]
 # ## A model that nobody has tabulated
 #
-# One head of attention, then a gated layer, then a classifier. Where are its symmetries?
+# One head of attention, then a gated layer, then a classifier:
 
 
 # %%
@@ -92,11 +92,11 @@ assert sizes[zero - 1] > 1e10 * sizes[zero]
 # The singular values leave no doubt about what is zero. `discover` does the same with batches for
 # models that couple samples, takes out the ε of normalization layers, and makes the basis sparse.
 #
-# ## Who respects them
+# ## Which optimizer respects them
 #
-# `explain` takes steps with random gradients that have the symmetry, and measures whether step and
-# scale is scale and step: B-SGD is plain SGD, SM the scaled metric where the group asks for it, UN
-# unit norms, and yours whatever you train with.
+# `explain` takes steps with random gradients that have the symmetry, and measures whether they
+# commute with the scaling. B-SGD is plain SGD, SM the scaled metric where the group asks for it, UN
+# unit norms, and `yours` the optimizer that you give.
 
 # %%
 table = mn.symmetry.explain(model, group.nontrivial, lambda m: torch.optim.AdamW(m.parameters()))

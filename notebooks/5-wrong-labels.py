@@ -2,8 +2,8 @@
 # # A scale-invariant classifier under wrong labels
 #
 # The classification stage of Tygert et al. in place of the last layer of a network, trained on
-# digits of which a growing share is labelled wrong, against multinomial logistic regression. And
-# how sure it is of what it says.
+# digits of which a growing share is labelled wrong, against multinomial logistic regression; then
+# its confidence.
 
 # %%
 import matplotlib.pyplot as plt
@@ -123,7 +123,7 @@ for i in (1, 2):
 # as `manifoldnet reproduce label-noise`
 # ([all of its experiments](../docs/api/scale_invariant.md)).
 #
-# ## Why one would expect it
+# ## The loss of a wrong label
 #
 # What an image costs, by whether its label is wrong: cross-entropy grows without bound where the
 # network is sure of the right class. The simplex loss ends at 4.
@@ -159,7 +159,7 @@ print({stage: round(value, 2) for stage, value in largest.items()})
 assert largest["simplex"] <= 4 < largest["logistic"]
 
 # %% [markdown]
-# ## How sure
+# ## Confidence
 #
 # `Confidence` turns cosines into probabilities by one number, fitted on the held-out images.
 # Whether these are true is another question, asked of the test images: of those that the stage is

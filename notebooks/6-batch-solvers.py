@@ -49,9 +49,9 @@ assert off < 1e-12
 # %% [markdown]
 # ## A network
 #
-# Linear, batch normalization of the whole batch, tanh, linear: smooth, so that Hessians are what
-# they seem. The loss does not see the length of a filter. One batch; from the start as it is, and
-# with each filter multiplied by a power of two up to 1024 or down to 1/1024.
+# Linear, batch normalization of the whole batch, tanh, linear: the network is smooth, so its loss
+# has a Hessian everywhere. The loss does not see the length of a filter. The solvers begin at one
+# start as it is, and with each filter multiplied by a power of two between 1/1024 and 1024.
 
 # %%
 batch, targets = images[:300], labels[:300]

@@ -62,8 +62,8 @@ display(Markdown(summary(records)))
 assert not any(record.result.diverged for record in records)
 
 # %% [markdown]
-# Two runs of each on small data: that the machinery works is what can be seen here, and not which
-# update is better. What a run leaves is a record, with the rate that it chose:
+# Two runs of each on small data show that the machinery works, not which update is better. Each run
+# leaves a record, with the rate that it chose:
 
 # %%
 for record in records:

@@ -1,13 +1,15 @@
-"""The notebooks as pages of the documentation, with what they print and draw.
+"""Run the notebooks, and write them as pages of the documentation.
 
     python notebooks/build.py           run those that changed, into docs/notebooks
     python notebooks/build.py --pair    write the .ipynb of each, from its .py
 
     notebooks/NAME.py  ->  a clean kernel  ->  docs/notebooks/NAME.md, NAME/1.png, …
 
-The .py is the source, and runs from top to bottom or not at all: a cell that raises, or writes to
-stderr (a warning), fails the build. A stamp in .cache/notebooks, over all that goes in and all that
-came out, says that a page is as it would be if it were made again.
+The .py is the source. A cell that raises, or writes to stderr (a warning), fails the build. A stamp
+in .cache/notebooks, over all that goes in and all that came out, says whether a page is current.
+
+mkdocs-jupyter is not used: its cache does not see that the package changed, it accepts warnings and
+pictures without words, and its pages load scripts from elsewhere.
 """
 
 import argparse
@@ -200,12 +202,16 @@ def render(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, b
     return "\n\n".join(blocks) + "\n", pictures
 
 
-async def build(project: Project, source: Path) -> None:
-    """Runs one notebook, and writes its page, pictures and stamp."""
-    name = source.stem
-    notebook = read(source)
-    await run(notebook, source.parent)
-    text, pictures = render(notebook, name)
+async def build(project: Project, source: Path) -> bool:
+    """Runs one notebook, and writes its page, pictures and stamp; or says why it failed."""
+    name, start = source.stem, time.perf_counter()
+    try:
+        notebook = read(source)
+        await run(notebook, source.parent)
+        text, pictures = render(notebook, name)
+    except NotebookError as error:
+        print(f"notebooks/{source.name}: {error}", file=sys.stderr, flush=True)
+        return False
     (project.pages / name).mkdir(parents=True, exist_ok=True)
     for old in project.made(name):
         old.unlink()
@@ -215,10 +221,12 @@ async def build(project: Project, source: Path) -> None:
     stamp = project.stamp_path(name)
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(project.stamp(source))
+    print(f"notebooks/{source.name}: {time.perf_counter() - start:.1f} s", flush=True)
+    return True
 
 
-async def build_all(project: Project, jobs: int) -> int:
-    """Builds what is not current, `jobs` at a time; how many of them failed."""
+async def build_all(project: Project, jobs: int) -> bool:
+    """Builds what is not current, `jobs` at a time; whether all of it went well."""
     names = {source.stem for source in project.sources}
     for path in project.pages.glob("*"):
         if path.stem not in names:  # of a notebook that is gone
@@ -230,16 +238,9 @@ async def build_all(project: Project, jobs: int) -> int:
 
     async def one(source: Path) -> bool:
         async with turn:
-            start = time.perf_counter()
-            try:
-                await build(project, source)
-            except NotebookError as error:
-                print(f"notebooks/{source.name}: {error}", file=sys.stderr, flush=True)
-                return False
-            print(f"notebooks/{source.name}: {time.perf_counter() - start:.1f} s", flush=True)
-            return True
+            return await build(project, source)
 
-    return (await asyncio.gather(*map(one, todo))).count(False)
+    return all(await asyncio.gather(*map(one, todo)))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -255,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
         for source in project.sources:
             source.with_suffix(".ipynb").write_text(paired(source), encoding="utf-8")
         return 0
-    return 1 if asyncio.run(build_all(project, options.jobs)) else 0
+    return 0 if asyncio.run(build_all(project, options.jobs)) else 1
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import hypothesis
 import pytest
 import torch
 
-# `dev` looks for new examples at every call; `ci` (what `make test` asks for) tries the same
-# ones each time, so that its verdict is about the change alone. Time limits say more about the
-# machine than about the code.
+# `dev` looks for new examples at every call. `ci` (`make check`) and `quick` (`make test`, fewer
+# of them) try the same ones each time, so that the verdict is about the change alone. Time limits
+# say more about the machine than about the code.
 hypothesis.settings.register_profile(
     "dev",
     deadline=None,
@@ -28,6 +28,9 @@ hypothesis.settings.register_profile(
     derandomize=True,
     database=None,
     print_blob=True,
+)
+hypothesis.settings.register_profile(
+    "quick", parent=hypothesis.settings.get_profile("ci"), max_examples=5
 )
 hypothesis.settings.load_profile("dev")
 
@@ -42,9 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        skip = pytest.mark.skip(reason="takes minutes: run it with --slow")
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(skip)
+    skip = pytest.mark.skip(reason="takes minutes: run it with --slow")
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(skip)
+        if {"site", "real_data"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.thorough)

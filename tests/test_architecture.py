@@ -45,8 +45,7 @@ ALLOWED = {
     "testing": LIGHT | {"hypothesis"},
     "interop": LIGHT | {"geoopt", "pymanopt"},
     "experiments": LIGHT
-    | {"datasets", "distributed", "geoopt", "geotorch", "matplotlib", "PIL", "pymanopt", "scipy"}
-    | {"sklearn", "tqdm"},
+    | {"datasets", "distributed", "geoopt", "matplotlib", "PIL", "scipy", "sklearn", "tqdm"},
     "cli": set(),
 }
 
@@ -63,8 +62,6 @@ REPORTS = (
     "experiments.papers.scale_invariant.report",
     "experiments.papers.scale_invariant.answers",
     "experiments.papers.scale_invariant.grids",
-    "experiments.batch.report",
-    "experiments.benchmarks.report",
 )
 TRAINING = (
     "experiments.papers.symmetry.run",
@@ -81,9 +78,6 @@ TRAINING = (
     "experiments.papers.scale_invariant.run",
     "experiments.papers.scale_invariant.times",
     "experiments.papers.scale_invariant.stages",
-    "experiments.batch.contest",
-    "experiments.batch.rescaling",
-    "experiments.batch.overhead",
     "experiments.papers.symmetry.networks",
     "interop",
     "optim",

@@ -73,6 +73,7 @@ def probe(module: str, folder: Path = ROOT) -> dict[str, list[str]]:
 
 # The command line must answer --help before anything heavy is loaded.
 @pytest.mark.parametrize("module", ["manifoldnet", "manifoldnet.cli", "manifoldnet.experiments"])
+@pytest.mark.thorough
 def test_import_is_light_and_changes_nothing(module: str) -> None:
     seen = probe(module)
     assert not HEAVY & set(seen["loaded"])
@@ -112,6 +113,7 @@ def test_only_a_manifold_parameter_loads_geoopt() -> None:
     assert result.stdout.strip() == ""
 
 
+@pytest.mark.thorough
 def test_the_probe_sees_effects(tmp_path: Path) -> None:
     (tmp_path / "effects.py").write_text(
         "import torch, hypothesis\n"
@@ -124,6 +126,7 @@ def test_the_probe_sees_effects(tmp_path: Path) -> None:
     assert seen["changed"] == ["default dtype", "torch's random state", "module hooks"]
 
 
+@pytest.mark.thorough
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
     result = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)

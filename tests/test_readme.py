@@ -2,7 +2,8 @@
 
 Every ```python block is run as it is written, the blocks of one page one after the other in one
 namespace. Every command of a ```console block (a line that begins with `$ `) is checked, not run:
-`manifoldnet …` parses, `make …` has its targets, `pip install …[extra]` has its extras. Output is
+`manifoldnet …` parses, `make …` has its targets, `python …` its script
+and options, `pip install …[extra]` its extras. Output is
 what stands in ```text blocks, and in a ```console block on lines that are no commands.
 """
 
@@ -103,6 +104,14 @@ def check(words: list[str]) -> None:
         missing = {a for a in arguments if "=" not in a} - targets
         if missing:
             raise ValueError(f"the Makefile has no target {sorted(missing)}")
+    elif program == "python" and arguments[0].endswith(".py"):
+        script = ROOT / arguments[0]
+        if not script.is_file():
+            raise ValueError(f"there is no script {arguments[0]}")
+        text = script.read_text(encoding="utf-8")
+        missing = {a for a in arguments if a.startswith("--") and f'"{a}"' not in text}
+        if missing:
+            raise ValueError(f"{arguments[0]} has no option {sorted(missing)}")
     elif program == "pip":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         for extras in re.findall(r"(?:manifoldnet|\.)\[(.*?)\]", " ".join(arguments)):
@@ -198,12 +207,14 @@ def test_commands_are_read_from_console_blocks() -> None:
         "manifoldnet train --no-such-option",
         "manifoldnet fly",
         "make coffee",
+        "python docs/nothing.py",
+        "python docs/benchmarks.py --fast",
         "pip install '.[spam]'",
         "pip install 'manifoldnet[docs,spam]'",
     ],
 )
 def test_a_wrong_command_is_seen(command: str) -> None:
-    with pytest.raises(ValueError, match=r"refuses|no target|no extra"):
+    with pytest.raises(ValueError, match=r"refuses|no (target|extra|script|option)"):
         check(shlex.split(command))
 
 
@@ -214,6 +225,7 @@ def test_a_wrong_command_is_seen(command: str) -> None:
         "manifoldnet compare --help",
         "make test",
         "make demo PYTHON=python3.12",
+        "python docs/benchmarks.py --threads 2",
         "pip install -e '.[experiments,dev]'",
         "git clone anything",
     ],

@@ -3,6 +3,8 @@
 A citation is a key in square brackets, `[badrinarayanan2015symmetry]`, in a page or in a docstring.
 It becomes a cross-reference to the heading of that name, which the bibliography's page makes where
 it says `<!-- references -->`; one that leads nowhere fails the strict build.
+
+mkdocs-bibtex reads the text of pages before docstrings are in it, so it has no citations of theirs.
 """
 
 import re

@@ -1,6 +1,7 @@
 r"""An extension of Python-Markdown: formulas of TeX as MathML, which browsers show without scripts.
 
 `$…$` stands in a line, `$$…$$` by itself. `\norm{x}` and `\inner{u}{v}` grow with what they hold.
+KaTeX would put a script, a style sheet and its fonts beside pages that load nothing from outside.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The command line: `manifoldnet train`, `compare`, `bench`, `symmetries`, `build-kernel`, ….
+"""The command line: `manifoldnet train`, `compare`, `symmetries`, `build-kernel`, ….
 
 It parses arguments and prints; the work is in `manifoldnet.experiments`.
 
@@ -14,7 +14,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from manifoldnet.cli.benchmarks import add_benchmarks
 from manifoldnet.cli.kernel import add_kernel
 from manifoldnet.cli.papers import add_papers
 from manifoldnet.cli.symmetries import add_symmetries
@@ -70,6 +69,5 @@ def _parser() -> argparse.ArgumentParser:
     add_training(commands)
     add_symmetries(commands)
     add_papers(commands)
-    add_benchmarks(commands)
     add_kernel(commands)
     return parser

@@ -196,6 +196,7 @@ def test_a_compiled_step() -> None:
     )
 
 
+@pytest.mark.thorough
 def test_nothing_is_hooked_before_the_first_declaration() -> None:
     code = (
         "import torch, manifoldnet as mn\n"

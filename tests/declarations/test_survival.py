@@ -429,6 +429,7 @@ def fresh_process(tmp_path_factory) -> tuple[dict[str, Any], list[Any]]:
     return json.loads(done.stdout), expected
 
 
+@pytest.mark.thorough
 def test_a_saved_module_is_read_in_a_fresh_process(fresh_process) -> None:
     found, expected = fresh_process
     for (spec, losses, kind), (spec_, losses_, kind_) in zip(

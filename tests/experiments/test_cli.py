@@ -148,6 +148,7 @@ def test_help_names_every_update(capsys):
     assert all(update.summary in out for update in UPDATES.values())
 
 
+@pytest.mark.thorough
 def test_the_command_line_loads_nothing_heavy_of_its_own():
     """Time to the first progress bar: what only data, training or pictures need waits for them."""
     code = (

@@ -17,6 +17,8 @@ from manifoldnet.experiments import ConfigError, MissingExtraError
 from manifoldnet.experiments.papers.symmetry.cells import AXES
 from manifoldnet.experiments.workers import cluster
 
+pytestmark = pytest.mark.thorough
+
 SHORT_OF_TIME = RUNS[:8]
 
 

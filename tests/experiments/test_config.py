@@ -101,6 +101,7 @@ def test_every_update_of_the_table_can_be_made(name):
         assert callable(getattr(rules, update.rule)(classifier="head", **update.options))
 
 
+@pytest.mark.thorough
 def test_the_identity_is_the_same_in_every_process():
     code = "from manifoldnet.experiments import TrainConfig as C; print(C(seed=3).identity())"
     found = {

@@ -13,6 +13,8 @@ from manifoldnet import cli
 from manifoldnet.experiments import TrainConfig, records, train
 from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = TrainConfig(train_size=200, epochs=40, update="un", momentum=0.5)
 ARGUMENTS = ["train", "--update", "un", "--train-size", "200", "--epochs", "40"]
 ARGUMENTS += ["--momentum", "0.5", "--quiet", "--out"]

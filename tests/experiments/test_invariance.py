@@ -33,6 +33,7 @@ def one(losses=(3.0, 2.0, 1.0), scaled=(3.0, 2.5, 0.5), update="sm", symmetry="p
     return Pair("arch1", symmetry, update, losses, scaled)
 
 
+@pytest.mark.thorough
 def test_the_scaled_metric_trains_a_rescaled_network_in_the_same_way_and_others_do_not(pairs):
     for pair in pairs:
         assert len(pair.losses) == 12
@@ -130,6 +131,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
         draw([one()], tmp_path / "picture.png")
 
 
+@pytest.mark.thorough
 def test_the_command_writes_both_files_and_says_what_came_out(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         invariance,

@@ -61,6 +61,7 @@ def test_a_pattern_stays_within_its_experiment():
         named(["arch1-2-un-exponential"], FIGURE3)
 
 
+@pytest.mark.thorough
 def test_the_command_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         "manifoldnet.cli.papers.configurations", lambda cells, n: configurations(cells, n, SHORT)

@@ -440,6 +440,7 @@ def small_preset(tmp_path, monkeypatch):
     datasets.enable_progress_bars()
 
 
+@pytest.mark.thorough
 def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
     command = ["reproduce", "segnet", "--repetitions", "1", *small_preset]
     assert cli.main([*command, "--updates", "un"]) == 0
@@ -472,6 +473,7 @@ def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
         assert float(row["mean_iou"]) == pytest.approx(by_update[row["update"]].mean_iou, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_the_command_passes_augmentation_on(small_preset, tmp_path, capsys):
     command = ["reproduce", "segnet", "--repetitions", "1", "--updates", "un", *small_preset]
     assert cli.main([*command, "--zoom", "1.5", "--gamma", "2", "--epochs", "1"]) == 0
@@ -481,6 +483,7 @@ def test_the_command_passes_augmentation_on(small_preset, tmp_path, capsys):
     assert "zoom is 0.5" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_folder_of_another_experiment_is_refused(small_preset, tmp_path, capsys, data):
     sweep_options = {"jobs": 1, "progress": False, "data_dir": tmp_path / "data"}
     sweep(EXPERIMENT, configurations(TINY, ["un"], 1), tmp_path / "out", **sweep_options)
@@ -490,6 +493,7 @@ def test_a_folder_of_another_experiment_is_refused(small_preset, tmp_path, capsy
     assert len(list((tmp_path / "out" / "records").iterdir())) == 1
 
 
+@pytest.mark.thorough
 def test_a_sweep_with_checkpoints_goes_on_inside_a_run(small_preset, tmp_path, monkeypatch):
     (config,) = configurations(dataclasses.replace(TINY, epochs=3), ["un"], 1)
     data = images.load(EXPERIMENT.source(config), tmp_path / "data")
@@ -594,6 +598,7 @@ def test_a_matrix_that_is_not_square_is_damage(tmp_path):
         write_scene_report(tmp_path)
 
 
+@pytest.mark.thorough
 def test_what_an_old_version_or_other_data_left_is_not_gone_on_with(small_preset, tmp_path):
     (config,) = configurations(dataclasses.replace(TINY, epochs=1), ["un"], 1)
     given = {"jobs": 1, "progress": False, "data_dir": tmp_path / "data", "checkpoints": True}
@@ -612,6 +617,7 @@ def test_what_an_old_version_or_other_data_left_is_not_gone_on_with(small_preset
     assert sweep(EXPERIMENT, [config], tmp_path / "out", **given) == [record]
 
 
+@pytest.mark.thorough
 def test_pictures_are_of_the_data_that_was_trained_on(small_preset, tmp_path, capsys):
     command = ["reproduce", "segnet", "--repetitions", "1", "--updates", "un", *small_preset]
     assert cli.main(command) == 0

@@ -12,6 +12,7 @@ from manifoldnet.experiments.papers.scale_invariant.run import Run
 MADE = {("rescaled", "128"): {1: 0.2, 2: 0.3}, ("logistic", ""): {1: 0.1, 2: 0.15}}
 
 
+@pytest.mark.thorough
 def test_every_stage_takes_its_turn_and_the_file_is_read_back(tmp_path, capsys, monkeypatch):
     assert times.TIMED.dataset == "mnist"
     monkeypatch.setattr(times, "TIMED", StageConfig(dataset="digits"))

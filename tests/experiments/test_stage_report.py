@@ -346,6 +346,7 @@ def some(tmp_path):
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_the_report_tells_of_all_there_is(some, capsys):
     report = write_stage_report(some)
     assert {path.name for path in report.files} == {
@@ -415,6 +416,7 @@ def table(text, heading):
     return [rows[0], *rows[2 : ends[1] - 1 if len(ends) > 1 else None]]
 
 
+@pytest.mark.thorough
 def test_the_report_begins_with_answers(some):
     overflown = record([math.nan], method="logistic", lr=0.1, outliers=0.3, diverged=True)
     overflown = dataclasses.replace(
@@ -448,6 +450,7 @@ def test_the_report_begins_with_answers(some):
     assert len(told) == 4
 
 
+@pytest.mark.thorough
 def test_outliers_have_an_answer_where_neither_overflows(some):
     for run in (
         rescaled(0.25, lr=0.1, outliers=0.3, train_size=100),
@@ -648,6 +651,7 @@ def test_a_sweep_is_of_one_set_of_images(some):
         write_stage_report(some)
 
 
+@pytest.mark.thorough
 def test_two_sweeps_of_corrupted_data_and_of_every_rate_keep_their_files(some):
     for name in ("label-noise", "stability"):
         (some / f"{name}-again" / "records").mkdir(parents=True)
@@ -668,6 +672,7 @@ def test_two_sweeps_of_corrupted_data_and_of_every_rate_keep_their_files(some):
     assert "Made with manifoldnet 0; torch 9." in report.text
 
 
+@pytest.mark.thorough
 def test_two_figures_of_one_kind_stand_beside_each_other(some):
     (some / "figure5-long" / "records").mkdir(parents=True)
     for h in (0.1, 0.2):

@@ -34,6 +34,7 @@ def test_a_second_call_does_what_is_missing(tmp_path):
     assert not third.calls
 
 
+@pytest.mark.thorough
 def test_processes_give_the_records_of_one_process(tmp_path, capfd):
     here = quiet(FEW, tmp_path / "here")
     there = sweep(EXPERIMENT, FEW, tmp_path / "there", jobs=2)

@@ -15,6 +15,8 @@ from sweeps import RUNS, content, quiet, without_clock
 
 from manifoldnet.experiments.workers import Processes
 
+pytestmark = pytest.mark.thorough
+
 ROOT = str(Path(__file__).parents[2])
 
 

@@ -289,6 +289,7 @@ def test_steps_do_not_drift_and_hand_no_error_on(make, shape):
         assert float(manifold.tangent_violation(x, v).max()) <= 2e-6
 
 
+@pytest.mark.thorough
 def test_an_optimum_on_stiefel_is_reached_and_its_checkpoint_loads():
     """geoopt's own test of Adam; in single precision its Cayley steps lose 1e-3 on the way."""
     torch.manual_seed(0)

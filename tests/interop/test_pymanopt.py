@@ -574,6 +574,7 @@ def test_a_layer_without_second_derivative_is_refused_by_trust_regions_alone():
     minimize(model, loss, "conjugate-gradient", max_iterations=2, **QUIET)
 
 
+@pytest.mark.thorough
 def test_float32_that_stalls_warns():
     model, images, labels = net()
     loss = lambda: cross_entropy(model(images), labels)  # noqa: E731

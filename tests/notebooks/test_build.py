@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from builder import SCRIPT, build
 
+pytestmark = pytest.mark.thorough
+
 # A cell that shows the smallest PNG there is.
 DRAW = """\
 from base64 import b64decode

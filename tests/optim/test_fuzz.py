@@ -9,12 +9,14 @@ import pytest
 
 @pytest.mark.parametrize("first", range(0, 300, 50))
 @np.errstate(all="ignore")
+@pytest.mark.thorough
 def test_all_paths_are_within_rounding_of_the_oracle(first: int) -> None:
     made, wrong = fuzz.search(first, 50)
     assert not wrong
     assert all(made[path] > 100 for path in fuzz.PATHS)
 
 
+@pytest.mark.thorough
 def test_the_oracle_sees_a_wrong_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A momentum that is off by a thousandth of a per cent."""
     true = fuzz.Configuration.optimizer

@@ -239,6 +239,7 @@ def test_a_step_waits_for_a_compiler_a_minute_at_most() -> None:
 _BUILD = "from manifoldnet.optim.native.build import build; print(build())"
 
 
+@pytest.mark.thorough
 def test_of_many_processes_one_compiles(world: World) -> None:
     # Left by one that was killed.
     leftover = world.cache / f"step-{kernel._key()}.abc.tmp"
@@ -432,6 +433,7 @@ print([w.category.__name__ for w in caught], caught[0].message, mn.violations(la
 
 
 @pytest.mark.parametrize("write", ["exit 1", 'echo junk > "$2"'])
+@pytest.mark.thorough
 def test_without_the_kernel_there_is_a_warning_and_a_step(world: World, write: str) -> None:
     world.compiler(write=write)
     environment = os.environ | {"TMPDIR": str(world.folder / "tmp"), "OMP_NUM_THREADS": "1"}

@@ -181,6 +181,7 @@ def _big() -> Iterator[tuple[mn.Manifold, tuple[int, ...]]]:
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam"])
 @pytest.mark.parametrize(("manifold", "shape"), list(_big()), ids=[name(*row) for row in _big()])
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.thorough
 def test_large_weights(
     manifold: mn.Manifold, shape: tuple[int, ...], kind: str, path: dict[str, bool], threads: int
 ) -> None:

@@ -134,6 +134,7 @@ def test_momentum_stays_tangent_in_float32(manifold: mn.Manifold) -> None:
 @pytest.mark.parametrize("lr", [1e-3, 1e12])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
 @pytest.mark.parametrize("retraction", ["projective", "geodesic"])
+@pytest.mark.thorough
 def test_rows_stay_on_the_manifold(
     lr: float, dtype: torch.dtype, limit: float, retraction: str
 ) -> None:
@@ -210,6 +211,7 @@ def test_additive_steps_grow_norms_as_computed_and_are_warned_of_in_time() -> No
     assert 1e9 < model.hidden.weight.norm(dim=1).max() < 1e18
 
 
+@pytest.mark.thorough
 def test_geodesic_steps_keep_norms() -> None:
     torch.manual_seed(0)
     model = BatchNormed("geodesic", torch.float32)

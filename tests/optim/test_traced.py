@@ -37,6 +37,7 @@ def _model() -> nn.Module:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("whole", [False, True], ids=["step", "training step"])
+@pytest.mark.thorough
 def test_one_graph_for_every_rate(case: str, whole: bool) -> None:
     make, options = CASES[case]
     ends = []

@@ -67,6 +67,7 @@ MANIFOLDS = [
     ],
 )
 @pytest.mark.parametrize("how", ["declared", "geoopt.ManifoldParameter"])
+@pytest.mark.thorough
 def test_our_optimizers_run_on_geoopts_manifolds_and_stay_on_them(
     base: Any, limit: float, make: Any, options: dict[str, Any], how: str
 ) -> None:

@@ -211,6 +211,7 @@ def test_large_groups_are_sampled_by_some_of_their_generators():
     assert 1 <= max(counts) <= 64
 
 
+@pytest.mark.thorough
 def test_failures_shrink_to_one_generator():
     model, batch = problem()
 

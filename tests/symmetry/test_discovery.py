@@ -698,6 +698,7 @@ def test_large_weights_do_not_make_an_activation_homogeneous(size):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", [nn.Tanh(), nn.Softplus(), nn.SiLU()])
 @pytest.mark.parametrize("size", [*SMALL, 1e-7, 1e-10, 1e-14])
+@pytest.mark.thorough
 def test_small_inputs_give_no_false_symmetry(activation, size, bias):
     model = nearly_linear(activation, bias=bias)
     said = "give larger inputs"

@@ -446,6 +446,7 @@ stages = st.tuples(
 @pytest.mark.parametrize("convolutional", [False, True])
 @settings(max_examples=7)
 @given(parts=st.lists(stages, min_size=1, max_size=2), seed=seeds)
+@pytest.mark.thorough
 def test_networks_put_together_at_random(convolutional, parts, seed):
     torch.manual_seed(seed)
     tracer = Tracer(2 if convolutional else INPUTS, convolutional)

@@ -478,6 +478,7 @@ def test_a_bias_without_a_gradient_makes_no_noise(dtype, bound):
     assert invariance_error.trajectory(model, element, entropy, [batch], sm, steps=5) < bound
 
 
+@pytest.mark.thorough
 def test_a_loss_that_goes_to_zero_makes_no_noise():
     # It is fitted to the last digit; the losses are then rounding, of 1e-31 or so, or zero.
     model = Line()

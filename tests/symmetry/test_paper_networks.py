@@ -222,6 +222,7 @@ def test_runs_of_plain_descent_differ_by_orders_of_magnitude(name):
 
 
 @BOTH_RETRACTIONS
+@pytest.mark.thorough
 def test_rows_of_w1_against_columns_of_w2(retraction):
     p = problem("Arch1-2").declared(retraction)
     others = rows_against_columns(p.model)
