@@ -25,7 +25,7 @@ import torch
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor, nn
 
-from manifoldnet.geometry import slices
+from manifoldnet.geometry import Slices
 from manifoldnet.interop.pymanopt_manifold import (
     Array,
     PymanoptManifold,
@@ -240,8 +240,10 @@ def _around(objective: Objective, generator: torch.Generator) -> Tensor:
     for (manifold, _), x in zip(
         objective.manifold.factors, objective.manifold.split(objective.start), strict=True
     ):
-        dim = manifold.dim if manifold.dim != "elements" else None
-        size = slices.norm(x, dim) / slices.size(x.shape, dim) ** 0.5
+        slices: Slices = getattr(manifold, "slices", Slices(None))
+        if slices.dim == "elements":
+            slices = Slices(None)
+        size = slices.norm(x) / slices.size(x.shape) ** 0.5
         random = torch.randn(x.shape, dtype=x.dtype, generator=generator)
         parts.append(torch.where(size > 0, size, 1.0) * random)
     return objective.manifold.join(parts)

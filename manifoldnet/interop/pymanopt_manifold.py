@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from typing import Any
 
-import geoopt
 import numpy as np
 import pymanopt
 import torch
-from geoopt.manifolds.stiefel import CanonicalStiefel
 from torch import Tensor
 
-from manifoldnet.geometry import (
-    Manifold,
-    Normalization,
-    Product,
-    Projective,
-    ScaledMetric,
-    from_geoopt,
-)
-from manifoldnet.geometry.from_geoopt import GeooptManifold, innermost
-from manifoldnet.geometry.to_geoopt import GeooptView
+from manifoldnet.geometry import Manifold, from_geoopt
+from manifoldnet.geometry.validation import raise_if
 
 __all__ = ["Array", "PymanoptManifold", "to_array", "to_pymanopt", "to_tensor"]
 
@@ -44,8 +32,8 @@ def to_pymanopt(
     Raises:
         ValueError: if no tensor of that shape is a point.
     """
-    manifold = _with_retraction(from_geoopt(manifold))
-    manifold.assert_check_point(torch.empty(shape, dtype=dtype, device="meta"))
+    manifold = from_geoopt(manifold).with_true_steps()
+    raise_if(manifold.validate(torch.empty(shape, dtype=dtype, device="meta")))
     return PymanoptManifold(manifold, tuple(shape), dtype)
 
 
@@ -60,7 +48,7 @@ class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[mi
     @property
     def typical_dist(self) -> float:
         """The radius of the region in which a solver may trust its model at most."""
-        return _typical(self.manifold, self.shape)
+        return self.manifold.typical_dist(self.shape)
 
     def inner_product(
         self, point: Array, tangent_vector_a: Array, tangent_vector_b: Array
@@ -142,59 +130,6 @@ class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[mi
 
     def _array(self, name: str, *arrays: Array) -> Array:
         return to_array(self._call(name, *arrays))
-
-
-def _with_retraction(manifold: Manifold) -> Manifold:
-    """The manifold, with a step that starts with the velocity asked for.
-
-    That of geoopt's canonical Stiefel manifold doubles what lies in the span of `x`, which a
-    second-order model does not survive: there it is the projection retraction instead.
-    """
-    if isinstance(manifold, Product):
-        return Product((_with_retraction(factor), shape) for factor, shape in manifold.factors)
-    base = innermost(manifold.base) if isinstance(manifold, GeooptManifold) else None
-    if isinstance(base, CanonicalStiefel):
-        manifold = copy.copy(manifold)
-        manifold._compose(retraction=Projective())
-    return manifold
-
-
-def _typical(manifold: Manifold, shape: tuple[int, ...]) -> float:
-    """π radii for each slice of a sphere (and of a cylinder), as pymanopt has it."""
-    if isinstance(manifold, Product):
-        return math.hypot(*(_typical(*factor) for factor in manifold.factors))
-    dimension = manifold.dimension(shape)
-    if isinstance(manifold, GeooptManifold):
-        return _typical_of_geoopt(manifold.base, shape, dimension)
-    if isinstance(manifold.projection, Normalization):
-        count = math.prod(shape) - dimension
-        return math.pi * manifold.projection.radius * math.sqrt(count)
-    if isinstance(manifold.metric, ScaledMetric):
-        count = shape[manifold.dim] if isinstance(manifold.dim, int) else 1
-        return math.pi * math.sqrt(count)
-    return math.sqrt(dimension)
-
-
-def _typical_of_geoopt(base: Any, shape: tuple[int, ...], dimension: int) -> float:
-    """The same for one of geoopt's, whose leading dimensions are a batch."""
-    if isinstance(base, geoopt.Scaled):
-        return float(base.scale) * _typical_of_geoopt(base.base, shape, dimension)
-    if isinstance(base, Manifold):
-        return _typical(base, shape)
-    count = math.prod(shape[: len(shape) - base.ndim])
-    if isinstance(base, GeooptView):
-        return math.sqrt(count) * _typical(base.manifold, base.shape)
-    if isinstance(base, geoopt.ProductManifold):
-        parts = zip(base.manifolds, base.shapes, strict=True)
-        each = (_typical(from_geoopt(part), tuple(size)) for part, size in parts)
-        return math.sqrt(count) * math.hypot(*each)
-    if isinstance(base, geoopt.Sphere):
-        return math.pi * math.sqrt(count)
-    if isinstance(base, geoopt.Stereographic) and float(base.k) > 0:
-        return math.pi * math.sqrt(count / float(base.k))
-    if isinstance(base, geoopt.Stiefel):
-        return math.sqrt(count * shape[-1])
-    return math.sqrt(dimension)
 
 
 def to_tensor(array: Array) -> Tensor:

@@ -12,20 +12,18 @@ from functools import cache
 
 from manifoldnet.geometry import (
     Additive,
-    CylinderGeodesics,
-    EuclideanMetric,
     Geodesic,
     Manifold,
-    NoProjection,
-    Normalization,
+    Oblique,
     Projective,
-    Retraction,
-    ScaledMetric,
-    SphereGeodesics,
+    ScaledEuclidean,
 )
 from manifoldnet.geometry.slices import Dim
 
 __all__ = ["Kind", "kind_of"]
+
+
+_WAYS = (Additive, Projective, Geodesic)
 
 
 @dataclass(frozen=True)
@@ -46,17 +44,18 @@ class Kind:
 @cache
 def kind_of(manifold: Manifold) -> Kind | None:
     """What the fast paths know of a manifold; None if nothing."""
-    radius: float | None
-    metric, projection, geodesics = manifold.metric, manifold.projection, manifold.geodesics
-    match metric, projection, geodesics:
-        case EuclideanMetric(dim), Normalization(dim_, radius), SphereGeodesics(dim__, radius_):
-            ways: tuple[type[Retraction], ...] = (Projective, Geodesic)
-            alike = dim == dim_ == dim__ and radius == radius_
-        case ScaledMetric(dim), NoProjection(dim_), CylinderGeodesics(dim__):
-            ways, radius = (Additive, Geodesic), None
-            alike = dim == dim_ == dim__
-        case _:
-            return None
-    if not alike or type(manifold.retraction) not in ways:
+    if not manifold.parts:
         return None
-    return Kind(dim, radius, manifold.retraction.name)
+    dim, retraction = manifold.slices.dim, manifold.retraction
+    if dim == "elements" or type(retraction) not in _WAYS:
+        return None
+    radius: float | None = getattr(manifold.projection, "radius", None)
+    known = Oblique(dim, radius) if radius else ScaledEuclidean(dim)
+    # The retraction stands aside: each of these has two.
+    if (manifold.metric, manifold.projection, manifold.geodesics) != (
+        known.metric,
+        known.projection,
+        known.geodesics,
+    ) or type(retraction) is (Additive if radius else Projective):
+        return None
+    return Kind(dim, radius, retraction.name)

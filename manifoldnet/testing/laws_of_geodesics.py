@@ -176,4 +176,4 @@ class GeodesicLaws(Laws):
 
     def _differential(self, x: Tensor, g: Tensor) -> float:
         """The length of a differential, what is normal to the manifold included."""
-        return float(self.manifold.norm(x, self.manifold.metric.sharp(x, g)))
+        return float(self.manifold.norm(x, self.manifold.sharp(x, g)))

@@ -159,6 +159,6 @@ class MetricLaws(Laws):
         m, x, g = self.manifold, self.point(seed), self.ambient(seed + 1)
         gradient = m.egrad2rgrad(x, g)
         # Relative to what was projected, as above.
-        whole = m.norm(x, m.metric.sharp(x, g))
+        whole = m.norm(x, m.sharp(x, g))
         off = m.norm(x, m.proju(x, gradient) - gradient) / whole
         self.at_most(off, self.roundings(_MANY), "proju(x, gradient) − gradient, relative,")

@@ -55,7 +55,7 @@ class PointLaws(Laws):
             x = m.projx(self.ambient(seed).to(dtype))
             self.holds(m.check_point(x), f"check_point refuses projx(z) in {dtype}")
             on = m.check_point_on_manifold(x)
-            self.holds(on, f"check_point_on_manifold refuses projx(z) in {dtype}: {m.explain(x)}")
+            self.holds(on, f"check_point_on_manifold refuses projx(z) in {dtype}: {m.validate(x)}")
             m.assert_check_point_on_manifold(x)
 
     @law(seed=seeds())

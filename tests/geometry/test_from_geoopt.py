@@ -8,7 +8,15 @@ import torch
 from cases import source
 
 import manifoldnet as mn
-from manifoldnet.geometry import Euclidean, Manifold, Oblique, Product, from_geoopt, from_spec
+from manifoldnet.geometry import (
+    Euclidean,
+    Manifold,
+    NotTangentError,
+    Oblique,
+    Product,
+    from_geoopt,
+    from_spec,
+)
 from manifoldnet.testing import MetricLaws, ValueLaws
 
 # A manifold, a shape, and whether geoopt has its logarithm and distance.
@@ -200,7 +208,7 @@ def test_learnable_manifolds_are_refused(make):
 
 @pytest.mark.parametrize("other", [None, 3, "Sphere", torch.nn.Linear(2, 2), geoopt.Sphere])
 def test_what_is_no_manifold_is_refused(other):
-    with pytest.raises(ValueError, match="is not a manifold"):
+    with pytest.raises(TypeError, match="is not a manifold"):
         from_geoopt(other)
 
 
@@ -333,26 +341,28 @@ def test_the_entry_of_the_batch_is_named():
     sphere = from_geoopt(geoopt.Sphere())
     x = sphere.random(5, 4)
     x[3] *= 2
-    with pytest.raises(ValueError, match="1 of 5 slices are off, the worst is row 3 with norm 2,"):
-        sphere.assert_check_point_on_manifold(x)
+    error = sphere.validate(x)
+    assert (error.slices, error.count, error.total) == (("row 3",), 1, 5)
+    assert "1 of 5 slices are off, the worst is row 3 with norm 2," in str(error)
     x[1, 2] = float("nan")
-    with pytest.raises(ValueError, match=r"1 of 5 slices cannot be on .* row 1, which is not fin"):
-        sphere.assert_check_point_on_manifold(x)
+    assert sphere.validate(x).slices == ("row 1",)
     stiefel = from_geoopt(geoopt.Scaled(geoopt.Stiefel(), 2.0))
     x = stiefel.random(2, 3, 5, 2)
     x[1, 2] *= 2
-    with pytest.raises(
-        ValueError, match=r"1 of 6 slices are off, the worst is batch entry \(1, 2\)"
-    ):
-        stiefel.assert_check_point_on_manifold(x)
-    with pytest.raises(ValueError, match="1 of 1 slices are off, the worst is the whole tensor"):
-        stiefel.assert_check_point_on_manifold(x[1, 2])
+    error = stiefel.validate(x)
+    assert (error.slices, error.total) == (("batch entry (1, 2)",), 6)
+    assert stiefel.validate(x[1, 2]).slices == ("the whole tensor",)
     normal = torch.zeros_like(x[0])
     normal[1] = x[0, 1]
-    with pytest.raises(
-        ValueError, match="1 of 3 slices are off, the worst is batch entry 1, of wh"
-    ):
-        stiefel.assert_check_vector_on_tangent(x[0], normal)
+    error = stiefel.validate_tangent(x[0], normal)
+    assert (type(error), error.slices, error.total) == (NotTangentError, ("batch entry 1",), 3)
+
+
+@pytest.mark.parametrize("base", [geoopt.Sphere(), geoopt.Stiefel()])
+def test_a_manifold_of_geoopt_has_no_dim(base):
+    """Its slices are the entries of a batch, however many dimensions that has."""
+    assert not hasattr(from_geoopt(base), "dim")
+    assert from_geoopt(base).parts == ()
 
 
 def test_the_factor_of_a_product_is_named():

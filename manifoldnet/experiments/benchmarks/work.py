@@ -75,7 +75,7 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
     }
     if isinstance(manifold, mn.Oblique):
         makers["weight_norm"] = lambda: _parametrized(cell, weights, gradients, _weight_norm)
-        if manifold.dim == 0:
+        if manifold.slices.dim == 0:
             makers["geotorch"] = lambda: _geotorch(cell, weights, gradients)
     if cell.shapes in shapes.GROWTH:
         return {name: makers[name] for name in _WHO_GROWS}
@@ -114,7 +114,7 @@ def _geoopt(cell: Cell, weights: list[Tensor], gradients: list[Tensor]) -> Step:
         elif isinstance(manifold, mn.ScaledEuclidean):
             p = mn.ManifoldParameter(w, manifold)
         else:
-            w, g = _rows(w, manifold.dim), _rows(g, manifold.dim)
+            w, g = _rows(w, manifold.slices.dim), _rows(g, manifold.slices.dim)
             p = geoopt.ManifoldParameter(w, manifold=geoopt.Sphere())
         p.grad = g
         parameters.append(p)
@@ -166,5 +166,5 @@ def _geotorch(cell: Cell, weights: list[Tensor], gradients: list[Tensor]) -> Ste
 
 
 def _weight_norm(module: nn.Module, manifold: Manifold) -> None:
-    assert isinstance(manifold.dim, int)
-    parametrizations.weight_norm(module, dim=manifold.dim)
+    assert isinstance(manifold.slices.dim, int)
+    parametrizations.weight_norm(module, dim=manifold.slices.dim)

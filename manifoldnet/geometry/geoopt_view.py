@@ -1,15 +1,9 @@
-"""A manifold of this library as a module of geoopt, for what keeps its manifolds as modules.
-
-    torus = geoopt.ProductManifold((to_geoopt(Oblique(), (5, 4)), (5, 4)), (geoopt.Sphere(), 3))
-
-Most code written for geoopt takes `Oblique()` as it is: its optimizers, its `ManifoldParameter`,
-`geoopt.Scaled`. `geoopt.ProductManifold` registers its factors as submodules, which a plain value
-is not. The view also knows the shape of one point, so that more dimensions are a batch, as
-everywhere in geoopt.
-"""
+"""A manifold of this library as a module of geoopt: the result of `to_geoopt`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import geoopt
@@ -17,21 +11,19 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry.manifold import Manifold
+from manifoldnet.geometry.validation import raise_if
 
-__all__ = ["GeooptView", "to_geoopt"]
+__all__ = ["GeooptView"]
 
 
-def to_geoopt(manifold: Manifold, shape: int | tuple[int, ...]) -> GeooptView:
-    """A manifold of this library as one of geoopt's.
+def _each(name: str) -> Callable[..., Any]:
+    """A method whose result is that of the manifold's for each point of a batch."""
 
-    Args:
-        manifold: any.
-        shape: of one of its points.
+    @wraps(getattr(Manifold, name))
+    def method(self: GeooptView, *tensors: Tensor, keepdim: bool = False) -> Any:
+        return self.each(name, *tensors, **({"keepdim": True} if keepdim else {}))
 
-    Raises:
-        ValueError: if no tensor of that shape is a point.
-    """
-    return GeooptView(manifold, (shape,) if isinstance(shape, int) else tuple(shape))
+    return method
 
 
 # geoopt carries no types, so its classes are Any to the type checker.
@@ -42,9 +34,12 @@ class GeooptView(geoopt.manifolds.base.Manifold):  # type: ignore[misc]
     has one number for each point where `manifold` has one for the parameter.
     """
 
+    #: The module that stands for this class in specs.
+    spec_module = "manifoldnet.geometry.to_geoopt"
+
     def __init__(self, manifold: Manifold, shape: tuple[int, ...]) -> None:
         super().__init__()
-        manifold.assert_check_point(torch.empty(shape, dtype=torch.double, device="meta"))
+        raise_if(manifold.validate(torch.empty(shape, dtype=torch.double, device="meta")))
         self.manifold, self.shape = manifold, shape
         self.name, self.ndim, self.reversible = manifold.name, len(shape), manifold.reversible
 
@@ -105,51 +100,17 @@ class GeooptView(geoopt.manifolds.base.Manifold):  # type: ignore[misc]
         """⟨u, v⟩ₓ of each slice, in a shape that broadcasts against `x`."""
         return self.each("component_inner", x, u, u if v is None else v)
 
-    def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        """The distance of each two points."""
-        return self.each("dist", x, y, keepdim=keepdim)
-
-    def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        """The squared distance of each two points."""
-        return self.each("dist2", x, y, keepdim=keepdim)
-
-    def projx(self, x: Tensor) -> Tensor:
-        """The nearest points."""
-        return self.each("projx", x)
-
-    def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        """The nearest tangent vectors."""
-        return self.each("proju", x, u)
-
-    def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
-        """The Riemannian gradients."""
-        return self.each("egrad2rgrad", x, u)
-
-    def retr(self, x: Tensor, u: Tensor) -> Tensor:
-        """The ends of steps by the manifold's retraction."""
-        return self.each("retr", x, u)
-
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        """The ends of geodesics."""
-        return self.each("expmap", x, u)
-
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """The shortest velocities from `x` to `y`."""
-        return self.each("logmap", x, y)
-
-    def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport along the shortest geodesics."""
-        return self.each("transp", x, y, v)
-
-    def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The ends of steps, and vectors carried along."""
-        y, carried = self.each("retr_transp", x, u, v)
-        return y, carried
-
-    def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The ends of geodesics, and vectors transported in parallel along them."""
-        y, carried = self.each("expmap_transp", x, u, v)
-        return y, carried
+    dist = _each("dist")
+    dist2 = _each("dist2")
+    projx = _each("projx")
+    proju = _each("proju")
+    egrad2rgrad = _each("egrad2rgrad")
+    retr = _each("retr")
+    expmap = _each("expmap")
+    logmap = _each("logmap")
+    transp = _each("transp")
+    retr_transp = _each("retr_transp")
+    expmap_transp = _each("expmap_transp")
 
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Vectors carried along steps."""
