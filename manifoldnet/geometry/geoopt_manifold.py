@@ -149,12 +149,11 @@ class GeooptManifold(Manifold):
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
         """The exponential map."""
-        y = self.base.expmap(*promote(x, u))
-        return _each(partial(_settled, "expmap"), self.base, y).to(x.dtype)
+        return self._point("expmap", x, u)
 
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The exponential map, and parallel transport along it."""
-        return self._settle_pair("expmap", x, u, v)
+        return self._point_and_vector("expmap", x, u, v)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
         """The logarithm."""
@@ -173,18 +172,21 @@ class GeooptManifold(Manifold):
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """The retraction."""
-        if self.parts:
-            return super().retr(x, u)
-        y = self.base.retr(*promote(x, u))
-        return _each(partial(_settled, "retr"), self.base, y).to(x.dtype)
+        return super().retr(x, u) if self.parts else self._point("retr", x, u)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The retraction, and `v` transported along the step."""
         if self.parts:
             return super().retr_transp(x, u, v)
-        return self._settle_pair("retr", x, u, v)
+        return self._point_and_vector("retr", x, u, v)
 
-    def _settle_pair(self, formula: str, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _point(self, formula: str, x: Tensor, u: Tensor) -> Tensor:
+        y = getattr(self.base, formula)(*promote(x, u))
+        return _each(partial(_settled, formula), self.base, y).to(x.dtype)
+
+    def _point_and_vector(
+        self, formula: str, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
         y, transported = getattr(self.base, f"{formula}_transp")(*promote(x, u, v))
         y = _each(partial(_settled, formula), self.base, y)
         return y.to(x.dtype), _each(_transported, self.base, y, transported).to(v.dtype)

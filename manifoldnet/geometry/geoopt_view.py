@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterable
+from functools import partial, wraps
 from typing import Any
 
 import geoopt
@@ -20,10 +20,17 @@ def _each(name: str) -> Callable[..., Any]:
     """A method whose result is that of the manifold's for each point of a batch."""
 
     @wraps(getattr(Manifold, name))
-    def method(self: GeooptView, *tensors: Tensor, keepdim: bool = False) -> Any:
-        return self.each(name, *tensors, **({"keepdim": True} if keepdim else {}))
+    def method(self: GeooptView, *tensors: Tensor | None, **options: Any) -> Any:
+        vectors = (*tensors, options.pop("v", None))
+        return self.each(name, *(v for v in vectors if v is not None), **options)
 
     return method
+
+
+def _first(errors: Iterable[Exception | None]) -> tuple[bool, str | None]:
+    """geoopt's answer for the points of a batch: True, or the first reason."""
+    found = next((error for error in errors if error is not None), None)
+    return found is None, None if found is None else str(found)
 
 
 # geoopt carries no types, so its classes are Any to the type checker.
@@ -55,21 +62,14 @@ class GeooptView(geoopt.manifolds.base.Manifold):  # type: ignore[misc]
     def _check_point_on_manifold(
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
-        for point in self._points(x):
-            ok, reason = self.manifold._check_point_on_manifold(point, atol=atol, rtol=rtol)
-            if not ok:
-                return ok, reason
-        return True, None
+        return _first(self.manifold.validate(p, tol=atol + rtol) for p in self._points(x))
 
     def _check_vector_on_tangent(
         self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
-        x, u = torch.broadcast_tensors(x, u)
-        for point, vector in zip(self._points(x), self._points(u), strict=True):
-            ok, reason = self.manifold._check_vector_on_tangent(point, vector, atol=atol, rtol=rtol)
-            if not ok:
-                return ok, reason
-        return True, None
+        pairs = zip(*map(self._points, torch.broadcast_tensors(x, u)), strict=True)
+        validate = partial(self.manifold.validate_tangent, tol=atol + rtol, ok_point=True)
+        return _first(validate(point, vector) for point, vector in pairs)
 
     def _points(self, x: Tensor) -> Tensor:
         return x.reshape(-1, *self.shape)
@@ -86,20 +86,9 @@ class GeooptView(geoopt.manifolds.base.Manifold):  # type: ignore[misc]
             call = torch.func.vmap(call)
         return call(*tensors)
 
-    def inner(
-        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
-    ) -> Tensor:
-        """⟨u, v⟩ₓ of each point."""
-        return self.each("inner", x, u, u if v is None else v, keepdim=keepdim)
-
-    def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
-        """√⟨u, u⟩ₓ of each point."""
-        return self.each("norm", x, u, keepdim=keepdim)
-
-    def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """⟨u, v⟩ₓ of each slice, in a shape that broadcasts against `x`."""
-        return self.each("component_inner", x, u, u if v is None else v)
-
+    inner = _each("inner")
+    norm = _each("norm")
+    component_inner = _each("component_inner")
     dist = _each("dist")
     dist2 = _each("dist2")
     projx = _each("projx")
@@ -113,7 +102,7 @@ class GeooptView(geoopt.manifolds.base.Manifold):  # type: ignore[misc]
     expmap_transp = _each("expmap_transp")
 
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Vectors carried along steps."""
+        """Vectors transported along steps."""
         return self.retr_transp(x, u, v)[1]
 
     def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

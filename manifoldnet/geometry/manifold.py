@@ -94,14 +94,8 @@ class Manifold(GeooptVocabulary):
         geodesics: Geodesics,
         **fields: Any,
     ) -> None:
-        vars(self).update(
-            slices=slices,
-            metric=metric,
-            projection=projection,
-            retraction=retraction,
-            geodesics=geodesics,
-            **fields,
-        )
+        parts = {"metric": metric, "projection": projection, "retraction": retraction}
+        vars(self).update(slices=slices, geodesics=geodesics, **parts, **fields)
 
     @property
     def parts(self) -> tuple[Metric | Projection | Retraction | Geodesics, ...]:

@@ -177,14 +177,7 @@ class Product(Manifold):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """A random point: one of each factor.
-
-        Args:
-            size: nothing, or the size that a point has.
-            dtype: as in `torch.randn`.
-            device: as in `torch.randn`.
-            generator: the source of randomness; torch's default one if left out.
-        """
+        """A random point, one of each factor; `size` is nothing, or that of a point."""
         if size not in ((), (self.size,), ((self.size,),)):
             raise ValueError(f"a point of this product has size {self.size}, not {size}")
         given: dict[str, Any] = {"dtype": dtype, "device": device, "generator": generator}

@@ -23,9 +23,6 @@ from manifoldnet.geometry.slices import Dim
 __all__ = ["Kind", "kind_of"]
 
 
-_WAYS = (Additive, Projective, Geodesic)
-
-
 @dataclass(frozen=True)
 class Kind:
     """A manifold to the fast paths.
@@ -44,18 +41,14 @@ class Kind:
 @cache
 def kind_of(manifold: Manifold) -> Kind | None:
     """What the fast paths know of a manifold; None if nothing."""
-    if not manifold.parts:
+    if not manifold.parts or manifold.slices.dim == "elements":
         return None
     dim, retraction = manifold.slices.dim, manifold.retraction
-    if dim == "elements" or type(retraction) not in _WAYS:
-        return None
     radius: float | None = getattr(manifold.projection, "radius", None)
-    known = Oblique(dim, radius) if radius else ScaledEuclidean(dim)
-    # The retraction stands aside: each of these has two.
-    if (manifold.metric, manifold.projection, manifold.geodesics) != (
-        known.metric,
-        known.projection,
-        known.geodesics,
-    ) or type(retraction) is (Additive if radius else Projective):
-        return None
-    return Kind(dim, radius, retraction.name)
+    ours = ScaledEuclidean(dim) if radius is None else Oblique(dim, radius)
+    ways = (Additive if radius is None else Projective, Geodesic)
+    alike = all(
+        getattr(manifold, part) == getattr(ours, part)
+        for part in ("metric", "projection", "geodesics")
+    )
+    return Kind(dim, radius, retraction.name) if alike and type(retraction) in ways else None
