@@ -30,13 +30,7 @@ class GeooptVocabulary(Validated):
     """Methods that geoopt's code calls on a manifold, made of `validate` and `random`."""
 
     @abstractmethod
-    def random(
-        self,
-        *size: int | tuple[int, ...],
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def random(self, *size: Any, **options: Any) -> Tensor:
         """A random point."""
 
     # How results and arguments grow with the unit of length, for `geoopt.Scaled`.
@@ -70,11 +64,7 @@ class GeooptVocabulary(Validated):
     ) -> Tensor:
         """One point of this shape, always the same: `random` at a seed.
 
-        Args:
-            size: the shape, as numbers or as one tuple.
-            dtype: as in `torch.randn`.
-            device: as in `torch.randn`.
-            seed: of the point; None takes one by torch's default generator.
+        With `seed=None` torch's default generator gives it; other arguments are those of `random`.
         """
         source = None
         if seed is not None:

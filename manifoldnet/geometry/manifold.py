@@ -122,10 +122,7 @@ class Manifold(GeooptVocabulary):
         return math.sqrt(self.dimension(shape))
 
     def with_true_steps(self) -> Manifold:
-        """The manifold with a retraction that starts with the velocity asked for: this one.
-
-        Retractions do; one of geoopt's that does not is exchanged, for second-order solvers.
-        """
+        """The manifold itself; one of geoopt's changes a step that is no retraction."""
         return self
 
     # --- the metric -------------------------------------------------------------------------
@@ -305,11 +302,7 @@ class Manifold(GeooptVocabulary):
     ) -> Tensor:
         """A random point: standard Gaussian entries, put on the manifold (uniform on spheres).
 
-        Args:
-            size: the shape, as numbers or as one tuple.
-            dtype: as in `torch.randn`.
-            device: as in `torch.randn`.
-            generator: the source of randomness; torch's default one if left out.
+        `size` is the shape, as numbers or as one tuple; other arguments are as in `torch.randn`.
         """
         shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
         # A shape given as numbers is a tuple of them; the type checker cannot tell from above.
@@ -474,7 +467,9 @@ def register_manifold(name: str, cls: type[Manifold]) -> None:
         TypeError: if `name` is no string or `cls` no such class.
         ValueError: for a name that another class has, and a class that has another name.
     """
-    register(_MANIFOLDS, name, cls, Manifold, _ON_DEMAND)
+    if name in _ON_DEMAND:  # whose class has the name; nothing if this is the call for it
+        importlib.import_module(_ON_DEMAND[name])
+    register(_MANIFOLDS, name, cls, Manifold)
 
 
 def from_spec(spec: Spec) -> Manifold:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -46,16 +44,7 @@ class Metric(ABC):
 
     @abstractmethod
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """⟨u, v⟩ at x, one number per slice (float32 for half types).
-
-        Args:
-            x: point.
-            u: tangent vector at `x`, same shape.
-            v: tangent vector at `x`, same shape.
-
-        Returns:
-            Shape of `x` with the dimensions of a slice reduced to one.
-        """
+        """⟨u, v⟩ₓ of tangent vectors, one number per slice, whose dimensions are reduced to one."""
 
     @abstractmethod
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
@@ -118,13 +107,7 @@ class Geodesics(ABC):
         """The parallel transport of `v` from `x` to `y` along the shortest geodesic."""
 
     def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
-        """The Riemannian Hessian at `x` applied to `u`: ∇ᵤ grad f, tangent at `x`.
-
-        Args:
-            x: point.
-            g: Euclidean gradient of a function at `x`.
-            h: its Euclidean Hessian applied to `u`.
-            u: tangent vector at `x`.
+        """The Riemannian Hessian applied to `u`, as `Manifold.ehess2rhess`.
 
         Raises:
             NotImplementedError: where the formula is not written.
@@ -198,36 +181,32 @@ def register_retraction(name: str, cls: type[Retraction]) -> None:
     register(RETRACTIONS, name, cls, Retraction)
 
 
-def register(
-    known: dict[str, type[_T]],
-    name: str,
-    cls: type[_T],
-    base: type[Any],
-    on_demand: Mapping[str, str] = MappingProxyType({}),
-) -> None:
+def register(known: dict[str, type[_T]], name: str, cls: type[_T], base: type[Any]) -> None:
     """Add a class to a dictionary of names; again under the same name changes nothing.
 
     A class of the same module and name takes the place of its former definition, as when a cell of
-    a notebook is run again. Names in `on_demand` belong to the class of that name in a module that
-    may not be imported yet.
+    a notebook is run again.
     """
     if not isinstance(name, str):
         raise TypeError(f"a name is a string, not {name!r}")
     if not name:
         raise ValueError("a name is a string that is not empty")
-    if not (isinstance(cls, type) and issubclass(cls, base)) or inspect.isabstract(cls):
+    if not _is_concrete(cls, base):
         raise TypeError(f"{cls!r} is not a concrete subclass of {base.__name__}")
     path = _path(cls)
-    owners = {other: _path(owner) for other, owner in known.items()}
-    owners = {other: f"{module}.{other}" for other, module in on_demand.items()} | owners
-    if owners.get(name, path) != path:
-        raise ValueError(
-            f"the name {name!r} is taken by {owners[name]}: register {path} by another one"
-        )
-    for other, owner in owners.items():
-        if other != name and owner == path:
+    for other, owner in known.items():
+        if other == name and _path(owner) != path:
+            raise ValueError(
+                f"the name {name!r} is taken by {_path(owner)}: register {path} by another one"
+            )
+        if other != name and _path(owner) == path:
             raise ValueError(f"{path} is registered already, as {other!r}")
     known[name] = cls
+
+
+def _is_concrete(cls: Any, base: type[Any]) -> bool:
+    proper = isinstance(cls, type) and issubclass(cls, base) and cls is not base
+    return proper and not inspect.isabstract(cls)
 
 
 def name_of(known: dict[str, type[_T]], cls: type[_T]) -> str:

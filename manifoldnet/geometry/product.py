@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -25,32 +25,30 @@ __all__ = ["Product"]
 
 Factor = tuple[Manifold, tuple[int, ...]]
 
-
-def _joined(name: str) -> Callable[..., Tensor]:
-    """A method whose result joins those of the factors."""
-
-    @wraps(getattr(Manifold, name))
-    def method(self: Product, *vectors: Tensor) -> Tensor:
-        return self.join(self._each(name, *vectors))
-
-    return method
+_T = TypeVar("_T")
 
 
-def _joined_pair(name: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    @wraps(getattr(Manifold, name))
-    def method(self: Product, *vectors: Tensor) -> tuple[Tensor, Tensor]:
-        points, transported = zip(*self._each(name, *vectors), strict=True)
-        return self.join(points), self.join(transported)
-
-    return method
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    """One vector of the parts."""
+    return torch.cat([part.reshape(-1) for part in parts])
 
 
-def _largest(name: str) -> Callable[..., Tensor]:
-    """A method whose result is the largest of the factors, as one number of shape (1,)."""
+def _joined_pairs(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    points, vectors = zip(*pairs, strict=True)
+    return _joined(points), _joined(vectors)
+
+
+def _largest(parts: list[Tensor]) -> Tensor:
+    """The largest entry, of shape (1,)."""
+    return torch.stack([part.max() for part in parts]).max().reshape(1)
+
+
+def _by_factor(name: str, combine: Callable[[Any], _T]) -> Callable[..., _T]:
+    """A method that combines the results of the factors' methods of that name."""
 
     @wraps(getattr(Manifold, name))
-    def method(self: Product, *vectors: Tensor) -> Tensor:
-        return torch.stack([part.max() for part in self._each(name, *vectors)]).max().reshape(1)
+    def method(self: Product, *vectors: Tensor) -> _T:
+        return combine(self._each(name, *vectors))
 
     return method
 
@@ -90,7 +88,7 @@ class Product(Manifold):
 
     def join(self, parts: Iterable[Tensor]) -> Tensor:
         """One vector of parts."""
-        return torch.cat([part.reshape(-1) for part in parts])
+        return _joined(parts)
 
     def _each(self, method: str, *vectors: Tensor) -> list[Any]:
         """The results of a method of every factor for its parts of some vectors."""
@@ -102,18 +100,18 @@ class Product(Manifold):
 
     # --- factor by factor -------------------------------------------------------------------
 
-    sharp = _joined("sharp")
-    nearest = _joined("nearest")
-    proju = _joined("proju")
-    expmap = _joined("expmap")
-    logmap = _joined("logmap")
-    transp = _joined("transp")
-    retr = _joined("retr")
-    ehess2rhess = _joined("ehess2rhess")
-    expmap_transp = _joined_pair("expmap_transp")
-    retr_transp = _joined_pair("retr_transp")
-    violation = _largest("violation")
-    tangent_violation = _largest("tangent_violation")
+    sharp = _by_factor("sharp", _joined)
+    nearest = _by_factor("nearest", _joined)
+    proju = _by_factor("proju", _joined)
+    expmap = _by_factor("expmap", _joined)
+    logmap = _by_factor("logmap", _joined)
+    transp = _by_factor("transp", _joined)
+    retr = _by_factor("retr", _joined)
+    ehess2rhess = _by_factor("ehess2rhess", _joined)
+    expmap_transp = _by_factor("expmap_transp", _joined_pairs)
+    retr_transp = _by_factor("retr_transp", _joined_pairs)
+    violation = _by_factor("violation", _largest)
+    tangent_violation = _by_factor("tangent_violation", _largest)
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
         """⟨u, v⟩ₓ, the sum over the factors, as one number of shape (1,)."""
@@ -150,7 +148,7 @@ class Product(Manifold):
 
     @property
     def reversible(self) -> bool | None:
-        """True if all factors are; None where that is not known."""
+        """True if all factors are; None if that is not known."""
         known = {manifold.reversible for manifold, _ in self.factors}
         return False if False in known else None if None in known else True
 
