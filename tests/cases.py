@@ -78,7 +78,7 @@ MANIFOLDS: list[Row] = [
 
 
 def name(manifold: Manifold, shape: tuple[int, ...]) -> str:
-    """What pytest prints: `Oblique-dim=1-radius=2.5-geodesic-4x5`."""
+    """The name that pytest prints: `Oblique-dim=1-radius=2.5-geodesic-4x5`."""
     fields = manifold.spec()["fields"]
     words = [
         str(value)

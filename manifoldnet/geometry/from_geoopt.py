@@ -4,7 +4,8 @@
     to_geoopt(Oblique(), (5, 4))         a module of geoopt, for its `ProductManifold`
 
 Most code written for geoopt takes `Oblique()` as it is: its optimizers, its `ManifoldParameter`,
-`geoopt.Scaled`. geoopt is imported when one of its objects, or one for it, is asked for.
+`geoopt.Scaled`. geoopt is imported by a call of `to_geoopt`, or of `from_geoopt` with
+one of its objects.
 """
 
 from __future__ import annotations

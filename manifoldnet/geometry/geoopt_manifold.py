@@ -201,7 +201,7 @@ class GeooptManifold(Manifold):
         return False
 
     def with_true_steps(self) -> Manifold:
-        """The manifold with a retraction that starts with the velocity asked for.
+        """The manifold with a retraction whose derivative at 0 is the identity.
 
         That of geoopt's canonical Stiefel manifold doubles what lies in the span of `x`, which a
         second-order model does not survive: it is exchanged for the projection retraction.

@@ -228,7 +228,7 @@ class Manifold(GeooptVocabulary):
         return self._counted_codimension(shape) if known is None else known
 
     def _counted_codimension(self, shape: torch.Size) -> int:
-        """What the trace of the tangent projection lacks, at a random point."""
+        """The dimension minus the trace of the tangent projection, at a random point."""
         source = torch.Generator().manual_seed(0)
         x = self.nearest(torch.randn(shape, dtype=torch.float64, generator=source))
         kept = 0.0

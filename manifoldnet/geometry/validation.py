@@ -182,23 +182,23 @@ class Validated(ABC):
         return WrongTensorError(f"{name} cannot be a {what} of {self}: it {reason}", self, name)
 
     def _off(
-        self, x: Tensor, near: Tensor, tol: float | None, name: str
+        self, x: Tensor, original: Tensor, tol: float | None, name: str
     ) -> NotOnManifoldError | None:
-        """The error of a tensor of valid shape; offending entries are looked up in `near`."""
+        """The error of a tensor of valid shape; offending entries are looked up in `original`."""
         limit = tolerance(x.dtype) if tol is None else tol
         off = self.violation(x).detach()
         if not _exceeds(off, limit):
             return None
-        parts = self._apart(name, x, near)
+        parts = self._apart(name, x, original)
         if parts:
             errors = (m._off(part, at, tol, label) for m, label, part, at in parts)
             return NotOnManifoldError.joined(self, name, errors)
-        off = off.flatten()
-        dead = off.isinf() | off.isnan()
-        fields = self._fields_of_error(near, off, dead if bool(dead.any()) else off > limit)
-        where, entries = self._slice(near.detach(), int(torch.where(dead, torch.inf, off).argmax()))
-        (entries,) = promote(entries)
-        if bool(dead.any()):
+        off = off.flatten().nan_to_num(nan=math.inf, posinf=math.inf)
+        no_nearest = off.isinf()
+        bad = no_nearest if bool(no_nearest.any()) else ~(off <= limit)
+        fields, entries = self._fields_of_error(original, off, bad)
+        where, amount = fields["slices"][0], fields["amounts"][0]
+        if math.isinf(amount):
             size = float(entries.abs().max())
             if size == 0:
                 what = "zero"
@@ -215,7 +215,7 @@ class Validated(ABC):
             message = (
                 f"{name} is not on {self}: {fields['count']} of {off.numel()} slices are off, "
                 f"the worst is {where} with norm {float(entries.norm()):.6g}, off by "
-                f"{float(off.max()):.2g} relative. Put it on the manifold with "
+                f"{amount:.2g} relative. Put it on the manifold with "
                 "manifold.projx(data), or with project=True where that is offered"
             )
         return NotOnManifoldError(message, self, name, tolerance=limit, **fields)
@@ -237,7 +237,7 @@ class Validated(ABC):
             errors = (m._not_tangent(part, v, tol, label) for m, label, part, v in parts)
             return NotTangentError.joined(self, name, errors)
         off = off.flatten().nan_to_num(nan=math.inf, posinf=math.inf)
-        fields = self._fields_of_error(u, off, off > limit)
+        fields, _ = self._fields_of_error(u, off, ~(off <= limit))
         return NotTangentError(
             f"{name} is not tangent to {self}: {fields['count']} of {off.numel()} slices "
             f"are off, the worst is {fields['slices'][0]}, of which "
@@ -248,16 +248,19 @@ class Validated(ABC):
             **fields,
         )
 
-    def _fields_of_error(self, x: Tensor, off: Tensor, bad: Tensor) -> dict[str, Any]:
-        """The fields of an error about the slices that are marked as bad."""
-        amounts = torch.where(bad, off.nan_to_num(nan=math.inf, posinf=math.inf), -1.0)
-        order = amounts.argsort(descending=True, stable=True)[: min(int(bad.sum()), _MOST_SLICES)]
-        return {
-            "slices": tuple(self._slice(x.detach(), int(i))[0] for i in order),
-            "amounts": tuple(amounts[order].tolist()),
-            "count": int(bad.sum()),
-            "total": off.numel(),
-        }
+    def _fields_of_error(
+        self, x: Tensor, off: Tensor, bad: Tensor
+    ) -> tuple[dict[str, Any], Tensor]:
+        """The fields of an error about the slices marked as bad; the entries of the worst."""
+        count = int(bad.sum())
+        amounts = torch.where(bad, off, -1.0)
+        order = amounts.argsort(descending=True, stable=True)[: min(count, _MOST_SLICES)]
+        found = [self._slice(x.detach(), int(i)) for i in order]
+        labels = tuple(label for label, _ in found)
+        values = tuple(amounts[order].tolist())
+        (entries,) = promote(found[0][1])
+        fields = {"slices": labels, "amounts": values, "count": count, "total": off.numel()}
+        return fields, entries
 
     def _apart(self, name: str, *tensors: Tensor) -> list[tuple[Any, ...]]:
         """(manifold, name, tensors) of each point under vmap or factor; nothing if whole."""

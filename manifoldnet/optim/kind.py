@@ -1,4 +1,4 @@
-"""Which steps are known in few passes: those on this library's own spheres and scaled metrics.
+"""Geometries whose steps are computed in few passes: spheres and scaled metrics of this library.
 
 Every step of SGD or Adam on them stays, slice by slice, in the span of the weight, its gradient and
 the optimizer's buffer. A `Kind` is all that the fast paths need to know of a manifold; one that is
@@ -40,7 +40,7 @@ class Kind:
 
 @cache
 def kind_of(manifold: Manifold) -> Kind | None:
-    """What the fast paths know of a manifold; None if nothing."""
+    """The `Kind` of a manifold; None if the fast paths do not know its composition."""
     if not manifold.parts or manifold.slices.dim == "elements":
         return None
     dim, retraction = manifold.slices.dim, manifold.retraction

@@ -70,7 +70,7 @@ def test_products_and_adapted_manifolds_have_hessians_too(manifold, shape):
     check_metric(manifold, x)
 
 
-def test_what_nobody_has_written_is_said():
+def test_a_missing_hessian_raises():
     ball = mn.from_geoopt(geoopt.PoincareBall())
     x = ball.projx(0.1 * torch.randn(5, 3))
     with pytest.raises(NotImplementedError, match="no Hessian for .*conjugate gradients"):
@@ -131,7 +131,7 @@ def test_a_wrong_connection_is_found():
             check_hessian(wrong, f, x)
 
 
-def test_what_is_wrong_along_each_number_of_flat_space_is_seen():
+def test_a_wrong_derivative_in_each_coordinate_is_found():
     """Directions of ±1 would see the trace of a diagonal only."""
     x = torch.tensor([1.0, 2.0, 0.5, -1.0], dtype=torch.float64)
     scale = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)

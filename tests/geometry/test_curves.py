@@ -88,12 +88,12 @@ def test_a_step_with_transport_is_the_same_step(manifold, shape):
     """Bit for bit: an optimizer may take either."""
     x = point(manifold, shape, 0)
     u, v = tangent(manifold, x, 1, 0.7), tangent(manifold, x, 2)
-    y, carried = manifold.retr_transp(x, u, v)
+    y, transported = manifold.retr_transp(x, u, v)
     assert torch.equal(y, manifold.retr(x, u))
-    assert torch.equal(manifold.transp_follow_retr(x, u, v), carried)
+    assert torch.equal(manifold.transp_follow_retr(x, u, v), transported)
     assert torch.equal(manifold.expmap_transp(x, u, v)[0], manifold.expmap(x, u))
     if isinstance(manifold.retraction, Additive):
-        assert torch.equal(carried, v)
+        assert torch.equal(transported, v)
 
 
 # --- geodesics ------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_second_derivatives_of_the_exponential_map_at_zero(manifold, shape, seed
     # By reverse mode twice, as users do it.
     u = zero.clone().requires_grad_()
     (first,) = torch.autograd.grad((c * manifold.expmap(x, u)).sum(), u, create_graph=True)
-    second = zero  # flat space, where the first one is constant
+    second = zero  # Euclidean space, where the first one is constant
     if first.requires_grad:
         (second,) = torch.autograd.grad((first * v).sum(), u)
     assert torch.all(second.isfinite())

@@ -56,10 +56,10 @@ def test_vocabulary(make, shape, exact):
     assert float(manifold.tangent_violation(x, u).max()) <= ROUGH
     torch.testing.assert_close(manifold.projx(x), x, rtol=ROUGH, atol=ROUGH)
     torch.testing.assert_close(manifold.retr(x, u), base.retr(x, u), rtol=0, atol=0)
-    y, carried = manifold.retr_transp(x, u, v)
+    y, transported = manifold.retr_transp(x, u, v)
     torch.testing.assert_close(y, manifold.retr(x, u), rtol=ROUGH, atol=ROUGH)
     assert manifold.check_point_on_manifold(y)
-    assert manifold.check_vector_on_tangent(y, carried, tol=ROUGH)
+    assert manifold.check_vector_on_tangent(y, transported, tol=ROUGH)
     assert manifold.transp_follow_retr(x, u, v).shape == shape
     # geoopt gives one number per batch entry; ours is one for the parameter.
     entries = base.inner(x, u, v, keepdim=True)
@@ -207,7 +207,7 @@ def test_learnable_manifolds_are_refused(make):
 
 
 @pytest.mark.parametrize("other", [None, 3, "Sphere", torch.nn.Linear(2, 2), geoopt.Sphere])
-def test_what_is_no_manifold_is_refused(other):
+def test_from_geoopt_refuses_other_objects(other):
     with pytest.raises(TypeError, match="is not a manifold"):
         from_geoopt(other)
 
@@ -219,7 +219,7 @@ def test_ours_are_returned_as_they_are():
     assert from_geoopt(stiefel) is stiefel
 
 
-def test_points_that_are_none():
+def test_invalid_points():
     stiefel = from_geoopt(geoopt.Stiefel())
     with pytest.raises(ValueError, match="refused by geoopt"):
         stiefel.assert_check_point(torch.randn(3, 5))  # wide
@@ -234,14 +234,14 @@ def test_points_that_are_none():
         stiefel.assert_check_point(torch.ones(5, 3, dtype=torch.int64))
 
 
-def test_what_geoopt_does_not_have_is_said():
+def test_a_missing_formula_of_geoopt_raises():
     stiefel = from_geoopt(geoopt.Stiefel())
     x = stiefel.random(5, 3)
     with pytest.raises(NotImplementedError):
         stiefel.logmap(x, x)
 
 
-def test_products_are_told_apart_by_their_parts_and_shapes() -> None:
+def test_products_differ_by_factors_and_shapes() -> None:
     def product(first: int, second: int) -> Manifold:
         parts = ((geoopt.Sphere(), first), (geoopt.Euclidean(), second))
         return from_geoopt(geoopt.ProductManifold(*parts))
@@ -251,7 +251,7 @@ def test_products_are_told_apart_by_their_parts_and_shapes() -> None:
     assert product(4, 4) != product(2, 6)
 
 
-def test_geoopts_flat_space_is_ours() -> None:
+def test_geoopts_euclidean_space_is_ours() -> None:
     assert from_geoopt(geoopt.Euclidean(ndim=1)) == Euclidean()
 
 
@@ -280,7 +280,7 @@ def on_base(manifold, shape):
 
 
 @pytest.mark.parametrize(("make", "shape"), DRIFTING.values(), ids=DRIFTING)
-def test_steps_do_not_drift_and_hand_no_error_on(make, shape):
+def test_steps_do_not_drift_and_correct_the_error_of_their_start(make, shape):
     """Also where the point they begin at is off: by a hundredth of the tolerance, say."""
     manifold = from_geoopt(make())
     x = y = on_base(manifold, shape)

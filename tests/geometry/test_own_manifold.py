@@ -164,7 +164,7 @@ def test_order_of_the_new_retraction(seed):
 
 
 @pytest.mark.parametrize("manifold", [Positive(), Positive("second-order")], ids=str)
-def test_what_is_off_it_is_named(manifold):
+def test_the_offending_entry_is_named(manifold):
     x = manifold.random(4, 3)
     x.view(-1)[4] = -1
     with pytest.raises(ValueError, match="1 of 12 slices are off, the worst is entry 4"):
@@ -231,7 +231,7 @@ def test_class_statements_change_nothing():
     assert type(from_spec(ours.Oblique(retraction="geodesic").spec())) is ours.Oblique
 
 
-def test_names_that_cannot_be_given():
+def test_invalid_names():
     register_manifold("Positive", Positive)  # as when its module is loaded again
     with pytest.raises(ValueError, match=r"Positive is registered already, as 'Positive'"):
         register_manifold("Other", Positive)

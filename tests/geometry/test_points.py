@@ -96,7 +96,7 @@ def test_message_says_which_slice_and_by_how_much(manifold, shape, called, index
 @pytest.mark.parametrize("bad", [0.0, float("nan"), INF, -INF])
 @pytest.mark.parametrize("index", [0, 3])
 @named
-def test_dead_slices_are_named_and_refused(manifold, shape, called, index, bad):
+def test_slices_without_a_nearest_point_are_refused(manifold, shape, called, index, bad):
     if isinstance(manifold, Euclidean) and bad == 0.0:
         return
     index = min(index, count(manifold, shape) - 1)
@@ -182,7 +182,7 @@ def refused(manifold, x, match):
 
 @pytest.mark.parametrize("manifold", [Euclidean(), Oblique(), Sphere(), ScaledEuclidean()])
 @pytest.mark.parametrize("x", [None, 3, [1.0, 2.0]])
-def test_what_is_no_tensor_is_a_type_error(manifold, x):
+def test_other_objects_than_tensors_are_type_errors(manifold, x):
     assert type(manifold.validate(x)) is TypeError
     with pytest.raises(TypeError, match="the data must be a tensor"):
         manifold.projx(x)
@@ -197,7 +197,7 @@ def test_dimension_out_of_range(kind):
 
 @pytest.mark.parametrize("kind", [Oblique, ScaledEuclidean])
 @pytest.mark.parametrize("dim", [-1, -2, True, False, "0", "rows", "elements", 1.0, (0,)])
-def test_dimensions_that_are_none(kind, dim):
+def test_invalid_dims(kind, dim):
     error = ValueError if dim in (-1, -2) else TypeError
     with pytest.raises(error, match="dim"):
         kind(dim=dim)
@@ -207,7 +207,7 @@ def test_dimensions_that_are_none(kind, dim):
     "dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
 )
 @pytest.mark.parametrize("manifold", [Euclidean(), Oblique(), Sphere(), ScaledEuclidean()])
-def test_types_that_are_none(manifold, dtype):
+def test_unsupported_dtypes(manifold, dtype):
     refused(manifold, torch.ones(3, 4, dtype=dtype), re.escape(str(dtype)))
 
 
@@ -235,7 +235,7 @@ def test_slices_of_one_number_have_no_sphere(manifold, shape):
 
 @pytest.mark.parametrize("kind", [Oblique, Sphere])
 @pytest.mark.parametrize("radius", [float("nan"), 0, 0.0, -1.0, INF, -INF, "1", None, 1j])
-def test_radii_that_are_none(kind, radius):
+def test_invalid_radii(kind, radius):
     error = ValueError if isinstance(radius, int | float) else TypeError
     with pytest.raises(error, match="radius"):
         kind(radius=radius)
@@ -255,7 +255,7 @@ def test_unknown_retractions(kind, retraction):
     ("kind", "retraction"),
     [(Oblique, "additive"), (Sphere, "additive"), (ScaledEuclidean, "projective")],
 )
-def test_retractions_without_sense(kind, retraction):
+def test_refused_retractions(kind, retraction):
     with pytest.raises(ValueError, match="has no use for") as error:
         kind(retraction=retraction)
     assert f"'{retraction}'" not in str(error.value).split("there are")[1]

@@ -145,7 +145,7 @@ def test_random_points_are_gaussian_where_there_is_no_constraint(manifold, shape
 
 
 @over(GEOMETRIES)
-def test_a_norm_of_what_is_no_number_is_no_number(manifold, shape):
+def test_nan_in_a_vector_gives_a_nan_norm(manifold, shape):
     x = point(manifold, shape, 0)
     u = tangent(manifold, x, 1)
     u.view(-1)[0] = math.nan

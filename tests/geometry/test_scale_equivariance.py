@@ -37,7 +37,7 @@ def factors_of(manifold, x, generator, power_of_two):
 
 
 def everything(manifold, x, y, u, v, g):
-    """What scales like the weight: points and tangent vectors. `g` scales the other way."""
+    """Points and tangent vectors, which scale like the weight; `g` scales the other way."""
     return {
         "egrad2rgrad": manifold.egrad2rgrad(x, g),
         "proju": manifold.proju(x, u),

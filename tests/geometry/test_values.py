@@ -81,7 +81,7 @@ def test_names_of_retractions(cls):
     assert cls().name == cls.__name__.lower()
 
 
-def test_specs_that_cannot_be_read():
+def test_unreadable_specs():
     newer = {**Oblique().spec(), "version": 2}
     with pytest.raises(ValueError, match=r"version 2.*install a newer"):
         from_spec(newer)
