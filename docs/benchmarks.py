@@ -144,7 +144,7 @@ def least_bytes(cell: Cell, implementation: str) -> int:
 def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
     """The implementations of a cell: each prepares itself, and returns the call to time."""
     manifold, options = MANIFOLDS[cell.manifold], OPTIMIZERS[cell.optimizer]
-    adam, dim = cell.optimizer == "adam", cast("Any", manifold.dim)
+    adam, dim = cell.optimizer == "adam", cast("Any", manifold).slices.dim
     source = torch.Generator().manual_seed(0)
     weights, gradients = [], []
     for shape in cell.weights:

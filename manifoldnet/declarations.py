@@ -272,10 +272,8 @@ def verify(model: nn.Module, tol: float | None = None) -> None:
 
 def _trouble(name: str, manifold: Manifold, x: Tensor, tol: float | None = None) -> str | None:
     """The reason that a tensor is no point of a manifold; None if it is one, or has no values."""
-    shape = manifold.explain_shape(x)
-    if shape:
-        return f"{name} cannot be a point of {manifold}: it {shape}"
-    return None if x.is_meta else manifold.explain(x, tol=tol, name=name)
+    error = manifold.validate(x, tol=tol, name=name)
+    return None if error is None else str(error)
 
 
 @torch.no_grad()

@@ -39,8 +39,8 @@ APART = {"testing"}
 LIGHT = {"torch", "numpy", "filelock"}
 ALLOWED = {
     "geometry": {"torch"},
-    "geometry.from_geoopt": {"torch", "geoopt"},
-    "geometry.to_geoopt": {"torch", "geoopt"},
+    "geometry.geoopt_manifold": {"torch", "geoopt"},
+    "geometry.geoopt_view": {"torch", "geoopt"},
     "manifold_parameter": {"torch", "geoopt"},
     "testing": LIGHT | {"hypothesis"},
     "interop": LIGHT | {"geoopt", "pymanopt"},
@@ -329,7 +329,7 @@ GOOD_TREE = {
     "__init__.py": "from manifoldnet import optim\nfrom manifoldnet.geometry import Sphere",
     "geometry/__init__.py": "from .sphere import Sphere",
     "geometry/sphere.py": "import math\nimport torch",
-    "geometry/from_geoopt.py": "import geoopt",
+    "geometry/geoopt_view.py": "import geoopt",
     "manifold_parameter.py": "import geoopt\nfrom manifoldnet.geometry import Sphere",
     "declarations.py": "import torch\nfrom manifoldnet.geometry import Sphere",
     "optim/__init__.py": "from .sgd import SGD",

@@ -126,6 +126,25 @@ def test_the_probe_sees_effects(tmp_path: Path) -> None:
     assert seen["changed"] == ["default dtype", "torch's random state", "module hooks"]
 
 
+def test_geometry_needs_no_geoopt_until_one_of_its_objects_is_asked_for() -> None:
+    program = """
+import sys
+sys.modules["manifoldnet"] = type(sys)("manifoldnet")  # without what else stands in the package
+sys.modules["manifoldnet"].__path__ = ["manifoldnet"]
+from manifoldnet.geometry import Oblique, Product, from_geoopt, from_spec, to_geoopt
+from_spec(Product([(Oblique(), (2, 3))]).spec())
+try:
+    from_geoopt(3)
+except TypeError:
+    pass
+assert "geoopt" not in sys.modules
+assert to_geoopt(Oblique(), (2, 3)).name == "Oblique"
+assert from_spec(from_geoopt(sys.modules["geoopt"].Sphere()).spec()).name == "Sphere"
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr.decode()
+
+
 @pytest.mark.thorough
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]

@@ -1,28 +1,38 @@
 """Manifolds as explicit compositions of a metric, a projection, a retraction and geodesics."""
 
-from manifoldnet.geometry.euclidean import Euclidean
-from manifoldnet.geometry.from_geoopt import from_geoopt
-from manifoldnet.geometry.geodesics import (
-    CylinderGeodesics,
+from manifoldnet.geometry.euclidean import (
+    Euclidean,
+    EuclideanMetric,
     FlatGeodesics,
-    Geodesics,
-    SphereGeodesics,
+    NoProjection,
 )
-from manifoldnet.geometry.manifold import Manifold, from_spec, register_manifold, tolerance
-from manifoldnet.geometry.metric import EuclideanMetric, Metric, ScaledMetric
-from manifoldnet.geometry.oblique import Oblique
-from manifoldnet.geometry.product import Product
-from manifoldnet.geometry.projection import NoProjection, Normalization, Projection
-from manifoldnet.geometry.retraction import (
+from manifoldnet.geometry.from_geoopt import from_geoopt, to_geoopt
+from manifoldnet.geometry.manifold import (
     Additive,
     Geodesic,
+    Manifold,
     Projective,
+    from_spec,
+    register_manifold,
+    resolve_retraction,
+)
+from manifoldnet.geometry.oblique import Normalization, Oblique, Sphere, SphereGeodesics
+from manifoldnet.geometry.parts import (
+    Geodesics,
+    Metric,
+    Projection,
     Retraction,
     register_retraction,
 )
-from manifoldnet.geometry.scaled_euclidean import ScaledEuclidean
-from manifoldnet.geometry.sphere import Sphere
-from manifoldnet.geometry.to_geoopt import to_geoopt
+from manifoldnet.geometry.product import Product
+from manifoldnet.geometry.scaled_euclidean import CylinderGeodesics, ScaledEuclidean, ScaledMetric
+from manifoldnet.geometry.slices import Slices
+from manifoldnet.geometry.validation import (
+    NotOnManifoldError,
+    NotTangentError,
+    WrongTensorError,
+    tolerance,
+)
 
 __all__ = [
     "Additive",
@@ -36,6 +46,8 @@ __all__ = [
     "Metric",
     "NoProjection",
     "Normalization",
+    "NotOnManifoldError",
+    "NotTangentError",
     "Oblique",
     "Product",
     "Projection",
@@ -43,12 +55,15 @@ __all__ = [
     "Retraction",
     "ScaledEuclidean",
     "ScaledMetric",
+    "Slices",
     "Sphere",
     "SphereGeodesics",
+    "WrongTensorError",
     "from_geoopt",
     "from_spec",
     "register_manifold",
     "register_retraction",
+    "resolve_retraction",
     "to_geoopt",
     "tolerance",
 ]

@@ -1,20 +1,102 @@
-"""Flat space: every number by itself, no constraint. What an undeclared parameter lives in."""
+"""Euclidean space: every number by itself, no constraint, as of an undeclared parameter."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry.geodesics import FlatGeodesics
-from manifoldnet.geometry.manifold import Manifold, register_manifold
-from manifoldnet.geometry.metric import EuclideanMetric
-from manifoldnet.geometry.projection import NoProjection
-from manifoldnet.geometry.retraction import Additive
+from manifoldnet.geometry.manifold import Additive, Manifold, register_manifold
+from manifoldnet.geometry.parts import Geodesics, Metric, Projection
+from manifoldnet.geometry.slices import Slices, promote
 
-__all__ = ["Euclidean"]
+__all__ = ["Euclidean", "EuclideanMetric", "FlatGeodesics", "NoProjection"]
+
+_ELEMENTS = Slices("elements")
+
+
+@final
+@dataclass(frozen=True)
+class EuclideanMetric(Metric):
+    """The dot product of each slice; the Riemannian gradient is `g` itself, projected."""
+
+    slices: Slices = _ELEMENTS
+
+    def component_inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """`⟨u, v⟩` of each slice."""
+        return self.slices.inner(u, v)
+
+    def sharp(self, x: Tensor, g: Tensor) -> Tensor:
+        """`g` itself."""
+        return g
+
+
+@final
+@dataclass(frozen=True)
+class NoProjection(Projection):
+    """Every vector is tangent; every point is in the set, or (`nonzero`) all but the zero slice."""
+
+    slices: Slices = _ELEMENTS
+    nonzero: bool = False
+
+    def to_set(self, x: Tensor) -> Tensor:
+        """`x` itself."""
+        return x
+
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        """`u` itself."""
+        return u
+
+    def violation(self, x: Tensor) -> Tensor:
+        """0, or ∞ for slices with non-finite entries (and for zero slices, with `nonzero`)."""
+        (x,) = promote(x)
+        if self.nonzero:
+            # Not the slice itself alone: the metric divides by its square.
+            squared = self.slices.inner(x, x)
+            bad = ~((squared > 0) & squared.isfinite())
+        else:
+            bad = ~self.slices.largest(x).isfinite()
+        return bad.to(x.dtype).masked_fill(bad, torch.inf)
+
+    def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
+        """0, or ∞ for slices of `u` with non-finite entries."""
+        return NoProjection(self.slices).violation(u)
+
+    def codimension(self, shape: torch.Size) -> int:
+        """0."""
+        return 0
+
+
+@final
+@dataclass(frozen=True)
+class FlatGeodesics(Geodesics):
+    """Straight lines."""
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """`x + u`."""
+        return x + u
+
+    def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`x + u`, and `v` as it is."""
+        return x + u, v
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """`y − x`."""
+        return y - x
+
+    def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """`|y − x|` of each number."""
+        return (y - x).abs()
+
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """`v` as it is."""
+        return v
+
+    def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        """`h` as it is."""
+        return h
 
 
 @final
@@ -26,13 +108,8 @@ class Euclidean(Manifold):
     """
 
     def __init__(self) -> None:
-        self._compose(
-            dim="elements",
-            metric=EuclideanMetric(),
-            projection=NoProjection(),
-            retraction=Additive(),
-            geodesics=FlatGeodesics(),
-        )
+        metric, projection = EuclideanMetric(), NoProjection()
+        super().__init__(_ELEMENTS, metric, projection, Additive(), FlatGeodesics())
 
     def origin(
         self,
@@ -41,18 +118,8 @@ class Euclidean(Manifold):
         device: torch.device | str | None = None,
         seed: int | None = 42,
     ) -> Tensor:
-        """Zero.
-
-        Args:
-            size: the shape, as numbers or as one tuple.
-            dtype: as in `torch.zeros`.
-            device: as in `torch.zeros`.
-            seed: has no meaning here.
-        """
+        """Zero, whatever the `seed`; the other arguments are those of `torch.zeros`."""
         return torch.zeros(*size, dtype=dtype, device=device)  # type: ignore[arg-type]
-
-    def _fields(self) -> dict[str, Any]:
-        return {}
 
 
 register_manifold("Euclidean", Euclidean)

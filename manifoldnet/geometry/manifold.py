@@ -5,10 +5,9 @@
     ScaledEuclidean  = ScaledMetric    + NoProjection   + Geodesic   + CylinderGeodesics
 
 `Manifold` is that composition as a frozen value: equal, hashable and picklable by its fields, its
-`repr` the call that makes it. It speaks geoopt's vocabulary by handing each call to one part, so
-code written for geoopt's manifolds, its optimizers included, runs on these. A point is always a
-whole parameter; there are no hidden batch dimensions. Here, at the door, half types are raised to
-float32 and results returned in the type of the point. Checks are in `manifoldnet.geometry.checks`.
+`repr` the call that makes it. It has geoopt's vocabulary, so code written for geoopt's manifolds,
+its optimizers included, runs on these. A point is always a whole parameter; there are no hidden
+batch dimensions. Half types are raised to float32 and results returned in the type of the point.
 
 `expmap, logmap, dist, transp` are the exact ones of the metric, whatever the retraction; `retr,
 retr_transp, transp_follow_retr` are the retraction's.
@@ -16,40 +15,41 @@ retr_transp, transp_follow_retr` are the retraction's.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import math
-from abc import abstractmethod
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypedDict, final
 
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import slices
-from manifoldnet.geometry.checks import Checks, tolerance
-from manifoldnet.geometry.geodesics import Geodesics
-from manifoldnet.geometry.metric import Metric
-from manifoldnet.geometry.naming import add_name, name_of
-from manifoldnet.geometry.projection import Projection
-from manifoldnet.geometry.retraction import RETRACTIONS, Retraction
+from manifoldnet.geometry.geoopt_vocabulary import GeooptVocabulary
+from manifoldnet.geometry.parts import (
+    RETRACTIONS,
+    Geodesics,
+    Metric,
+    Projection,
+    Retraction,
+    name_of,
+    register,
+    register_retraction,
+)
+from manifoldnet.geometry.slices import Slices, promote
+from manifoldnet.geometry.validation import raise_if
 
 __all__ = [
+    "Additive",
+    "Geodesic",
     "Manifold",
+    "Projective",
     "Spec",
     "from_spec",
     "register_manifold",
     "resolve_retraction",
-    "tolerance",
 ]
 
 SPEC_VERSION = 1
-
-
-class _Scaling(NamedTuple):
-    """Powers of the unit of length: of results, and of arguments by name."""
-
-    results: tuple[float, ...] = ()
-    kwargs: Mapping[str, float] = MappingProxyType({})
 
 
 class Spec(TypedDict):
@@ -60,21 +60,70 @@ class Spec(TypedDict):
     fields: dict[str, Any]
 
 
-class Manifold(Checks):
-    """Metric + projection + retraction (+ geodesics), as one frozen value.
+class Manifold(GeooptVocabulary):
+    """Metric + projection + retraction + geodesics on the slices of a weight, as a frozen value.
 
-    A new manifold is a frozen dataclass that sets its parts with `_compose` in its constructor.
+    A new manifold is a frozen dataclass (`init=False`) whose constructor gives its parts to this
+    one. A manifold that is made of others (a product, one of geoopt's) has no parts: it overrides
+    the methods that use them.
+
+    Args:
+        slices: the vectors that the parts act on.
+        metric: of the tangent spaces.
+        projection: to the set and to its tangent spaces.
+        retraction: of the steps.
+        geodesics: of the metric.
+        fields: the fields of the dataclass.
     """
 
+    slices: Slices
     metric: Metric
     projection: Projection
     retraction: Retraction
     geodesics: Geodesics
 
-    def _compose(self, **parts: object) -> None:
-        """Set the fields of a frozen value, once, from its constructor."""
-        for name, part in parts.items():
-            object.__setattr__(self, name, part)
+    #: The least number of entries a slice must have; a sphere in one dimension is two points.
+    min_slice: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        slices: Slices,
+        metric: Metric,
+        projection: Projection,
+        retraction: Retraction,
+        geodesics: Geodesics,
+        **fields: Any,
+    ) -> None:
+        parts = {"metric": metric, "projection": projection, "retraction": retraction}
+        vars(self).update(slices=slices, geodesics=geodesics, **parts, **fields)
+
+    @property
+    def parts(self) -> tuple[Metric | Projection | Retraction | Geodesics, ...]:
+        """Metric, projection, retraction and geodesics; nothing where there are none."""
+        names = ("metric", "projection", "retraction", "geodesics")
+        return tuple(vars(self)[name] for name in names if name in vars(self))
+
+    @property
+    def unit(self) -> float:
+        """The natural unit of length: ρ on spheres, 1 elsewhere."""
+        return 1.0
+
+    @property
+    def scale_invariant(self) -> bool:
+        """True if the metric is: nothing holds the norms of slices then."""
+        return self.metric.scale_invariant
+
+    def typical_dist(self, shape: tuple[int, ...]) -> float:
+        """The radius of the region in which a solver may trust its model at most, as in pymanopt.
+
+        π radii for each slice of a sphere or cylinder, all together as in Pythagoras' theorem; √d
+        for manifolds of dimension d without such a scale.
+        """
+        return math.sqrt(self.dimension(shape))
+
+    def with_true_steps(self) -> Manifold:
+        """The manifold itself; one of geoopt's changes a step that is no retraction."""
+        return self
 
     # --- the metric -------------------------------------------------------------------------
 
@@ -89,7 +138,7 @@ class Manifold(Checks):
         Returns:
             float32 for half types, else the type of `x`. For `Euclidean` a slice is one element.
         """
-        return self.metric.component_inner(*slices.promote(x, u, u if v is None else v))
+        return self.metric.component_inner(*promote(x, u, u if v is None else v))
 
     def inner(
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
@@ -106,30 +155,34 @@ class Manifold(Checks):
         zero = squared <= 0
         return torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
 
+    def sharp(self, x: Tensor, g: Tensor) -> Tensor:
+        """The vector that represents the differential `g` in the metric, not yet projected."""
+        return self.metric.sharp(*promote(x, g)).to(x.dtype)
+
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """The Riemannian gradient at `x` for the Euclidean gradient `u`.
 
         It is the tangent vector with ⟨grad, v⟩ₓ = u·v for every tangent v.
         """
-        x_, u_ = slices.promote(x, u)
-        return self.projection.to_tangent(x_, self.metric.sharp(x_, u_)).to(x.dtype)
+        x_, u_ = promote(x, u)
+        return self.proju(x_, self.sharp(x_, u_)).to(x.dtype)
 
     def ehess2rhess(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
-        """The Riemannian Hessian at `x` along `u`, of a function with these Euclidean derivatives.
+        """The Riemannian Hessian at `x` applied to `u`, from Euclidean derivatives.
 
         Args:
             x: point.
-            g: Euclidean gradient at `x`.
-            h: Euclidean Hessian at `x`, times `u`.
+            g: Euclidean gradient of a function at `x`.
+            h: its Euclidean Hessian applied to `u`.
             u: tangent vector at `x`.
 
         Returns:
-            The covariant derivative of the Riemannian gradient along `u`, tangent at `x`.
+            ∇ᵤ grad f, the covariant derivative of the Riemannian gradient, tangent at `x`.
 
         Raises:
             NotImplementedError: for a manifold whose geodesics have no `hessian`.
         """
-        return self.geodesics.hessian(*slices.promote(x, g, h, u)).to(x.dtype)
+        return self.geodesics.hessian(*promote(x, g, h, u)).to(x.dtype)
 
     # --- the projection ---------------------------------------------------------------------
 
@@ -137,86 +190,106 @@ class Manifold(Checks):
         """The nearest point of the manifold; errors call the tensor by `name`.
 
         Raises:
-            ValueError: for zero or non-finite slices, which have no nearest point.
+            NotOnManifoldError: for zero or non-finite slices, which have no nearest point, and for
+                a shape or type that no point has.
         """
-        self.assert_check_point(x, name=name)
-        (x_,) = slices.promote(x)
-        y = self.projection.to_set(x_).to(x.dtype)
+        raise_if(self._wrong_tensor(x, "point", name))
+        y = self.nearest(x)
         if not x.is_meta:
-            trouble = self.explain(y, tol=math.inf, name=name, near=x)
-            if trouble:
-                raise ValueError(trouble)
+            raise_if(self._off(y, x, math.inf, name))
         return y
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """`projx` without its checks: NaN for slices that have no nearest point."""
+        return self.projection.to_set(*promote(x)).to(x.dtype)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
         """The nearest tangent vector at `x`."""
-        return self.projection.to_tangent(*slices.promote(x, u)).to(x.dtype)
+        return self.projection.to_tangent(*promote(x, u)).to(x.dtype)
 
     def violation(self, x: Tensor) -> Tensor:
-        """How far each slice of `x` is off the manifold, relative to its size.
+        """The distance of each slice of `x` from the manifold, relative to its size.
 
         ∞ marks slices that no projection can mend: zero where that is not allowed, NaN or ∞.
         """
-        return self.projection.violation(*slices.promote(x))
+        return self.projection.violation(*promote(x))
 
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
         """The share of each slice of `u` that is not tangent at `x`, between 0 and 1."""
-        return self.projection.tangent_violation(*slices.promote(x, u))
+        return self.projection.tangent_violation(*promote(x, u))
+
+    def dimension(self, shape: tuple[int, ...]) -> int:
+        """The dimension of the tangent spaces at points of this shape."""
+        return math.prod(shape) - self.codimension(torch.Size(shape))
+
+    def codimension(self, shape: torch.Size) -> int:
+        """The dimension of the normal spaces at points of this shape."""
+        known = self.projection.codimension(shape)
+        return self._counted_codimension(shape) if known is None else known
+
+    def _counted_codimension(self, shape: torch.Size) -> int:
+        """The dimension minus the trace of the tangent projection, at a random point."""
+        source = torch.Generator().manual_seed(0)
+        x = self.nearest(torch.randn(shape, dtype=torch.float64, generator=source))
+        kept = 0.0
+        for i in range(x.numel()):
+            unit = torch.zeros_like(x)
+            unit.view(-1)[i] = 1
+            kept += float(self.proju(x, unit).flatten()[i])
+        return x.numel() - round(kept)
 
     # --- the exact geometry -----------------------------------------------------------------
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        """Where the geodesic from `x` with velocity `u` is after unit time."""
-        return self.geodesics.exp(*slices.promote(x, u)).to(x.dtype)
+        """The exponential map: the end point of the geodesic from `x` with velocity `u`."""
+        return self.geodesics.exp(*promote(x, u)).to(x.dtype)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """The shortest velocity at `x` that reaches `y`; NaN at antipodes, where there are many."""
-        return self.geodesics.log(*slices.promote(x, y)).to(x.dtype)
+        """The shortest tangent vector at `x` with `expmap(x, u) = y`; NaN at antipodes."""
+        return self.geodesics.log(*promote(x, y)).to(x.dtype)
+
+    def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """The length of the shortest geodesic from `x` to `y`, one number per slice."""
+        return self.geodesics.component_dist(*promote(x, y))
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """The length of the shortest geodesic from `x` to `y`, over all slices together."""
-        parts = self.geodesics.component_dist(*slices.promote(x, y))
-        total = torch.linalg.vector_norm(parts)
+        total = torch.linalg.vector_norm(self.component_dist(x, y))
         return total.reshape((1,) * x.ndim) if keepdim else total
 
     def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """The squared distance."""
-        parts = self.geodesics.component_dist(*slices.promote(x, y))
+        parts = self.component_dist(x, y)
         total = (parts * parts).sum()
         return total.reshape((1,) * x.ndim) if keepdim else total
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """`v` at `x` in parallel to `y` along the shortest geodesic; NaN at antipodes."""
-        return self.geodesics.transport(*slices.promote(x, y, v)).to(x.dtype)
+        """The parallel transport of `v` from `x` to `y` (shortest geodesic); NaN at antipodes."""
+        return self.geodesics.transport(*promote(x, y, v)).to(x.dtype)
 
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """`expmap(x, u)`, and `v` in parallel along that geodesic (also past antipodes)."""
-        y, w = self.geodesics.exp_transport(*slices.promote(x, u, v))
+        """`expmap(x, u)`, and the parallel transport of `v` along it (also past antipodes)."""
+        y, w = self.geodesics.exp_transport(*promote(x, u, v))
         return y.to(x.dtype), w.to(v.dtype)
 
     def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """`v` in parallel along the geodesic from `x` with velocity `u`."""
+        """The parallel transport of `v` along the geodesic from `x` with velocity `u`."""
         return self.expmap_transp(x, u, v)[1]
 
     # --- the retraction ---------------------------------------------------------------------
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
-        """The point that the retraction reaches from `x` by the step `u`."""
-        x_, u_ = slices.promote(x, u)
-        return self.retraction.step(self, x_, u_).to(x.dtype)
+        """The retraction: the point that the step `u` from `x` leads to."""
+        return self.retraction.step(self, *promote(x, u)).to(x.dtype)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """`retr(x, u)`, and the tangent vector `v` carried along that step."""
-        y, w = self.retraction.step_transport(self, *slices.promote(x, u, v))
+        """`retr(x, u)`, and the tangent vector `v` transported along that step."""
+        y, w = self.retraction.step_transport(self, *promote(x, u, v))
         return y.to(x.dtype), w.to(v.dtype)
 
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """`v` carried along the step `u`."""
+        """`v` transported along the step `u`."""
         return self.retr_transp(x, u, v)[1]
-
-    def dimension(self, shape: tuple[int, ...]) -> int:
-        """How many numbers a tangent vector has to choose, of all those of a parameter."""
-        return math.prod(shape) - self.projection.codimension(torch.Size(shape))
 
     # --- points -----------------------------------------------------------------------------
 
@@ -229,11 +302,7 @@ class Manifold(Checks):
     ) -> Tensor:
         """A random point: standard Gaussian entries, put on the manifold (uniform on spheres).
 
-        Args:
-            size: the shape, as numbers or as one tuple.
-            dtype: as in `torch.randn`.
-            device: as in `torch.randn`.
-            generator: the source of randomness; torch's default one if left out.
+        `size` is the shape, as numbers or as one tuple; other arguments are as in `torch.randn`.
         """
         shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
         # A shape given as numbers is a tuple of them; the type checker cannot tell from above.
@@ -247,9 +316,11 @@ class Manifold(Checks):
 
     # --- values -----------------------------------------------------------------------------
 
-    @abstractmethod
     def _fields(self) -> dict[str, Any]:
-        """The constructor's arguments as plain JSON types."""
+        """The constructor's arguments as plain JSON types: what `repr` shows."""
+        shown = [f.name for f in dataclasses.fields(self) if f.repr]  # type: ignore[arg-type]
+        values = {name: getattr(self, name) for name in shown}
+        return {k: v.name if isinstance(v, Retraction) else v for k, v in values.items()}
 
     def spec(self) -> Spec:
         """This manifold as plain, versioned JSON types; `from_spec` turns them back."""
@@ -263,135 +334,166 @@ class Manifold(Checks):
     def _from_fields(cls, fields: dict[str, Any]) -> Manifold:
         return cls(**fields)
 
-    # --- what else geoopt's manifolds have ----------------------------------------------------
-
-    # How results and arguments grow with the unit of length, for `geoopt.Scaled`.
-    __scaling__: ClassVar[Mapping[str, _Scaling]] = {
-        "dist": _Scaling((1,)),
-        "dist2": _Scaling((2,)),
-        "logmap": _Scaling((1,)),
-        **dict.fromkeys(
-            (
-                *("retr", "retr_transp", "transp_follow_retr"),
-                *("expmap", "expmap_transp", "transp_follow_expmap"),
-            ),
-            _Scaling((), {"u": -1}),
-        ),
-    }
-
-    device: ClassVar[torch.device | None] = None
-    dtype: ClassVar[torch.dtype | None] = None
-
-    @property
-    def name(self) -> str:
-        """The name of the class."""
-        return type(self).__name__
-
     @property
     def ndim(self) -> int:
         """The least order that a point can have."""
-        if self.dim == "elements":
+        dim = self.slices.dim
+        if dim == "elements":
             return 0
-        order = 0 if self.dim is None else self.dim + 1
-        return order if self.min_slice == 1 else max(order, 1 if self.dim is None else 2)
+        order = 0 if dim is None else dim + 1
+        return order if self.min_slice == 1 else max(order, 1 if dim is None else 2)
 
     @property
     def reversible(self) -> bool | None:
-        """True if a step, and the step back along what it carried there, ends where it began.
+        """True if a step, and the step back along what it transported, ends at its start.
 
         None where that is not known.
         """
         return self.retraction.reversible
 
-    def origin(
-        self,
-        *size: int | tuple[int, ...],
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        seed: int | None = 42,
-    ) -> Tensor:
-        """One point of this shape, always the same: `random` at a seed.
+    # --- validation -------------------------------------------------------------------------
 
-        Args:
-            size: the shape, as numbers or as one tuple.
-            dtype: as in `torch.randn`.
-            device: as in `torch.randn`.
-            seed: of the point; None takes one by torch's default generator.
-        """
-        source = None
-        if seed is not None:
-            device = torch.get_default_device() if device is None else device
-            source = torch.Generator(device).manual_seed(seed)
-        return self.random(*size, dtype=dtype, device=device, generator=source)
+    def _slice(self, x: Tensor, index: int) -> tuple[str, Tensor]:
+        return self.slices.label(index, x.ndim), self.slices.select(x, index)
 
-    def pack_point(self, *tensors: Tensor) -> Tensor:
-        """The tensor itself: a point has one part here.
+    def _misfit(self, x: Tensor) -> str | None:
+        reason = self.projection.misfit(x.dtype)
+        if reason:
+            return f"has type {x.dtype}, {reason}"
+        dim, shape = self.slices.dim, tuple(x.shape)
+        if isinstance(dim, int) and dim >= x.ndim:
+            return (
+                f"has order {x.ndim} (shape {shape}), so there is no dimension "
+                f"{dim} to index its slices by"
+            )
+        if x.numel() == 0:
+            return f"is empty (shape {shape})"
+        if self.slices.size(x.shape) < self.min_slice:
+            return (
+                f"has slices of {self.slices.size(x.shape)} number (shape {shape}): "
+                f"a unit vector needs at least {self.min_slice} to have somewhere to go"
+            )
+        return None
 
-        Raises:
-            ValueError: for any other number of tensors than one.
-        """
-        if len(tensors) != 1:
-            raise ValueError(f"a point of {self} is one tensor, not {len(tensors)}")
-        return tensors[0]
 
-    def unpack_tensor(self, tensor: Tensor) -> Any:
-        """The tensor itself: a point has one part here."""
-        return tensor
+# --- retractions ----------------------------------------------------------------------------------
 
-    def extra_repr(self) -> str:
-        """The fields, as `repr` has them."""
-        return repr(self).partition("(")[2].removesuffix(")")
 
-    def _check_shape(self, shape: tuple[int, ...], name: str) -> tuple[bool, str | None]:
-        trouble = self.explain_shape(torch.empty(shape, dtype=torch.double, device="meta"))
-        return trouble is None, trouble and f"{name} {trouble}"
+@final
+@dataclass(frozen=True)
+class Additive(Retraction):
+    """`x + u`, with vectors transported unchanged; for sets without a constraint.
 
-    def _check_point_on_manifold(
-        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
-    ) -> tuple[bool, str | None]:
-        return self.check_point_on_manifold(x, atol=atol, rtol=rtol, explain=True)
+    The update of the paper's scaled metric. Its distance to the geodesic is of second order.
+    """
 
-    def _check_vector_on_tangent(
-        self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
-    ) -> tuple[bool, str | None]:
-        return self.check_vector_on_tangent(x, u, ok_point=True, atol=atol, rtol=rtol, explain=True)
+    reversible: ClassVar[bool | None] = True
+    grows_norms: ClassVar[bool] = True
 
+    def step(self, manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
+        """`x + u`."""
+        return x + u
+
+    def step_transport(
+        self, manifold: Manifold, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`x + u`, and `v` as it is."""
+        return x + u, v
+
+
+@final
+@dataclass(frozen=True)
+class Projective(Retraction):
+    """The projection retraction: `x + u`, projected to the set.
+
+    On a sphere it stays on the geodesic's great circle and ends at the angle atan θ < π/2
+    instead of θ: third order, and parallel transport between the end points is always defined.
+    """
+
+    reversible: ClassVar[bool | None] = True
+
+    def step(self, manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
+        """`project(x + u)`."""
+        return manifold.nearest(x + u)
+
+    def step_transport(
+        self, manifold: Manifold, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`project(x + u)`, and the parallel transport of `v`, made tangent to rounding."""
+        y = self.step(manifold, x, u)
+        return y, manifold.proju(y, manifold.transp(x, y, v))
+
+
+@final
+@dataclass(frozen=True)
+class Geodesic(Retraction):
+    """The exponential map, with parallel transport along the geodesic."""
+
+    reversible: ClassVar[bool | None] = True
+
+    def step(self, manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
+        """`exp(x, u)`."""
+        return manifold.expmap(x, u)
+
+    def step_transport(
+        self, manifold: Manifold, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`exp(x, u)`, and the parallel transport of `v`, made tangent to rounding."""
+        y, transported = manifold.expmap_transp(x, u, v)
+        return y, manifold.proju(y, transported)
+
+
+register_retraction("additive", Additive)
+register_retraction("projective", Projective)
+register_retraction("geodesic", Geodesic)
+
+
+# --- specs ----------------------------------------------------------------------------------------
 
 # Filled by `register_manifold`: each file that defines a manifold ends with its name.
 _MANIFOLDS: dict[str, type[Manifold]] = {}
+# Names whose modules are imported when a spec asks for them.
+_ON_DEMAND = {"GeooptManifold": "manifoldnet.geometry.geoopt_manifold"}
 
 
 def register_manifold(name: str, cls: type[Manifold]) -> None:
-    """Give a class of manifolds the name by which specs mention it, and `from_spec` finds it.
+    """Register a class of manifolds by the name that stands for it in specs.
 
     Args:
         name: usually that of the class.
         cls: a concrete subclass of `Manifold`.
 
     Raises:
-        ValueError: for a name that another class has, a class that has another name, and what is
-            no such class.
+        TypeError: if `name` is no string or `cls` no such class.
+        ValueError: for a name that another class has, and a class that has another name.
     """
-    add_name(_MANIFOLDS, name, cls, Manifold)
+    if name in _ON_DEMAND:  # whose class has the name; nothing if this is the call for it
+        importlib.import_module(_ON_DEMAND[name])
+    register(_MANIFOLDS, name, cls, Manifold)
 
 
 def from_spec(spec: Spec) -> Manifold:
-    """The manifold that `Manifold.spec` described.
+    """The manifold that a spec describes, the inverse of `Manifold.spec`.
 
     Raises:
-        ValueError: if it is no such description, of a newer version, or of a manifold whose class
-            is not registered.
+        TypeError: if it is no dictionary.
+        ValueError: if it lacks an entry of a spec, has a newer version, or describes a manifold
+            whose class is not registered.
     """
     if not isinstance(spec, dict) or not {"manifold", "version", "fields"} <= spec.keys():
-        raise ValueError(f"not the description of a manifold, as Manifold.spec gives it: {spec!r}")
+        message = f"not the description of a manifold, as Manifold.spec gives it: {spec!r}"
+        raise ValueError(message) if isinstance(spec, dict) else TypeError(message)
     if spec["version"] > SPEC_VERSION:
         raise ValueError(
             f"this description of a manifold has version {spec['version']}, and this release of "
             f"manifoldnet reads up to version {SPEC_VERSION}: install a newer one"
         )
+    if spec["manifold"] in _ON_DEMAND:
+        importlib.import_module(_ON_DEMAND[spec["manifold"]])
     if spec["manifold"] not in _MANIFOLDS:
+        known = ", ".join(sorted({*_MANIFOLDS, *_ON_DEMAND}))
         raise ValueError(
-            f"unknown manifold {spec['manifold']!r} (known: {', '.join(sorted(_MANIFOLDS))}); if "
+            f"unknown manifold {spec['manifold']!r} (known: {known}); if "
             "it is your own, name its class with manifoldnet.geometry.register_manifold(name, "
             "cls) where it is defined, and import that module first"
         )
@@ -401,16 +503,18 @@ def from_spec(spec: Spec) -> Manifold:
 def resolve_retraction(
     retraction: Retraction | str, refused: type[Retraction], owner: str
 ) -> Retraction:
-    """The retraction meant by an object or by its name, if it makes sense on this manifold.
+    """The retraction that an object or a name stands for, if it makes sense on this manifold.
 
     Raises:
+        TypeError: if it is neither a retraction nor a string.
         ValueError: for an unknown name, or the one that `owner` has no use for.
     """
     offered = ", ".join(repr(name) for name, cls in RETRACTIONS.items() if cls is not refused)
     if isinstance(retraction, str) and retraction in RETRACTIONS:
         retraction = RETRACTIONS[retraction]()
     if not isinstance(retraction, Retraction):
-        raise ValueError(
+        kind = ValueError if isinstance(retraction, str) else TypeError
+        raise kind(
             f"{owner}: unknown retraction {retraction!r}; there are {offered}. One of your own is "
             "given as an object, or named with manifoldnet.geometry.register_retraction(name, cls)"
         )

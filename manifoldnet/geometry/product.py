@@ -1,9 +1,8 @@
-"""A product of manifolds, whose point is one flat vector: a whole network as a single point.
+"""A product of manifolds, whose point is one vector: a whole network as a single point.
 
     Product([(Oblique(), (64, 784)), (Euclidean(), (64,))])        50,240 numbers in a row
 
-Lengths add up as in Pythagoras, everything else acts part by part. Metric, projection, retraction
-and geodesics of the product are made of those of its parts, so it is a `Manifold` like any other.
+Lengths add up as in Pythagoras' theorem, everything else acts factor by factor.
 """
 
 from __future__ import annotations
@@ -11,27 +10,53 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, final
+from functools import wraps
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from manifoldnet.geometry.from_geoopt import from_geoopt
-from manifoldnet.geometry.geodesics import Geodesics
 from manifoldnet.geometry.manifold import Manifold, from_spec, register_manifold
-from manifoldnet.geometry.metric import Metric
-from manifoldnet.geometry.projection import Projection
-from manifoldnet.geometry.retraction import Parts, Retraction
+from manifoldnet.geometry.slices import promote
+from manifoldnet.geometry.validation import raise_if
 
 __all__ = ["Product"]
 
 Factor = tuple[Manifold, tuple[int, ...]]
 
+_T = TypeVar("_T")
+
+
+def _joined(parts: Iterable[Tensor]) -> Tensor:
+    """One vector of the parts."""
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def _joined_pairs(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    points, vectors = zip(*pairs, strict=True)
+    return _joined(points), _joined(vectors)
+
+
+def _largest(parts: list[Tensor]) -> Tensor:
+    """The largest entry, of shape (1,)."""
+    return torch.stack([part.max() for part in parts]).max().reshape(1)
+
+
+def _by_factor(name: str, combine: Callable[[Any], _T]) -> Callable[..., _T]:
+    """A method that combines the results of the factors' methods of that name."""
+
+    @wraps(getattr(Manifold, name))
+    def method(self: Product, *vectors: Tensor) -> _T:
+        return combine(self._each(name, *vectors))
+
+    return method
+
 
 @final
 @dataclass(frozen=True, init=False)
 class Product(Manifold):
-    """M₁ × M₂ × … of parts that have a shape each, flattened and set one after the other.
+    """M₁ × M₂ × … of manifolds with points of a shape each, flattened one after the other.
 
     Args:
         factors: manifolds and the shapes of their points.
@@ -43,45 +68,78 @@ class Product(Manifold):
     factors: tuple[Factor, ...]
 
     def __init__(self, factors: Iterable[tuple[Manifold, Iterable[int]]]) -> None:
-        parts = tuple((from_geoopt(manifold), tuple(shape)) for manifold, shape in factors)
-        if not parts:
+        pairs = tuple((from_geoopt(manifold), tuple(shape)) for manifold, shape in factors)
+        if not pairs:
             raise ValueError("a product needs at least one manifold")
-        for number, (manifold, shape) in enumerate(parts):
+        for number, (manifold, shape) in enumerate(pairs):
             blank = torch.empty(shape, dtype=torch.double, device="meta")
-            manifold.assert_check_point(blank, name=f"factor {number}, {shape},")
-        flat = _Flat(parts)
-        self._compose(
-            dim=None,
-            factors=parts,
-            metric=_Metric(flat),
-            projection=_Projection(flat),
-            retraction=_Retraction(flat),
-            geodesics=_Geodesics(flat),
-        )
+            raise_if(manifold.validate(blank, name=f"factor {number}, {shape},"))
+        vars(self).update(factors=pairs)
 
     @property
     def size(self) -> int:
-        """How many numbers a point has."""
+        """The number of entries of a point."""
         return sum(math.prod(shape) for _, shape in self.factors)
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """The parts of a flat vector, in their shapes: views of it."""
-        return _Flat(self.factors).split(x)
+        """The parts of a vector, in their shapes: views of it."""
+        pieces = x.split([math.prod(shape) for _, shape in self.factors])
+        return [piece.view(shape) for piece, (_, shape) in zip(pieces, self.factors, strict=True)]
 
     def join(self, parts: Iterable[Tensor]) -> Tensor:
-        """One flat vector of parts."""
-        return torch.cat([part.reshape(-1) for part in parts])
+        """One vector of parts."""
+        return _joined(parts)
 
-    def explain_shape(self, x: Tensor) -> str | None:
-        """Explanation of why a tensor of this shape and type cannot be a point; None if it can."""
-        if tuple(x.shape) != (self.size,):
-            return f"has shape {tuple(x.shape)}, and a point of this product is ({self.size},)"
-        trouble = super().explain_shape(x)
-        for number, (manifold, shape) in enumerate(self.factors):
-            if trouble is None:
-                trouble = manifold.explain_shape(torch.empty(shape, dtype=x.dtype, device="meta"))
-                trouble = trouble and f"has a factor {number} that {trouble}"
-        return trouble
+    def _each(self, method: str, *vectors: Tensor) -> list[Any]:
+        """The results of a method of every factor for its parts of some vectors."""
+        return [getattr(m, method)(*parts) for m, *parts in self._factors(*vectors)]
+
+    def _factors(self, *tensors: Tensor) -> list[tuple[Any, ...]]:
+        manifolds = [manifold for manifold, _ in self.factors]
+        return list(zip(manifolds, *map(self.split, tensors), strict=True))
+
+    # --- factor by factor -------------------------------------------------------------------
+
+    sharp = _by_factor("sharp", _joined)
+    nearest = _by_factor("nearest", _joined)
+    proju = _by_factor("proju", _joined)
+    expmap = _by_factor("expmap", _joined)
+    logmap = _by_factor("logmap", _joined)
+    transp = _by_factor("transp", _joined)
+    retr = _by_factor("retr", _joined)
+    ehess2rhess = _by_factor("ehess2rhess", _joined)
+    expmap_transp = _by_factor("expmap_transp", _joined_pairs)
+    retr_transp = _by_factor("retr_transp", _joined_pairs)
+    violation = _by_factor("violation", _largest)
+    tangent_violation = _by_factor("tangent_violation", _largest)
+
+    def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
+        """⟨u, v⟩ₓ, the sum over the factors, as one number of shape (1,)."""
+        vectors = promote(x, u, u if v is None else v)
+        return torch.stack(self._each("inner", *vectors)).sum(0, True)
+
+    def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """The distance, as one number of shape (1,)."""
+        return torch.linalg.vector_norm(torch.stack(self._each("dist", x, y))).reshape(1)
+
+    def codimension(self, shape: torch.Size) -> int:
+        """The sum over the factors."""
+        return sum(manifold.codimension(torch.Size(own)) for manifold, own in self.factors)
+
+    def typical_dist(self, shape: tuple[int, ...]) -> float:
+        """Those of the factors, as in Pythagoras' theorem."""
+        return math.hypot(*(manifold.typical_dist(own) for manifold, own in self.factors))
+
+    def with_true_steps(self) -> Manifold:
+        """The product of the factors with true steps."""
+        return Product((manifold.with_true_steps(), shape) for manifold, shape in self.factors)
+
+    # --- the whole --------------------------------------------------------------------------
+
+    @property
+    def scale_invariant(self) -> bool:
+        """False: a product is not scaled as a whole."""
+        return False
 
     @property
     def ndim(self) -> int:
@@ -90,12 +148,12 @@ class Product(Manifold):
 
     @property
     def reversible(self) -> bool | None:
-        """True if all parts are; None where that is not known."""
-        parts = {manifold.reversible for manifold, _ in self.factors}
-        return False if False in parts else None if None in parts else True
+        """True if all factors are; None if that is not known."""
+        known = {manifold.reversible for manifold, _ in self.factors}
+        return False if False in known else None if None in known else True
 
     def pack_point(self, *tensors: Tensor) -> Tensor:
-        """One flat vector of the parts, as `join`.
+        """One vector of the parts, as `join`.
 
         Raises:
             ValueError: unless there is one for each factor, of its shape.
@@ -107,12 +165,8 @@ class Product(Manifold):
         return self.join(tensors)
 
     def unpack_tensor(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """The parts of a flat vector, as `split`."""
+        """The parts of a vector, as `split`."""
         return tuple(self.split(tensor))
-
-    def _parts(self, *tensors: Tensor) -> list[tuple[Any, ...]]:
-        manifolds = [manifold for manifold, _ in self.factors]
-        return list(zip(manifolds, *map(self.split, tensors), strict=True))
 
     def random(
         self,
@@ -121,18 +175,20 @@ class Product(Manifold):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """A random point: one of each part.
-
-        Args:
-            size: nothing, or the size that a point has.
-            dtype: as in `torch.randn`.
-            device: as in `torch.randn`.
-            generator: the source of randomness; torch's default one if left out.
-        """
+        """A random point, one of each factor; `size` is nothing, or that of a point."""
         if size not in ((), (self.size,), ((self.size,),)):
             raise ValueError(f"a point of this product has size {self.size}, not {size}")
         given: dict[str, Any] = {"dtype": dtype, "device": device, "generator": generator}
         return self.join(manifold.random(shape, **given) for manifold, shape in self.factors)
+
+    def _misfit(self, x: Tensor) -> str | None:
+        if tuple(x.shape) != (self.size,):
+            return f"has shape {tuple(x.shape)}, and a point of this product is ({self.size},)"
+        for number, (manifold, shape) in enumerate(self.factors):
+            reason = manifold._misfit(torch.empty(shape, dtype=x.dtype, device="meta"))
+            if reason is not None:
+                return f"has a factor {number} that {reason}"
+        return None
 
     def _fields(self) -> dict[str, Any]:
         return {"factors": [[manifold.spec(), list(shape)] for manifold, shape in self.factors]}
@@ -143,105 +199,3 @@ class Product(Manifold):
 
 
 register_manifold("Product", Product)
-
-
-@dataclass(frozen=True)
-class _Flat:
-    """Calls the same method of every factor with its parts of some flat vectors."""
-
-    factors: tuple[Factor, ...]
-
-    def split(self, x: Tensor) -> list[Tensor]:
-        pieces = x.split([math.prod(shape) for _, shape in self.factors])
-        return [piece.view(shape) for piece, (_, shape) in zip(pieces, self.factors, strict=True)]
-
-    def each(self, call: Callable[..., Any], *vectors: Tensor) -> list[Any]:
-        parts = zip(*(self.split(vector) for vector in vectors), strict=True)
-        return [
-            call(manifold, *part) for (manifold, _), part in zip(self.factors, parts, strict=True)
-        ]
-
-    def joined(self, call: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
-        return torch.cat([part.reshape(-1) for part in self.each(call, *vectors)])
-
-    def both(self, call: Callable[..., tuple[Tensor, Tensor]], *vectors: Tensor) -> Any:
-        points, carried = zip(*self.each(call, *vectors), strict=True)
-        return (
-            torch.cat([part.reshape(-1) for part in points]),
-            torch.cat([part.reshape(-1) for part in carried]),
-        )
-
-    def largest(self, call: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
-        return torch.stack([part.max() for part in self.each(call, *vectors)]).max().reshape(1)
-
-
-@dataclass(frozen=True)
-class _Metric(Metric):
-    flat: _Flat
-
-    def component_inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        return torch.stack(self.flat.each(lambda m, *part: m.inner(*part), x, u, v)).sum(0, True)
-
-    def sharp(self, x: Tensor, g: Tensor) -> Tensor:
-        return self.flat.joined(lambda m, *part: m.metric.sharp(*part), x, g)
-
-
-@dataclass(frozen=True)
-class _Projection(Projection):
-    flat: _Flat
-
-    def to_set(self, x: Tensor) -> Tensor:
-        return self.flat.joined(lambda m, part: m.projection.to_set(part), x)
-
-    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.flat.joined(lambda m, *part: m.projection.to_tangent(*part), x, u)
-
-    def violation(self, x: Tensor) -> Tensor:
-        return self.flat.largest(lambda m, part: m.projection.violation(part), x)
-
-    def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.flat.largest(lambda m, *part: m.projection.tangent_violation(*part), x, u)
-
-    def codimension(self, shape: torch.Size) -> int:
-        return sum(m.projection.codimension(torch.Size(s)) for m, s in self.flat.factors)
-
-
-@dataclass(frozen=True)
-class _Retraction(Retraction):
-    """Each part's own."""
-
-    flat: _Flat
-
-    def step(self, parts: Parts, x: Tensor, u: Tensor) -> Tensor:
-        return self.flat.joined(lambda m, *part: m.retraction.step(m, *part), x, u)
-
-    def step_transport(
-        self, parts: Parts, x: Tensor, u: Tensor, v: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        y, carried = self.flat.both(lambda m, *part: m.retraction.step_transport(m, *part), x, u, v)
-        return y, carried
-
-
-@dataclass(frozen=True)
-class _Geodesics(Geodesics):
-    flat: _Flat
-
-    def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.flat.joined(lambda m, *part: m.geodesics.exp(*part), x, u)
-
-    def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        y, carried = self.flat.both(lambda m, *part: m.geodesics.exp_transport(*part), x, u, v)
-        return y, carried
-
-    def log(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.flat.joined(lambda m, *part: m.geodesics.log(*part), x, y)
-
-    def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
-        distances = self.flat.each(lambda m, *part: m.dist(*part), x, y)
-        return torch.linalg.vector_norm(torch.stack(distances)).reshape(1)
-
-    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        return self.flat.joined(lambda m, *part: m.geodesics.transport(*part), x, y, v)
-
-    def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
-        return self.flat.joined(lambda m, *part: m.geodesics.hessian(*part), x, g, h, u)

@@ -1,12 +1,11 @@
-"""Slices: which numbers of a weight form one vector, and the arithmetic on them.
+"""Slices: the vectors that a weight is made of, and their arithmetic.
 
-Everything per filter or per class is written once here, for tensors of any order. `dim` is the
-dimension that *indexes* the vectors, as in `torch.nn.utils.parametrizations.weight_norm`:
+`dim` is the dimension that *indexes* the vectors, as in torch's `weight_norm`:
 
     dim=0           each filter or row           (64, 3, 5, 5) -> 64 vectors of 75 numbers
     dim=1           each column, input channel   (10, 32)      -> 32 vectors of 10 numbers
-    dim=None        the whole tensor is one vector (Frobenius)
-    dim="elements"  each number by itself        (the components of flat space)
+    dim=None        the whole tensor as one vector (Frobenius)
+    dim="elements"  each number by itself        (the components of Euclidean space)
 
 Results keep the reduced dimensions with size one, so that they broadcast against the tensor.
 Half types (float16, bfloat16) are computed in float32.
@@ -15,6 +14,7 @@ Half types (float16, bfloat16) are computed in float32.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from numbers import Real
 from typing import Literal
@@ -24,19 +24,12 @@ from torch import Tensor
 
 __all__ = [
     "Dim",
-    "check_dim",
+    "Slices",
     "check_radius",
     "computed_in",
     "cos_sinc",
-    "inner",
-    "label",
-    "largest",
-    "norm",
-    "normalize",
+    "one_minus_cos_over_sq",
     "promote",
-    "reduced",
-    "size",
-    "versed",
 ]
 
 Dim = int | Literal["elements"] | None
@@ -47,48 +40,128 @@ _HALF = (torch.float16, torch.bfloat16)
 _SMALL = 1e-2
 
 
-def check_dim(dim: Dim) -> None:
-    """Refuse a `dim` that means different things to different libraries.
+@dataclass(frozen=True)
+class Slices:
+    """The vectors of a tensor that one dimension indexes.
+
+    Args:
+        dim: that dimension; None for the whole tensor, "elements" for each number by itself.
 
     Raises:
-        ValueError: if `dim` is negative (`weight_norm` reads -1 as "the whole tensor", everyone
-            else as "the last dimension") or not a whole number.
+        TypeError: if `dim` is none of these.
+        ValueError: if `dim` is negative: `weight_norm` reads -1 as "the whole tensor", everyone
+            else as "the last dimension".
     """
-    if dim is None:
-        return
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise ValueError(
-            f"dim must be None or a whole number ≥ 0, not {dim!r}: "
-            "it is the dimension that indexes the vectors (0: rows, 1: columns)"
-        )
-    if dim < 0:
-        raise ValueError(
-            f"dim={dim} is negative: name the dimension that indexes the vectors by its number "
-            "from the front, or use dim=None for the whole tensor as one vector"
-        )
+
+    dim: Dim = 0
+
+    def __post_init__(self) -> None:
+        dim = self.dim
+        if dim is None or dim == "elements":
+            return
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise _wrong_dim(dim)
+        if dim < 0:
+            raise ValueError(
+                f"dim={dim} is negative: name the dimension that indexes the vectors by its number "
+                "from the front, or use dim=None for the whole tensor as one vector"
+            )
+
+    @classmethod
+    def of_vectors(cls, dim: int | None) -> Slices:
+        """Slices of more than single numbers: as the constructor, but "elements" is refused."""
+        if isinstance(dim, str):
+            raise _wrong_dim(dim)
+        return cls(dim)
+
+    def over(self, ndim: int) -> tuple[int, ...]:
+        """The dimensions that one slice extends over, for a tensor of order `ndim`."""
+        return _over(ndim, self.dim)
+
+    def size(self, shape: torch.Size) -> int:
+        """The number of entries of one slice."""
+        return math.prod(shape[d] for d in self.over(len(shape)))
+
+    def count(self, shape: torch.Size) -> int:
+        """The number of slices."""
+        return math.prod(shape) // self.size(shape)
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        """`⟨u, v⟩` of each slice, shape of `u` with the slice's dimensions reduced to one."""
+        if u.dtype in _HALF or v.dtype in _HALF:
+            u, v = promote(u, v)
+        over = self.over(u.ndim)
+        product = u * v
+        # An empty list of dimensions would make torch reduce over all of them.
+        return product.sum(over, keepdim=True) if over else product
+
+    def norm(self, u: Tensor) -> Tensor:
+        """`‖u‖` of each slice; its derivative at u = 0 is taken as 0."""
+        if u.dtype in _HALF:
+            u = u.float()
+        over = self.over(u.ndim)
+        return torch.linalg.vector_norm(u, 2, over, keepdim=True) if over else u.abs()
+
+    def largest(self, x: Tensor) -> Tensor:
+        """The largest |entry| of each slice."""
+        over = self.over(x.ndim)
+        # Several times faster on CPU than torch's maximum norm.
+        return x.abs().amax(over, keepdim=True) if over else x.abs()
+
+    def normalize(self, x: Tensor, length: float | Tensor = 1.0) -> Tensor:
+        """`length · x/‖x‖` of each slice, without overflow or underflow of the squares.
+
+        A zero slice gives NaN: callers that let data in must refuse it.
+        """
+        # The function does not depend on the scale of x: the largest entry can be divided away as
+        # if it were a constant, and the derivative is still exact.
+        tiny = torch.finfo(x.dtype).tiny
+        x = x * self.largest(x.detach()).clamp(min=tiny).reciprocal()
+        return x * (length / self.norm(x))
+
+    def select(self, x: Tensor, index: int) -> Tensor:
+        """The entries of slice number `index`."""
+        if self.dim == "elements":
+            return x.flatten()[index]
+        return x if self.dim is None else x.select(self.dim, index)
+
+    def label(self, index: int, ndim: int) -> str:
+        """The name of slice number `index` in messages: "row 3", "column 5", "filter 7", …"""
+        if self.dim is None:
+            return "the whole tensor"
+        if self.dim == "elements" or ndim == 1:
+            return f"entry {index}"
+        if ndim == 2:
+            return f"{'row' if self.dim == 0 else 'column'} {index}"
+        return f"{'filter' if self.dim == 0 else f'slice (dim {self.dim})'} {index}"
 
 
-def check_radius(radius: float) -> float:
-    """The radius as a float; ValueError unless it is positive and finite."""
-    if not (isinstance(radius, Real) and radius is not True and 0 < radius < math.inf):
-        raise ValueError(f"radius must be a positive, finite number, not {radius!r}")
-    return float(radius)
+def _wrong_dim(dim: object) -> TypeError:
+    return TypeError(
+        f"dim must be None or a whole number ≥ 0, not {dim!r}: "
+        "it is the dimension that indexes the vectors (0: rows, 1: columns)"
+    )
 
 
 @cache
-def reduced(ndim: int, dim: Dim) -> tuple[int, ...]:
-    """The dimensions that one slice extends over, for a tensor of order `ndim`."""
+def _over(ndim: int, dim: Dim) -> tuple[int, ...]:
     if dim == "elements":
         return ()
     return tuple(d for d in range(ndim) if d != dim)
 
 
-def size(shape: torch.Size, dim: Dim) -> int:
-    """How many numbers one slice holds."""
-    result = 1
-    for d in reduced(len(shape), dim):
-        result *= shape[d]
-    return result
+def check_radius(radius: float) -> float:
+    """The radius as a float.
+
+    Raises:
+        TypeError: if it is no real number.
+        ValueError: if it is not positive and finite.
+    """
+    if not isinstance(radius, Real) or isinstance(radius, bool):
+        raise TypeError(f"radius must be a positive, finite number, not {radius!r}")
+    if not 0 < radius < math.inf:
+        raise ValueError(f"radius must be positive and finite, not {radius!r}")
+    return float(radius)
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
@@ -101,49 +174,12 @@ def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple([t.float() if t.dtype in _HALF else t for t in tensors])
 
 
-def inner(u: Tensor, v: Tensor, dim: Dim) -> Tensor:
-    """`⟨u, v⟩` of each slice, shape of `u` with the slice's dimensions reduced to one."""
-    if u.dtype in _HALF or v.dtype in _HALF:
-        u, v = promote(u, v)
-    over = reduced(u.ndim, dim)
-    product = u * v
-    # An empty list of dimensions would make torch reduce over all of them.
-    return product.sum(over, keepdim=True) if over else product
-
-
-def norm(u: Tensor, dim: Dim) -> Tensor:
-    """`‖u‖` of each slice; its derivative at u = 0 is taken as 0."""
-    if u.dtype in _HALF:
-        u = u.float()
-    over = reduced(u.ndim, dim)
-    return torch.linalg.vector_norm(u, 2, over, keepdim=True) if over else u.abs()
-
-
-def largest(x: Tensor, dim: Dim) -> Tensor:
-    """The largest |entry| of each slice."""
-    over = reduced(x.ndim, dim)
-    # Several times faster on CPU than torch's maximum norm.
-    return x.abs().amax(over, keepdim=True) if over else x.abs()
-
-
-def normalize(x: Tensor, dim: Dim, length: float | Tensor = 1.0) -> Tensor:
-    """`length · x/‖x‖` of each slice, without overflow or underflow of the squares.
-
-    A zero slice gives NaN: whoever lets data in must refuse it there.
-    """
-    # The function does not depend on the scale of x: the largest entry can be divided away as
-    # if it were a constant, and the derivative is still exact.
-    tiny = torch.finfo(x.dtype).tiny
-    x = x * largest(x.detach(), dim).clamp(min=tiny).reciprocal()
-    return x * (length / norm(x, dim))
-
-
 def cos_sinc(squared: Tensor) -> tuple[Tensor, Tensor]:
-    """cos θ and sin θ/θ as functions of θ²: what moving on a circle needs.
+    """cos θ and sin θ/θ as functions of θ².
 
     Both are power series in θ²; written so, a geodesic has exact derivatives at u = 0, where
-    those of θ = ‖u‖ do not exist. Where no derivative is asked for, the plain functions do.
-    Beyond 1/ε, where the place on the circle is lost to rounding, θ is held there.
+    those of θ = ‖u‖ do not exist. Where no derivative is asked for, the plain functions serve.
+    Beyond 1/ε, where θ modulo 2π is lost to rounding, θ is held there.
     """
     if not torch.is_grad_enabled():
         return _cos_sinc(squared.sqrt())
@@ -156,7 +192,7 @@ def cos_sinc(squared: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(small, series_cos, cos), torch.where(small, series_sinc, sinc)
 
 
-def versed(squared: Tensor, cos: Tensor) -> Tensor:
+def one_minus_cos_over_sq(squared: Tensor, cos: Tensor) -> Tensor:
     """(1 − cos θ)/θ², given θ² and cos θ."""
     plain = (1 - cos) / squared.clamp(min=torch.finfo(squared.dtype).tiny)
     if not torch.is_grad_enabled():
@@ -172,14 +208,3 @@ def _cos_sinc(angle: Tensor) -> tuple[Tensor, Tensor]:
     held = angle.clamp(info.tiny, 1 / info.eps)
     # Divided by the angle itself, so that sinc · u is never longer than one.
     return held.cos(), held.sin() / angle.clamp(min=info.tiny)
-
-
-def label(index: int, ndim: int, dim: Dim) -> str:
-    """What a reader calls slice number `index`: "row 3", "column 5", "filter 7", …"""
-    if dim is None:
-        return "the whole tensor"
-    if dim == "elements" or ndim == 1:
-        return f"entry {index}"
-    if ndim == 2:
-        return f"{'row' if dim == 0 else 'column'} {index}"
-    return f"{'filter' if dim == 0 else f'slice (dim {dim})'} {index}"

@@ -12,7 +12,6 @@ Source: [townsend2016pymanopt]; trust regions are those of [absil2008optimizatio
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import time
@@ -21,25 +20,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import geoopt
 import numpy as np
 import pymanopt
 import torch
-from geoopt.manifolds.stiefel import CanonicalStiefel
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor, nn
 
-from manifoldnet.geometry import (
-    Manifold,
-    Normalization,
-    Product,
-    Projective,
-    ScaledMetric,
-    from_geoopt,
-    slices,
-)
-from manifoldnet.geometry.from_geoopt import GeooptManifold, innermost
-from manifoldnet.geometry.to_geoopt import GeooptView
+from manifoldnet.geometry import Manifold, Slices, from_geoopt
+from manifoldnet.geometry.validation import raise_if
 from manifoldnet.objective import Objective
 
 __all__ = ["SOLVERS", "Array", "PymanoptManifold", "minimize", "to_pymanopt"]
@@ -255,8 +243,10 @@ def _around(objective: Objective, generator: torch.Generator) -> Tensor:
     for (manifold, _), x in zip(
         objective.manifold.factors, objective.manifold.split(objective.start), strict=True
     ):
-        dim = manifold.dim if manifold.dim != "elements" else None
-        size = slices.norm(x, dim) / slices.size(x.shape, dim) ** 0.5
+        slices: Slices = getattr(manifold, "slices", Slices(None))
+        if slices.dim == "elements":
+            slices = Slices(None)
+        size = slices.norm(x) / slices.size(x.shape) ** 0.5
         random = torch.randn(x.shape, dtype=x.dtype, generator=generator)
         parts.append(torch.where(size > 0, size, 1.0) * random)
     return objective.manifold.join(parts)
@@ -295,8 +285,8 @@ def to_pymanopt(
     Raises:
         ValueError: if no tensor of that shape is a point.
     """
-    manifold = _with_retraction(from_geoopt(manifold))
-    manifold.assert_check_point(torch.empty(shape, dtype=dtype, device="meta"))
+    manifold = from_geoopt(manifold).with_true_steps()
+    raise_if(manifold.validate(torch.empty(shape, dtype=dtype, device="meta")))
     return PymanoptManifold(manifold, tuple(shape), dtype)
 
 
@@ -311,7 +301,7 @@ class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[mi
     @property
     def typical_dist(self) -> float:
         """The largest radius of a trust region."""
-        return _typical(self.manifold, self.shape)
+        return self.manifold.typical_dist(self.shape)
 
     def inner_product(
         self, point: Array, tangent_vector_a: Array, tangent_vector_b: Array
@@ -393,59 +383,6 @@ class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[mi
 
     def _array(self, name: str, *arrays: Array) -> Array:
         return to_array(self._call(name, *arrays))
-
-
-def _with_retraction(manifold: Manifold) -> Manifold:
-    """The manifold, with the projection retraction on geoopt's canonical Stiefel manifold.
-
-    geoopt's own step doubles the part of the velocity in the span of `x`: it is no retraction, and
-    second-order models are wrong along it.
-    """
-    if isinstance(manifold, Product):
-        return Product((_with_retraction(factor), shape) for factor, shape in manifold.factors)
-    base = innermost(manifold.base) if isinstance(manifold, GeooptManifold) else None
-    if isinstance(base, CanonicalStiefel):
-        manifold = copy.copy(manifold)
-        manifold._compose(retraction=Projective())
-    return manifold
-
-
-def _typical(manifold: Manifold, shape: tuple[int, ...]) -> float:
-    """π radii for each slice of a sphere (and of a cylinder), as pymanopt has it."""
-    if isinstance(manifold, Product):
-        return math.hypot(*(_typical(*factor) for factor in manifold.factors))
-    dimension = manifold.dimension(shape)
-    if isinstance(manifold, GeooptManifold):
-        return _typical_of_geoopt(manifold.base, shape, dimension)
-    if isinstance(manifold.projection, Normalization):
-        count = math.prod(shape) - dimension
-        return math.pi * manifold.projection.radius * math.sqrt(count)
-    if isinstance(manifold.metric, ScaledMetric):
-        count = shape[manifold.dim] if isinstance(manifold.dim, int) else 1
-        return math.pi * math.sqrt(count)
-    return math.sqrt(dimension)
-
-
-def _typical_of_geoopt(base: Any, shape: tuple[int, ...], dimension: int) -> float:
-    """The same for a manifold of geoopt, whose leading dimensions are a batch."""
-    if isinstance(base, geoopt.Scaled):
-        return float(base.scale) * _typical_of_geoopt(base.base, shape, dimension)
-    if isinstance(base, Manifold):
-        return _typical(base, shape)
-    count = math.prod(shape[: len(shape) - base.ndim])
-    if isinstance(base, GeooptView):
-        return math.sqrt(count) * _typical(base.manifold, base.shape)
-    if isinstance(base, geoopt.ProductManifold):
-        parts = zip(base.manifolds, base.shapes, strict=True)
-        each = (_typical(from_geoopt(part), tuple(size)) for part, size in parts)
-        return math.sqrt(count) * math.hypot(*each)
-    if isinstance(base, geoopt.Sphere):
-        return math.pi * math.sqrt(count)
-    if isinstance(base, geoopt.Stereographic) and float(base.k) > 0:
-        return math.pi * math.sqrt(count / float(base.k))
-    if isinstance(base, geoopt.Stiefel):
-        return math.sqrt(count * shape[-1])
-    return math.sqrt(dimension)
 
 
 def to_tensor(array: Array) -> Tensor:

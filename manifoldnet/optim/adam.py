@@ -272,7 +272,7 @@ class RiemannianAdam(RiemannianOptimizer):
         for key in ("exp_avg_sq", "max_exp_avg_sq"):
             if key in state:
                 # ⟨d, d⟩ₓ for a gradient whose squared entries are the plain second moments.
-                d = manifold.metric.sharp(point, state[key].to(point).sqrt())
+                d = manifold.sharp(point, state[key].to(point).sqrt())
                 adopted[key] = _second_moment(point, d, manifold, group["slice_scale"])
         return adopted
 

@@ -12,7 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Additive, Manifold, ScaledMetric, slices
+from manifoldnet.geometry import Manifold
+from manifoldnet.geometry.slices import promote
 
 __all__ = ["NormGrowthWarning", "ZeroSliceWarning", "growing", "overflowing", "zero_slices"]
 
@@ -43,35 +44,35 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
     None for other metrics, and as long as ‖x‖² is below √max of the type it is computed in, and ‖x‖
     below √max of the weight's.
     """
-    if not isinstance(manifold.metric, ScaledMetric):
+    if not manifold.scale_invariant:
         return None
-    (x,) = slices.promote(p.detach())
-    norms = slices.norm(x, manifold.metric.dim).flatten()
+    (x,) = promote(p.detach())
+    norms = manifold.slices.norm(x).flatten()
     if not bool((norms > _limit(p.dtype)).any()):
         return None
     worst = int(norms.argmax())
     advice = "lower the learning rate"
-    if isinstance(manifold.retraction, Additive):
+    if manifold.retraction.grows_norms:
         advice = (
             "where the loss does not depend on the norm (batch normalization), additive steps make "
             f"it grow without bound: use retraction='geodesic', which keeps it, or {advice}"
         )
     return (
-        f"{slices.label(worst, p.ndim, manifold.dim)} has norm {float(norms[worst]):.3g}, on its "
+        f"{manifold.slices.label(worst, p.ndim)} has norm {float(norms[worst]):.3g}, on its "
         f"way out of {p.dtype}: {advice}"
     )
 
 
 def zero_slices(p: Tensor, manifold: Manifold) -> str | None:
     """A message about the zero slices of a weight; None if there are none."""
-    (x,) = slices.promote(p.detach())
-    zero = (slices.inner(x, x, manifold.dim) == 0).flatten()
+    (x,) = promote(p.detach())
+    zero = (manifold.slices.inner(x, x) == 0).flatten()
     count = int(zero.sum())
     if not count:
         return None
     return (
         f"{count} of {zero.numel()} slices are zero or too small to be squared, the first of them "
-        f"{slices.label(int(zero.int().argmax()), p.ndim, manifold.dim)}. Such a slice has no "
+        f"{manifold.slices.label(int(zero.int().argmax()), p.ndim)}. Such a slice has no "
         f"direction on {manifold}, so steps leave it as it is: give it values, or undeclare the "
         "weight"
     )

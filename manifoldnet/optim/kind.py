@@ -12,16 +12,11 @@ from functools import cache
 
 from manifoldnet.geometry import (
     Additive,
-    CylinderGeodesics,
-    EuclideanMetric,
     Geodesic,
     Manifold,
-    NoProjection,
-    Normalization,
+    Oblique,
     Projective,
-    Retraction,
-    ScaledMetric,
-    SphereGeodesics,
+    ScaledEuclidean,
 )
 from manifoldnet.geometry.slices import Dim
 
@@ -46,17 +41,14 @@ class Kind:
 @cache
 def kind_of(manifold: Manifold) -> Kind | None:
     """The geometry of a manifold for the fast paths; None if they do not support it."""
-    radius: float | None
-    metric, projection, geodesics = manifold.metric, manifold.projection, manifold.geodesics
-    match metric, projection, geodesics:
-        case EuclideanMetric(dim), Normalization(dim_, radius), SphereGeodesics(dim__, radius_):
-            ways: tuple[type[Retraction], ...] = (Projective, Geodesic)
-            alike = dim == dim_ == dim__ and radius == radius_
-        case ScaledMetric(dim), NoProjection(dim_), CylinderGeodesics(dim__):
-            ways, radius = (Additive, Geodesic), None
-            alike = dim == dim_ == dim__
-        case _:
-            return None
-    if not alike or type(manifold.retraction) not in ways:
+    if not manifold.parts or manifold.slices.dim == "elements":
         return None
-    return Kind(dim, radius, manifold.retraction.name)
+    dim, retraction = manifold.slices.dim, manifold.retraction
+    radius: float | None = getattr(manifold.projection, "radius", None)
+    ours = ScaledEuclidean(dim) if radius is None else Oblique(dim, radius)
+    ways = (Additive if radius is None else Projective, Geodesic)
+    alike = all(
+        getattr(manifold, part) == getattr(ours, part)
+        for part in ("metric", "projection", "geodesics")
+    )
+    return Kind(dim, radius, retraction.name) if alike and type(retraction) in ways else None

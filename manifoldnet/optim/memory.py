@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Manifold, slices
+from manifoldnet.geometry import Manifold, Slices, slices
 from manifoldnet.optim import native
 from manifoldnet.optim.kind import Kind, kind_of
 
@@ -97,7 +97,7 @@ def expected(p: Tensor, manifold: Manifold | None) -> Expected:
 
 def expected_on(p: Tensor, kind: Kind) -> Expected:
     """The forms for a weight on one of the manifolds that the fast paths know."""
-    over = slices.reduced(p.ndim, kind.dim)
+    over = Slices(kind.dim).over(p.ndim)
     shape = torch.Size(1 if d in over else n for d, n in enumerate(p.shape))
     want = _expected(p, slices.promote(p.detach())[0].dtype, shape)
     return want._replace(layout=native.layout(p, kind)) if want.dense else want

@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Manifold, slices
+from manifoldnet.geometry import Manifold, Slices
+from manifoldnet.geometry.slices import promote
 from manifoldnet.optim.kind import Kind
 
 __all__ = ["Motion"]
@@ -33,16 +34,18 @@ class Motion:
     """
 
     def __init__(self, x: Tensor, manifold: Manifold, kind: Kind | None) -> None:
-        (self.point,) = slices.promote(x)
+        (self.point,) = promote(x)
         self.manifold = manifold
         self._x = x
+        # Manifolds made of others have no slices of their own: a whole step is zero or not.
+        self._slices: Slices = getattr(manifold, "slices", Slices(None))
         self._sphere = kind is not None and kind.radius is not None
         #: Whether a slice is known to be zero: only a processor is asked.
         self.any_zero = False
         self._zero: Tensor | None = None
         if kind is not None:
             # As in the metric: what is too small to be squared counts as zero.
-            zero = slices.inner(self.point, self.point, kind.dim) == 0
+            zero = manifold.slices.inner(self.point, self.point) == 0
             asked = x.device.type == "cpu" and not torch.compiler.is_compiling()
             self.any_zero = asked and bool(zero.any())
             if self.any_zero or not asked:
@@ -50,11 +53,11 @@ class Motion:
 
     def gradient(self, grad: Tensor) -> Tensor:
         """The Riemannian gradient; at a zero slice, without projection."""
-        (grad,) = slices.promote(grad)
+        (grad,) = promote(grad)
         d = self.manifold.egrad2rgrad(self.point, grad)
         if self._zero is None:
             return d
-        return torch.where(self._zero, self.manifold.metric.sharp(self.point, grad), d)
+        return torch.where(self._zero, self.manifold.sharp(self.point, grad), d)
 
     def squared(self, d: Tensor) -> Tensor:
         """⟨d, d⟩ₓ of each slice."""
@@ -70,7 +73,7 @@ class Motion:
 
     def move(self, u: Tensor, b: Tensor | None = None) -> Tensor | None:
         """Retract the weight along the tangent vector `u`, and transport the buffer `b`."""
-        longest = slices.largest(u, self.manifold.dim)
+        longest = self._slices.largest(u)
         size: Tensor | float = 1.0
         if self._sphere:
             # Squares of larger numbers may overflow. The place on a circle is lost to rounding long
@@ -78,7 +81,7 @@ class Motion:
             limit = torch.finfo(u.dtype).max ** 0.25
             u = torch.where(longest > limit, u * (limit / longest), u)
             if b is not None:
-                size = slices.largest(b, self.manifold.dim)
+                size = self._slices.largest(b)
                 size = torch.where(size > limit, size, 1.0)
         if b is None:
             end = self.manifold.retr(self.point, u)

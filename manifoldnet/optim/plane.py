@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import slices
+from manifoldnet.geometry import Slices, slices
 from manifoldnet.optim.kind import Kind
 from manifoldnet.optim.work import Rates, Work
 
@@ -101,7 +101,7 @@ def _step_together(works: Sequence[Work], rates: Rates) -> bool:
 
 def _step_one(work: Work, rates: Rates) -> bool:
     x, dim = work.x, work.kind.dim
-    over = slices.reduced(x.ndim, dim)
+    over = Slices(dim).over(x.ndim)
     if x.numel() <= _BLOCK or torch.compiler.is_compiling():
         return _advance(work, rates, over, [_Piece(work.x, work.g, work.v)])
     along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]))  # the slowest in memory
@@ -162,9 +162,9 @@ def _advance(work: Work, rates: Rates, over: _Over, pieces: Sequence[_Piece]) ->
     """
     kind, sigma = work.kind, rates.lr
     radius = kind.radius
-    flat, turns = radius is None, kind.way != "additive"
+    scaled, turns = radius is None, kind.way != "additive"
     carries, adam = work.v is not None, rates.beta2 is not None
-    of_g = 2 if turns and not carries else 1 if adam and not flat else 0
+    of_g = 2 if turns and not carries else 1 if adam and not scaled else 0
     rr, *found = _sum([_look(piece, over, of_g) for piece in pieces])
     zero = False
     if not turns and carries and _asked(rr) and not float(rr.min()) > 0:
@@ -178,7 +178,7 @@ def _advance(work: Work, rates: Rates, over: _Over, pieces: Sequence[_Piece]) ->
         if adam:
             sigma = _adapted(work, rates, found.pop(), rr)
     else:
-        sigma = sigma * rates.sign * rr if flat else sigma * rates.sign
+        sigma = sigma * rates.sign * rr if scaled else sigma * rates.sign
     if not turns:
         for piece in pieces:
             x, v = piece.values[0], piece.direction

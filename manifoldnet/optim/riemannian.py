@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold, ScaledMetric, slices
+from manifoldnet.geometry import Euclidean, Manifold, slices
 from manifoldnet.optim import checkpoint, memory, native, plane, traced
 from manifoldnet.optim.checks import check_point, refuse_nonfinite, users_level
 from manifoldnet.optim.growth import (
@@ -485,7 +485,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 by_plane.append(entry)
             elif self._step_alone(group, entry):
                 alarming.append(entry)
-            grows = manifold is not None and isinstance(manifold.metric, ScaledMetric)
+            grows = manifold is not None and manifold.scale_invariant
             if scheduled and (grows or (self._steps % 100 == 0 and p.device.type != "cpu")):
                 alarming.append(entry)
         if by_plane:

@@ -101,6 +101,6 @@ def _covered(generator: Generator, manifolds: dict[str, Manifold], group: Scalin
         name, dim = _how(generator, where, group)
         if name in group.buffers:
             continue
-        if len(group.shapes[name]) < 2 or (dim is not None and manifolds[name].dim != dim):
+        if len(group.shapes[name]) < 2 or (dim is not None and manifolds[name].slices.dim != dim):
             return False
     return True

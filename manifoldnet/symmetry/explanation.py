@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from manifoldnet import rules
 from manifoldnet.declarations import declare_all, manifolds, undeclare
-from manifoldnet.geometry import Manifold, Oblique, slices
+from manifoldnet.geometry import Manifold, Oblique
 from manifoldnet.optim import RiemannianSGD
 from manifoldnet.symmetry.declaring import Rule, rule
 from manifoldnet.symmetry.equations import Layout
@@ -155,7 +155,7 @@ def _columns(
             scaled = rule(group)
         except ValueError:  # it scales vectors only, and there is nothing to declare
             return
-        unit = Rule({name: Oblique() for name, m in scaled.manifolds.items() if m.dim != 1})
+        unit = Rule({name: Oblique() for name, m in scaled.manifolds.items() if m.slices.dim != 1})
     for name, how, project in (("SM", scaled, False), ("UN", unit, True)):
         target = copy.deepcopy(plain)
         declare_all(target, how, project=project)
@@ -261,7 +261,7 @@ def _factors(model: nn.Module, element: ScalingElement) -> dict[str, Tensor]:
         if manifold is not None and name in element.parameters:
             y = f * w
             x = manifold.projx(y)
-            f = f * slices.inner(x, y, manifold.dim) / slices.inner(y, y, manifold.dim)
+            f = f * manifold.slices.inner(x, y) / manifold.slices.inner(y, y)
         found[name] = f
     return found
 

@@ -20,7 +20,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.geometry import Euclidean, slices
+from manifoldnet.geometry import Euclidean, Slices
 from manifoldnet.registry import declared_parameters
 from manifoldnet.symmetry.evaluation import (
     Batch,
@@ -312,9 +312,9 @@ def _worst(element: ScalingElement, name: str, apart: Tensor) -> str:
     """The slice of a parameter where two values differ most, in words, and its factor."""
     dims = sorted({w.dim for w in element.slices if w.parameter == name}, key=str) or [0]
     dim = dims[0] if apart.ndim else None
-    norms = slices.norm(apart, dim).flatten()
+    norms = Slices(dim).norm(apart).flatten()
     index = int(norms.argmax())
-    label = slices.label(index, apart.ndim, dim)
+    label = Slices(dim).label(index, apart.ndim)
     if dim is None:
         return f"{label}, factor {element.factor(Slice(name, None)):.4g}"
     return f"most of it in {label}, factor {element.factor(Slice(name, dim, index)):.4g}"
@@ -324,7 +324,7 @@ def _extreme(element: ScalingElement, name: str, x: Tensor) -> str:
     """The slice of a parameter whose factor is farthest from 1, in words."""
     named = [w for w in element.slices if w.parameter == name]
     worst = max(named, key=lambda w: abs(element.log2(w)))
-    return f"{slices.label(worst.index, x.ndim, worst.dim)}, factor {element.factor(worst):.4g}"
+    return f"{Slices(worst.dim).label(worst.index, x.ndim)}, factor {element.factor(worst):.4g}"
 
 
 def _check_steps(steps: Any) -> None:

@@ -58,11 +58,11 @@ def reparameterize(
             if project:
                 scaled[name] = manifold.projx(y, name=name)
                 continue
-            trouble = manifold.explain(y, name=name)
-            if trouble:
+            error = manifold.validate(y, name=name)
+            if error:
                 raise ValueError(
                     f"the scaling moves a declared weight off its manifold, which does not have "
-                    f"this symmetry: {trouble}"
+                    f"this symmetry: {error}"
                 )
     write(target, scaled)
     return target

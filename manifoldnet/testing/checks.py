@@ -470,7 +470,7 @@ def _check_tangent(manifold: Manifold, x: Tensor, u: Tensor, of: float, what: st
 
 def _size(manifold: Manifold, x: Tensor, g: Tensor) -> float:
     """The length of a differential, its part normal to the manifold included."""
-    return float(manifold.norm(x, manifold.metric.sharp(x, g)))
+    return float(manifold.norm(x, manifold.sharp(x, g)))
 
 
 def _check_exact(trouble: str, amount: float) -> None:

@@ -185,7 +185,7 @@ class GeodesicLaws(Laws):
 
     def _differential(self, x: Tensor, g: Tensor) -> float:
         """The length of a differential, its part normal to the manifold included."""
-        return float(self.manifold.norm(x, self.manifold.metric.sharp(x, g)))
+        return float(self.manifold.norm(x, self.manifold.sharp(x, g)))
 
 
 class TransportLaws(Laws):

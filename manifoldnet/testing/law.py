@@ -208,7 +208,7 @@ class Laws:
 
     def _norms(self, x: Tensor) -> Tensor:
         """The Euclidean norms of the slices; of the whole tensor where slices are its elements."""
-        dim = self.manifold.dim
+        dim = getattr(self.manifold, "dim", None)
         over = [d for d in range(x.ndim) if d != dim]
         return torch.linalg.vector_norm(x, dim=over) if over else x.abs()
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Manifold, ScaledMetric
+from manifoldnet.geometry import Manifold
 
 __all__ = ["point", "point_with_tangents", "source", "tangent", "unit"]
 
@@ -29,7 +29,7 @@ _APART = 0x9E3779B9
 
 def unit(manifold: Manifold) -> float:
     """The natural unit of length: ρ where the manifold has a `radius`, 1 elsewhere."""
-    return float(getattr(manifold, "radius", 1.0))
+    return manifold.unit
 
 
 def source(seed: int) -> torch.Generator:
@@ -61,8 +61,8 @@ def point(
     """
     generator = source(seed)
     x = manifold.random(shape, dtype=torch.float64, generator=generator)
-    if isinstance(manifold.metric, ScaledMetric):
-        dims = [d for d in range(x.ndim) if d != manifold.dim]
+    if manifold.scale_invariant:
+        dims = [d for d in range(x.ndim) if d != manifold.slices.dim]
         norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True) if dims else x.abs()
         exponent = torch.rand(norm.shape, dtype=x.dtype, generator=generator)
         x = x * 10 ** (_DECADES * (2 * exponent - 1)) / norm

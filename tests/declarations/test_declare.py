@@ -213,7 +213,7 @@ def test_a_lazy_layer_has_to_run_first() -> None:
 
 def test_a_manifold_that_is_none() -> None:
     for thing in (mn.Oblique, "oblique", None):
-        with pytest.raises(ValueError, match="is not a manifold"):
+        with pytest.raises(TypeError, match="is not a manifold"):
             mn.declare(nn.Linear(5, 8), "weight", thing)
 
 

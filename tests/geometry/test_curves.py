@@ -88,12 +88,12 @@ def test_a_step_with_transport_is_the_same_step(manifold, shape):
     """Bit for bit: an optimizer may take either."""
     x = point(manifold, shape, 0)
     u, v = tangent(manifold, x, 1, 0.7), tangent(manifold, x, 2)
-    y, carried = manifold.retr_transp(x, u, v)
+    y, transported = manifold.retr_transp(x, u, v)
     assert torch.equal(y, manifold.retr(x, u))
-    assert torch.equal(manifold.transp_follow_retr(x, u, v), carried)
+    assert torch.equal(manifold.transp_follow_retr(x, u, v), transported)
     assert torch.equal(manifold.expmap_transp(x, u, v)[0], manifold.expmap(x, u))
     if isinstance(manifold.retraction, Additive):
-        assert torch.equal(carried, v)
+        assert torch.equal(transported, v)
 
 
 # --- geodesics ------------------------------------------------------------------------------------
@@ -112,10 +112,10 @@ def test_geodesics_of_spheres_do_not_accelerate(manifold, shape, seed, size):
     for t in (0.7,):
         y, bend = curve(t), acceleration(curve, t)
         # Towards the centre with |γ'|²/ρ, and nothing along the sphere.
-        inwards = rows_of(u, manifold.dim).pow(2).sum(1, keepdim=True) / manifold.radius**2
-        exact = -inwards * rows_of(y, manifold.dim)
+        inwards = rows_of(u, manifold.slices.dim).pow(2).sum(1, keepdim=True) / manifold.radius**2
+        exact = -inwards * rows_of(y, manifold.slices.dim)
         torch.testing.assert_close(
-            rows_of(bend, manifold.dim), exact, rtol=0, atol=_bend(size) * manifold.radius
+            rows_of(bend, manifold.slices.dim), exact, rtol=0, atol=_bend(size) * manifold.radius
         )
 
 
@@ -127,7 +127,7 @@ def test_geodesics_of_cylinders_do_not_accelerate(manifold, shape, seed, size):
     u = tangent(manifold, x, seed + 1, size)
 
     def curve(t):
-        return rows_of(manifold.expmap(x, t * u), manifold.dim)
+        return rows_of(manifold.expmap(x, t * u), manifold.slices.dim)
 
     def height(t):
         return torch.linalg.vector_norm(curve(t), dim=1).log()
@@ -157,14 +157,14 @@ def _bend(size):
 def test_angles_are_right_all_the_way_round(manifold, shape, seed, angle):
     """Built here from cos and sin alone: what goes around a circle once comes closer again."""
     x = point(manifold, shape, seed)
-    w = rows_of(x, manifold.dim)
+    w = rows_of(x, manifold.slices.dim)
     if w.shape[1] == 1:
         return
-    side = rows_of(point(manifold, shape, seed + 1), manifold.dim)
+    side = rows_of(point(manifold, shape, seed + 1), manifold.slices.dim)
     side = side - (side * w).sum(1, keepdim=True) / (w * w).sum(1, keepdim=True) * w
     side = side / side.norm(dim=1, keepdim=True) * w.norm(dim=1, keepdim=True)
     turned = math.cos(angle) * w + math.sin(angle) * side
-    y = turned.reshape(x.shape) if manifold.dim != 1 else _columns(turned, x)
+    y = turned.reshape(x.shape) if manifold.slices.dim != 1 else _columns(turned, x)
     each = min(angle, 2 * math.pi - angle) * unit(manifold)
     exact = each * math.sqrt(len(w))
     # Near 0 and near π alike: acos would lose half of the digits there.
@@ -182,7 +182,7 @@ def _columns(rows, x):
 @given(seed=seeds)
 def test_antipodes_have_a_distance_but_no_logarithm(manifold, shape, seed):
     x = point(manifold, shape, seed)
-    slices = len(lengths(x, manifold.dim))
+    slices = len(lengths(x, manifold.slices.dim))
     assert float(manifold.dist(x, -x)) == pytest.approx(
         math.pi * unit(manifold) * math.sqrt(slices), rel=ROUNDING
     )
@@ -202,14 +202,14 @@ def test_transport_along_a_geodesic_is_parallel(manifold, shape, seed, size):
     u, v = tangent(manifold, x, seed + 1, size), tangent(manifold, x, seed + 2)
 
     def unit_vectors(y):
-        w = rows_of(y, manifold.dim)
+        w = rows_of(y, manifold.slices.dim)
         return w / torch.linalg.vector_norm(w, dim=1, keepdim=True)
 
     def along(t):
         """The part along the cylinder (on a sphere: 0, as it is tangent), and the part around."""
         y, w = manifold.expmap_transp(x, t * u, v)
-        r = torch.linalg.vector_norm(rows_of(y, manifold.dim), dim=1, keepdim=True)
-        d, w = unit_vectors(y), rows_of(w, manifold.dim) / r
+        r = torch.linalg.vector_norm(rows_of(y, manifold.slices.dim), dim=1, keepdim=True)
+        d, w = unit_vectors(y), rows_of(w, manifold.slices.dim) / r
         a = (w * d).sum(1, keepdim=True)
         return a, w - a * d
 
@@ -220,6 +220,16 @@ def test_transport_along_a_geodesic_is_parallel(manifold, shape, seed, size):
         bound = ROUNDING * size * (1 + size)
         assert float(radial.abs().max()) <= bound
         assert float(around.abs().max()) <= bound
+
+
+@pytest.mark.parametrize(("n", "least", "most"), [(2, 0.0, 1e-14), (3, 0.05, 2.0), (5, 0.05, 2.0)])
+def test_the_scaled_metric_is_flat_for_slices_of_two_numbers_alone(n, least, most):
+    """The holonomy: parallel transport around a geodesic triangle turns vectors where it is not."""
+    manifold = ScaledEuclidean(dim=None)
+    x, y, z = (point(manifold, (n,), seed) for seed in range(3))
+    v = tangent(manifold, x, 3)
+    w = manifold.transp(z, x, manifold.transp(y, z, manifold.transp(x, y, v)))
+    assert least <= float(manifold.norm(x, w - v) / manifold.norm(x, v)) <= most
 
 
 @pytest.mark.parametrize("manifold", [Oblique(retraction="geodesic"), ScaledEuclidean()])

@@ -66,15 +66,15 @@ def test_second_derivatives_of_the_exponential_map_at_zero(manifold, shape, seed
     # By reverse mode twice, as users do it.
     u = zero.clone().requires_grad_()
     (first,) = torch.autograd.grad((c * manifold.expmap(x, u)).sum(), u, create_graph=True)
-    second = zero  # flat space, where the first one is constant
+    second = zero  # Euclidean space, where the first one is constant
     if first.requires_grad:
         (second,) = torch.autograd.grad((first * v).sum(), u)
     assert torch.all(second.isfinite())
-    w, t = rows_of(x, manifold.dim), rows_of(v, manifold.dim)
+    w, t = rows_of(x, manifold.slices.dim), rows_of(v, manifold.slices.dim)
     if (manifold, shape) in SPHERES:
         # −‖v‖²/ρ² x
         bend = -t.pow(2).sum(1, keepdim=True) / manifold.radius**2 * w
-    elif manifold.dim == "elements":
+    elif manifold.slices.dim == "elements":
         bend = torch.zeros_like(w)
     else:
         # (a² − θ²) x + 2 a t, with v = a x + t
@@ -82,7 +82,7 @@ def test_second_derivatives_of_the_exponential_map_at_zero(manifold, shape, seed
         a = (w * t).sum(1, keepdim=True) / r2
         t = t - a * w
         bend = (a**2 - t.pow(2).sum(1, keepdim=True) / r2) * w + 2 * a * t
-    exact = float((rows_of(c, manifold.dim) * bend).sum())
+    exact = float((rows_of(c, manifold.slices.dim) * bend).sum())
     assert abs(float((second * v).sum()) - exact) <= bound(c, x) + bound(c, v) * 10
 
 

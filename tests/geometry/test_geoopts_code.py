@@ -37,7 +37,7 @@ def test_no_public_name_of_geoopts_manifolds_is_missing():
 
 
 @each_or_product
-def test_checks_speak_as_geoopts(manifold, shape):
+def test_checks_have_geoopts_signatures(manifold, shape):
     x = point(manifold, shape, 0)
     u = tangent(manifold, x, 1)
     whole = torch.ones(shape, dtype=torch.int64)
@@ -119,7 +119,7 @@ def test_ndim_is_the_least_order_of_a_point(manifold, shape):
 @each_manifold
 @few
 @given(seed=seeds)
-def test_a_step_back_undoes_a_step_where_that_is_said(manifold, shape, seed):
+def test_reversible_retractions_are_undone_by_the_step_back(manifold, shape, seed):
     assert manifold.reversible
     x = point(manifold, shape, seed)
     u = tangent(manifold, x, seed + 1, 0.4)
@@ -239,10 +239,10 @@ def test_product():
     assert product.check_point_on_manifold(x)
     assert product.check_vector_on_tangent(x, u)
     assert not product.check_point_on_manifold(2 * x)
-    y, carried = product.retr_transp(x, u, v)
+    y, transported = product.retr_transp(x, u, v)
     ours = Oblique().retr_transp(*(product.take_submanifold_value(z, 0) for z in (x, u, v)))
     torch.testing.assert_close(product.take_submanifold_value(y, 0), ours[0])
-    torch.testing.assert_close(product.take_submanifold_value(carried, 0), ours[1])
+    torch.testing.assert_close(product.take_submanifold_value(transported, 0), ours[1])
     torch.testing.assert_close(product.expmap(x, product.logmap(x, y)), y, rtol=1e-4, atol=1e-4)
     lengths = [
         m.dist(a, b)

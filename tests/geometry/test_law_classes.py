@@ -1,4 +1,4 @@
-"""How the classes of laws behave in somebody's tests: what they must be told, and what they say."""
+"""Classes of laws in a user's tests: their fields, their collection, their messages."""
 
 import importlib
 import math
@@ -43,7 +43,7 @@ def test_they_are_collected_where_they_are_subclassed_and_nowhere_else(request):
 
 
 @pytest.mark.parametrize("given", ["manifold", "shape"])
-def test_what_is_missing_is_said(given):
+def test_a_missing_manifold_or_shape_raises(given):
     fields = {"manifold": Euclidean(), "shape": (3,)}
     laws = type("TestMine", (ManifoldLaws,), {given: fields[given]})
     (other,) = fields.keys() - {given}
@@ -52,7 +52,7 @@ def test_what_is_missing_is_said(given):
             getattr(laws(), law)()
 
 
-def test_a_shape_that_is_none_is_said():
+def test_an_invalid_shape_raises():
     laws = type("TestMine", (ManifoldLaws,), {"manifold": Oblique(), "shape": (3,)})
     with pytest.raises(ValueError, match="cannot be a point of Oblique.*slices of 1 number"):
         laws().test_retraction_of_zero()
@@ -62,7 +62,7 @@ def test_a_shape_that_is_none_is_said():
 
 
 def tried(**fields):
-    """How many examples a law of such a class tries."""
+    """The number of examples that a law of such a class tries."""
     seeds = []
 
     def point(self, seed):

@@ -33,7 +33,7 @@ class Straight:
 def laws_of(manifold, shape):
     """The class of laws for one row of the list."""
     row = (manifold, shape)
-    numbers = [n for d, n in enumerate(shape) if d != manifold.dim]  # of one slice
+    numbers = [n for d, n in enumerate(shape) if d != manifold.slices.dim]  # of one slice
     fields = {"manifold": manifold, "shape": shape, "__module__": __name__}
     if row in SPHERES or (row in SCALED and numbers):
         fields["injectivity"] = math.pi

@@ -1,6 +1,7 @@
 """Points that are none, and what is said about them."""
 
 import math
+import pickle
 import re
 
 import pytest
@@ -9,7 +10,16 @@ from cases import SPHERES, few, over, point, scale_slices, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifoldnet.geometry import Euclidean, Oblique, ScaledEuclidean, Sphere
+from manifoldnet.geometry import (
+    Euclidean,
+    NotOnManifoldError,
+    NotTangentError,
+    Oblique,
+    ScaledEuclidean,
+    Sphere,
+    WrongTensorError,
+    tolerance,
+)
 
 EPS = torch.finfo(torch.float64).eps
 INF = float("inf")
@@ -53,7 +63,7 @@ def test_violation_is_the_relative_distance(manifold, shape, seed, data):
     delta = data.draw(st.floats(-0.99, 1e6))
     factors = torch.ones(n, dtype=torch.float64)
     factors[i] += delta
-    off = manifold.violation(scale_slices(x, factors, manifold.dim)).flatten()
+    off = manifold.violation(scale_slices(x, factors, manifold.slices.dim)).flatten()
     assert float(off[i]) == pytest.approx(abs(delta), rel=8 * EPS, abs=8 * EPS)
     assert all(float(off[j]) <= 8 * EPS for j in range(n) if j != i)
 
@@ -66,17 +76,18 @@ def test_message_says_which_slice_and_by_how_much(manifold, shape, called, index
         return
     index = min(index, count(manifold, shape) - 1)
     x = manifold.random(shape)
-    assert manifold.explain(x) is None
-    assert manifold.check_point_on_manifold(x)
-    manifold.assert_check_point_on_manifold(x)
-    slice_of(x, index, manifold.dim).mul_(1 + delta)
-    assert not manifold.check_point_on_manifold(x)
-    assert manifold.check_point_on_manifold(x, tol=abs(delta) * 1.1)
-    with pytest.raises(ValueError, match=re.escape(called.format(index))) as error:
-        manifold.assert_check_point_on_manifold(x, name="hidden.weight")
-    said = str(error.value)
+    assert manifold.validate(x) is None
+    slice_of(x, index, manifold.slices.dim).mul_(1 + delta)
+    assert manifold.validate(x, tol=abs(delta) * 1.1) is None
+    error = manifold.validate(x, name="hidden.weight")
+    assert type(error) is NotOnManifoldError
+    assert (error.manifold, error.name, error.count) == (manifold, "hidden.weight", 1)
+    assert error.slices == (called.format(index),)
+    assert error.amounts == (pytest.approx(abs(delta), rel=0.01),)
+    assert (error.total, error.tolerance) == (count(manifold, shape), tolerance(x.dtype))
+    said = str(error)
     assert said.startswith(f"hidden.weight is not on {manifold}: 1 of {count(manifold, shape)}")
-    assert f"with norm {1 + delta:.6g}"[:12] in said
+    assert f"the worst is {called.format(index)} with norm {1 + delta:.6g}"[:-3] in said
     amount = float(re.search(r"off by (\S+) relative", said)[1])
     assert amount == pytest.approx(abs(delta), rel=0.06)  # two digits
     assert "projx" in said
@@ -85,12 +96,12 @@ def test_message_says_which_slice_and_by_how_much(manifold, shape, called, index
 @pytest.mark.parametrize("bad", [0.0, float("nan"), INF, -INF])
 @pytest.mark.parametrize("index", [0, 3])
 @named
-def test_dead_slices_are_named_and_refused(manifold, shape, called, index, bad):
+def test_slices_without_a_nearest_point_are_refused(manifold, shape, called, index, bad):
     if isinstance(manifold, Euclidean) and bad == 0.0:
         return
     index = min(index, count(manifold, shape) - 1)
     x = manifold.random(shape)
-    target = slice_of(x, index, manifold.dim)
+    target = slice_of(x, index, manifold.slices.dim)
     if bad == 0.0:
         target.zero_()
     else:
@@ -98,37 +109,60 @@ def test_dead_slices_are_named_and_refused(manifold, shape, called, index, bad):
     off = manifold.violation(x).flatten()
     assert float(off[index]) == INF
     assert int(off.isinf().sum()) == 1
-    assert not manifold.check_point_on_manifold(x)
-    name = re.escape(called.format(index))
     why = "zero" if bad == 0.0 else "not finite"
-    for refuse in (manifold.assert_check_point_on_manifold, manifold.projx):
-        with pytest.raises(ValueError, match=f"1 of .*{name}, which is {why}"):
-            refuse(x)
+    with pytest.raises(NotOnManifoldError, match=f"which is {why}") as raised:
+        manifold.projx(x)
     # No tolerance makes them acceptable.
-    assert not manifold.check_point_on_manifold(x, tol=INF)
+    for error in (raised.value, manifold.validate(x), manifold.validate(x, tol=INF)):
+        assert (error.slices, error.amounts) == ((called.format(index),), (INF,))
 
 
-def test_the_worst_slice_is_named():
+def test_the_worst_slice_comes_first():
     x = Oblique().random(5, 4)
     x[1] *= 1.01
     x[4] *= 0.9
-    assert "2 of 5 slices are off, the worst is row 4" in Oblique().explain(x)
+    error = Oblique().validate(x)
+    assert (error.slices, error.count, error.total) == (("row 4", "row 1"), 2, 5)
+    assert "2 of 5 slices are off, the worst is row 4" in str(error)
     x[2] = 0
-    assert "1 of 5 slices cannot be on" in Oblique().explain(x)
+    error = Oblique().validate(x)
+    assert (error.slices, error.count) == (("row 2",), 1)
+    assert "1 of 5 slices cannot be on" in str(error)
 
 
-def test_tangent_vectors_are_checked():
+def test_an_error_names_ten_slices_at_the_most():
+    x = 1 + torch.arange(20.0)[:, None] * torch.ones(20, 3)
+    error = Oblique().validate(x)
+    assert error.slices[:2] == ("row 19", "row 18")
+    assert (len(error.slices), error.count) == (10, 20)
+
+
+def test_errors_survive_pickling():
+    error = Oblique().validate(torch.ones(2, 2), name="w")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is NotOnManifoldError
+    assert (str(copy), vars(copy)) == (str(error), vars(error))
+
+
+def test_tangent_vectors_are_validated():
     x = Oblique().random(5, 4)
     u = Oblique().random_tangent(x)
-    check = Oblique().check_vector_on_tangent
-    assert check(x, u)
-    assert check(x, torch.zeros_like(u))
-    assert not check(x, u + 0.1 * x)
-    assert check(x, u + 0.1 * x, tol=1.0)
-    assert not check(x, u[:, :3])
+    validate = Oblique().validate_tangent
+    assert validate(x, u) is None
+    assert validate(x, torch.zeros_like(u)) is None
+    assert validate(x, u + 0.1 * x, tol=1.0) is None
+    assert type(validate(x, u + 0.1 * x)) is NotTangentError
+    assert type(validate(x, u[:, :3])) is WrongTensorError
+    assert type(validate(x, None)) is TypeError
+    assert type(validate(2 * x, u)) is NotOnManifoldError
+    assert validate(2 * x, u, ok_point=True) is None
+    u[2] += x[2]
+    error = validate(x, u)
+    assert (error.slices, error.count, error.total) == (("row 2",), 1, 5)
+    assert error.amounts[0] == pytest.approx(float(1 / u[2].norm()))
     u[2, 1] = float("nan")
-    assert not check(x, u)
-    assert not Euclidean().check_vector_on_tangent(x, u)
+    assert validate(x, u).amounts == (INF,)
+    assert type(Euclidean().validate_tangent(x, u)) is NotTangentError
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -136,14 +170,22 @@ def test_tangent_vectors_are_checked():
 
 def refused(manifold, x, match):
     assert not manifold.check_point(x)
-    assert not manifold.check_point_on_manifold(x)
+    assert type(manifold.validate(x)) is WrongTensorError
     for refuse in (
         manifold.assert_check_point,
         manifold.assert_check_point_on_manifold,
         manifold.projx,
     ):
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(WrongTensorError, match=match):
             refuse(x)
+
+
+@pytest.mark.parametrize("manifold", [Euclidean(), Oblique(), Sphere(), ScaledEuclidean()])
+@pytest.mark.parametrize("x", [None, 3, [1.0, 2.0]])
+def test_other_objects_than_tensors_are_type_errors(manifold, x):
+    assert type(manifold.validate(x)) is TypeError
+    with pytest.raises(TypeError, match="the data must be a tensor"):
+        manifold.projx(x)
 
 
 @pytest.mark.parametrize("kind", [Oblique, ScaledEuclidean])
@@ -155,8 +197,9 @@ def test_dimension_out_of_range(kind):
 
 @pytest.mark.parametrize("kind", [Oblique, ScaledEuclidean])
 @pytest.mark.parametrize("dim", [-1, -2, True, False, "0", "rows", "elements", 1.0, (0,)])
-def test_dimensions_that_are_none(kind, dim):
-    with pytest.raises(ValueError, match="dim"):
+def test_invalid_dims(kind, dim):
+    error = ValueError if dim in (-1, -2) else TypeError
+    with pytest.raises(error, match="dim"):
         kind(dim=dim)
 
 
@@ -164,7 +207,7 @@ def test_dimensions_that_are_none(kind, dim):
     "dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64]
 )
 @pytest.mark.parametrize("manifold", [Euclidean(), Oblique(), Sphere(), ScaledEuclidean()])
-def test_types_that_are_none(manifold, dtype):
+def test_unsupported_dtypes(manifold, dtype):
     refused(manifold, torch.ones(3, 4, dtype=dtype), re.escape(str(dtype)))
 
 
@@ -192,15 +235,17 @@ def test_slices_of_one_number_have_no_sphere(manifold, shape):
 
 @pytest.mark.parametrize("kind", [Oblique, Sphere])
 @pytest.mark.parametrize("radius", [float("nan"), 0, 0.0, -1.0, INF, -INF, "1", None, 1j])
-def test_radii_that_are_none(kind, radius):
-    with pytest.raises(ValueError, match="radius"):
+def test_invalid_radii(kind, radius):
+    error = ValueError if isinstance(radius, int | float) else TypeError
+    with pytest.raises(error, match="radius"):
         kind(radius=radius)
 
 
 @pytest.mark.parametrize("kind", [Oblique, Sphere, ScaledEuclidean])
 @pytest.mark.parametrize("retraction", ["cayley", "", "Geodesic", "geoopt", None, 3])
 def test_unknown_retractions(kind, retraction):
-    with pytest.raises(ValueError, match="unknown retraction") as error:
+    wrong = ValueError if isinstance(retraction, str) else TypeError
+    with pytest.raises(wrong, match="unknown retraction") as error:
         kind(retraction=retraction)
     assert kind.__name__ in str(error.value)
     assert "'geodesic'" in str(error.value)
@@ -210,7 +255,7 @@ def test_unknown_retractions(kind, retraction):
     ("kind", "retraction"),
     [(Oblique, "additive"), (Sphere, "additive"), (ScaledEuclidean, "projective")],
 )
-def test_retractions_without_sense(kind, retraction):
+def test_refused_retractions(kind, retraction):
     with pytest.raises(ValueError, match="has no use for") as error:
         kind(retraction=retraction)
     assert f"'{retraction}'" not in str(error.value).split("there are")[1]

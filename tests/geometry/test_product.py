@@ -9,9 +9,10 @@ from hypothesis import given
 
 from manifoldnet.geometry import (
     Euclidean,
+    NotOnManifoldError,
+    NotTangentError,
     Oblique,
     Product,
-    Projection,
     ScaledEuclidean,
     Sphere,
     from_spec,
@@ -80,8 +81,14 @@ def test_split_and_join_are_inverse_and_split_gives_views():
 
 def test_the_dimension_is_what_the_constraints_leave():
     assert PRODUCT.dimension((23,)) == 23 - 3 - 1
-    counted = Projection.codimension(PRODUCT.projection, torch.Size((23,)))
-    assert counted == 3 + 1  # by trial, as where no formula is known
+    # By trial, as where no formula is known:
+    assert PRODUCT._counted_codimension(torch.Size((23,))) == 3 + 1
+
+
+def test_it_has_no_parts_and_no_slices_of_its_own():
+    assert PRODUCT.parts == ()
+    assert not hasattr(PRODUCT, "slices")
+    assert not hasattr(PRODUCT, "dim")
 
 
 def test_it_is_a_value():
@@ -109,12 +116,19 @@ def test_bad_input():
 def test_the_factor_that_is_off_is_named():
     x = point(PRODUCT, (23,), 0)
     x[:12].view(3, 4)[2] *= 2
-    with pytest.raises(ValueError, match=r"^factor 0 of w is not on Oblique.* the worst is row 2"):
-        PRODUCT.assert_check_point_on_manifold(x, name="w")
+    error = PRODUCT.validate(x, name="w")
+    assert type(error) is NotOnManifoldError
+    assert (error.manifold, error.slices) == (PRODUCT, ("row 2 of factor 0 of w",))
+    assert (error.count, error.total) == (1, 3)
+    assert str(error).startswith("factor 0 of w is not on Oblique")
     u = torch.zeros_like(x)
     u[20:] = x[20:]
-    with pytest.raises(ValueError, match=r"^factor 3 of the vector is not tangent to Sphere"):
-        PRODUCT.assert_check_vector_on_tangent(x, u, ok_point=True)
-    many = Product([(Oblique(), (1, 2))] * 5)
-    with pytest.raises(ValueError, match=r"(?s)factor 2 .*\(and 2 more\)$"):
-        many.assert_check_point_on_manifold(torch.ones(10))
+    error = PRODUCT.validate_tangent(x, u, ok_point=True)
+    assert type(error) is NotTangentError
+    assert error.slices == ("the whole tensor of factor 3 of the vector",)
+    error = Product([(Oblique(), (1, 2))] * 5).validate(torch.ones(10))
+    assert (error.count, error.total) == (5, 5)
+    assert [line[:8] for line in str(error).split("\n")] == [
+        *(f"factor {i}" for i in range(3)),
+        "(and 2 m",
+    ]

@@ -46,10 +46,10 @@ def anything(shape, seed, size=1.0):
 def test_projx_finds_the_nearest_point(manifold, shape, seed, size):
     x, y = anything(shape, seed, size), point(manifold, shape, seed + 1)
     nearest = manifold.projx(x)
-    here, there = (lengths(x - z, manifold.dim) for z in (nearest, y))
+    here, there = (lengths(x - z, manifold.slices.dim) for z in (nearest, y))
     assert torch.all(here <= there * (1 + ROUNDING))
     # … and at the distance |‖x‖ − ρ|; in absolute terms, as x may lie next to it.
-    exact = (lengths(x, manifold.dim) - manifold.radius).abs()
+    exact = (lengths(x, manifold.slices.dim) - manifold.radius).abs()
     torch.testing.assert_close(here, exact, rtol=0, atol=ROUNDING * (size + manifold.radius) * 6)
 
 
@@ -62,7 +62,7 @@ def test_projx_finds_the_nearest_point(manifold, shape, seed, size):
 def test_tangent_vectors_of_spheres_are_orthogonal_to_the_point(manifold, shape, seed, size):
     x = point(manifold, shape, seed)
     u = manifold.proju(x, anything(shape, seed + 1, size))
-    normal = (rows_of(x, manifold.dim) * rows_of(u, manifold.dim)).sum(1)
+    normal = (rows_of(x, manifold.slices.dim) * rows_of(u, manifold.slices.dim)).sum(1)
     # Relative to what was projected: little of it may be left (on a circle, almost nothing).
     assert float(normal.abs().max()) <= ROUNDING * size * manifold.radius
 
@@ -79,7 +79,7 @@ def test_every_vector_is_tangent_where_there_is_no_constraint(manifold, shape):
 def test_tangent_violation_is_the_share_that_is_not_tangent(manifold, shape, seed, angle):
     x = point(manifold, shape, seed)
     u = manifold.random_tangent(x, generator=source(seed + 1))
-    u = scale_slices(u, manifold.radius / lengths(u, manifold.dim), manifold.dim)
+    u = scale_slices(u, manifold.radius / lengths(u, manifold.slices.dim), manifold.slices.dim)
     u = manifold.proju(x, u)  # of what was short before, more is normal than ε
     off = manifold.tangent_violation(x, math.cos(angle) * u + math.sin(angle) * x)
     exact = torch.full_like(off, math.sin(angle))
@@ -112,7 +112,7 @@ def test_components_are_indexed_by_dim(kind, dim, components):
 def test_scaled_metric_measures_relative_to_the_weight(manifold, shape, seed, size):
     x = point(manifold, shape, seed)
     u, v = (tangent(manifold, x, seed + i, size) for i in (1, 2))
-    w, a, b = (rows_of(z, manifold.dim) for z in (x, u, v))
+    w, a, b = (rows_of(z, manifold.slices.dim) for z in (x, u, v))
     exact = (a * b).sum(1) / (w * w).sum(1)
     bound = (a.norm(dim=1) * b.norm(dim=1) / (w * w).sum(1)).max()
     torch.testing.assert_close(
@@ -145,7 +145,7 @@ def test_random_points_are_gaussian_where_there_is_no_constraint(manifold, shape
 
 
 @over(GEOMETRIES)
-def test_a_norm_of_what_is_no_number_is_no_number(manifold, shape):
+def test_nan_in_a_vector_gives_a_nan_norm(manifold, shape):
     x = point(manifold, shape, 0)
     u = tangent(manifold, x, 1)
     u.view(-1)[0] = math.nan

@@ -37,7 +37,7 @@ def factors_of(manifold, x, generator, power_of_two):
 
 
 def everything(manifold, x, y, u, v, g):
-    """What scales like the weight: points and tangent vectors. `g` scales the other way."""
+    """Points and tangent vectors, which scale like the weight; `g` scales the other way."""
     return {
         "egrad2rgrad": manifold.egrad2rgrad(x, g),
         "proju": manifold.proju(x, u),
@@ -80,7 +80,7 @@ def test_bitwise_for_powers_of_two(manifold, shape, dtype, seed, size):
     alpha = factors_of(manifold, x, source(seed + 5), power_of_two=True)
 
     def times(z, by=alpha):
-        return scale_slices(z, by, manifold.dim)
+        return scale_slices(z, by, manifold.slices.dim)
 
     scaled = [times(z) for z in (x, y, u, v)]
     before, after = (
@@ -102,7 +102,7 @@ def test_to_rounding_for_any_factor(manifold, shape, seed, size):
     alpha = factors_of(manifold, x, source(seed + 5), power_of_two=False)
 
     def times(z, by=alpha):
-        return scale_slices(z, by, manifold.dim)
+        return scale_slices(z, by, manifold.slices.dim)
 
     scaled = [times(z) for z in (x, y, u, v)]
     before, after = (
@@ -114,7 +114,7 @@ def test_to_rounding_for_any_factor(manifold, shape, seed, size):
     tolerance = 100 * torch.finfo(torch.float64).eps * (1 + size)
     for name in ("egrad2rgrad", "proju", "projx", "retr", "expmap"):
         slack = tolerance * (1 + float(manifold.retraction.name == "additive") * 1e3)
-        assert apart(after[name], times(before[name]), manifold.dim) <= slack, name
+        assert apart(after[name], times(before[name]), manifold.slices.dim) <= slack, name
     for name in ("logmap", "transp", "expmap_transp", "retr_transp"):
         foot = {"logmap": x, "transp": y}.get(name, manifold.expmap(x, u))
         if name == "retr_transp":
@@ -137,9 +137,9 @@ def test_a_run_is_equivariant(manifold, shape):
         for step in range(50):
             batch = torch.randn(shape, generator=source(step))
             g = scale_slices(
-                batch * torch.tanh(scale_slices(x, 1 / alpha, manifold.dim)),
+                batch * torch.tanh(scale_slices(x, 1 / alpha, manifold.slices.dim)),
                 1 / alpha,
-                manifold.dim,
+                manifold.slices.dim,
             )
             momentum = 0.9 * momentum - 1e-3 * manifold.egrad2rgrad(x, g)
             x, momentum = manifold.retr_transp(x, momentum, momentum)
@@ -149,7 +149,7 @@ def test_a_run_is_equivariant(manifold, shape):
     x = manifold.random(shape, generator=source(0))
     alpha = factors_of(manifold, x, source(1), power_of_two=True)
     plain = run(x, torch.ones_like(alpha))
-    scaled = run(scale_slices(x, alpha, manifold.dim), alpha)
+    scaled = run(scale_slices(x, alpha, manifold.slices.dim), alpha)
     assert torch.all(plain[0] != plain[-1])
     for a, b in zip(scaled, plain, strict=True):
-        assert torch.equal(a, scale_slices(b, alpha, manifold.dim))
+        assert torch.equal(a, scale_slices(b, alpha, manifold.slices.dim))

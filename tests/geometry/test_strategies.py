@@ -35,7 +35,7 @@ def test_sizes_reach_every_order_of_magnitude():
 @pytest.mark.parametrize(
     "ends", [(0.0, 1.0), (-1.0, 1.0), (1.0, math.inf), (2.0, 1.0), (math.nan, 1.0)]
 )
-def test_ranges_that_are_none(ends):
+def test_invalid_ranges(ends):
     with pytest.raises(ValueError, match="smallest="):
         sizes(*ends)
 

@@ -1,5 +1,7 @@
 """Manifolds are values: equal by their fields; what is known of them beyond the laws of all."""
 
+import math
+
 import pytest
 import torch
 from cases import MANIFOLDS
@@ -23,7 +25,8 @@ def test_equal_by_fields():
     for i, a in enumerate(DISTINCT):
         for j, b in enumerate(DISTINCT):
             assert (a == b) == (i == j)
-    assert Oblique(dim=None) != Sphere()
+    assert Oblique(dim=None) == Sphere() != Oblique(dim=None, radius=2)
+    assert hash(Oblique(dim=None)) == hash(Sphere())
     assert Oblique(0) == Oblique(dim=0, radius=1, retraction="projective")
     assert hash(Oblique(0)) == hash(Oblique(dim=0, radius=1))
     assert Euclidean() == Euclidean()
@@ -78,7 +81,7 @@ def test_names_of_retractions(cls):
     assert cls().name == cls.__name__.lower()
 
 
-def test_specs_that_cannot_be_read():
+def test_unreadable_specs():
     newer = {**Oblique().spec(), "version": 2}
     with pytest.raises(ValueError, match=r"version 2.*install a newer"):
         from_spec(newer)
@@ -88,6 +91,36 @@ def test_specs_that_cannot_be_read():
     wrong = {**Oblique().spec(), "fields": {"dim": -1}}
     with pytest.raises(ValueError, match="dim=-1"):
         from_spec(wrong)
+
+
+def test_a_sphere_is_the_oblique_manifold_of_one_slice():
+    sphere, oblique = Sphere(2.0, "geodesic"), Oblique(None, 2.0, "geodesic")
+    assert sphere == oblique == sphere
+    assert hash(sphere) == hash(oblique)
+    assert sphere != Oblique(0, 2.0, "geodesic")
+    assert repr(sphere) == "Sphere(radius=2.0, retraction=Geodesic())"
+    assert repr(oblique) == "Oblique(dim=None, radius=2.0, retraction=Geodesic())"
+    assert type(from_spec(sphere.spec())) is Sphere
+    assert type(from_spec(oblique.spec())) is Oblique
+    assert isinstance(sphere, Oblique)
+    # A class of a user's own may differ in its methods.
+    assert type("Mine", (Oblique,), {})(None, 2.0, "geodesic") != oblique
+
+
+def test_specs_of_a_wrong_type():
+    for spec in (None, "Oblique", [("manifold", "Oblique")]):
+        with pytest.raises(TypeError, match="not the description of a manifold"):
+            from_spec(spec)
+    with pytest.raises(ValueError, match="not the description of a manifold"):
+        from_spec({"manifold": "Oblique"})
+
+
+def test_natural_scales():
+    assert (Oblique(radius=2.0).unit, ScaledEuclidean().unit, Euclidean().unit) == (2.0, 1.0, 1.0)
+    assert Oblique(radius=2.0).typical_dist((4, 3)) == 2 * math.pi * math.sqrt(4)
+    assert ScaledEuclidean(dim=1).typical_dist((4, 3)) == math.pi * math.sqrt(3)
+    assert Euclidean().typical_dist((4, 3)) == math.sqrt(12)
+    assert [m.scale_invariant for m in (Oblique(), ScaledEuclidean(), Euclidean())] == [0, 1, 0]
 
 
 def test_not_a_module():

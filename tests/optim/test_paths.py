@@ -399,17 +399,12 @@ def test_what_has_a_kind() -> None:
 def test_parts_that_do_not_belong_together_have_no_kind() -> None:
     """A manifold composed of rows' projection and columns' metric takes the specification."""
 
-    class Mixed(mn.Oblique.__base__):  # type: ignore[name-defined, misc]
+    class Mixed(mn.Manifold):
         def __init__(self, **parts: object) -> None:
             rows = mn.Oblique()
-            self._compose(
-                dim=0,
-                metric=rows.metric,
-                projection=rows.projection,
-                retraction=rows.retraction,
-                geodesics=rows.geodesics,
-            )
-            self._compose(**parts)
+            names = ("metric", "projection", "retraction", "geodesics")
+            own = {name: getattr(rows, name) for name in names}
+            super().__init__(rows.slices, **{**own, **parts})
 
         def _fields(self) -> dict[str, Any]:
             return {}

@@ -197,12 +197,12 @@ Mix mix(const Options &o, const Products<R> &s, double moment, double top) {
   const R uu = std::max(of_g + 2 * ug * ub * gb + of_b, R(0));
   m.cancelled = uu < R(0.1) * (of_g + of_b);
   const R uv = ug * ng * gg + (ug * nb + ub * ng) * gb + ub * nb * bb;
-  const bool flat = o.set == SCALED;
-  const R su = flat ? ug * sg + ub * sb : R(0), sv = flat ? ng * sg + nb * sb : R(0);
+  const bool scaled = o.set == SCALED;
+  const R su = scaled ? ug * sg + ub * sb : R(0), sv = scaled ? ng * sg + nb * sb : R(0);
   const Carried<R> k = carry<R>(o, rr, su, sv, uu, uv);
   m.care = s.tangent;
-  if (flat || !(uu == 0)) {
-    if (s.tangent && !flat) m.care = 2;
+  if (scaled || !(uu == 0)) {
+    if (s.tangent && !scaled) m.care = 2;
     m.x1 = k.a - k.b * (ug * sg + ub * sb), m.x2 = k.b * ug, m.x3 = k.b * ub;
   }
   if (NEW) {

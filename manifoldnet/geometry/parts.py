@@ -1,0 +1,218 @@
+"""The contracts of a manifold's parts, and the names by which classes are known in specs.
+
+    Metric       an inner product on each tangent space
+    Projection   the nearest point of the set, and the nearest tangent vector
+    Geodesics    exponential map, logarithm, distance, parallel transport, Hessian
+    Retraction   a step, and the transport of tangent vectors along it
+
+A part is a frozen value. It acts on each slice of a weight, in float32 or float64, and checks
+nothing. The parts of a manifold stand in the manifold's file; retractions, which combine the others
+and serve several manifolds, in `manifoldnet.geometry.manifold`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from manifoldnet.geometry.manifold import Manifold
+
+__all__ = [
+    "RETRACTIONS",
+    "Geodesics",
+    "Metric",
+    "Projection",
+    "Retraction",
+    "name_of",
+    "register",
+    "register_retraction",
+]
+
+_T = TypeVar("_T")
+
+
+class Metric(ABC):
+    """An inner product on each tangent space; that of a parameter is the sum over its slices."""
+
+    #: True if x → αx with u → αu leaves it unchanged: nothing holds the norms of slices then.
+    scale_invariant: ClassVar[bool] = False
+
+    @abstractmethod
+    def component_inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """⟨u, v⟩ₓ of tangent vectors, one number per slice, whose dimensions are reduced to one."""
+
+    @abstractmethod
+    def sharp(self, x: Tensor, g: Tensor) -> Tensor:
+        """The vector G(x)⁻¹ g that represents the differential `g`: ⟨G⁻¹g, v⟩ₓ = g·v for all v."""
+
+
+class Projection(ABC):
+    """The nearest point of the set, the nearest tangent vector, and the violations of both."""
+
+    @abstractmethod
+    def to_set(self, x: Tensor) -> Tensor:
+        """The point of the manifold that is nearest to `x`."""
+
+    @abstractmethod
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        """The tangent vector at `x` that is nearest to `u`."""
+
+    @abstractmethod
+    def violation(self, x: Tensor) -> Tensor:
+        """The distance of each slice from the set, relative to its size; ∞ if it has no nearest."""
+
+    @abstractmethod
+    def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
+        """The share of each slice of `u` that is not tangent at `x`, between 0 and 1."""
+
+    def misfit(self, dtype: torch.dtype) -> str | None:
+        """The reason why points cannot be held in a type of numbers; None if they can."""
+        return None
+
+    def codimension(self, shape: torch.Size) -> int | None:
+        """The dimension of the normal space at points of this shape; None: no formula is known."""
+        return None
+
+
+class Geodesics(ABC):
+    """Exponential map, logarithm, distance, parallel transport and Hessian of a metric on a set.
+
+    Transport between two points is not defined at the cut locus (antipodes of a sphere), where no
+    geodesic is singled out: NaN there. Transport along a given geodesic is always defined.
+    """
+
+    @abstractmethod
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """The end point, after unit time, of the geodesic from `x` with velocity `u`."""
+
+    @abstractmethod
+    def exp_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`exp(x, u)`, and the parallel transport of `v` along that geodesic."""
+
+    @abstractmethod
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """The shortest tangent vector at `x` with `exp(x, u) = y`."""
+
+    @abstractmethod
+    def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """The length of the shortest geodesic from `x` to `y`, one number per slice."""
+
+    @abstractmethod
+    def transport(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """The parallel transport of `v` from `x` to `y` along the shortest geodesic."""
+
+    def hessian(self, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        """The Riemannian Hessian applied to `u`, as `Manifold.ehess2rhess`.
+
+        Raises:
+            NotImplementedError: where the formula is not written.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no Hessian: use a solver that needs none, such as "
+            "conjugate gradients, or add the method"
+        )
+
+
+class Retraction(ABC):
+    """A map R_x from tangent vectors to points that agrees with exp to first order (or better).
+
+    It comes with a transport of tangent vectors along the step, for momentum, which is defined also
+    where the transport between the two end points is not. It is given the manifold that it steps
+    on, whose methods are unchecked here and may be called with any intermediate tensor.
+    """
+
+    #: True if the step back along the transported step ends at the start; None: unknown.
+    reversible: ClassVar[bool | None] = None
+    #: True if a step along a tangent vector that is orthogonal to a slice makes its norm larger.
+    grows_norms: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The name that its class is registered by; `module.Class` where it is not."""
+        return name_of(RETRACTIONS, type(self))
+
+    @abstractmethod
+    def step(self, manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
+        """The point R_x(u)."""
+
+    @abstractmethod
+    def step_transport(
+        self, manifold: Manifold, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The point R_x(u), and the tangent vector `v` transported to it along the step."""
+
+
+# --- names ----------------------------------------------------------------------------------------
+#
+# They stand in dictionaries that grow by registration only: a class statement changes nothing. A
+# name belongs to one class and a class has one name, so what is read back is what was written down.
+
+RETRACTIONS: dict[str, type[Retraction]] = {}
+"""Retractions by name, as constructors of manifolds and specs know them."""
+
+
+def register_retraction(name: str, cls: type[Retraction]) -> None:
+    """Register a class of retractions by the name for it in constructors and in specs.
+
+    Args:
+        name: not empty.
+        cls: a concrete subclass of `Retraction` whose constructor needs no arguments.
+
+    Raises:
+        TypeError: if `name` is no string, `cls` no such class, or its constructor needs arguments.
+        ValueError: for a name that another class has, and a class that has another name.
+    """
+    if isinstance(cls, type) and issubclass(cls, Retraction):
+        parameters = inspect.signature(cls).parameters.values()
+        needed = [p.name for p in parameters if p.default is p.empty]
+        if needed:
+            raise TypeError(
+                f"{cls.__name__} needs arguments ({', '.join(needed)}), which a name does not "
+                "give: register a subclass that sets them"
+            )
+        own = getattr(cls, "name", name)
+        if isinstance(own, str) and own != name:
+            raise ValueError(f"{cls.__name__}.name is {own!r}: register it by that name")
+    register(RETRACTIONS, name, cls, Retraction)
+
+
+def register(known: dict[str, type[_T]], name: str, cls: type[_T], base: type[Any]) -> None:
+    """Add a class to a dictionary of names; again under the same name changes nothing.
+
+    A class of the same module and name takes the place of its former definition, as when a cell of
+    a notebook is run again.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a name is a string, not {name!r}")
+    if not name:
+        raise ValueError("a name is a string that is not empty")
+    if not _is_concrete(cls, base):
+        raise TypeError(f"{cls!r} is not a concrete subclass of {base.__name__}")
+    path = _path(cls)
+    for other, owner in known.items():
+        if other == name and _path(owner) != path:
+            raise ValueError(
+                f"the name {name!r} is taken by {_path(owner)}: register {path} by another one"
+            )
+        if other != name and _path(owner) == path:
+            raise ValueError(f"{path} is registered already, as {other!r}")
+    known[name] = cls
+
+
+def _is_concrete(cls: Any, base: type[Any]) -> bool:
+    proper = isinstance(cls, type) and issubclass(cls, base) and cls is not base
+    return proper and not inspect.isabstract(cls)
+
+
+def name_of(known: dict[str, type[_T]], cls: type[_T]) -> str:
+    """The name of a class; `module.Class`, which no registered class has, if it has none."""
+    return next((name for name, owner in known.items() if owner is cls), _path(cls))
+
+
+def _path(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
