@@ -194,11 +194,10 @@ def register(known: dict[str, type[_T]], name: str, cls: type[_T], base: type[An
     if not _is_concrete(cls, base):
         raise TypeError(f"{cls!r} is not a concrete subclass of {base.__name__}")
     path = _path(cls)
+    taken = _path(known.get(name, cls))
+    if taken != path:
+        raise ValueError(f"the name {name!r} is taken by {taken}: register {path} by another one")
     for other, owner in known.items():
-        if other == name and _path(owner) != path:
-            raise ValueError(
-                f"the name {name!r} is taken by {_path(owner)}: register {path} by another one"
-            )
         if other != name and _path(owner) == path:
             raise ValueError(f"{path} is registered already, as {other!r}")
     known[name] = cls

@@ -237,6 +237,10 @@ def test_invalid_names():
         register_manifold("Other", Positive)
     with pytest.raises(TypeError, match="not a concrete subclass of Manifold"):
         register_manifold("Other", SecondOrder)
+    with pytest.raises(TypeError, match="not a concrete subclass of Manifold"):
+        register_manifold("Other", Manifold)
+    with pytest.raises(ValueError, match="'GeooptManifold' is taken by"):
+        register_manifold("GeooptManifold", Small)
     with pytest.raises(TypeError, match="not a concrete subclass of Retraction"):
         register_retraction("other", Retraction)
     with pytest.raises(ValueError, match="a string that is not empty"):
