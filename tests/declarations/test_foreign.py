@@ -184,6 +184,7 @@ def test_an_optimizer_is_not_kept_alive() -> None:
     assert len(foreign._seen) == before - 1
 
 
+@pytest.mark.thorough
 def test_a_compiled_step() -> None:
     torch._dynamo.reset()
     model, twin = declared(OBLIQUE), declared(OBLIQUE)

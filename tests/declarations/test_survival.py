@@ -439,6 +439,7 @@ def test_a_saved_module_is_read_in_a_fresh_process(fresh_process) -> None:
         assert losses == pytest.approx(losses_, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_importing_the_library_changes_nothing_in_torch(fresh_process) -> None:
     assert fresh_process[0]["hooks at import"] == []
 

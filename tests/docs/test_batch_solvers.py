@@ -57,6 +57,7 @@ def test_a_table_has_the_last_moment_of_a_long_course() -> None:
     assert table.passes.iloc[-1] == 499
 
 
+@pytest.mark.thorough
 def test_the_command_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.BytesIO()
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(stream, "PNG")

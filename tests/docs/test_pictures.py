@@ -36,6 +36,7 @@ def test_only_the_scaled_metric_takes_the_same_steps(scaled_metric: bool) -> Non
     assert torch.allclose(pictures.SCALES[1] * one, other) is scaled_metric
 
 
+@pytest.mark.thorough
 def test_verdicts_are_those_of_the_paper() -> None:
     first, second = (
         [row.verdicts for row in pictures.measured(normalized).rows if not row.trivial]

@@ -572,6 +572,7 @@ def test_runs_that_all_diverged_are_reported(tmp_path):
     assert [cell.strip() for cell in line.split("|")][3:8] == ["–", "–", "–", "0", "1"]
 
 
+@pytest.mark.thorough
 def test_photographs_stay_where_the_runs_are(tmp_path):
     made_up(tmp_path / "runs")
     for name in (pictures.PREDICTIONS, pictures.WITHOUT_PHOTOGRAPHS):

@@ -26,6 +26,7 @@ def test_every_stage_takes_its_turn_and_the_file_is_read_back(tmp_path, capsys, 
     assert len(table.rows) == len(found)
 
 
+@pytest.mark.thorough
 def test_what_is_timed_is_training_and_everybody_comes_first_once(monkeypatch):
     made, order, images, labels = [], [], [], []
 

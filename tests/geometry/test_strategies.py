@@ -40,6 +40,7 @@ def test_invalid_ranges(ends):
         sizes(*ends)
 
 
+@pytest.mark.thorough
 def test_what_they_shrink_to():
     assert simplest(seeds()) == 0
     assert simplest(sizes()) == 1.0

@@ -122,6 +122,7 @@ def test_closure_runs_with_gradients_and_gives_the_loss() -> None:
 @pytest.mark.parametrize(
     "manifold", [mn.Oblique(), mn.Sphere(3.0), mn.Oblique(retraction="geodesic")]
 )
+@pytest.mark.thorough
 def test_momentum_stays_tangent_in_float32(manifold: mn.Manifold) -> None:
     module = _layer(manifold, (8, 16), torch.float32)
     optimizer = mn.RiemannianSGD(module.parameters(), lr=0.05, momentum=0.9)

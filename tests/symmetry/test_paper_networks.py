@@ -189,6 +189,7 @@ def test_runs_with_the_scaled_metric_do_not_see_the_scale(name):
 
 @BOTH_RETRACTIONS
 @EACH
+@pytest.mark.thorough
 def test_runs_with_powers_of_two_are_equal_bit_for_bit(name, retraction):
     p = problem(name, torch.float32).declared(retraction)
     element = draw(p, 3, powers_of_two=True)
