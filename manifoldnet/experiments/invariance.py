@@ -46,7 +46,7 @@ from manifoldnet.experiments.status import StatusLine
 from manifoldnet.experiments.updates import UPDATES
 from manifoldnet.optim.growth import NormGrowthWarning, ZeroSliceWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
-from manifoldnet.symmetry.evaluation import Batch
+from manifoldnet.symmetry.batches import Batch
 
 COMPARED = ("sm", "sm-geodesic", "b-sgd", "adamw")
 """What is compared: updates of `manifoldnet.experiments.updates`, and torch's AdamW."""

@@ -33,6 +33,7 @@ __all__ = [
     "largest",
     "norm",
     "normalize",
+    "nouns",
     "promote",
     "reduced",
     "size",
@@ -175,11 +176,15 @@ def _cos_sinc(angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def label(index: int, ndim: int, dim: Dim) -> str:
-    """What a reader calls slice number `index`: "row 3", "column 5", "filter 7", …"""
-    if dim is None:
-        return "the whole tensor"
+    """Name of slice number `index` in messages: "row 3", "column 5", "filter 7", …"""
+    return "the whole tensor" if dim is None else f"{nouns(ndim, dim)[0]} {index}"
+
+
+def nouns(ndim: int, dim: Dim) -> tuple[str, str]:
+    """Singular and plural noun for the slices of a tensor of order `ndim`: "row", "rows"."""
     if dim == "elements" or ndim == 1:
-        return f"entry {index}"
-    if ndim == 2:
-        return f"{'row' if dim == 0 else 'column'} {index}"
-    return f"{'filter' if dim == 0 else f'slice (dim {dim})'} {index}"
+        return "entry", "entries"
+    if dim in (0, 1):
+        words = ("row", "column") if ndim == 2 else ("filter", "channel")
+        return words[dim], f"{words[dim]}s"
+    return f"slice (dim {dim})", f"slices (dim {dim})"

@@ -143,7 +143,7 @@ def test_eps_may_stay_and_blurs_what_is_found(depth):
     net = NETS["arch2" if depth == 2 else "arch2_depth_4"]()
     group = discover(net.model, net.loss_fn, [images(64)], keep_eps=True)
     assert canonical(group.nontrivial.generators) == canonical(net.generators)
-    assert 1e-8 < group.report.blur < 1e-3
+    assert 1e-8 < group.report.eps_effect < 1e-3
     assert 1e-8 < group.report.verified < 1e-2
     assert 1e-6 < group.report.gap.dropped < group.report.gap.kept / 10
     assert "left in while looking" in str(group)
@@ -153,7 +153,7 @@ def test_a_large_eps_is_taken_out_or_hides_the_gap():
     model, batches = with_eps(1e-3), [images(64)]
     group = discover(model, cross_entropy, batches)
     assert group.dimension == 27
-    assert group.report.verified < 1e-9 < 1e-7 < group.report.blur
+    assert group.report.verified < 1e-9 < 1e-7 < group.report.eps_effect
     assert "ε up to 0.001, taken out while looking" in str(group)
     with pytest.raises(NoGapError, match="leave out keep_eps=True"):
         discover(model, cross_entropy, batches, keep_eps=True)
@@ -169,7 +169,7 @@ def test_an_eps_inside_the_model_is_reported():
     batch = (images()[0], normalize(torch.randn(SAMPLES, 4)))
     group = discover(model, mse_loss, [batch])
     assert group.nontrivial.dimension == 0
-    assert group.report.gap.nearly == 1
+    assert group.report.gap.near_zero_count == 1
     assert "in 1 more directions the loss hardly changes" in str(group)
     model[1] = over_norm(1e-8)
     with pytest.raises(FalseSymmetryError, match="A small constant in the model") as error:

@@ -14,10 +14,17 @@ from torch.nn.functional import cross_entropy
 
 from manifoldnet.experiments.models import Arch2, MaxPoolPairs
 from manifoldnet.symmetry import ScalingElement, Slice, discover, reparameterize
-from manifoldnet.symmetry.basis import Shift, find_gap, row_space, sparse_basis
-from manifoldnet.symmetry.discovery import _collect
-from manifoldnet.symmetry.equations import Equations, Layout, RandomWeights
-from manifoldnet.symmetry.evaluation import count_samples, evaluate, take, working_copy
+from manifoldnet.symmetry.batches import count_samples, take
+from manifoldnet.symmetry.discovery import _collect_rows
+from manifoldnet.symmetry.linear_system import Layout, LinearSystem
+from manifoldnet.symmetry.losses import evaluate
+from manifoldnet.symmetry.null_space import (
+    TrivialGenerator,
+    find_gap,
+    row_space,
+    sparse_basis,
+)
+from manifoldnet.symmetry.working_copy import RandomWeights, working_copy
 
 
 def ignore(*_):
@@ -42,7 +49,7 @@ def ignore(*_):
 )
 def test_the_gap_is_the_widest(values, columns, rank, nearly):
     gap = find_gap(torch.tensor(values, dtype=torch.float64), columns, 1e-13)
-    assert (gap.rank, gap.nearly) == (rank, nearly)
+    assert (gap.rank, gap.near_zero_count) == (rank, nearly)
     assert gap.kept == values[rank - 1]
     assert gap.dropped == (values[rank] if rank < len(values) else 0)
 
@@ -128,8 +135,8 @@ def test_shifts_are_kept_apart_and_make_the_others_short(seed):
     # Two matrices: rows 0–3 and columns 4–6, rows 7–9 and columns 10–14; a unit is tied to each row
     # of the first and column of the second.
     shifts = [
-        Shift(torch.arange(4), torch.arange(4, 7)),
-        Shift(torch.arange(7, 10), torch.arange(10, 15)),
+        TrivialGenerator(torch.arange(4), torch.arange(4, 7)),
+        TrivialGenerator(torch.arange(7, 10), torch.arange(10, 15)),
     ]
     wanted = [vector(15, **{f"_{i}": 1, f"_{10 + i}": -1}) for i in range(4)]
     noise = torch.randn(4, 6, dtype=torch.float64, generator=source(seed))
@@ -140,7 +147,7 @@ def test_shifts_are_kept_apart_and_make_the_others_short(seed):
 
 def test_all_rows_are_written_rather_than_all_columns():
     # Of a square matrix, which is scaled as a whole.
-    shift = Shift(torch.arange(3), torch.arange(3, 6))
+    shift = TrivialGenerator(torch.arange(3), torch.arange(3, 6))
     assert entries(recover([vector(7, _3=1, _4=1, _5=1)], [shift])) == {((0, 1), (1, 1), (2, 1))}
 
 
@@ -180,7 +187,7 @@ def equations(model, batches, loss_fn=cross_entropy, **options):
     layout = Layout({name: tuple(p.shape) for name, p in model.named_parameters()})
     work = working_copy(model, torch.float64, keep_eps=False)
     batches = [(x.double() if x.is_floating_point() else x, t) for x, t in batches]
-    return Equations(work, loss_fn, batches, layout, source(0), **options)
+    return LinearSystem(work, loss_fn, batches, layout, source(0), **options)
 
 
 def batch(samples=16, inputs=INPUTS):
@@ -327,7 +334,7 @@ class Endless:
 def test_collecting_stops_when_nothing_is_new_and_keeps_what_was(most):
     # However many equations it takes, memory is a few rows for each column.
     eqs = Endless(columns=100, rank=60, most=most)
-    rows, count = _collect(eqs, 1e-8, ignore)
+    rows, count = _collect_rows(eqs, 1e-8, ignore)
     assert int(torch.linalg.matrix_rank(rows, rtol=1e-9)) == 60
     assert len(rows) <= 2 * 100 + 160
     assert count == eqs.asked

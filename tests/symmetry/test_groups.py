@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from manifoldnet.symmetry import Generator, ScalingElement, ScalingGroup, Slice
-from manifoldnet.symmetry.group import trivial_generators
-from manifoldnet.symmetry.names import describe
+from manifoldnet.symmetry.group import describe, trivial_generators
 
 HIDDEN, HEAD, BIAS = "hidden.weight", "head.weight", "hidden.bias"
 SHAPES = {HIDDEN: (8, 5), BIAS: (8,), HEAD: (3, 4), "conv.weight": (6, 3, 2, 2), "gain": ()}

@@ -11,7 +11,7 @@ from manifoldnet import symmetry
 from manifoldnet.experiments import models
 from manifoldnet.experiments.canvas import new_figure
 from manifoldnet.experiments.drawings.palette import Palette
-from manifoldnet.symmetry.explanation import Row
+from manifoldnet.symmetry.comparison import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

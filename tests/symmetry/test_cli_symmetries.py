@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from manifoldnet import cli, experiments
-from manifoldnet.experiments import symmetries
+from manifoldnet import cli, experiments, symmetry
 from manifoldnet.experiments.status import StatusLine
+from manifoldnet.symmetry import factory
 
 SOURCE = """
 import torch
@@ -153,9 +153,9 @@ def test_an_optimizer_of_the_user_s_is_a_column_more(capsys):
 
 def test_options_reach_the_discovery(capsys, monkeypatch):
     given = {}
-    real = symmetries.discover
+    real = factory.discover
     monkeypatch.setattr(
-        symmetries, "discover", lambda *args, **options: given.update(options) or real(*args)
+        factory, "discover", lambda *args, **options: given.update(options) or real(*args)
     )
     run(capsys, "network:make", "--quiet", "--seed", "7", "--keep-eps")
     assert (given["seed"], given["keep_eps"]) == (7, True)
@@ -233,7 +233,7 @@ def test_a_wrong_request_is_one_line(capsys, arguments, message):
 
 
 def test_a_wrong_classifier_is_found_before_the_discovery(capsys, monkeypatch):
-    monkeypatch.setattr(symmetries, "discover", lambda *_, **__: pytest.fail("discovered"))
+    monkeypatch.setattr(factory, "discover", lambda *_, **__: pytest.fail("discovered"))
     assert cli.main(["symmetries", "network:make", "--classifier", "fc"]) == 2
     assert "classifier='fc'" in capsys.readouterr().err
 
@@ -249,7 +249,7 @@ def test_ctrl_c_does_not_promise_that_anything_was_kept(capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(symmetries, "discover", interrupted)
+    monkeypatch.setattr(factory, "discover", interrupted)
     assert cli.main(["symmetries", "network:make"]) == 130
     assert capsys.readouterr().err == "\nmanifoldnet: interrupted\n"
 
@@ -257,9 +257,9 @@ def test_ctrl_c_does_not_promise_that_anything_was_kept(capsys, monkeypatch):
 def test_it_needs_no_package_of_the_experiments(capsys, monkeypatch):
     for name in ("sklearn", "datasets", "matplotlib", "tqdm", "PIL"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("symmetries", "status"):  # imported again, without them
-        monkeypatch.delattr(experiments, name)
-        monkeypatch.delitem(sys.modules, f"manifoldnet.experiments.{name}")
+    for package, name in ((symmetry, "factory"), (experiments, "status")):
+        monkeypatch.delattr(package, name)  # imported again, without them
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}")
     out, _ = run(capsys, "network:make", "--quiet")
     assert out.startswith("scaling group of dimension 6")
 
