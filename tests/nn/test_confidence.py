@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifoldnet.nn import Confidence, simplex_targets
-from manifoldnet.nn.classifier import direction
+from manifoldnet.nn.normalize import normalize
 
 
 def made(concentration, samples=20000, classes=5, seed=0):
     """Directions, and labels drawn with the probabilities that the concentration gives them."""
     source = torch.Generator().manual_seed(seed)
-    z = direction(torch.randn(samples, classes, generator=source, dtype=torch.float64))
+    z = normalize(torch.randn(samples, classes, generator=source, dtype=torch.float64))
     cosines = z @ simplex_targets(classes, dtype=torch.float64).T
     chances = (concentration * cosines).softmax(1)
     return cosines, torch.multinomial(chances, 1, generator=source).squeeze(1)

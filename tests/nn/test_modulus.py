@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from manifoldnet.nn import ComplexModulusStage, ModulusFeatures
-from manifoldnet.nn.modulus import averaged_modulus
+from manifoldnet.nn.complex_modulus import averaged_modulus
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet.nn import SimplexClassifier, SimplexLoss, simplex_targets
-from manifoldnet.nn.direction import direction
+from manifoldnet.nn.normalize import normalize
 
 SIMPLICES = st.sampled_from(["regular", "standard"])
 seeds = st.integers(0, 2**32 - 1)
@@ -55,7 +55,7 @@ def test_targets_are_unit_and_equally_far_apart(k, extra, simplex):
 
 @given(st.integers(2, 9), st.integers(0, 3), SIMPLICES, seeds)
 def test_the_nearest_target_is_the_largest_of_the_first_coordinates(k, extra, simplex, seed):
-    z = direction(torch.randn(20, k + extra, generator=generator(seed), dtype=torch.float64))
+    z = normalize(torch.randn(20, k + extra, generator=generator(seed), dtype=torch.float64))
     targets = simplex_targets(k, k + extra, simplex, dtype=torch.float64)
     assert torch.equal(torch.cdist(z, targets).argmin(1), z[:, :k].argmax(1))
 
@@ -182,10 +182,10 @@ def test_half_precision_gives_cosines_in_single_precision(dtype):
 
 
 def test_plain_normalization_loses_them():
-    """What `direction` is there for."""
+    """torch squares the entries, which overflows."""
     large = torch.full((1, 4), 1e30)
     assert nn.functional.normalize(large).norm() == 0
-    assert direction(large).norm() == pytest.approx(1)
+    assert normalize(large).norm() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
