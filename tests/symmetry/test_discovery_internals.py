@@ -13,17 +13,32 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from manifoldnet.experiments.models import Arch2, MaxPoolPairs
-from manifoldnet.symmetry import ScalingElement, Slice, discover, reparameterize
+from manifoldnet.symmetry import (
+    Generator,
+    ScalingElement,
+    ScalingGroup,
+    Slice,
+    discover,
+    reparameterize,
+)
 from manifoldnet.symmetry.batches import count_samples, take
-from manifoldnet.symmetry.discovery import _collect_rows
+from manifoldnet.symmetry.discovery import (
+    _COUPLED,
+    _FREE,
+    _UNREACHED,
+    _classify_columns,
+    _collect_rows,
+)
 from manifoldnet.symmetry.linear_system import Layout, LinearSystem
 from manifoldnet.symmetry.losses import evaluate
 from manifoldnet.symmetry.null_space import (
     TrivialGenerator,
+    _IndependentVectors,
     find_gap,
     row_space,
     sparse_basis,
 )
+from manifoldnet.symmetry.verification import Verifier
 from manifoldnet.symmetry.working_copy import RandomWeights, working_copy
 
 
@@ -158,6 +173,16 @@ def test_a_long_vector_is_shortened_by_others():
     whole = vector(33, **{f"_{8 + i}": 1 for i in range(8)}, **{f"_{24 + i}": 1 for i in range(9)})
     for seed in range(4):
         assert entries(recover([*units, whole], seed=seed)) == entries([*units, whole])
+
+
+def test_independence_is_decided_in_spite_of_rounding():
+    # Each vector is nearly the one before. A single pass of Gram-Schmidt multiplies the rounding
+    # errors by 1000 at each, and five vectors of five numbers then do not span all others.
+    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
+    independent = _IndependentVectors(5)
+    for i in range(5):
+        assert independent.add(1e-3 * rotation[i] + (rotation[i - 1] if i else 0))
+    assert not any(independent.add(v) for v in rotation)
 
 
 def test_exponents_that_are_no_small_fractions_are_left_as_they_are():
@@ -330,6 +355,15 @@ class Endless:
         return self.rows(3)
 
 
+def test_columns_that_are_zero_to_rounding_are_free():
+    rows = torch.randn(9, 5, dtype=torch.float64)
+    rows[:, 1] *= 1e-14  # rounding of a zero
+    rows[:, 2:4] = 0.0
+    reached = torch.tensor([9, 9, 9, 0, 9])
+    expected = [_COUPLED, _FREE, _FREE, _UNREACHED, _COUPLED]
+    assert _classify_columns(rows, reached, 1e-12).tolist() == expected
+
+
 @pytest.mark.parametrize("most", [160, 5])
 def test_collecting_stops_when_nothing_is_new_and_keeps_what_was(most):
     # However many equations it takes, memory is a few rows for each column.
@@ -355,6 +389,47 @@ def test_what_few_samples_reach_is_swept_for():
     assert eqs.reached[:5].bool().tolist() == [True, True, True, False, False]
     eqs.large_rows()
     assert eqs.reached[:5].bool().tolist() == [True, True, True, True, False]
+
+
+# --- verification ---------------------------------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """1 + r(b) r(c) / 2 + r(d) (1 + r(a)) / 8, where r is 1 above 1.5, and else 0."""
+
+    def __init__(self):
+        super().__init__()
+        for name in "abcd":
+            self.register_parameter(name, nn.Parameter(torch.ones(1)))
+
+    def forward(self, x):
+        a, b, c, d = ((p > 1.5).to(p) for p in self.parameters())
+        return (1 + b * c / 2 + d * (1 + a) / 8) * x
+
+
+@pytest.mark.parametrize(
+    ("scaled", "culprit", "deviation"),
+    [
+        ("ad", "d", 1 - 1 / 1.125),  # d alone, although a doubles its effect
+        ("bcd", "c", 1 - 1 / 1.5),  # the product of b and c, as neither has an effect alone
+        ("bd", "d", 1 - 1 / 1.125),
+        ("dbc", "d", 1 - 1 / 1.125),  # the first, although others change the loss more
+    ],
+)
+def test_the_first_generator_that_changes_the_loss_is_named(scaled, culprit, deviation):
+    model = Steps()
+    verifier = Verifier(model, lambda o, t: o.mean(), [(torch.ones(4, 1), None)], [], 0, False)
+    generators = [Generator({Slice(name, 0, 0): 1.0}) for name in dict.fromkeys(scaled + "a")]
+    group = ScalingGroup.of(model, generators)
+    error = verifier._first_violation(
+        verifier.weights[0],
+        verifier.batches[0],
+        group,
+        torch.ones(group.dimension, dtype=torch.float64),
+        1e-8,
+    )
+    assert [where.parameter for where in error.generator.exponents] == [culprit]
+    assert error.deviation == pytest.approx(deviation)
 
 
 # --- networks put together at random ------------------------------------------------------------

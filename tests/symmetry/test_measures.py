@@ -559,31 +559,46 @@ def call(measure, model=None, element=UNITS, loss_fn=entropy, batch=(X, T), fact
     return invariance_error.trajectory(model, element, loss_fn, batches, factory, **more)
 
 
-ALL = pytest.mark.parametrize("measure", MEASURES)
-STEPPING = pytest.mark.parametrize("measure", ["update", "trajectory"])
+STEPPING = ("update", "trajectory")
+WITH_A_LOSS = ("loss", *STEPPING)
+LAZY = {"model": nn.Sequential(nn.LazyLinear(3)), "element": ScalingElement({("0.weight", 0): [2]})}
+INVALID = [
+    (tuple(MEASURES), {"element": OTHER}, "'other.weight', which Net does not have"),
+    (tuple(MEASURES), LAZY, "0.weight has no shape yet .*run the model once"),
+    (WITH_A_LOSS, {"batch": NAN}, "the loss .*is nan|is not finite after 1 of"),
+    (WITH_A_LOSS, {"loss_fn": nn.CrossEntropyLoss(reduction="none")}, r"not shape \(16,\)"),
+    (WITH_A_LOSS, {"loss_fn": lambda output, target: 1.0}, "one real number, not float"),
+    *(
+        (WITH_A_LOSS, {"batch": batch}, r"a batch is a pair \(input, target\), not ")
+        for batch in (X, (X,), (X, T, T), X[:2], None)
+    ),
+    *((STEPPING, {"steps": n}, f"steps is {n!r}") for n in (0, -1, 1.5, "3", None)),
+    *((("trajectory",), {"batches": none}, "batches is empty") for none in ([], iter([]))),
+    *(
+        (STEPPING, {"factory": lambda m, made=made: made}, "a function that makes .* it gave")
+        for made in (None, "sgd", torch.optim.SGD, nn.Linear(2, 2))
+    ),
+    (STEPPING, {"model": Net().requires_grad_(False)}, "no parameter that requires a gradient"),
+    (
+        STEPPING,
+        {"model": Line(), "element": SYMMETRY, "loss_fn": half_square, "batch": BATCH}
+        | {"factory": lambda m: sgd_of(m, 1e200), "steps": 9},
+        "from the model's own weights is not finite after",
+    ),
+]
 
 
-@ALL
-def test_unknown_parameters_are_refused(measure):
-    with pytest.raises(ValueError, match=r"'other.weight', which Net does not have"):
-        call(measure, element=OTHER)
+@pytest.mark.parametrize(
+    ("measure", "options", "message"),
+    [(measure, options, message) for measures, options, message in INVALID for measure in measures],
+)
+def test_invalid_arguments(measure, options, message):
+    with pytest.raises(ValueError, match=message):
+        call(measure, **options)
 
 
-@ALL
-def test_lazy_layers_are_refused(measure):
-    model = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(ValueError, match=r"0.weight has no shape yet .*run the model once"):
-        call(measure, model=model, element=ScalingElement({Slice("0.weight", 0, 1): 2.0}))
-
-
-@pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
-def test_losses_that_are_not_finite_are_refused(measure):
-    with pytest.raises(ValueError, match=r"the loss .*is nan|is not finite after 1 of"):
-        call(measure, batch=NAN)
-
-
-@pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
-def test_a_penalty_on_the_models_own_weights_is_refused(measure):
+@pytest.mark.parametrize("measure", WITH_A_LOSS)
+def test_penalty_on_the_own_weights_is_an_error(measure):
     # It would be the same constant before and after scaling, and leave its gradient in the model.
     model = Net()
 
@@ -595,66 +610,19 @@ def test_a_penalty_on_the_models_own_weights_is_refused(measure):
     assert model.hidden.weight.grad is None
 
 
-@pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
-@pytest.mark.parametrize(
-    ("loss_fn", "message"),
-    [
-        (nn.CrossEntropyLoss(reduction="none"), r"one real number, not shape \(16,\)"),
-        (lambda output, target: 1.0, "one real number, not float"),
-    ],
-)
-def test_losses_that_are_no_number_are_refused(measure, loss_fn, message):
-    with pytest.raises(ValueError, match=message):
-        call(measure, loss_fn=loss_fn)
-
-
-@pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
-@pytest.mark.parametrize("batch", [X, (X,), (X, T, T), X[:2], None])
-def test_batches_that_are_no_pairs_are_refused(measure, batch):
-    with pytest.raises(ValueError, match=r"a batch is a pair \(input, target\), not "):
-        call(measure, batch=batch)
-
-
-@STEPPING
-@pytest.mark.parametrize("steps", [0, -1, 1.5, "3", None])
-def test_impossible_numbers_of_steps_are_refused(measure, steps):
-    with pytest.raises(ValueError, match=f"steps is {steps!r}"):
-        call(measure, steps=steps)
-
-
-def test_no_batches_are_refused():
-    for batches in ([], iter([])):
-        with pytest.raises(ValueError, match="batches is empty"):
-            call("trajectory", batches=batches)
-
-
-@STEPPING
-@pytest.mark.parametrize("made", [None, "sgd", torch.optim.SGD, nn.Linear(2, 2)])
-def test_factories_of_something_else_are_refused(measure, made):
-    with pytest.raises(ValueError, match=r"optimizer must be a function that makes .* it gave"):
-        call(measure, factory=lambda model: made)
-
-
-@STEPPING
-def test_optimizers_of_another_model_are_refused(measure):
+@pytest.mark.parametrize("measure", STEPPING)
+@pytest.mark.parametrize("early", [True, False])
+def test_optimizer_of_another_model_is_an_error(measure, early):
     # It would train the user's own model, and neither of the two that are compared.
     model = Net()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="something else than the model it was given"):
-        call(measure, model=model, factory=lambda m: sgd(model))
     optimizer = sgd(model)
     with pytest.raises(ValueError, match="something else than the model it was given"):
-        call(measure, model=model, factory=lambda m: optimizer)
+        call(measure, model=model, factory=lambda m: optimizer if early else sgd(model))
     assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
 
 
-@STEPPING
-def test_a_model_that_cannot_be_trained_is_refused(measure):
-    with pytest.raises(ValueError, match="depends on no parameter that requires a gradient"):
-        call(measure, model=Net().requires_grad_(False))
-
-
-@STEPPING
+@pytest.mark.parametrize("measure", STEPPING)
 def test_weights_that_leave_their_manifold_are_refused(measure):
     model = Net()
     mn.declare(model.hidden, "weight", mn.Oblique(), project=True)
@@ -664,13 +632,7 @@ def test_weights_that_leave_their_manifold_are_refused(measure):
     assert call("loss", model=model) == 0
 
 
-@STEPPING
-def test_a_run_that_diverges_by_itself_is_refused(measure):
-    with pytest.raises(ValueError, match=r"from the model's own weights is not finite after"):
-        call(measure, Line(), SYMMETRY, half_square, BATCH, lambda m: sgd_of(m, 1e200), steps=9)
-
-
-@STEPPING
+@pytest.mark.parametrize("measure", STEPPING)
 def test_a_run_that_diverges_from_scaled_weights_is_infinitely_far(measure):
     element = ScalingElement({ROW: 2.0**200, COLUMN: 2.0**-200})
     error = call(measure, Line(), element, half_square, BATCH, sgd, steps=9)
