@@ -87,7 +87,7 @@ def loss(
         batch: `(input, target)`.
 
     Raises:
-        ValueError: if the model does not have what the element scales, a loss is not finite, or it
+        ValueError: if the model lacks a tensor that the element scales, a loss is not finite, or it
             depends on the model's parameters by another way than its output.
     """
     check_batch(batch)
@@ -116,8 +116,8 @@ def metric(
         generator: source of u; by default the same u at each call.
 
     Raises:
-        ValueError: if the model does not have what the element scales, or norms at a weight are not
-            finite because it is off its manifold.
+        ValueError: if the model lacks a tensor that the element scales, or norms at a weight are
+            not finite because it is off its manifold.
     """
     declared = declared_parameters(model)
     element = resolve(model, element)
@@ -128,7 +128,7 @@ def metric(
             if name not in element.parameters:
                 continue
             manifold = declared[name][1] if name in declared else Euclidean()
-            # In float64, so that what is measured is the metric and not the rounding.
+            # In float64: rounding in the parameter's own type would dominate.
             w = parameter.double()
             u = torch.randn(w.shape, dtype=torch.float64, generator=source).to(w)
             u = manifold.proju(w, u)

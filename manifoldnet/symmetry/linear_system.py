@@ -42,7 +42,7 @@ _ROWS_AT_ONCE = 12
 # Rows at common weights that count as much as one row at weights of its own.
 _ROWS_PER_DRAW = 4
 # Minibatches of coupled samples. Two samples are too few: batch normalization maps any two numbers
-# to ±1, whatever the weights are. With ε, variances must not be small by chance.
+# to ±1 at all weights. With ε, variances must not be small by chance.
 _COUPLED, _COUPLED_WITH_EPS = 4, 32
 # Random weights, and perturbations of each, that distinguish a gradient from rounding errors.
 _SMOOTH_DRAWS, _SMOOTH_TRIES = 6, 6
@@ -221,7 +221,7 @@ class LinearSystem:
         if self.vectorized and len(indices) > 1:
             try:
                 return self._vectorized(self._take(batch, indices))
-            except Exception:  # the model cannot be vectorized, for whatever reason: use a loop
+            except Exception:  # the model cannot be vectorized, for any reason: use a loop
                 self.vectorized = False
         return self._one_by_one([self._take(batch, row) for row in indices])
 

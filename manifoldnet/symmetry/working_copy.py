@@ -19,10 +19,10 @@ from manifoldnet.symmetry.losses import LossFunction
 
 __all__ = ["RandomWeights", "eps_fields", "without_eps", "working_copy", "working_loss"]
 
-# torch refuses ε = 0 in training; this one vanishes beside any variance that occurs.
+# torch rejects ε = 0 in training; this one is negligible relative to any variance that occurs.
 _NO_EPS = 1e-38
-# In float64 a larger one still vanishes beside nearly all of them. It keeps rounding errors small
-# where a feature is constant (a dead channel): gradients there are sums of numbers near 1/√ε.
+# In float64 a larger one is negligible relative to nearly all of them. It keeps rounding errors
+# small where a feature is constant (a dead channel), with gradients of the order of 1/√ε.
 _LITTLE_EPS = {torch.float64: 1e-16}
 _EPS_NAMES = ("eps", "epsilon", "variance_epsilon")
 

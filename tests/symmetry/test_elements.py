@@ -1,4 +1,4 @@
-"""Group elements: the laws of an abelian group, exact powers of two, and refusals that say why."""
+"""Group elements: laws of an abelian group, exact powers of two, invalid factors."""
 
 import copy
 import math
@@ -75,7 +75,7 @@ def test_powers_are_a_one_parameter_group(a, s, t):
 
 
 @given(elements(), elements(), st.sampled_from(SHAPES[1:]), st.integers(0, 99))
-def test_acting_one_after_the_other_is_acting_with_the_product(a, b, shape, seed):
+def test_action_of_a_product(a, b, shape, seed):
     x = weight(shape, seed=seed)
     once = (a * b).apply("a.weight", x)
     torch.testing.assert_close(a.apply("a.weight", b.apply("a.weight", x)), once)
@@ -140,7 +140,7 @@ def test_a_number_is_scaled_as_a_whole():
 
 
 @given(s=factors, shape=st.sampled_from(SHAPES[1:]), seed=st.integers(0, 99))
-def test_all_rows_up_and_all_columns_down_is_exactly_nothing(s, shape, seed):
+def test_trivial_scaling_is_exactly_the_identity(s, shape, seed):
     element = ScalingElement.from_log2(
         {Slice("w", 0, i): math.log2(s) for i in range(shape[0])}
         | {Slice("w", 1, j): -math.log2(s) for j in range(shape[1])}
@@ -157,7 +157,7 @@ def test_other_parameters_and_slices_stay():
     assert element.factor(Slice("other", None)) == 1
 
 
-def test_a_vector_may_end_early():
+def test_short_vector_of_factors():
     element = ScalingElement({("w", 0): [2.0, 4.0]})
     assert element.factors("w", torch.ones(3, 1)).flatten().tolist() == [2, 4, 1]
 
@@ -178,13 +178,13 @@ def test_complex_weights_are_scaled_too():
     assert torch.equal(y[1], 4 * x[1])
 
 
-def test_whats_not_finite_stays():
+def test_non_finite_entries_are_scaled_without_error():
     x = torch.tensor([1.0, math.nan, math.inf, -math.inf, 0.0])
     y = ScalingElement({Slice("w", None): 2.0}).apply("w", x)
     torch.testing.assert_close(y, 2 * x, equal_nan=True)
 
 
-def test_without_values_there_is_only_a_shape():
+def test_meta_tensors():
     x = torch.empty(3, 2, device="meta")
     assert ScalingElement({Slice("w", 0, 1): 2.0}).apply("w", x).is_meta
 
@@ -192,7 +192,7 @@ def test_without_values_there_is_only_a_shape():
 # --- negative factors ---------------------------------------------------------------------------
 
 
-def test_negative_factors_where_they_are_allowed():
+def test_negative_factors():
     where, other = Slice("w", 0, 0), Slice("w", 1, 1)
     a = ScalingElement({where: -2.0}, signed=True)
     b = ScalingElement({where: -4.0, other: -1.0}, signed=True)
@@ -228,7 +228,7 @@ def test_elements_are_values(a, protocol):
     assert repr(twin) == repr(a)
 
 
-def test_a_factor_of_one_is_no_difference():
+def test_factors_of_one_do_not_affect_equality():
     a = ScalingElement({Slice("w", 0, 1): 2.0})
     b = ScalingElement({Slice("w", 0, 0): 1.0, Slice("w", 0, 1): 2.0})
     assert a == b
@@ -280,7 +280,7 @@ TOO_MUCH = [
 
 
 @pytest.mark.parametrize(("dtype", "size", "factor"), TOO_MUCH, ids=str)
-def test_overflow_and_underflow_are_refused(dtype, size, factor):
+def test_overflow_and_underflow_are_errors(dtype, size, factor):
     x = torch.ones(5, dtype=dtype)
     x[2] = size
     element = ScalingElement({Slice("bias", 0, 2): factor})
@@ -288,14 +288,14 @@ def test_overflow_and_underflow_are_refused(dtype, size, factor):
         element.apply("bias", x)
 
 
-def test_zeros_and_numbers_that_are_tiny_already_are_no_underflow():
+def test_zeros_and_subnormal_numbers_are_no_underflow():
     x = torch.tensor([0.0, 1e-42, 1.0])
     assert torch.equal(ScalingElement({Slice("w", 0, 2): 0.5}).apply("w", x)[:2], x[:2])
     assert ScalingElement({Slice("w", 0, 0): 0.5}).apply("w", x)[0] == 0
     assert ScalingElement({Slice("w", 0, 1): 2.0}).apply("w", x)[1] == 2 * x[1]
 
 
-def test_types_that_have_no_fractions_are_refused():
+def test_integer_tensors_are_an_error():
     with pytest.raises(ValueError, match=r"steps has the type torch.int64"):
         ScalingElement({Slice("steps", None): 2.0}).apply("steps", torch.ones(3, dtype=torch.long))
 
@@ -400,5 +400,5 @@ def test_product_with_a_number_is_a_type_error():
         (2, [1], 4, 3, "w[slice (dim 2) 1]"),
     ],
 )
-def test_what_a_reader_calls_slices(dim, indices, ndim, size, words):
+def test_names_of_slices(dim, indices, ndim, size, words):
     assert describe_slices("w", dim, indices, ndim, size) == words

@@ -1,4 +1,4 @@
-"""The measures of invariance: right numbers, for any optimizer, and the model stays as it is."""
+"""Errors of invariance: values by hand, any optimizer, unchanged models, invalid arguments."""
 
 import copy
 import math
@@ -163,13 +163,13 @@ def test_trajectory_by_hand():
     assert error.where == "the loss at step 1 is 1.62, and 3.645 from scaled weights"
 
 
-def test_a_symmetry_that_the_loss_does_not_have_shows_at_step_0():
+def test_broken_symmetry_shows_at_step_0():
     element = ScalingElement({ROW: 2.0})
     error = invariance_error.trajectory(Line(), element, half_square, [BATCH], sgd, steps=1)
     assert error >= (4.5 - 0.5) / 4.5
 
 
-def test_a_deviation_is_a_number_with_a_place():
+def test_deviation_is_a_float_with_attributes():
     error = Deviation(0.25, "row 3", "w")
     assert error == 0.25
     assert isinstance(error, float)
@@ -187,7 +187,7 @@ def test_the_worst_parameter_and_slice_are_named():
     assert error > 0.5
 
 
-def test_what_is_not_scaled_counts_too():
+def test_parameters_without_factors_are_compared():
     # The classifier's bias moves with the rest of the network, though it has the factor 1.
     element = ScalingElement({("hidden.weight", 0): [3.0] * 8, ("hidden.bias", 0): [3.0] * 8})
     model = Net()
@@ -342,7 +342,7 @@ MEASURES = {
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
-def test_measuring_changes_nothing(measure, training):
+def test_model_and_generator_are_unchanged(measure, training):
     model = declared(Net(norm=True, dropout=0.3)).train(training)
     entropy(model(batch_of()[0]), batch_of()[1]).backward()
     state = copy.deepcopy(model.state_dict())
@@ -380,7 +380,7 @@ def test_dropout_is_repeated():
     assert len(set(run.losses)) == 3
 
 
-def test_within_a_step_the_loss_is_one_function():
+def test_loss_is_deterministic_within_a_step():
     # A line search compares losses: with other units dropped each time, it could not.
     seen = []
 
@@ -461,7 +461,7 @@ def test_metrics_are_drawn_from_the_generator_given():
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-7), (torch.float32, 1e-2)])
-def test_a_bias_without_a_gradient_makes_no_noise(dtype, bound):
+def test_bias_with_a_gradient_of_rounding_errors(dtype, bound):
     # Batch normalization takes the mean away: the gradient of the bias before it is rounding.
     model = Net(dtype, norm=True)
     mn.declare(model.hidden, "weight", mn.ScaledEuclidean(dim=0))
@@ -478,7 +478,7 @@ def test_a_bias_without_a_gradient_makes_no_noise(dtype, bound):
     assert invariance_error.trajectory(model, element, entropy, [batch], sm, steps=5) < bound
 
 
-def test_a_loss_that_goes_to_zero_makes_no_noise():
+def test_loss_that_converges_to_zero():
     # It is fitted to the last digit; the losses are then rounding, of 1e-31 or so, or zero.
     model = Line()
     for name, dim in (("w", 0), ("v", 1)):
@@ -494,7 +494,7 @@ def test_a_loss_that_goes_to_zero_makes_no_noise():
     assert error < 1e-9
 
 
-def test_parameters_that_stand_still_count_as_equal():
+def test_constant_parameters_have_no_error():
     model = Net()
     model.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
     element = UNITS * ScalingElement({Slice("unused", 0, 1): 3.0})
@@ -530,7 +530,7 @@ def test_bfloat16_models():
     assert invariance_error.trajectory(model, UNITS, entropy, [batch], sm, steps=5) == 0
 
 
-def test_the_metric_of_half_types_has_room_for_large_factors():
+def test_metric_of_half_types_with_large_factors():
     model = Net(torch.float16)
     mn.declare(model.hidden, "weight", mn.ScaledEuclidean(dim=0))
     element = ScalingElement(
@@ -623,7 +623,7 @@ def test_optimizer_of_another_model_is_an_error(measure, early):
 
 
 @pytest.mark.parametrize("measure", STEPPING)
-def test_weights_that_leave_their_manifold_are_refused(measure):
+def test_weights_that_leave_their_manifold_are_an_error(measure):
     model = Net()
     mn.declare(model.hidden, "weight", mn.Oblique(), project=True)
     with pytest.raises(ValueError, match=r"hidden.weight is not on Oblique"):
@@ -633,14 +633,14 @@ def test_weights_that_leave_their_manifold_are_refused(measure):
 
 
 @pytest.mark.parametrize("measure", STEPPING)
-def test_a_run_that_diverges_from_scaled_weights_is_infinitely_far(measure):
+def test_divergence_from_scaled_weights_is_an_infinite_error(measure):
     element = ScalingElement({ROW: 2.0**200, COLUMN: 2.0**-200})
     error = call(measure, Line(), element, half_square, BATCH, sgd, steps=9)
     assert error == math.inf
     assert "diverges" in error.where
 
 
-def test_a_metric_without_numbers_is_not_taken_for_invariant():
+def test_metric_at_nan_is_an_error():
     model = nn.Linear(4, 3, bias=False)
     mn.declare(model, "weight", mn.ScaledEuclidean(0))
     model.weight.data[0, 0] = float("nan")
