@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from manifoldnet.declarations import manifolds, verify
 from manifoldnet.geometry import Euclidean, Product
-from manifoldnet.symmetry.evaluation import cast
+from manifoldnet.symmetry.batches import cast
 
 __all__ = ["Objective"]
 

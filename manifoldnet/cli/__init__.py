@@ -19,6 +19,7 @@ from manifoldnet.cli.papers import add_papers
 from manifoldnet.cli.symmetries import add_symmetries
 from manifoldnet.cli.training import add_training
 from manifoldnet.experiments.errors import ExperimentError
+from manifoldnet.symmetry.factory import SymmetriesError
 
 __all__ = ["main"]
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
         sys.stdout.flush()
-    except ExperimentError as error:
+    except (ExperimentError, SymmetriesError) as error:
         print(f"manifoldnet: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output has had enough

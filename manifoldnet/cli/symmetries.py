@@ -1,23 +1,23 @@
-"""`manifoldnet symmetries`: which scalings leave a user's loss as it is, and who respects them."""
+"""`manifoldnet symmetries`: arguments of the command and its output."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-_SYMMETRIES = """the function takes no arguments and gives
+_EPILOG = """the function takes no arguments and returns
   (model, loss_fn, batches)   or   (model, loss_fn, batches, make_optimizer)
 with loss_fn(output, target), pairs (input, target) in batches, and make_optimizer(model), which
-gives a column for the optimizer that you use. Each update respects a symmetry (step and scale is
-scale and step), fixes it (a scaled weight is off its manifold), or ignores it (relative error)."""
+adds a column for your own optimizer. An update respects a symmetry (it commutes with the scaling),
+fixes it (a scaled weight is off its manifold), or ignores it (with a relative error)."""
 
 
 def _symmetries(arguments: argparse.Namespace) -> None:
-    from manifoldnet.experiments import symmetries
     from manifoldnet.experiments.status import StatusLine
+    from manifoldnet.symmetry.factory import find_symmetries
 
     with StatusLine(enabled=not arguments.quiet) as status:
-        found = symmetries.find(
+        found = find_symmetries(
             arguments.target,
             classifier=arguments.classifier,
             keep_eps=arguments.keep_eps,
@@ -28,13 +28,13 @@ def _symmetries(arguments: argparse.Namespace) -> None:
 
 
 def add_symmetries(commands: Any) -> None:
-    """Adds the command."""
+    """Add the command."""
     summary = "find the scaling symmetries of a model, and which updates respect them"
     command = commands.add_parser(
         "symmetries",
         help=summary,
         description=summary.capitalize() + ".",
-        epilog=_SYMMETRIES,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -47,15 +47,15 @@ def add_symmetries(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="the layer that classifies: where the updates of the paper treat it as such "
+        help="a layer that classifies, which the updates of the paper treat differently "
         "(may be given several times; default: they follow the symmetries)",
     )
     command.add_argument(
         "--keep-eps",
         action="store_true",
-        help="leave ε in normalization layers while looking; it blurs their symmetries",
+        help="leave ε in normalization layers; with it their symmetries are approximate",
     )
     command.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of all random choices (%(default)s)"
+        "--seed", type=int, default=0, metavar="N", help="seed of all random choices (%(default)s)"
     )
     command.add_argument("--quiet", action="store_true", help="no progress line")

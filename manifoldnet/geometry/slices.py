@@ -127,13 +127,7 @@ class Slices:
 
     def label(self, index: int, ndim: int) -> str:
         """The name of slice number `index` in messages: "row 3", "column 5", "filter 7", …"""
-        if self.dim is None:
-            return "the whole tensor"
-        if self.dim == "elements" or ndim == 1:
-            return f"entry {index}"
-        if ndim == 2:
-            return f"{'row' if self.dim == 0 else 'column'} {index}"
-        return f"{'filter' if self.dim == 0 else f'slice (dim {self.dim})'} {index}"
+        return "the whole tensor" if self.dim is None else f"{nouns(ndim, self.dim)[0]} {index}"
 
 
 def _wrong_dim(dim: object) -> TypeError:
@@ -208,3 +202,13 @@ def _cos_sinc(angle: Tensor) -> tuple[Tensor, Tensor]:
     held = angle.clamp(info.tiny, 1 / info.eps)
     # Divided by the angle itself, so that sinc · u is never longer than one.
     return held.cos(), held.sin() / angle.clamp(min=info.tiny)
+
+
+def nouns(ndim: int, dim: Dim) -> tuple[str, str]:
+    """Singular and plural noun for the slices of a tensor of order `ndim`: "row", "rows"."""
+    if dim == "elements" or ndim == 1:
+        return "entry", "entries"
+    if dim in (0, 1):
+        words = ("row", "column") if ndim == 2 else ("filter", "channel")
+        return words[dim], f"{words[dim]}s"
+    return f"slice (dim {dim})", f"slices (dim {dim})"

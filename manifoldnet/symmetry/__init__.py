@@ -1,19 +1,19 @@
-"""Scaling symmetries: reparameterize a model by them, measure what is invariant, discover them."""
+"""Scaling symmetries of a loss: discovery, reparameterization, errors of invariance, rules."""
 
 from manifoldnet.symmetry import invariance_error
-from manifoldnet.symmetry.declaring import rule
+from manifoldnet.symmetry.comparison import Explanation, explain
 from manifoldnet.symmetry.discovery import (
     Discovery,
     FalseSymmetryError,
     NoGapError,
     discover,
 )
-from manifoldnet.symmetry.evaluation import without_eps
-from manifoldnet.symmetry.explanation import Explanation, explain
 from manifoldnet.symmetry.group import Generator, ScalingGroup
 from manifoldnet.symmetry.invariance_error import Deviation
 from manifoldnet.symmetry.reparameterize import reparameterize
+from manifoldnet.symmetry.rule import rule
 from manifoldnet.symmetry.scaling import ScalingElement, Slice
+from manifoldnet.symmetry.working_copy import without_eps
 
 __all__ = [
     "Deviation",

@@ -1,41 +1,44 @@
-"""Scaling groups: which scalings leave a network's loss as it is, as a basis of log-scales.
+"""Scaling groups: the scalings that leave a loss invariant, as a basis of log-scales.
 
     Generator     hidden.weight[rows 0,1] × s, head.weight[column 0] ÷ s
     ScalingGroup  all products of powers of its generators: a vector space of log-scales
 
-A generator is *trivial* when it changes no weight at all (all rows of one matrix up, all its
-columns down); those are kept apart, so that `dimension - trivial_dimension` counts what really
-moves the weights. Groups come from `manifoldnet.symmetry.discover`, from a network that knows its
-own (`manifoldnet.experiments.papers.symmetry.networks`), or from generators written down.
+A generator is *trivial* if it changes no weight (all rows of a matrix times s, all its columns
+times 1/s). Trivial generators come last, and `dimension - trivial_dimension` counts the others.
+Groups come from `manifoldnet.symmetry.discover`, from a network that knows its own (those of the
+symmetry paper), or from generators written by hand.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from fractions import Fraction
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.symmetry.names import describe, fraction
 from manifoldnet.symmetry.reparameterize import named_tensors
-from manifoldnet.symmetry.report import Discovery
-from manifoldnet.symmetry.scaling import ScalingElement, Slice
+from manifoldnet.symmetry.scaling import ScalingElement, Slice, describe_slices
 
-__all__ = ["Generator", "ScalingGroup", "trivial_generators"]
+if TYPE_CHECKING:
+    from manifoldnet.symmetry.discovery import Discovery
+
+__all__ = ["Generator", "ScalingGroup", "describe", "trivial_generators"]
 
 
 @final
 @dataclass(frozen=True)
 class Generator:
-    """One direction of a group: slice i is multiplied by e^(aᵢ s), s ∈ ℝ.
+    """Generator of a one-parameter subgroup: slice i is multiplied by e^(aᵢ s), s ∈ ℝ.
 
     Args:
         exponents: aᵢ by slice, none of them zero.
-        name: what a reader calls it; `ScalingGroup` writes one if it is left empty.
-        trivial: whether it leaves every weight as it is; a `ScalingGroup` finds that out.
+        name: readable name; a `ScalingGroup` sets one if it is empty.
+        trivial: True if it changes no weight; set by a `ScalingGroup`.
 
     Raises:
         ValueError: without exponents, or with one that is zero or not finite.
@@ -56,14 +59,14 @@ class Generator:
         object.__setattr__(self, "exponents", dict(self.exponents))
 
     def __repr__(self) -> str:
-        """By its name, where it has one: exponents are many."""
+        """Name, or exponents if there is none."""
         return f"<Generator {self.name}>" if self.name else f"Generator({self.exponents!r})"
 
     def __hash__(self) -> int:
         return hash(frozenset(self.exponents.items()))
 
     def element(self, factor: float) -> ScalingElement:
-        """The element with s = ln `factor`; exact if that is a power of two.
+        """Element with s = ln `factor`; exact if `factor` is a power of two.
 
         Raises:
             ValueError: for a factor that is not positive and finite.
@@ -75,8 +78,8 @@ class Generator:
         )
 
     @property
-    def kind(self) -> tuple[tuple[str, int | None, float], ...]:
-        """What it has in common with its like: parameters, dimensions and exponents, no indices."""
+    def family(self) -> tuple[tuple[str, int | None, float], ...]:
+        """Parameters, dimensions and exponents; generators of a family differ in indices only."""
         return tuple(sorted({(w.parameter, w.dim, a) for w, a in self.exponents.items()}, key=str))
 
 
@@ -86,14 +89,14 @@ class ScalingGroup:
     """An abelian group of scalings, spanned by its generators.
 
     Args:
-        generators: a basis; those that turn out to be trivial are put last, and marked.
-        shapes: the shapes of the parameters (and buffers) they name.
-        buffers: which of them are buffers, that no optimizer moves.
-        report: how it was found, if it was discovered.
+        generators: a basis; trivial generators are put last.
+        shapes: shapes of the parameters (and buffers) that they scale.
+        buffers: names of the buffers among these.
+        report: record of the discovery, if the group was discovered.
 
     Raises:
-        ValueError: for a slice that its parameter does not have, a generator that is said to be
-            trivial and is not, or generators that depend on each other.
+        ValueError: for a slice that its parameter does not have, a generator that is marked as
+            trivial and is not, or linearly dependent generators.
     """
 
     generators: tuple[Generator, ...]
@@ -107,7 +110,7 @@ class ScalingGroup:
             for where in generator.exponents:
                 _check_slice(where, self.shapes)
             name = generator.name or describe(generator.exponents, self.shapes)
-            trivial = not _rates(generator.exponents, self.shapes)
+            trivial = not _canonical(generator.exponents, self.shapes)
             if generator.trivial and not trivial:
                 raise ValueError(f"{name} is said to be trivial, but it moves weights")
             named.append(Generator(generator.exponents, name, trivial))
@@ -118,7 +121,7 @@ class ScalingGroup:
 
     @classmethod
     def of(cls, model: nn.Module, generators: Iterable[Generator]) -> ScalingGroup:
-        """The group of a model that these generators span."""
+        """Group spanned by generators of a model."""
         shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
         buffers = frozenset(name for name, _ in model.named_buffers()) & shapes.keys()
         return cls(tuple(generators), shapes, buffers)
@@ -127,12 +130,9 @@ class ScalingGroup:
         return hash(self.generators)
 
     def _check_independent(self) -> None:
-        # A generator with a slice of its own depends on no other: only the rest needs algebra.
-        users: dict[Slice, int] = {}
-        for generator in self.generators:
-            for where in generator.exponents:
-                users[where] = users.get(where, 0) + 1
-        rest = [g for g in self.generators if all(users[w] > 1 for w in g.exponents)]
+        # A generator with a slice of its own is independent of all others.
+        uses = Counter(where for generator in self.generators for where in generator.exponents)
+        rest = [g for g in self.generators if all(uses[w] > 1 for w in g.exponents)]
         if len(rest) < 2:
             return
         matrix = _matrix([g.exponents for g in rest])
@@ -147,22 +147,22 @@ class ScalingGroup:
 
     @property
     def dimension(self) -> int:
-        """How many independent scalings there are, the trivial ones included."""
+        """Number of generators, the trivial ones included."""
         return len(self.generators)
 
     @property
     def trivial_dimension(self) -> int:
-        """How many of them change no weight."""
+        """Number of trivial generators."""
         return sum(generator.trivial for generator in self.generators)
 
     @property
     def nontrivial(self) -> ScalingGroup:
-        """The same without the trivial generators."""
+        """Subgroup of the non-trivial generators."""
         kept = tuple(g for g in self.generators if not g.trivial)
         return ScalingGroup(kept, self.shapes, self.buffers, self.report)
 
     def subgroup(self, generators: Iterable[int | Generator]) -> ScalingGroup:
-        """What some of the generators span, given themselves or by their place in the basis.
+        """Subgroup spanned by some of the generators, given by index in the basis or themselves.
 
         Raises:
             ValueError: for a generator that is not of this basis.
@@ -175,15 +175,15 @@ class ScalingGroup:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The parameters that a non-trivial generator scales, in the order of the model."""
+        """Parameters that a non-trivial generator scales, in the order of the model."""
         named = {w.parameter for g in self.generators if not g.trivial for w in g.exponents}
         return tuple(n for n in self.shapes if n in named and n not in self.buffers)
 
     def __contains__(self, item: object) -> bool:
-        """Whether an element, a generator or a whole group lies inside, to 1e-9.
+        """True if an element, a generator or a whole group is contained, to 1e-9.
 
-        What counts is how parameters are scaled: "the whole tensor" is "all rows" and "all
-        columns", and what is done to buffers makes no difference.
+        Scalings of parameters are compared, not their representations: "the whole tensor" equals
+        "all rows" and "all columns". Buffers are disregarded.
         """
         if isinstance(item, ScalingGroup):
             wanted = [generator.exponents for generator in item.generators]
@@ -197,8 +197,8 @@ class ScalingGroup:
             return False
         if any(_missing(where, self.shapes) for exponents in wanted for where in exponents):
             return False
-        mine = self._rates_of(generator.exponents for generator in self.generators)
-        theirs = self._rates_of(wanted)
+        mine = self._canonical_of(generator.exponents for generator in self.generators)
+        theirs = self._canonical_of(wanted)
         if not (mine and theirs):
             return not theirs
         rows = _matrix([*mine, *theirs])
@@ -206,30 +206,30 @@ class ScalingGroup:
         rest = vectors - span @ torch.linalg.lstsq(span, vectors, driver="gelsy").solution
         return bool((rest.norm(dim=0) <= 1e-9 * vectors.norm(dim=0)).all())
 
-    def _rates_of(self, every: Iterable[Mapping[Slice, float]]) -> list[Mapping[Slice, float]]:
-        """How parameters, buffers aside, are scaled; without what does not scale any."""
+    def _canonical_of(self, every: Iterable[Mapping[Slice, float]]) -> list[dict[Slice, float]]:
+        """Canonical exponents of parameters, buffers aside, where any are left."""
         kept = (
             {w: a for w, a in exponents.items() if w.parameter not in self.buffers}
             for exponents in every
         )
-        return [rates for exponents in kept if (rates := _rates(exponents, self.shapes))]
+        return [c for exponents in kept if (c := _canonical(exponents, self.shapes))]
 
     # --- elements -----------------------------------------------------------------------------
 
     def element(self, log_scales: Sequence[float] | Tensor) -> ScalingElement:
-        """The element with the log-scale sᵢ on generator i.
+        """Element with the log-scale sᵢ on generator i.
 
         Args:
             log_scales: natural logarithms, one for each generator in the order of the basis.
 
         Raises:
-            ValueError: if there are more or fewer of them, or one is not finite.
+            ValueError: if their number is not the dimension, or one is not finite.
         """
         values = torch.as_tensor(log_scales, dtype=torch.float64).reshape(-1)
         return self.from_log2((values / math.log(2)).tolist())
 
     def from_log2(self, log2_scales: Iterable[float]) -> ScalingElement:
-        """The element with the factor 2^tᵢ on generator i; exact for whole tᵢ.
+        """Element with the factor 2^tᵢ on generator i; exact for whole tᵢ.
 
         Args:
             log2_scales: tᵢ, one for each generator in the order of the basis.
@@ -254,13 +254,13 @@ class ScalingGroup:
         spread: float = 1.0,
         powers_of_two: bool = False,
     ) -> ScalingElement:
-        """A random element: every sᵢ uniform between −`spread` and `spread`.
+        """Random element: every sᵢ uniform between −`spread` and `spread`.
 
         Args:
-            generator: the source of randomness; torch's default one if left out.
-            spread: the largest |ln factor| of one generator: 6.9 for factors from 1e-3 to 1e3.
-            powers_of_two: round every sᵢ so that all factors are powers of two, which scale without
-                rounding: sᵢ to the nearest multiple of ln 2, or of q ln 2 if exponents are p/q.
+            generator: source of randomness; torch's default generator if None.
+            spread: largest |ln factor| of one generator: 6.9 for factors from 1e-3 to 1e3.
+            powers_of_two: round every sᵢ to the nearest multiple of ln 2, or of q ln 2 if exponents
+                are p/q. All factors are powers of two then, which scale without rounding.
 
         Raises:
             ValueError: for a spread that is not finite and positive.
@@ -274,13 +274,13 @@ class ScalingGroup:
             log2 = (log2 / steps).round() * steps
         return self.from_log2(log2.tolist())
 
-    # --- for readers --------------------------------------------------------------------------
+    # --- printing -----------------------------------------------------------------------------
 
     def families(self) -> Iterator[tuple[str, list[Generator]]]:
-        """Generators that differ in their indices only, with one name for all of them."""
+        """Generators that differ in their indices only, with a common name."""
         found: dict[object, list[Generator]] = {}
         for generator in self.generators:
-            found.setdefault((generator.trivial, generator.kind), []).append(generator)
+            found.setdefault((generator.trivial, generator.family), []).append(generator)
         for members in found.values():
             name = members[0].name
             yield (f"{name}, and {len(members) - 1} more like it" if members[1:] else name), members
@@ -308,11 +308,11 @@ class ScalingGroup:
 def trivial_generators(
     shapes: Mapping[str, tuple[int, ...]], parameters: Iterable[str] | None = None
 ) -> list[Generator]:
-    """All rows up, all columns down: one generator for each matrix, which changes nothing.
+    """Trivial generators, one for each matrix: exponent 1 on all rows, −1 on all columns.
 
     Args:
-        shapes: of all parameters.
-        parameters: which to look at; all if left out.
+        shapes: shapes of all parameters.
+        parameters: names of the parameters to include; all if None.
     """
     return [
         Generator(
@@ -338,49 +338,75 @@ def _check_slice(where: Slice, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def _missing(where: Slice, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether there is no such slice."""
+    """True if there is no such slice."""
     shape = shapes.get(where.parameter)
     if shape is None or where.dim is None:
         return shape is None
     return where.dim >= len(shape) or where.index >= shape[where.dim]
 
 
-def _rates(
+def _canonical(
     exponents: Mapping[Slice, float], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[Slice, float]:
-    """What exponents do to the weights, in coordinates that say it in one way only.
+    """Unique exponents of the scaling that given ones stand for; empty if it is trivial.
 
-    For each parameter: how fast its first entry grows, on `Slice(parameter, None)`; and along each
-    dimension, how much faster than the first slice the others do. Nothing is left of exponents
-    that change no weight.
+    For each parameter: the exponent of its first entry, on `Slice(parameter, None)`, and for each
+    dimension the exponents of the other slices less that of the first.
     """
-    along: dict[tuple[str, int | None], dict[int, float]] = {}
+    by_dim: dict[tuple[str, int | None], dict[int, float]] = {}
     for where, exponent in exponents.items():
-        along.setdefault((where.parameter, where.dim), {})[where.index] = exponent
-    rates: dict[Slice, float] = {}
-    for (name, dim), given in along.items():
+        by_dim.setdefault((where.parameter, where.dim), {})[where.index] = exponent
+    result: dict[Slice, float] = {}
+    for (name, dim), given in by_dim.items():
         first, whole = given.get(0, 0.0), Slice(name, None)
-        rates[whole] = rates.get(whole, 0.0) + first
+        result[whole] = result.get(whole, 0.0) + first
         if dim is not None:
             for i in range(1, shapes[name][dim]) if first else given:
-                rates[Slice(name, dim, i)] = given.get(i, 0.0) - first
+                result[Slice(name, dim, i)] = given.get(i, 0.0) - first
     negligible = 1e-12 * max(map(abs, exponents.values()), default=0.0)
-    return {where: rate for where, rate in rates.items() if abs(rate) > negligible}
+    return {where: value for where, value in result.items() if abs(value) > negligible}
 
 
 def _denominator(generator: Generator) -> int:
-    """The least q for which all exponents are multiples of 1/q."""
-    return math.lcm(*(fraction(a).denominator for a in generator.exponents.values()))
+    """Least q for which all exponents are multiples of 1/q."""
+    return math.lcm(*(_fraction(a).denominator for a in generator.exponents.values()))
 
 
 def _matrix(rows: Sequence[Mapping[Slice, float]]) -> Tensor:
-    """Exponents as rows over all slices that any of them names."""
-    places: dict[Slice, int] = {}
-    for row in rows:
-        for where in row:
-            places.setdefault(where, len(places))
-    matrix = torch.zeros(len(rows), len(places), dtype=torch.float64)
+    """Exponents as rows of a matrix whose columns are all slices that occur."""
+    column = {where: i for i, where in enumerate(dict.fromkeys(w for row in rows for w in row))}
+    matrix = torch.zeros(len(rows), len(column), dtype=torch.float64)
     for i, row in enumerate(rows):
         for where, exponent in row.items():
-            matrix[i, places[where]] = exponent
+            matrix[i, column[where]] = exponent
     return matrix
+
+
+def describe(exponents: Mapping[Slice, float], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Name of a generator: `hidden.weight[rows 0,1] × s, head.weight[column 0] ÷ s`.
+
+    Positive exponents come first, then parameters in the order of the model. Names are for people;
+    they are never parsed.
+    """
+    order = {name: i for i, name in enumerate(shapes)}
+    found: dict[tuple[int, str, int | None, float], list[int]] = {}
+    for where, exponent in exponents.items():
+        key = (order[where.parameter], where.parameter, where.dim, exponent)
+        found.setdefault(key, []).append(where.index)
+    formatted = []
+    for key in sorted(found, key=lambda k: (k[3] < 0, k[0], str(k[2]), -k[3])):
+        _, name, dim, exponent = key
+        shape = shapes[name]
+        size = None if dim is None else shape[dim]
+        power = _fraction(abs(exponent))
+        formatted.append(
+            describe_slices(name, dim, found[key], len(shape), size)
+            + f" {'×' if exponent > 0 else '÷'} s"
+            + ("" if power == 1 else f"^{power}")
+        )
+    return ", ".join(formatted)
+
+
+def _fraction(exponent: float) -> Fraction:
+    """Small fraction next to an exponent."""
+    return Fraction(exponent).limit_denominator(1000)

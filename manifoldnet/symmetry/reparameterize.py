@@ -1,10 +1,10 @@
-"""Reparameterizing a model: the same network, its weights scaled by a group element.
+"""Reparameterization of a model: its weights scaled by a group element.
 
     scaled = reparameterize(model, element)          a new model w̃ = g·w
     reparameterize(scaled, element.inverse(), in_place=True)
 
-With factors that are powers of two the second line gives back every bit (unless a number overflows
-or underflows, which is refused); with others, each number to rounding.
+If all factors are powers of two, the second line restores every bit (overflow and underflow are
+errors); otherwise it restores each number up to rounding.
 """
 
 from __future__ import annotations
@@ -26,27 +26,26 @@ __all__ = ["named_tensors", "reparameterize", "resolve", "scaled_tensors", "writ
 def reparameterize(
     model: nn.Module, element: ScalingElement, *, in_place: bool = False, project: bool = False
 ) -> nn.Module:
-    """The model with its weights scaled.
+    """Scale the weights of a model.
 
-    Running averages of batch normalization are buffers: they are scaled if the element names them
-    (the groups of `manifoldnet.experiments.papers.symmetry.networks` do), and otherwise belong to
-    the old weights; `torch.optim.swa_utils.update_bn` computes them anew.
+    Running averages of batch normalization are buffers. They are scaled if the element has factors
+    for them (as in the groups of the symmetry paper's networks); otherwise they belong to the old
+    weights, and `torch.optim.swa_utils.update_bn` computes them anew.
 
     Args:
         model: any module. Tied weights are scaled once, under any of their names.
-        element: which factors; it may name parameters and floating-point buffers.
-        in_place: change this model, and drop the gradients of what is scaled, instead of copying.
-        project: put scaled weights back on their manifolds; what is scaled along with them (running
-            averages) is not.
+        element: factors of parameters and floating-point buffers.
+        in_place: change this model instead of a copy; gradients of scaled weights are dropped.
+        project: project scaled weights onto their manifolds; buffers stay scaled.
 
     Returns:
         The new model, or this one.
 
     Raises:
-        ValueError: if the element names something that the model does not have, or the same tensor
-            twice; if a parameter has no shape or no values yet; if a number overflows or
-            underflows; or if a declared weight leaves its manifold and `project` is not set.
-            Nothing has been changed then.
+        ValueError: if the element names a tensor that the model does not have, or one twice; if a
+            parameter has no shape or no values yet; if a number overflows or underflows; or if a
+            declared weight leaves its manifold and `project` is not set. The model is unchanged
+            then.
     """
     element = resolve(model, element)  # before anything is copied
     target = model if in_place else copy.deepcopy(model)
@@ -70,7 +69,7 @@ def reparameterize(
 
 @torch.no_grad()
 def write(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Put values in place of a model's tensors, by name; their gradients are dropped."""
+    """Copy values into a model's tensors, by name, and drop their gradients."""
     tensors = named_tensors(model)
     for name, value in values.items():
         tensors[name].copy_(value)
@@ -78,10 +77,10 @@ def write(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def scaled_tensors(model: nn.Module, element: ScalingElement) -> dict[str, Tensor]:
-    """g·w of what the element names, by (first) name; the model is not changed.
+    """Scaled tensors g·w, by (first) name; the model is not changed.
 
     Raises:
-        ValueError: as `reparameterize`, but for manifolds.
+        ValueError: as `reparameterize`, except for manifolds.
     """
     tensors = named_tensors(model)
     known = resolve(model, element)
@@ -93,10 +92,10 @@ def scaled_tensors(model: nn.Module, element: ScalingElement) -> dict[str, Tenso
 
 
 def resolve(model: nn.Module, element: ScalingElement) -> ScalingElement:
-    """The same element, with each tensor of the model under its first name (weights may be tied).
+    """Same element with each tensor of the model under its first name (weights may be tied).
 
     Raises:
-        ValueError: if it names something that the model does not have, or one tensor twice.
+        ValueError: if it names a tensor that the model does not have, or one twice.
     """
     tensors = named_tensors(model)
     every: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -118,7 +117,7 @@ def resolve(model: nn.Module, element: ScalingElement) -> ScalingElement:
 
 
 def _parametrized(model: nn.Module, name: str) -> str:
-    """A hint, if something of this name is computed from the parameters of a parametrization."""
+    """Hint for the message if the name is that of a parametrized tensor."""
     prefix, _, local = name.rpartition(".")
     owner = dict(model.named_modules()).get(prefix)
     if owner is None or not parametrize.is_parametrized(owner, local):
@@ -128,7 +127,7 @@ def _parametrized(model: nn.Module, name: str) -> str:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and floating-point buffers of a model, each once.
+    """Parameters and floating-point buffers of a model, each once.
 
     Raises:
         ValueError: if one has no shape yet.

@@ -1,40 +1,41 @@
 """Scalings: positive factors on rows, columns or entries of named parameters.
 
-    Slice("hidden.weight", 0, 3)         row 3 of that weight: what one factor multiplies
-    ScalingElement({slice: 2.0, …})      a group element w ↦ g·w; slices it does not name keep 1
-    a * b, a.inverse(), a ** t           the (abelian) group; `a ** t` is on its one-parameter group
+    Slice("hidden.weight", 0, 3)         row 3 of that weight, multiplied by one factor
+    ScalingElement({slice: 2.0, …})      group element w ↦ g·w; other slices have the factor 1
+    a * b, a.inverse(), a ** t           the (abelian) group and its one-parameter subgroups
 
-Factors are kept as binary logarithms, in which the group is a vector space: composing adds,
-inverting negates, and powers of two stay exact in every floating type, so that whatever is done
-with them can be compared bit for bit.
+Factors are stored as binary logarithms, in which the group is a vector space: composition adds,
+inversion negates. Powers of two stay exact in every floating type, so that results can be compared
+bit for bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-__all__ = ["ScalingElement", "Slice"]
+from manifoldnet.geometry.slices import nouns
 
-# |log₂| of a factor: beyond it not even float64 has room for the factor and its inverse.
+__all__ = ["ScalingElement", "Slice", "describe_slices"]
+
+# Largest |log₂| of a factor: float64 cannot represent a larger factor and its inverse.
 _LARGEST = 1000
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice of one parameter: the numbers that share a factor.
+    """One slice of one parameter: entries that share a factor.
 
     Args:
-        parameter: its qualified name (a buffer's will do too).
-        dim: the dimension that indexes the slices, as everywhere in this library: 0 for rows,
-            filters or the entries of a vector, 1 for columns or input channels; None for the whole
-            tensor.
-        index: which one of them.
+        parameter: qualified name of a parameter or buffer.
+        dim: dimension that indexes the slices, as everywhere in this library: 0 for rows, filters
+            or the entries of a vector, 1 for columns or input channels; None for the whole tensor.
+        index: number of the slice, from 0.
 
     Raises:
         ValueError: unless `dim` and `index` are whole numbers ≥ 0 (without a `dim`, `index` is 0).
@@ -56,20 +57,48 @@ class Slice:
             raise ValueError(f"{self.parameter}: the whole tensor (dim=None) has the index 0 only")
 
 
-@final
-class ScalingElement:
-    """A group element: a factor for each of some slices, 1 for all others.
+def describe_slices(
+    parameter: str, dim: int | None, indices: Sequence[int], ndim: int, size: int | None = None
+) -> str:
+    """Readable name of some slices of a parameter: "hidden.weight[rows 0,1]".
 
     Args:
-        factors: by slice, or by `(parameter, dim)` a whole vector of them:
+        parameter: qualified name.
+        dim: dimension that indexes the slices.
+        indices: numbers of the slices; three or more in a row are abbreviated ("0–7").
+        ndim: order of the parameter, which decides between entries, rows and filters.
+        size: number of all slices; if `indices` are all of them (and more than two), the name is
+            "hidden.weight[all rows]".
+    """
+    if dim is None:
+        return parameter
+    singular, plural = nouns(ndim, dim)
+    if 2 < len(indices) == size:
+        return f"{parameter}[all {plural}]"
+    runs: list[list[int]] = []
+    for i in sorted(indices):
+        if runs and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    formatted = [f"{r[0]}–{r[-1]}" if len(r) > 2 else ",".join(map(str, r)) for r in runs]
+    return f"{parameter}[{singular if len(indices) == 1 else plural} {','.join(formatted)}]"
+
+
+@final
+class ScalingElement:
+    """Group element: a factor for each of some slices, 1 for all others.
+
+    Args:
+        factors: factors by slice, or vectors of factors by `(parameter, dim)`:
             `{Slice("head.weight", 1, 0): 0.5, ("hidden.weight", 0): torch.tensor([...])}`.
-            The first of the vector is for slice 0; slices beyond its end keep 1.
+            The first entry of a vector is for slice 0; slices beyond its end have the factor 1.
         signed: allow negative factors. They are not connected to 1, and most symmetries do not
             extend to them (behind batch normalization a negative factor flips a feature's sign).
 
     Raises:
-        ValueError: for a factor that is zero, not finite, of absurd size, or negative without
-            `signed`; for a slice that is given twice.
+        ValueError: for a factor that is zero, not finite, too large or small for float64, or
+            negative without `signed`; for a slice that is given twice.
     """
 
     __slots__ = ("_flipped", "_log2")
@@ -80,7 +109,7 @@ class ScalingElement:
         for key, value in factors.items():
             for where, factor in _expand(key, value):
                 if where in self._log2:
-                    raise ValueError(f"{_label(where)} is given two factors: compose two elements")
+                    raise ValueError(f"{where} is given two factors: compose two elements")
                 _check_factor(where, factor, signed)
                 log2 = math.log2(abs(factor))
                 _check_log2(where, log2)
@@ -93,11 +122,11 @@ class ScalingElement:
     def from_log2(
         cls, log2: Mapping[Slice, float], flipped: Iterable[Slice] = ()
     ) -> ScalingElement:
-        """The element whose factors have these binary logarithms.
+        """Element whose factors have given binary logarithms.
 
         Args:
-            log2: by slice; whole numbers give exact powers of two.
-            flipped: the slices whose factors are negative.
+            log2: logarithms by slice; whole numbers give exact powers of two.
+            flipped: slices with negative factors.
         """
         for where, value in log2.items():
             _check_log2(where, value)
@@ -110,13 +139,13 @@ class ScalingElement:
 
     @classmethod
     def identity(cls) -> ScalingElement:
-        """The element that changes nothing."""
+        """Identity of the group."""
         return cls({})
 
     # --- the group ----------------------------------------------------------------------------
 
     def compose(self, other: ScalingElement) -> ScalingElement:
-        """Both scalings, in either order: factors multiply. Also written `a * b`."""
+        """Product of two elements, in either order. Also written `a * b`."""
         log2 = dict(self._log2)
         for where, value in other._log2.items():
             log2[where] = log2.get(where, 0.0) + value
@@ -126,11 +155,11 @@ class ScalingElement:
         return self.compose(other) if isinstance(other, ScalingElement) else NotImplemented
 
     def inverse(self) -> ScalingElement:
-        """The scaling that undoes this one: bit for bit if all factors are powers of two."""
+        """Inverse element; it undoes the scaling bit for bit if all factors are powers of two."""
         return self**-1
 
     def __pow__(self, exponent: float) -> ScalingElement:
-        """Factors to a power: the points of the one-parameter group through this element.
+        """Power of an element, with real exponent: the one-parameter subgroup through it.
 
         Raises:
             ValueError: for negative factors, if `exponent` is not a whole number.
@@ -138,13 +167,13 @@ class ScalingElement:
         if self._flipped and exponent % 1 != 0:
             raise ValueError(
                 f"the power {exponent} of a negative factor is not real: "
-                f"{_label(min(self._flipped, key=str))} has one"
+                f"{min(self._flipped, key=str)} has one"
             )
         log2 = {where: exponent * value for where, value in self._log2.items()}
         return self.from_log2(log2, self._flipped if exponent % 2 else ())
 
     def renamed(self, names: Mapping[str, str]) -> ScalingElement:
-        """The same factors under other parameter names."""
+        """Same factors under other parameter names."""
         if all(old == new for old, new in names.items()):
             return self
 
@@ -154,37 +183,37 @@ class ScalingElement:
         log2 = {new(where): value for where, value in self._log2.items()}
         return self.from_log2(log2, {new(where) for where in self._flipped})
 
-    # --- reading it ---------------------------------------------------------------------------
+    # --- factors ------------------------------------------------------------------------------
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The names of what it scales, each once."""
+        """Names of the scaled parameters, each once."""
         return tuple(dict.fromkeys(where.parameter for where in self._log2))
 
     @property
     def slices(self) -> tuple[Slice, ...]:
-        """The slices whose factors it names."""
+        """Slices that have a factor."""
         return tuple(self._log2)
 
     def log2(self, where: Slice) -> float:
-        """The binary logarithm of |factor| of one slice."""
+        """Binary logarithm of |factor| of one slice."""
         return self._log2.get(where, 0.0)
 
     def factor(self, where: Slice) -> float:
-        """The factor of one slice; 1 if it is not named."""
+        """Factor of one slice; 1 by default."""
         size = math.exp2(self._log2.get(where, 0.0))
         return -size if where in self._flipped else size
 
     @property
     def is_identity(self) -> bool:
-        """Whether every factor is 1."""
+        """True if every factor is 1."""
         return not self._flipped and not any(self._log2.values())
 
     def factors(self, parameter: str, x: Tensor) -> Tensor:
-        """All factors of one parameter, float64, in a shape that broadcasts against `x`.
+        """Factors of one parameter, float64, in a shape that broadcasts against `x`.
 
-        Entry (i, j) of a matrix has the product of the factors of row i and column j, taken on
-        their logarithms: all rows by s and all columns by 1/s is exactly 1.
+        The factor of entry (i, j) of a matrix is the product of those of row i and column j. Their
+        logarithms are added: all rows by s and all columns by 1/s gives exactly 1.
 
         Raises:
             ValueError: if `x` has no such slice.
@@ -200,18 +229,18 @@ class ScalingElement:
                         f"dim={dim} (there are {size}), but the element scales it"
                     )
             shape = [size if d == dim else 1 for d in range(x.ndim)]
-            places = torch.tensor([where.index for where in named])
+            indices = torch.tensor([where.index for where in named])
             values = torch.zeros(size, dtype=torch.float64)
-            values[places] = torch.tensor([self._log2[w] for w in named], dtype=torch.float64)
+            values[indices] = torch.tensor([self._log2[w] for w in named], dtype=torch.float64)
             signs = torch.ones(size, dtype=torch.float64)
-            signs[places] = torch.tensor(
+            signs[indices] = torch.tensor(
                 [-1.0 if w in self._flipped else 1.0 for w in named], dtype=torch.float64
             )
             log2, sign = log2 + values.reshape(shape), sign * signs.reshape(shape)
         return (sign * torch.exp2(log2)).to(x.device)
 
     def apply(self, parameter: str, x: Tensor) -> Tensor:
-        """g·x for one parameter, rounded once.
+        """g·x of one parameter, rounded once.
 
         Raises:
             ValueError: if `x` has no such slice, is not of a floating-point type, or a product
@@ -219,9 +248,9 @@ class ScalingElement:
         """
         if not (x.is_floating_point() or x.is_complex()):
             raise ValueError(f"{parameter} has the type {x.dtype}, which cannot be scaled")
-        # A product with a float64 tensor is a float64 one, whatever the type of x.
+        # The product is computed in float64, whatever the type of x.
         y = (x * self.factors(parameter, x)).to(x.dtype)
-        # Below the smallest normal number digits are lost, and scaling back does not restore them.
+        # Below the smallest normal number digits are lost, and the inverse does not restore them.
         underflows = (y.abs() < torch.finfo(x.dtype).tiny) & (y.abs() < x.abs())
         lost = (y.isfinite() != x.isfinite()) | underflows
         if not x.is_meta and bool(lost.any()):
@@ -241,25 +270,25 @@ class ScalingElement:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ScalingElement):
             return NotImplemented
-        return self._flipped == other._flipped and self._moved() == other._moved()
+        return self._flipped == other._flipped and self._nonzero() == other._nonzero()
 
     def __hash__(self) -> int:
-        return hash((self._flipped, frozenset(self._moved().items())))
+        return hash((self._flipped, frozenset(self._nonzero().items())))
 
-    def _moved(self) -> dict[Slice, float]:
+    def _nonzero(self) -> dict[Slice, float]:
         return {where: value for where, value in self._log2.items() if value != 0}
 
     def __repr__(self) -> str:
-        moved = [w for w in self._log2 if self._log2[w] != 0 or w in self._flipped]
-        parts = [f"{w!r}: {self.factor(w)!r}" for w in moved[:8]]
-        if len(moved) > 8:
-            parts.append(f"… {len(moved) - 8} more")
+        named = [w for w in self._log2 if self._log2[w] != 0 or w in self._flipped]
+        parts = [f"{w!r}: {self.factor(w)!r}" for w in named[:8]]
+        if len(named) > 8:
+            parts.append(f"… {len(named) - 8} more")
         signed = ", signed=True" if self._flipped else ""
         return f"ScalingElement({{{', '.join(parts)}}}{signed})"
 
 
 def _expand(key: Any, value: Any) -> Iterable[tuple[Slice, float]]:
-    """One slice and its factor, or all slices along a dimension with theirs."""
+    """Pairs (slice, factor) of one entry of `factors`."""
     if isinstance(key, Slice):
         name, dim = key.parameter, None
     elif isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str):
@@ -287,10 +316,10 @@ def _expand(key: Any, value: Any) -> Iterable[tuple[Slice, float]]:
 
 def _check_factor(where: Slice, factor: float, signed: bool) -> None:
     if not math.isfinite(factor) or factor == 0:
-        raise ValueError(f"{_label(where)} has the factor {factor}: it must be finite and not zero")
+        raise ValueError(f"{where} has the factor {factor}: it must be finite and not zero")
     if factor < 0 and not signed:
         raise ValueError(
-            f"{_label(where)} has the factor {factor:.6g}: a scaling has positive factors. With "
+            f"{where} has the factor {factor:.6g}: a scaling has positive factors. With "
             "signed=True negative ones are allowed, but few symmetries extend to them"
         )
 
@@ -298,12 +327,6 @@ def _check_factor(where: Slice, factor: float, signed: bool) -> None:
 def _check_log2(where: Slice, log2: float) -> None:
     if not abs(log2) <= _LARGEST:
         raise ValueError(
-            f"{_label(where)} has the factor 2^{log2:.6g}, which is not a finite positive number "
+            f"{where} has the factor 2^{log2:.6g}, which is not a finite positive number "
             "of ordinary size: use factors nearer to 1"
         )
-
-
-def _label(where: Slice) -> str:
-    if where.dim is None:
-        return where.parameter
-    return f"{where.parameter} (slice {where.index} along dim={where.dim})"

@@ -1,66 +1,66 @@
-"""Verifying a group: finite elements, far from the identity, at several weights of the model.
+"""Verification of a group by finite elements, far from the identity, at several weights.
 
-What leaves the loss as it is to first order need not do so further on: a loss that is constant in
-steps (rounded weights, say) has gradients that know nothing of the steps.
+Invariance to first order does not imply invariance: the gradients of a piecewise constant loss (of
+rounded weights, say) are zero between its jumps.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.symmetry.equations import RandomWeights
-from manifoldnet.symmetry.evaluation import (
-    Batch,
+from manifoldnet.symmetry.batches import Batch, cast, count_samples, take
+from manifoldnet.symmetry.group import Generator, ScalingGroup
+from manifoldnet.symmetry.losses import (
     LossFunction,
-    Repeated,
-    cast,
+    RepeatableLoss,
     check_penalty,
-    count_samples,
-    eps_fields,
     evaluate,
     frozen_randomness,
     relative_change,
     scalar_loss,
-    take,
+)
+from manifoldnet.symmetry.scaling import ScalingElement
+from manifoldnet.symmetry.working_copy import (
+    RandomWeights,
+    eps_fields,
     working_copy,
     working_loss,
 )
-from manifoldnet.symmetry.group import Generator, ScalingGroup
-from manifoldnet.symmetry.scaling import ScalingElement
 
 __all__ = ["FAINT", "SPREAD", "FalseSymmetryError", "Verifier"]
 
 SPREAD = 2.0
-"""ln of the largest factor of one generator."""
+"""Largest |ln factor| of one generator."""
 
 FAINT = 1e-3
-"""A generator moves the loss by less than this, relative, if it is faint."""
+"""Response (relative change of the loss) below which a generator is faint."""
 
-# The same as SPREAD with ε in normalization layers.
+# SPREAD with ε in normalization layers.
 _SPREAD_WITH_EPS = 0.5
-# How far the loss may move, relative, by the type it is computed in.
+# Largest relative change of the loss, by the type it is computed in.
 _VERIFIED = {torch.float64: 1e-8, torch.float32: 1e-4}
-# So many batches, and so many samples of each.
+# Number of batches, samples of each, and random weights.
 _BATCHES, _SAMPLES = 2, 256
 _RANDOM_WEIGHTS = 2
 # A relative change of the loss that a small constant in the model may explain.
 _SMALL = 1e-4
-# Powers of two that elements go to, far from the identity; rounding has no part in them.
+# Largest |log₂ factor| far from the identity; factors there are powers of two, free of rounding.
 _FAR, _FAR_WITH_EPS = 20, 6
-# How far the loss may move there, relative to how far it could.
+# Largest change of the loss there, relative to its response.
 _FAR_TOLERANCE = 1e-6
 
 
 class FalseSymmetryError(RuntimeError):
-    """A generator that finite elements prove wrong: it held to first order only.
+    """Invariance to first order that a finite element disproves.
 
     Attributes:
-        generator: which.
-        deviation: the relative change of the loss under a finite element of it.
+        generator: the generator that is no symmetry.
+        deviation: relative change of the loss under a finite element of it.
     """
 
     def __init__(self, message: str, generator: Generator, deviation: float) -> None:
@@ -69,18 +69,19 @@ class FalseSymmetryError(RuntimeError):
 
 
 class Verifier:
-    """Losses of a copy of a model, at its own weights and at random ones, before and after scaling.
+    """Changes of the loss under scalings, at a model's own weights and at random ones.
 
     Args:
-        model: the user's; it is not changed.
+        model: it is not changed.
         loss_fn: `loss_fn(output, target)`.
         batches: at least one.
-        names: the parameters that random weights are drawn for.
+        names: parameters that random weights are drawn for.
         seed: decides weights and elements.
-        keep_eps: whether ε stays in normalization layers.
+        keep_eps: leave ε in normalization layers.
 
     Attributes:
-        dtype: the type that losses are computed in: float64, if the model runs in it.
+        dtype: type that losses are computed in: float64, if the model runs in it.
+        repeatable: the loss of the first batch, to be checked again at the end.
 
     Raises:
         ValueError: if the loss at the model's own weights is not one finite number, is not the same
@@ -99,19 +100,22 @@ class Verifier:
         self.source = torch.Generator().manual_seed(seed + 1)
         self.spread = _SPREAD_WITH_EPS if keep_eps else SPREAD
         sizes = [count_samples(batch) or 0 for batch in batches]
-        # What a loader gives last may be too small to normalize.
+        # The last batch of a loader may be too small to normalize.
         full = [b for b, size in zip(batches, sizes, strict=True) if 2 * size >= max(sizes)]
         device = next(model.parameters()).device
 
         def prepare(dtype: torch.dtype) -> None:
             self.dtype = dtype
             self.loss_fn = working_loss(loss_fn, dtype, device)
-            self.batches = [cast(_few(batch), dtype, device) for batch in full[:_BATCHES]]
+            self.batches = [
+                cast(take(b, slice(_SAMPLES)) if count_samples(b) else b, dtype, device)
+                for b in full[:_BATCHES]
+            ]
             self.original = working_copy(model, dtype)
             with torch.enable_grad(), frozen_randomness():
                 loss = scalar_loss(self.original, self.loss_fn, self.batches[0], None)
             check_penalty(model, loss, loss_fn, self.loss_fn)
-            self.repeated = Repeated(self.original, self.loss_fn, self.batches[0])
+            self.repeatable = RepeatableLoss(self.original, self.loss_fn, self.batches[0])
             for batch in self.batches[1:]:
                 evaluate(self.original, self.loss_fn, batch)
 
@@ -135,58 +139,58 @@ class Verifier:
             except ValueError:  # not finite there: nothing to compare with
                 continue
             self.weights.append(weights)
-            # The loss at trained weights may be all but zero, and its rounding errors large beside
-            # it; they are small beside the loss at others.
+            # The loss at trained weights may be nearly zero, and its rounding errors relatively
+            # large; they are small relative to the loss at other weights.
             self.scale = min(self.scale, *losses)
         self.scale = self.scale if math.isfinite(self.scale) else 0.0
 
     def check(
-        self, group: ScalingGroup, tolerance: float, tell: Callable[[str, int, int], None]
+        self, group: ScalingGroup, tolerance: float, on_progress: Callable[[str, int, int], None]
     ) -> float:
-        """The largest relative change of the loss under random elements.
+        """Largest relative change of the loss under random elements.
 
         Args:
-            group: to verify.
-            tolerance: how large it may be, if not smaller than what rounding takes.
-            tell: is told how far this has come.
+            group: the group to verify.
+            tolerance: largest change; at least the resolution is tolerated.
+            on_progress: as in `discover`.
 
         Raises:
-            FalseSymmetryError: if it is above `tolerance`.
+            FalseSymmetryError: if a change is above the tolerance.
         """
-        real = group.nontrivial
+        group = group.nontrivial
         worst = 0.0
-        if real.dimension == 0:
+        if group.dimension == 0:
             return worst
-        tolerance = max(tolerance, _VERIFIED[self.dtype])
+        tolerance = max(tolerance, self.resolution)
         for i, weights in enumerate(self.weights):
-            tell("verifying", i, len(self.weights))
+            on_progress("verifying", i, len(self.weights))
             for batch in self.batches:
-                log_scales = self._log_scales(real, self.spread)
-                change = self._change(self.model, weights, batch, real.element(log_scales))
+                log_scales = self._log_scales(group, self.spread)
+                change = self._change(self.model, weights, batch, group.element(log_scales))
                 if not change <= tolerance:
-                    raise self._culprit(weights, batch, real, log_scales, tolerance)
+                    raise self._first_violation(weights, batch, group, log_scales, tolerance)
                 worst = max(worst, change)
-        tell("verifying", len(self.weights), len(self.weights))
+        on_progress("verifying", len(self.weights), len(self.weights))
         return worst
 
     @property
     def resolution(self) -> float:
-        """The relative change of the loss that nothing smaller is told from."""
+        """Smallest relative change of the loss that is distinguished from rounding errors."""
         return _VERIFIED[self.dtype]
 
     def check_faint(self, group: ScalingGroup, responses: Sequence[float]) -> None:
-        """Verify generators of slices that the loss hardly depends on, far from the identity.
+        """Verify, far from the identity, generators of slices that the loss hardly depends on.
 
-        A unit that is all but linear, since its inputs are small, passes `check`: the loss moves
-        less than its tolerance even without the unit. Here it is scaled until it is of ordinary
-        size, up and down, and the loss may move by a small part of what depends on the unit.
+        A unit that is nearly linear because its inputs are small passes `check`: the loss changes
+        by less than the tolerance even without the unit. Here the unit is scaled up and down by the
+        inverse of its response, and the loss may change by a small part of the response.
 
         Args:
-            group: of faint generators.
-            responses: by generator, how far the loss moves, relative, without it.
+            group: faint generators.
+            responses: by generator, the relative change of the loss without the unit.
 
         Raises:
-            FalseSymmetryError: if it moves farther.
+            FalseSymmetryError: if the loss changes by more.
         """
         if group.dimension == 0:
             return
@@ -204,18 +208,20 @@ class Verifier:
                     self.model, weights, self.batches[0], group.element(log_scales)
                 )
                 if not change <= tolerance:
-                    raise self._culprit(weights, self.batches[0], group, log_scales, tolerance)
+                    raise self._first_violation(
+                        weights, self.batches[0], group, log_scales, tolerance
+                    )
 
-    def blur(self, group: ScalingGroup) -> float:
-        """The relative change of the loss under small elements, with ε in place."""
-        real = group.nontrivial
-        if real.dimension == 0:
+    def eps_effect(self, group: ScalingGroup) -> float:
+        """Relative change of the loss under a small element, with ε in normalization layers."""
+        group = group.nontrivial
+        if group.dimension == 0:
             return 0.0
-        element = real.element(self._log_scales(real, _SPREAD_WITH_EPS))
+        element = group.element(self._log_scales(group, _SPREAD_WITH_EPS))
         return self._change(self.original, self.weights[0], self.batches[0], element)
 
     def _log_scales(self, group: ScalingGroup, spread: float) -> Tensor:
-        """Random ones, such that no generator multiplies anything by more than e^spread."""
+        """Random log-scales such that the factors of each generator are at most e^spread."""
         largest = [max(map(abs, g.exponents.values())) for g in group.generators]
         uniform = 2 * torch.rand(group.dimension, generator=self.source, dtype=torch.float64) - 1
         return spread * uniform / torch.tensor(largest, dtype=torch.float64)
@@ -227,6 +233,7 @@ class Verifier:
         batch: Batch,
         element: ScalingElement,
     ) -> float:
+        """Relative change of the loss under a group element; ∞ if it is not finite afterwards."""
         before = evaluate(model, self.loss_fn, batch, weights)
         try:
             scaled = {name: element.apply(name, weights[name]) for name in element.parameters}
@@ -237,7 +244,7 @@ class Verifier:
             return abs(after - before) / self.scale
         return relative_change(before, after)
 
-    def _culprit(
+    def _first_violation(
         self,
         weights: dict[str, Tensor],
         batch: Batch,
@@ -245,25 +252,23 @@ class Verifier:
         log_scales: Tensor,
         tolerance: float,
     ) -> FalseSymmetryError:
-        """The first generator with which the product of all before it fails, by bisection."""
-        places = torch.arange(group.dimension)
+        """Error that names the generator k where the product of the first k generators fails.
+
+        Its deviation is that of generator k alone or, if that is tolerated, of the product.
+        """
+        indices = torch.arange(group.dimension)
 
         def change(kept: Tensor) -> float:
             element = group.element(torch.where(kept, log_scales, 0.0))
             return self._change(self.model, weights, batch, element)
 
-        good, bad = 0, group.dimension
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            if change(places < middle) <= tolerance:
-                good = middle
-            else:
-                bad = middle
-        generator = group.generators[good]
-        deviation = change(places == good)
-        if not deviation > tolerance:  # not by itself, but after those before it
-            deviation = change(places <= good)
-        factor = math.exp(float(log_scales[good]))
+        k = bisect_left(
+            range(group.dimension - 1), True, key=lambda i: not change(indices <= i) <= tolerance
+        )
+        generator, deviation = group.generators[k], change(indices == k)
+        if deviation <= tolerance:
+            deviation = change(indices <= k)
+        factor = math.exp(float(log_scales[k]))
         why = (
             "A small constant in the model (an ε) may break it, or the loss is"
             if deviation < _SMALL
@@ -279,8 +284,3 @@ class Verifier:
             generator,
             deviation,
         )
-
-
-def _few(batch: Batch) -> Batch:
-    """A batch, or so many samples of it that memory lasts."""
-    return take(batch, slice(_SAMPLES)) if (count_samples(batch) or 0) > _SAMPLES else batch

@@ -21,9 +21,11 @@ import torch
 from torch import nn
 
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error, without_eps
-from manifoldnet.symmetry.evaluation import Batch, LossFunction, eps_fields
+from manifoldnet.symmetry.batches import Batch
 from manifoldnet.symmetry.invariance_error import Deviation
-from manifoldnet.symmetry.runs import OptimizerFactory
+from manifoldnet.symmetry.losses import LossFunction
+from manifoldnet.symmetry.replay import OptimizerFactory
+from manifoldnet.symmetry.working_copy import eps_fields
 
 __all__ = [
     "assert_loss_invariant",

@@ -110,7 +110,7 @@ def test_an_optimizer_can_be_exempted() -> None:
 def test_replayed_runs_are_not_warned_of() -> None:
     model = declared(OBLIQUE).double()
     x, y = batch(model.head.weight)
-    run = mn.symmetry.runs.run
+    run = mn.symmetry.replay.run
 
     def wrapped(m: nn.Module) -> torch.optim.Optimizer:
         return Lookahead(torch.optim.SGD(m.parameters(), lr=0.1))

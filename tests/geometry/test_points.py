@@ -29,7 +29,7 @@ NAMES = [
     (Oblique(), (5, 4), "row {}"),
     (Oblique(dim=1), (4, 5), "column {}"),
     (Oblique(), (4, 3, 2, 2), "filter {}"),
-    (Oblique(dim=1), (4, 3, 2, 2), "slice (dim 1) {}"),
+    (Oblique(dim=1), (4, 3, 2, 2), "channel {}"),
     (Oblique(dim=None), (3, 4), "the whole tensor"),
     (Sphere(), (3, 4), "the whole tensor"),
     (ScaledEuclidean(), (5, 4), "row {}"),

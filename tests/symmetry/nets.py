@@ -2,11 +2,10 @@
 
     NETS["attention"]()  ->  Net(model, non-trivial generators, input, target, loss)
 
-A derivation stands in the docstring of each. Two rules are behind most of them: a map that is
-positively homogeneous (ReLU, pooling, dropout, a sum) passes a factor on, so that what writes a
-channel may grow as what reads it shrinks; and a bias grows with the row that it is added to. The
-generators written are the shortest ones; all rows up and all columns down come on top, for each
-matrix.
+The docstring of each contains the derivation. Two rules give most of them: a positively homogeneous
+map (ReLU, pooling, dropout, a sum) commutes with a factor, so that weights into a channel may be
+multiplied by s and weights out of it divided by s; and a bias scales with the row that it is added
+to. The generators are the shortest ones, without the trivial one of each matrix.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ def classify(scores: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass
 class Net:
-    """A model, the generators derived for it, and what it is to be looked at with.
+    """A model, the generators derived for it, input, target and loss.
 
-    Without a target, labels are drawn: one for each output but the last dimension.
+    By default the targets are random labels, one for each output but the last dimension.
     """
 
     model: nn.Module
@@ -61,7 +60,7 @@ class Net:
 
     @property
     def matrices(self) -> int:
-        """How many parameters have rows and columns: each has one trivial generator."""
+        """Number of parameters with rows and columns: each has one trivial generator."""
         return sum(p.ndim > 1 and p.requires_grad for p in self.model.parameters())
 
 
@@ -105,7 +104,7 @@ def canonical(generators: Iterable[Generator]) -> set[frozenset[tuple[Slice, int
 NETS: dict[str, Callable[[], Net]] = {}
 
 
-def net(make: Callable[[], Net]) -> Callable[[], Net]:
+def enter(name: str, make: Callable[[], Net]) -> Callable[[], Net]:
     """Enter a network into the list, always built from the same random numbers."""
 
     def seeded() -> Net:
@@ -113,8 +112,12 @@ def net(make: Callable[[], Net]) -> Callable[[], Net]:
             torch.manual_seed(1)
             return make()
 
-    NETS[make.__name__] = seeded
+    NETS[name] = seeded
     return seeded
+
+
+def net(make: Callable[[], Net]) -> Callable[[], Net]:
+    return enter(make.__name__, make)
 
 
 class Act(nn.Module):
@@ -154,10 +157,11 @@ def relu() -> Net:
     return Net(perceptron(nn.ReLU()), hidden_units("0", "2", 4))
 
 
-@net
-def leaky_relu_and_dropout() -> Net:
-    """Both homogeneous."""
-    return Net(perceptron(nn.LeakyReLU(), nn.Dropout(0.2)), hidden_units("0", "3", 4))
+# Both homogeneous.
+enter(
+    "leaky_relu_and_dropout",
+    lambda: Net(perceptron(nn.LeakyReLU(), nn.Dropout(0.2)), hidden_units("0", "3", 4)),
+)
 
 
 @net
@@ -175,15 +179,12 @@ def prelu() -> Net:
     return Net(perceptron(nn.PReLU(4)), hidden_units("0", "2", 4))
 
 
-@net
-def gelu() -> Net:
-    """Not homogeneous: nothing but the trivial ones."""
-    return Net(perceptron(nn.GELU()), [])
+enter("gelu", lambda: Net(perceptron(nn.GELU()), []))  # not homogeneous
 
 
 @net
 def tanh_and_softplus() -> Net:
-    """Likewise."""
+    """Not homogeneous: only trivial symmetries."""
     model = nn.Sequential(
         nn.Linear(INPUTS, 3), nn.Tanh(), nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, CLASSES)
     )
@@ -214,24 +215,10 @@ def _arch2(depth: int) -> Net:
     return Net(Arch2(INPUTS, CLASSES, features=8, depth=depth), rows + pairs)
 
 
-@net
-def arch1() -> Net:
-    return _arch1(2)
-
-
-@net
-def arch1_depth_4() -> Net:
-    return _arch1(4)
-
-
-@net
-def arch2() -> Net:
-    return _arch2(2)
-
-
-@net
-def arch2_depth_4() -> Net:
-    return _arch2(4)
+enter("arch1", lambda: _arch1(2))
+enter("arch1_depth_4", lambda: _arch1(4))
+enter("arch2", lambda: _arch2(2))
+enter("arch2_depth_4", lambda: _arch2(4))
 
 
 @net
@@ -375,17 +362,14 @@ def residual_generators(model: ResNet) -> list[Generator]:
     return free + inner + tied
 
 
-@net
-def residual_convolutions() -> Net:
-    model = ResNet(3, 4)
-    return Net(model, residual_generators(model), torch.randn(16, 2, 5, 5))
+def _residual(widths: tuple[int, ...], samples: int, size: int) -> Net:
+    model = ResNet(*widths)
+    return Net(model, residual_generators(model), torch.randn(samples, 2, size, size))
 
 
-@net
-def residual_convolutions_of_some_size() -> Net:
-    """About 400 slices."""
-    model = ResNet(8, 16)
-    return Net(model, residual_generators(model), torch.randn(32, 2, 6, 6))
+enter("residual_convolutions", lambda: _residual((3, 4), 16, 5))
+# About 400 slices.
+enter("residual_convolutions_of_some_size", lambda: _residual((8, 16), 32, 6))
 
 
 @net
@@ -496,17 +480,28 @@ def flattened_convolution() -> Net:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with four linear maps."""
+    """Multi-head attention with four linear maps; `rotary` queries and keys are turned by an angle
+    that grows with the position.
+    """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, bias: bool = True, rotary: bool = False) -> None:
         super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.heads, self.rotary = heads, rotary
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias) for _ in range(4))
+
+    def turned(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=-1)
+        steps = torch.arange(x.shape[-2], dtype=x.dtype)[:, None]
+        angles = steps / torch.arange(1, 1 + a.shape[-1])
+        c, s = angles.cos(), angles.sin()
+        return torch.cat([c * a - s * b, s * a + c * b], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
             f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v)
         )
+        if self.rotary:
+            q, k = self.turned(q), self.turned(k)
         weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
         return self.o((weights @ v).transpose(1, 2).flatten(2))
 
@@ -568,30 +563,6 @@ def pre_norm_transformer() -> Net:
     return Net(model, [*scales, *inner, stream], torch.randint(7, (16, 6)))
 
 
-class RotaryAttention(nn.Module):
-    """Attention whose queries and keys are turned by an angle that grows with the position."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
-
-    def turned(self, x: Tensor) -> Tensor:
-        a, b = x.chunk(2, dim=-1)
-        angles = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] / torch.arange(
-            1, 1 + a.shape[-1]
-        )
-        c, s = angles.cos(), angles.sin()
-        return torch.cat([c * a - s * b, s * a + c * b], dim=-1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v)
-        )
-        weights = (self.turned(q) @ self.turned(k).mT).softmax(-1)
-        return self.o((weights @ v).transpose(1, 2).flatten(2))
-
-
 @net
 def rotary_attention() -> Net:
     """As attention; but channels i and i + 2 of a head of four are turned into each other, so that
@@ -600,25 +571,20 @@ def rotary_attention() -> Net:
     """
     model = nn.Sequential(
         nn.Embedding(7, 4),
-        Residual(nn.RMSNorm(4), RotaryAttention(4, 1)),
+        Residual(nn.RMSNorm(4), Attention(4, 1, bias=False, rotary=True)),
         nn.RMSNorm(4),
         nn.Linear(4, CLASSES),
     )
     q, k, v, o = (f"1.body.1.{name}.weight" for name in "qkvo")
-    return Net(
-        model,
-        [
-            *(generator(row(q, i, i + 2), row(k, i, i + 2)) for i in range(2)),
-            *(generator(row(v, i), column(o, i)) for i in range(4)),
-            *(
-                generator(row("1.body.0.weight", i), [Slice(name, 1, i) for name in (q, k, v)])
-                for i in range(4)
-            ),
-            *(generator(row("2.weight", i), column("3.weight", i)) for i in range(4)),
-            generator(column("0.weight", *range(4)) + row(o, *range(4))),
-        ],
-        torch.randint(7, (16, 6)),
-    )
+    norm = "1.body.0.weight"
+    generators = [
+        *(generator(row(q, i, i + 2), row(k, i, i + 2)) for i in range(2)),
+        *(generator(row(v, i), column(o, i)) for i in range(4)),
+        *(generator(row(norm, i), [Slice(name, 1, i) for name in (q, k, v)]) for i in range(4)),
+        *(generator(row("2.weight", i), column("3.weight", i)) for i in range(4)),
+        generator(column("0.weight", *range(4)) + row(o, *range(4))),
+    ]
+    return Net(model, generators, torch.randint(7, (16, 6)))
 
 
 class SelfAttention(nn.Module):
@@ -652,12 +618,9 @@ def packed_attention_generators(prefix: str, width: int) -> list[Generator]:
 @net
 def torch_attention() -> Net:
     model = nn.Sequential(SelfAttention(4, 2), nn.Linear(4, CLASSES))
-    return Net(
-        model,
-        packed_attention_generators("0.attention.", 4)
-        + hidden_units("0.attention.out_proj", "1", 4),
-        torch.randn(12, 5, 4),
-    )
+    generators = packed_attention_generators("0.attention.", 4)
+    generators += hidden_units("0.attention.out_proj", "1", 4)
+    return Net(model, generators, torch.randn(12, 5, 4))
 
 
 def _encoder_layer(dropout: float) -> Net:
@@ -673,27 +636,14 @@ def _encoder_layer(dropout: float) -> Net:
         + row("0.linear1.bias", *range(6))
         + row("0.linear2.bias", *range(4))
     )
-    return Net(
-        model,
-        [
-            *packed_attention_generators("0.self_attn.", 4),
-            *hidden_units("0.linear1", "0.linear2", 6),
-            *(generator(layer("0.norm2", i), column("1.weight", i)) for i in range(4)),
-            whole,
-        ],
-        torch.randn(12, 5, 4),
-    )
+    generators = packed_attention_generators("0.self_attn.", 4)
+    generators += hidden_units("0.linear1", "0.linear2", 6) + hidden_units("0.norm2", "1", 4)
+    return Net(model, [*generators, whole], torch.randn(12, 5, 4))
 
 
-@net
-def encoder_layer() -> Net:
-    return _encoder_layer(0.0)
-
-
-@net
-def encoder_layer_with_dropout() -> Net:
-    """Dropout multiplies entries by 0 or by a constant, whatever their size."""
-    return _encoder_layer(0.1)
+enter("encoder_layer", lambda: _encoder_layer(0.0))
+# Dropout multiplies entries by 0 or by a constant, whatever their size.
+enter("encoder_layer_with_dropout", lambda: _encoder_layer(0.1))
 
 
 class TiedEmbedding(nn.Module):
@@ -749,28 +699,18 @@ def shared_factors() -> Net:
     )
 
 
-def _powers(function: Callable[[Tensor], Tensor], power: Fraction) -> Net:
+def _powers(function: Callable[[Tensor], Tensor], power: float) -> Net:
     """|s x|^p = s^p |x|^p: the column shrinks by the power p of the row's factor."""
     units = [
-        Generator(dict.fromkeys(layer("0", i), 1.0) | {Slice("2.weight", 1, i): -float(power)})
+        Generator(dict.fromkeys(layer("0", i), 1.0) | {Slice("2.weight", 1, i): -power})
         for i in range(4)
     ]
     return Net(perceptron(Act(function)), units)
 
 
-@net
-def squares() -> Net:
-    return _powers(torch.square, Fraction(2))
-
-
-@net
-def cubes() -> Net:
-    return _powers(lambda x: x**3, Fraction(3))
-
-
-@net
-def roots() -> Net:
-    return _powers(lambda x: x.abs().sqrt(), Fraction(1, 2))
+enter("squares", lambda: _powers(torch.square, 2.0))
+enter("cubes", lambda: _powers(lambda x: x**3, 3.0))
+enter("roots", lambda: _powers(lambda x: x.abs().sqrt(), 0.5))
 
 
 class Gated(nn.Module):

@@ -1,7 +1,6 @@
-"""Discovery: the groups of many networks against those derived by hand, and what may go wrong.
+"""Discovery: groups of many networks compared with those derived by hand, options and errors.
 
-The networks and their derivations are in `nets`. Here, besides: whatever batches, types and models
-come; that nothing of the user's changes; and that each mistake has its own error.
+The networks and their derivations are in `nets`.
 """
 
 import copy
@@ -72,7 +71,7 @@ def plain():
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_group_is_the_one_derived(name):
+def test_group_equals_the_derived_one(name):
     net = NETS[name]()
     group = discover(net.model, net.loss_fn, net.batches)
     assert canonical(group.nontrivial.generators) == canonical(net.generators), group
@@ -87,7 +86,7 @@ def test_the_group_is_the_one_derived(name):
 
 
 @pytest.mark.parametrize("depth", [2, 4])
-def test_the_papers_group_is_a_part_of_it(depth):
+def test_papers_group_is_a_subgroup(depth):
     # Eight filters a layer. (1): a layer but the last × α against the head; (2): a pooled pair of
     # the last × β against its column. Rows of one layer against columns of the next are missing.
     model = Arch1(INPUTS, CLASSES, features=8, depth=depth)
@@ -106,7 +105,7 @@ def test_the_papers_group_is_a_part_of_it(depth):
     assert model.symmetries() in group
 
 
-def test_batch_normalization_in_evaluation_lets_no_row_scale():
+def test_rows_before_batch_normalization_in_evaluation():
     net = NETS["batch_norm_in_evaluation"]()
     group = discover(net.model, net.loss_fn, net.batches)
     assert generator(row("hidden.0.weight", 0)) not in group
@@ -139,21 +138,21 @@ def with_eps(eps, **options):
 
 
 @pytest.mark.parametrize("depth", [2, 4])
-def test_eps_may_stay_and_blurs_what_is_found(depth):
+def test_discovery_with_eps_kept(depth):
     net = NETS["arch2" if depth == 2 else "arch2_depth_4"]()
     group = discover(net.model, net.loss_fn, [images(64)], keep_eps=True)
     assert canonical(group.nontrivial.generators) == canonical(net.generators)
-    assert 1e-8 < group.report.blur < 1e-3
+    assert 1e-8 < group.report.eps_effect < 1e-3
     assert 1e-8 < group.report.verified < 1e-2
     assert 1e-6 < group.report.gap.dropped < group.report.gap.kept / 10
     assert "left in while looking" in str(group)
 
 
-def test_a_large_eps_is_taken_out_or_hides_the_gap():
+def test_large_eps_closes_the_gap_unless_removed():
     model, batches = with_eps(1e-3), [images(64)]
     group = discover(model, cross_entropy, batches)
     assert group.dimension == 27
-    assert group.report.verified < 1e-9 < 1e-7 < group.report.blur
+    assert group.report.verified < 1e-9 < 1e-7 < group.report.eps_effect
     assert "ε up to 0.001, taken out while looking" in str(group)
     with pytest.raises(NoGapError, match="leave out keep_eps=True"):
         discover(model, cross_entropy, batches, keep_eps=True)
@@ -169,7 +168,7 @@ def test_an_eps_inside_the_model_is_reported():
     batch = (images()[0], normalize(torch.randn(SAMPLES, 4)))
     group = discover(model, mse_loss, [batch])
     assert group.nontrivial.dimension == 0
-    assert group.report.gap.nearly == 1
+    assert group.report.gap.near_zero_count == 1
     assert "in 1 more directions the loss hardly changes" in str(group)
     model[1] = over_norm(1e-8)
     with pytest.raises(FalseSymmetryError, match="A small constant in the model") as error:
@@ -181,14 +180,14 @@ def test_an_eps_inside_the_model_is_reported():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_batches_of_any_size_will_do(size):
+def test_batches_of_any_size(size):
     group = discover(plain(), cross_entropy, parts(size))
     assert canonical(group.nontrivial.generators) == UNITS
     assert not group.report.coupled
 
 
 @pytest.mark.parametrize("batches", [parts(3), parts(8, 33), parts(1)[:1] + parts(8)])
-def test_coupled_samples_are_found_out(batches):
+def test_coupled_samples_are_detected(batches):
     # The last of 33 samples in eights is alone: batch normalization refuses it.
     net = NETS["arch2"]()
     group = discover(net.model, cross_entropy, batches)
@@ -197,7 +196,7 @@ def test_coupled_samples_are_found_out(batches):
     assert "one per minibatch" in str(group)
 
 
-def test_two_samples_do_not_say_enough_with_batch_normalization():
+def test_batch_normalization_of_two_samples_gives_false_symmetries():
     # It maps them to ±1: to first order all weights before it seem free.
     net = NETS["arch2"]()
     with pytest.raises(FalseSymmetryError, match="maps any two samples to ±1"):
@@ -265,7 +264,7 @@ def test_inputs_may_be_tuples_and_dicts(kind, masked):
     assert group.report.coupled == masked  # then no samples can be told apart
 
 
-def test_a_mask_as_long_as_the_batch_is_not_taken_for_samples():
+def test_square_mask_is_not_indexed_by_samples():
     # Which shows only when samples are taken out of it.
     class Masked(nn.Module):
         def __init__(self):
@@ -318,7 +317,7 @@ def test_tokens_that_never_occur_are_left_out():
     assert group.report.unreached == ("0.weight[rows 4,5]",)
 
 
-def test_tokens_that_occur_in_one_sample_of_many_are_seen():
+def test_tokens_of_one_sample_among_thousands_are_reached():
     model, expected = embedding(12)
     tokens = torch.randint(4, (6000, 3))
     tokens[1234] = torch.tensor([4, 5, 6])
@@ -383,7 +382,7 @@ def in_place(x):
     [by_its_signs, in_place, lambda x: Doubled.apply(x.relu())],
     ids=["control flow", "in place", "autograd function"],
 )
-def test_what_cannot_be_vectorized_is_looped_over(function):
+def test_models_that_cannot_be_vectorized(function):
     assert found(perceptron(Act(function)), cross_entropy, BATCHES) == UNITS
 
 
@@ -399,7 +398,7 @@ class WarmUp(nn.Module):
         return x.relu() if self.calls < 4 else x.tanh()
 
 
-def test_layers_may_write_to_buffers():
+def test_layers_that_write_to_buffers():
     # Which stay as they are: every call is as the next one of the user's would be.
     model = perceptron(WarmUp())
     assert found(model, cross_entropy, BATCHES) == UNITS
@@ -434,13 +433,13 @@ def test_single_precision_finds_the_same(name):
     ],
     ids=["cast", "constant", "class weights"],
 )
-def test_what_runs_in_single_precision_only_is_looked_at_in_it(function, loss_fn):
+def test_models_that_need_single_precision(function, loss_fn):
     group = discover(perceptron(Act(function)), loss_fn, BATCHES)
     assert canonical(group.nontrivial.generators) == UNITS
     assert group.report.dtype == torch.float32
 
 
-def test_a_loss_that_is_all_but_zero():
+def test_loss_near_zero():
     # Rounding errors are large beside it.
     model = plain().double()
     x, _ = images()
@@ -464,7 +463,7 @@ def test_a_declared_model_stays_declared():
     assert all(torch.equal(weights[k], v) for k, v in net.model.state_dict().items())
 
 
-def test_nothing_of_the_users_changes():
+def test_model_loader_and_generator_are_unchanged():
     model = nn.Sequential(
         nn.Linear(INPUTS, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, CLASSES)
     )
@@ -490,7 +489,7 @@ def test_nothing_of_the_users_changes():
     assert [dict(vars(module)) for module in model.modules()] == modules
 
 
-def test_a_seed_decides_everything():
+def test_seed_determines_the_result():
     net = NETS["leaky_relu_and_dropout"]()
     loader = DataLoader(TensorDataset(*images(64)), batch_size=16, shuffle=True)
     torch.manual_seed(1)
@@ -516,7 +515,7 @@ def test_only_some_parameters():
     assert (group.dimension, group.trivial_dimension) == (1, 1)
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     told = []
     discover(plain(), cross_entropy, BATCHES, on_progress=lambda *step: told.append(step))
     assert {what for what, _, _ in told} == {"equations", "factorizing", "verifying"}
@@ -592,7 +591,7 @@ X, T = BATCHES[0]
         ),
     ],
 )
-def test_mistakes_are_named(model, loss_fn, batches, options, message):
+def test_invalid_arguments_of_discover(model, loss_fn, batches, options, message):
     with pytest.raises(ValueError, match=message):
         discover(model, loss_fn, batches, **options)
 
@@ -628,7 +627,7 @@ class Quantized(CutOff):
 
 
 @pytest.mark.parametrize("model", [CutOff(), Quantized()])
-def test_a_false_symmetry_is_named_with_its_deviation(model):
+def test_false_symmetry_error_has_generator_and_deviation(model):
     # And not those of the perceptron, which come before it.
     with pytest.raises(FalseSymmetryError, match="first order only") as error:
         discover(model, cross_entropy, BATCHES)
@@ -637,7 +636,7 @@ def test_a_false_symmetry_is_named_with_its_deviation(model):
     assert f"changes by {error.value.deviation:.2g} relative" in str(error.value)
 
 
-def test_steps_that_the_models_own_weights_are_too_small_for_are_seen():
+def test_rounding_of_tiny_weights_is_detected():
     model = Quantized()
     with torch.no_grad():
         model.A.weight.mul_(1e-3)  # all of it is rounded to zero
@@ -645,7 +644,7 @@ def test_steps_that_the_models_own_weights_are_too_small_for_are_seen():
         discover(model, cross_entropy, BATCHES)
 
 
-def test_rounded_weights_with_a_gradient_passed_through_lose_their_symmetry():
+def test_straight_through_rounding_has_no_symmetry():
     # The gradient is that of the rounded weight: times the weight itself, it balances nothing.
     class Rounding(nn.Module):
         def forward(self, w):
@@ -711,7 +710,7 @@ def test_small_inputs_give_no_false_symmetry(activation, size, bias):
 
 
 @pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6, 1e-10])
-def test_small_inputs_hide_symmetries_only_where_nothing_can_be_seen(size):
+def test_small_inputs_are_undecided_below_the_resolution(size):
     model = nearly_linear(nn.ReLU(), bias=False)
     if size < 1e-8:
         with pytest.raises(NoGapError, match="undecided: .* more like it, cannot be seen.*float64"):
@@ -721,7 +720,7 @@ def test_small_inputs_hide_symmetries_only_where_nothing_can_be_seen(size):
         assert found(model, cross_entropy, inputs(size)) == units
 
 
-def test_what_lies_between_two_gaps_is_undecided():
+def test_singular_values_between_two_gaps_are_undecided():
     def almost(x):
         return x.relu() + 1e-9 * x**2
 
@@ -759,7 +758,7 @@ class Itself(nn.Module):
 
 
 @pytest.mark.parametrize("make", [penalty_of, Penalized])
-def test_a_penalty_in_the_loss_is_refused(make):
+def test_penalty_in_the_loss_is_an_error(make):
     model = plain()
     with pytest.raises(ValueError, match="depends on 0.weight by another way.*penalty"):
         discover(model, make(model), BATCHES)
@@ -768,7 +767,7 @@ def test_a_penalty_in_the_loss_is_refused(make):
         discover(nn.Sequential(layer, Itself(layer)), cross_entropy, [(X[:, :CLASSES], T)])
 
 
-def test_a_loss_may_have_parameters_that_are_not_the_models():
+def test_loss_with_parameters_of_its_own():
     class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -783,7 +782,7 @@ def test_a_loss_may_have_parameters_that_are_not_the_models():
     assert found(model, penalty_of(teacher), BATCHES) == UNITS
 
 
-def test_a_penalty_in_the_forward_is_seen():
+def test_penalty_in_the_forward_breaks_the_symmetry():
     class Both(nn.Module):
         def __init__(self):
             super().__init__()
@@ -812,7 +811,7 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["python", "numpy", "generator", "counter", "late"])
-def test_noise_of_the_models_own_is_called_that(kind):
+def test_noise_outside_of_torch_is_an_error(kind):
     model = nn.Sequential(nn.Linear(INPUTS, 4), nn.ReLU(), Noisy(kind), nn.Linear(4, CLASSES))
     with pytest.raises(ValueError, match="same weights was .* noise of its own .*counts its calls"):
         discover(model, cross_entropy, BATCHES)

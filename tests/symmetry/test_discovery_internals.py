@@ -1,4 +1,4 @@
-"""The parts of discovery: equations, the gap, sparse bases; and networks put together at random."""
+"""Parts of discovery: linear system, null space, verification; random networks."""
 
 import math
 from functools import partial
@@ -13,15 +13,37 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from manifoldnet.experiments.papers.symmetry.networks import Arch2, MaxPoolPairs
-from manifoldnet.symmetry import ScalingElement, Slice, discover, reparameterize
-from manifoldnet.symmetry.basis import Shift, find_gap, row_space, sparse_basis
-from manifoldnet.symmetry.discovery import _collect
-from manifoldnet.symmetry.equations import Equations, Layout, RandomWeights
-from manifoldnet.symmetry.evaluation import count_samples, evaluate, take, working_copy
+from manifoldnet.symmetry import (
+    Generator,
+    ScalingElement,
+    ScalingGroup,
+    Slice,
+    discover,
+    reparameterize,
+)
+from manifoldnet.symmetry.batches import count_samples, take
+from manifoldnet.symmetry.discovery import (
+    _COUPLED,
+    _FREE,
+    _UNREACHED,
+    _classify_columns,
+    _collect_rows,
+)
+from manifoldnet.symmetry.linear_system import Layout, LinearSystem
+from manifoldnet.symmetry.losses import evaluate
+from manifoldnet.symmetry.null_space import (
+    TrivialGenerator,
+    _IndependentVectors,
+    find_gap,
+    row_space,
+    sparse_basis,
+)
+from manifoldnet.symmetry.verification import Verifier
+from manifoldnet.symmetry.working_copy import RandomWeights, working_copy
 
 
 def ignore(*_):
-    """Progress that nobody looks at."""
+    """Progress that is not reported."""
 
 
 # --- the gap --------------------------------------------------------------------------------------
@@ -40,20 +62,20 @@ def ignore(*_):
         ([1], 1, 1, 0),
     ],
 )
-def test_the_gap_is_the_widest(values, columns, rank, nearly):
+def test_gap_is_the_largest_ratio(values, columns, rank, nearly):
     gap = find_gap(torch.tensor(values, dtype=torch.float64), columns, 1e-13)
-    assert (gap.rank, gap.nearly) == (rank, nearly)
+    assert (gap.rank, gap.near_zero_count) == (rank, nearly)
     assert gap.kept == values[rank - 1]
     assert gap.dropped == (values[rank] if rank < len(values) else 0)
 
 
-def test_what_may_be_rounding_does_not_make_a_gap_clear():
+def test_values_near_the_floor_make_no_clear_gap():
     # 2e-13 is three orders above what follows, but hardly above the floor.
     gap = find_gap(torch.tensor([1, 2e-13, 1e-16], dtype=torch.float64)[1:], 2, 1e-13)
     assert gap.ratio < 3
 
 
-def test_the_row_space_of_few_and_many_rows():
+def test_row_space_of_few_and_many_rows():
     wanted = torch.linalg.qr(torch.randn(6, 3, dtype=torch.float64)).Q.mT
     for count in (3, 20):
         rows = torch.randn(count, 3, dtype=torch.float64) @ wanted
@@ -98,7 +120,7 @@ def vector(columns, **values):
 
 @settings(max_examples=5)
 @given(seed=seeds)
-def test_disjoint_ties_are_found_whatever_rotation_hides_them(seed):
+def test_disjoint_vectors_are_recovered_from_any_rotation(seed):
     # Exponents are coprime whole numbers, the first of them positive.
     wanted = [
         vector(14, _0=1, _3=1, _9=-1),
@@ -112,7 +134,7 @@ def test_disjoint_ties_are_found_whatever_rotation_hides_them(seed):
 
 @settings(max_examples=5)
 @given(seed=seeds)
-def test_ties_that_share_columns_are_found_too(seed):
+def test_overlapping_vectors_are_recovered(seed):
     # Chains, as in residual networks: each of five vectors shares entries with the next.
     wanted = [
         vector(17, **{f"_{3 * i + k}": s for k, s in enumerate((1, 1, 1, -1, -1))})
@@ -124,12 +146,12 @@ def test_ties_that_share_columns_are_found_too(seed):
 
 @settings(max_examples=5)
 @given(seed=seeds)
-def test_shifts_are_kept_apart_and_make_the_others_short(seed):
+def test_trivial_vectors_are_kept_apart(seed):
     # Two matrices: rows 0–3 and columns 4–6, rows 7–9 and columns 10–14; a unit is tied to each row
     # of the first and column of the second.
     shifts = [
-        Shift(torch.arange(4), torch.arange(4, 7)),
-        Shift(torch.arange(7, 10), torch.arange(10, 15)),
+        TrivialGenerator(torch.arange(4), torch.arange(4, 7)),
+        TrivialGenerator(torch.arange(7, 10), torch.arange(10, 15)),
     ]
     wanted = [vector(15, **{f"_{i}": 1, f"_{10 + i}": -1}) for i in range(4)]
     noise = torch.randn(4, 6, dtype=torch.float64, generator=source(seed))
@@ -138,13 +160,13 @@ def test_shifts_are_kept_apart_and_make_the_others_short(seed):
     assert entries(found) == entries(wanted)
 
 
-def test_all_rows_are_written_rather_than_all_columns():
+def test_all_rows_are_preferred_to_all_columns():
     # Of a square matrix, which is scaled as a whole.
-    shift = Shift(torch.arange(3), torch.arange(3, 6))
+    shift = TrivialGenerator(torch.arange(3), torch.arange(3, 6))
     assert entries(recover([vector(7, _3=1, _4=1, _5=1)], [shift])) == {((0, 1), (1, 1), (2, 1))}
 
 
-def test_a_long_vector_is_shortened_by_others():
+def test_long_vector_is_reduced_by_others():
     # Eight units, each tied by three entries, and one vector over sixteen entries: as a sum with
     # some units it is nearly as long, and no shorter choice of columns need show the plain one.
     units = [vector(33, **{f"_{i}": 1, f"_{8 + i}": 1, f"_{16 + i}": -1}) for i in range(8)]
@@ -153,7 +175,17 @@ def test_a_long_vector_is_shortened_by_others():
         assert entries(recover([*units, whole], seed=seed)) == entries([*units, whole])
 
 
-def test_exponents_that_are_no_small_fractions_are_left_as_they_are():
+def test_independence_is_decided_in_spite_of_rounding():
+    # Each vector is nearly the one before. A single pass of Gram-Schmidt multiplies the rounding
+    # errors by 1000 at each, and five vectors of five numbers then do not span all others.
+    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
+    independent = _IndependentVectors(5)
+    for i in range(5):
+        assert independent.add(1e-3 * rotation[i] + (rotation[i - 1] if i else 0))
+    assert not any(independent.add(v) for v in rotation)
+
+
+def test_irrational_exponents_are_not_rounded():
     (found,) = recover([vector(5, _1=1, _3=-math.sqrt(2))])
     assert found.tolist() == pytest.approx([0, 1 / math.sqrt(2), 0, -1, 0])
 
@@ -180,7 +212,7 @@ def equations(model, batches, loss_fn=cross_entropy, **options):
     layout = Layout({name: tuple(p.shape) for name, p in model.named_parameters()})
     work = working_copy(model, torch.float64, keep_eps=False)
     batches = [(x.double() if x.is_floating_point() else x, t) for x, t in batches]
-    return Equations(work, loss_fn, batches, layout, source(0), **options)
+    return LinearSystem(work, loss_fn, batches, layout, source(0), **options)
 
 
 def batch(samples=16, inputs=INPUTS):
@@ -204,7 +236,7 @@ def test_the_layout_sums_over_slices():
 
 
 @pytest.mark.parametrize("name", ["tanh_and_softplus", "arch2", "attention"])
-def test_a_row_is_how_the_loss_changes_with_log_scales(name):
+def test_rows_are_derivatives_by_log_scales(name):
     # By finite differences; from a loop and at once for several groups of samples.
     net = NETS[name]()
     eqs = equations(net.model, net.batches, net.loss_fn)
@@ -282,12 +314,12 @@ def test_random_weights_leave_no_zero_and_follow_the_size():
     ids=["relu", "dropout", "layer norm", "batch norm", "batch norm in evaluation"],
 )
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_whether_samples_are_coupled(network, coupled, samples, reduction):
+def test_coupling_of_samples(network, coupled, samples, reduction):
     loss_fn = partial(cross_entropy, reduction=reduction)
     assert equations(network(), [batch(samples)], loss_fn).coupled == coupled
 
 
-def test_samples_count_as_coupled_where_nothing_can_be_told():
+def test_samples_are_coupled_if_no_loss_is_finite():
     model = nn.Linear(INPUTS, CLASSES)
     assert equations(model, [batch()], lambda o, t: (o - t[:, None]).sum() * math.inf).coupled
     assert not equations(model, [batch()], lambda o, t: (o - t[:, None]).sum()).coupled
@@ -323,11 +355,20 @@ class Endless:
         return self.rows(3)
 
 
+def test_columns_that_are_zero_to_rounding_are_free():
+    rows = torch.randn(9, 5, dtype=torch.float64)
+    rows[:, 1] *= 1e-14  # rounding of a zero
+    rows[:, 2:4] = 0.0
+    reached = torch.tensor([9, 9, 9, 0, 9])
+    expected = [_COUPLED, _FREE, _FREE, _UNREACHED, _COUPLED]
+    assert _classify_columns(rows, reached, 1e-12).tolist() == expected
+
+
 @pytest.mark.parametrize("most", [160, 5])
-def test_collecting_stops_when_nothing_is_new_and_keeps_what_was(most):
+def test_collecting_stops_at_full_rank(most):
     # However many equations it takes, memory is a few rows for each column.
     eqs = Endless(columns=100, rank=60, most=most)
-    rows, count = _collect(eqs, 1e-8, ignore)
+    rows, count = _collect_rows(eqs, 1e-8, ignore)
     assert int(torch.linalg.matrix_rank(rows, rtol=1e-9)) == 60
     assert len(rows) <= 2 * 100 + 160
     assert count == eqs.asked
@@ -335,7 +376,7 @@ def test_collecting_stops_when_nothing_is_new_and_keeps_what_was(most):
         assert count <= 2 * 160 + 3
 
 
-def test_what_few_samples_reach_is_swept_for():
+def test_large_rows_reach_rare_tokens():
     tokens = torch.zeros(3000, 2, dtype=torch.long)
     tokens[:, 0] = torch.randint(3, (3000,))
     tokens[777, 1] = 3
@@ -348,6 +389,47 @@ def test_what_few_samples_reach_is_swept_for():
     assert eqs.reached[:5].bool().tolist() == [True, True, True, False, False]
     eqs.large_rows()
     assert eqs.reached[:5].bool().tolist() == [True, True, True, True, False]
+
+
+# --- verification ---------------------------------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """1 + r(b) r(c) / 2 + r(d) (1 + r(a)) / 8, where r is 1 above 1.5, and else 0."""
+
+    def __init__(self):
+        super().__init__()
+        for name in "abcd":
+            self.register_parameter(name, nn.Parameter(torch.ones(1)))
+
+    def forward(self, x):
+        a, b, c, d = ((p > 1.5).to(p) for p in self.parameters())
+        return (1 + b * c / 2 + d * (1 + a) / 8) * x
+
+
+@pytest.mark.parametrize(
+    ("scaled", "culprit", "deviation"),
+    [
+        ("ad", "d", 1 - 1 / 1.125),  # d alone, although a doubles its effect
+        ("bcd", "c", 1 - 1 / 1.5),  # the product of b and c, as neither has an effect alone
+        ("bd", "d", 1 - 1 / 1.125),
+        ("dbc", "d", 1 - 1 / 1.125),  # the first, although others change the loss more
+    ],
+)
+def test_the_first_generator_that_changes_the_loss_is_named(scaled, culprit, deviation):
+    model = Steps()
+    verifier = Verifier(model, lambda o, t: o.mean(), [(torch.ones(4, 1), None)], [], 0, False)
+    generators = [Generator({Slice(name, 0, 0): 1.0}) for name in dict.fromkeys(scaled + "a")]
+    group = ScalingGroup.of(model, generators)
+    error = verifier._first_violation(
+        verifier.weights[0],
+        verifier.batches[0],
+        group,
+        torch.ones(group.dimension, dtype=torch.float64),
+        1e-8,
+    )
+    assert [where.parameter for where in error.generator.exponents] == [culprit]
+    assert error.deviation == pytest.approx(deviation)
 
 
 # --- networks put together at random ------------------------------------------------------------
@@ -447,7 +529,7 @@ stages = st.tuples(
 @settings(max_examples=7)
 @given(parts=st.lists(stages, min_size=1, max_size=2), seed=seeds)
 @pytest.mark.thorough
-def test_networks_put_together_at_random(convolutional, parts, seed):
+def test_random_networks(convolutional, parts, seed):
     torch.manual_seed(seed)
     tracer = Tracer(2 if convolutional else INPUTS, convolutional)
     for features, bias, normalized, homogeneous, pooled in parts:

@@ -1,4 +1,4 @@
-"""Scaling groups: names, what lies inside, samples, and generators that make no basis."""
+"""Scaling groups: names, containment, samples, invalid generators."""
 
 import copy
 import math
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from manifoldnet.symmetry import Generator, ScalingElement, ScalingGroup, Slice
-from manifoldnet.symmetry.group import trivial_generators
-from manifoldnet.symmetry.names import describe
+from manifoldnet.symmetry.group import describe, trivial_generators
 
 HIDDEN, HEAD, BIAS = "hidden.weight", "head.weight", "hidden.bias"
 SHAPES = {HIDDEN: (8, 5), BIAS: (8,), HEAD: (3, 4), "conv.weight": (6, 3, 2, 2), "gain": ()}
@@ -87,7 +86,7 @@ def test_a_parameter_may_have_any_name():
     assert describe(made.exponents, shapes) == "layers[0] weight[all rows] × s"
 
 
-def test_a_group_in_words():
+def test_printed_group():
     some = group(*PAIRS, ROWS_AGAINST_COLUMNS)
     assert str(some) == (
         "scaling group of dimension 5, 4 of it non-trivial\n"
@@ -126,7 +125,7 @@ def test_sizes():
     assert [g.trivial for g in some.generators] == [False] * 4 + [True]
 
 
-def test_what_is_trivial_is_found_out():
+def test_trivial_generators_are_recognized():
     assert group(ROWS_AGAINST_COLUMNS).trivial_dimension == 1
     whole = generator((HIDDEN, None, 0, 1), *every(HIDDEN, 1, -1))
     assert group(whole).trivial_dimension == 1
@@ -141,7 +140,7 @@ def test_what_is_trivial_is_found_out():
     assert group(uneven).trivial_dimension == 0
 
 
-def test_whats_said_to_be_trivial_must_be():
+def test_nontrivial_generator_marked_as_trivial_is_an_error():
     with pytest.raises(ValueError, match=r"hidden.bias\[entry 0\] × s is said to be trivial"):
         group(generator((BIAS, 0, 0, 1), trivial=True))
 
@@ -212,7 +211,7 @@ def test_impossible_generators_are_refused(make, message):
 
 
 @given(st.lists(st.floats(-7, 7), min_size=4, max_size=4))
-def test_elements_lie_inside(scales):
+def test_elements_are_contained(scales):
     some = group(*PAIRS)
     element = some.element(scales)
     assert element in some
@@ -222,7 +221,7 @@ def test_elements_lie_inside(scales):
     assert other not in some
 
 
-def test_elements_outside():
+def test_elements_that_are_not_contained():
     some = group(*PAIRS)
     assert ScalingElement({Slice(HIDDEN, 0, 0): 2.0}) not in some
     assert ScalingElement({Slice(BIAS, 0, 0): 2.0}) not in some
@@ -262,14 +261,14 @@ def test_the_whole_tensor_is_all_rows_and_all_columns():
     assert generator(("conv.weight", None, 0, 1)) in group(everywhere)
 
 
-def test_the_whole_tensor_minus_some_rows_is_the_others():
+def test_whole_tensor_less_some_rows_equals_the_others():
     others = generator((HIDDEN, None, 0, 1), *((HIDDEN, 0, i, -1) for i in range(3)))
     some = group(generator(*((HIDDEN, 0, i, 1) for i in range(3, 8))))
     assert others in some
     assert others.element(1e3) in some
 
 
-def test_what_is_done_to_buffers_makes_no_difference():
+def test_buffers_are_disregarded_in_containment():
     model = nn.BatchNorm1d(2)
     scale = ("weight", 0, 1, 1)
     some = ScalingGroup.of(model, [generator(scale, ("running_var", 0, 1, 2))])
@@ -278,12 +277,12 @@ def test_what_is_done_to_buffers_makes_no_difference():
     assert generator(("weight", 0, 0, 1), ("running_var", 0, 1, 2)) not in some
 
 
-def test_what_changes_nothing_lies_inside_every_group():
+def test_trivial_generators_are_in_every_group():
     assert ROWS_AGAINST_COLUMNS in group(PAIRS[0])
     assert ROWS_AGAINST_COLUMNS.element(3.0) in group()
 
 
-def test_generators_and_groups_inside():
+def test_contained_generators_and_groups():
     some = group(*PAIRS)
     assert all(member in some for member in PAIRS)
     total = generator(*every(HIDDEN, 0, 1), *every(HEAD, 1, -1))
@@ -365,7 +364,7 @@ def test_samples_fill_their_spread():
     assert abs(float(scales.std()) - 6.9 / math.sqrt(3)) < 0.2
 
 
-def test_without_a_generator_torchs_own_decides():
+def test_default_generator_of_samples():
     some = group(*PAIRS)
     torch.manual_seed(5)
     a = some.sample()

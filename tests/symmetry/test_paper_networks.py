@@ -136,7 +136,7 @@ def test_the_scaled_metric_is_invariant(name, seed):
 
 
 @EACH
-def test_the_flat_metric_is_not(name):
+def test_the_euclidean_metric_is_not_invariant(name):
     p = problem(name)
     assert invariance_error.metric(p.model, draw(p, 1)) > 1e-2
 
@@ -158,7 +158,7 @@ def test_updates_with_the_scaled_metric_are_equivariant(name, retraction, dtype,
 @EACH
 @settings(max_examples=2)
 @given(seed=seeds)
-def test_updates_without_it_are_not(name, update, seed):
+def test_updates_without_the_scaled_metric_are_not_equivariant(name, update, seed):
     p = problem(name)
     while spread_of(element := draw(p, seed)) < 1:
         seed += 1  # factors so near to 1 show nothing
@@ -178,7 +178,7 @@ def spread_of(element):
 
 
 @EACH
-def test_runs_with_the_scaled_metric_do_not_see_the_scale(name):
+def test_trajectories_with_the_scaled_metric_are_invariant(name):
     p = problem(name).declared()
     element = draw(p, 3)
     assert spread_of(element) > 3
@@ -201,7 +201,7 @@ def test_runs_with_powers_of_two_are_equal_bit_for_bit(name, retraction):
     assert error == 0.0, error.where
 
 
-def test_runs_with_riemannian_adam_too():
+def test_trajectories_of_riemannian_adam_are_invariant():
     p = problem("Arch2-2", torch.float32).declared()
     update, element = UPDATES["adam"], draw(p, 3, powers_of_two=True)
     assert (
@@ -237,7 +237,7 @@ def test_rows_of_w1_against_columns_of_w2(retraction):
     assert error > 1e-2
 
 
-def test_declared_the_other_way_round_it_is():
+def test_rows_of_w1_against_columns_of_w2_with_other_declarations():
     """Each weight is invariant on one side: W1 by rows, W2 by columns, and then not (1) and (2)."""
     p = problem("Arch1-2")
     first, second = (n for n, _ in p.model.named_parameters() if n.startswith("hidden"))
@@ -286,7 +286,7 @@ def test_the_error_of_the_loss_is_inverse_to_the_variance():
 
 
 @EACH_NORMALIZED
-def test_with_torchs_epsilon_the_update_is_a_little_off(name):
+def test_error_of_the_update_with_the_default_epsilon(name):
     p = problem(name).declared()
     for module in p.model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -302,7 +302,7 @@ def test_with_torchs_epsilon_the_update_is_a_little_off(name):
 
 
 @pytest.mark.parametrize("name", ["Arch2-2", "Arch2-4", "ConvArch2-2"])
-def test_unit_norms_leave_one_of_all_the_scaled_starts(name):
+def test_unit_norms_project_scaled_weights_to_one_point(name):
     p = problem(name)
     mn.declare_all(p.model, mn.rules.unit_norm("head"), project=True)
     element = trainable(p.group).sample(generator=source(3), spread=SPREAD)
@@ -320,7 +320,7 @@ def test_unit_norms_leave_one_of_all_the_scaled_starts(name):
     torch.testing.assert_close(here.losses, there.losses, rtol=1e-9, atol=0)
 
 
-def test_unit_norms_by_powers_of_two_come_back_bit_for_bit():
+def test_unit_norms_undo_powers_of_two_bit_for_bit():
     p = problem("Arch2-2", torch.float32)
     mn.declare_all(p.model, mn.rules.unit_norm("head"), project=True)
     group = trainable(p.group)
@@ -332,7 +332,7 @@ def test_unit_norms_by_powers_of_two_come_back_bit_for_bit():
         assert torch.equal(there.state_dict()[key], value), key
 
 
-def test_unit_norms_are_not_those_of_arch1():
+def test_unit_norms_change_the_loss_of_arch1():
     # Without batch normalization the length of a filter matters: the loss at the projected point
     # is another one. (θ is free and could make up for it.)
     p = problem("Arch1-2")
@@ -349,7 +349,7 @@ def test_unit_norms_are_not_those_of_arch1():
 # --- the classification stage ---------------------------------------------------------------------
 
 
-def test_a_stage_on_a_sphere_comes_back_to_the_same_point():
+def test_sphere_projects_scaled_stages_to_one_point():
     p = problem("Stage")
     mn.declare(p.model, "A", mn.Sphere(radius=2.0), project=True)
     element = draw(p, 3)
@@ -375,7 +375,7 @@ def test_the_gradient_of_the_stage_scales_inversely(seed):
 # --- negative factors -----------------------------------------------------------------------------
 
 
-def test_any_real_number_in_3_must_be_positive():
+def test_factors_of_3_must_be_positive():
     """A negative α flips the normalized feature; the sign of γ flips it back."""
     p = problem("Arch2-2")
     filters, norm = "hidden.0.weight", "hidden.1"
@@ -409,7 +409,7 @@ def test_negative_factors_in_1_and_2_change_the_loss():
     assert invariance_error.loss(p.model, positive, p.loss_fn, p.batch) <= 1e-12
 
 
-def test_any_nonzero_number_for_the_stage_must_be_positive():
+def test_factors_of_the_stage_must_be_positive():
     """x → −x and A → −A turn z into −z."""
     p = problem("Stage")
     x, labels = p.batch
@@ -431,7 +431,7 @@ def test_any_nonzero_number_for_the_stage_must_be_positive():
 # --- ties of ReLU and max -------------------------------------------------------------------------
 
 
-def test_a_tie_is_where_a_rounded_factor_may_choose_another_way():
+def test_ties_of_relu_and_max():
     """Powers of two keep ties; the loss does not change at one under any factor."""
     p = problem("Arch1-2", torch.float32).declared()
     weight = p.model.hidden[-3].weight

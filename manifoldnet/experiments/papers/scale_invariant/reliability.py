@@ -14,7 +14,7 @@ from manifoldnet.experiments.document import Block, Heading, Paragraph, Picture,
 from manifoldnet.experiments.papers.scale_invariant.curves import Curve
 from manifoldnet.experiments.papers.scale_invariant.figures import COLOURS
 from manifoldnet.experiments.papers.scale_invariant.rows import StageEpoch
-from manifoldnet.nn.confidence import Reliability
+from manifoldnet.nn.calibration import Reliability
 
 _DRAWN = 10
 """Samples of a bin that is drawn, at least: a share of fewer says nothing."""

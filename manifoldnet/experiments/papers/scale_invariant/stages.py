@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from manifoldnet.experiments.papers.scale_invariant.config import StageConfig
 from manifoldnet.nn import SimplexClassifier, SimplexLoss, simplex_targets
-from manifoldnet.nn.direction import direction
+from manifoldnet.nn.normalize import normalize
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _SMOOTHING = 0.1
@@ -70,7 +70,7 @@ class CosineScores(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The scores."""
-        return self.log_scale.exp() * linear(direction(features), direction(self.weight))
+        return self.log_scale.exp() * linear(normalize(features), normalize(self.weight))
 
 
 @final

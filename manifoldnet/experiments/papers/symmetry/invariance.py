@@ -47,7 +47,7 @@ from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.status import StatusLine
 from manifoldnet.optim.growth import NormGrowthWarning, ZeroSliceWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
-from manifoldnet.symmetry.evaluation import Batch
+from manifoldnet.symmetry.batches import Batch
 
 COMPARED = ("sm", "sm-geodesic", "b-sgd", "adamw")
 """What is compared: updates of `manifoldnet.experiments.papers.updates`, and torch's AdamW."""

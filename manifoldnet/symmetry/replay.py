@@ -1,8 +1,8 @@
-"""Some steps of training on a copy of a model, by any optimizer, that can be repeated exactly.
+"""Reproducible training runs of a copy of a model, with any optimizer.
 
     run(model, loss_fn, batches, lambda m: torch.optim.SGD(m.parameters(), lr=0.1), steps=9)
 
-The model itself stays as it is.
+Runs from equal weights are equal bit for bit, as random numbers depend on the step only.
 """
 
 from __future__ import annotations
@@ -12,33 +12,32 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from manifoldnet import foreign
-from manifoldnet.symmetry.evaluation import (
-    Batch,
+from manifoldnet.symmetry.batches import Batch, check_batch
+from manifoldnet.symmetry.losses import (
     LossFunction,
     check_penalty,
     frozen_randomness,
     scalar_loss,
 )
 
-__all__ = ["OptimizerFactory", "Run", "check_batch", "make", "run", "take_step"]
+__all__ = ["OptimizerFactory", "Run", "make_optimizer", "run", "take_step"]
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
-"""Makes an optimizer for a model: `lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3)`."""
+"""Makes the optimizer of a model: `lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3)`."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Some steps of training.
+    """Result of a training run.
 
     Attributes:
-        losses: before each step.
-        weights: after the last, by parameter.
+        losses: loss before each step.
+        weights: weights after the last step, by parameter.
     """
 
     losses: tuple[float, ...]
@@ -46,7 +45,7 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        """Whether a loss or a weight is not finite."""
+        """True if a loss or a weight is not finite."""
         finite = (bool(w.isfinite().all()) for w in self.weights.values())
         return not (all(map(math.isfinite, self.losses)) and all(finite))
 
@@ -66,13 +65,14 @@ def run(
     Args:
         model: it is not changed.
         loss_fn: `loss_fn(output, target)`.
-        batches: used over and over.
+        batches: used cyclically.
         optimizer: makes the optimizer of a model.
-        steps: how many; fewer if a loss is not finite.
+        steps: number of steps; the run ends early if a loss is not finite.
 
     Raises:
-        ValueError: if there are no batches, `optimizer` makes none, nothing can be trained, or the
-            loss depends on the model's parameters by another way than its output.
+        ValueError: if there are no batches, `optimizer` makes no optimizer of the model, no
+            parameter can be trained, or the loss depends on the model's parameters by another way
+            than its output.
     """
     if not batches:
         raise ValueError("batches is empty: at least one pair (input, target) is needed")
@@ -81,7 +81,7 @@ def run(
     work = copy.deepcopy(model)
     losses: list[float] = []
     with frozen_randomness():
-        made = make(optimizer, work)
+        made = make_optimizer(optimizer, work)
         for i in range(steps):
 
             def closure(i: int = i) -> Tensor:
@@ -104,9 +104,13 @@ def run(
     return Run(tuple(losses), {name: w.detach().clone() for name, w in work.named_parameters()})
 
 
-def make(optimizer: OptimizerFactory, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a model; ValueError if the function makes something else."""
-    made = optimizer(model)
+def make_optimizer(factory: OptimizerFactory, model: nn.Module) -> torch.optim.Optimizer:
+    """Make the optimizer of a model.
+
+    Raises:
+        ValueError: if the factory makes something else.
+    """
+    made = factory(model)
     if isinstance(made, type) or not callable(getattr(made, "step", None)):
         raise ValueError(
             "optimizer must be a function that makes an optimizer of a model, as lambda model: "
@@ -120,27 +124,21 @@ def make(optimizer: OptimizerFactory, model: nn.Module) -> torch.optim.Optimizer
                 "given: take the parameters of its argument, as lambda model: "
                 "torch.optim.SGD(model.parameters(), lr=0.1)"
             )
-    foreign.accept(made)  # what it does to declared weights is the question
+    foreign.accept(made)  # no warning: its effect on declared weights is measured
     return made
 
 
 def take_step(optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]) -> None:
-    """One step, after the gradients are there; with the closure if it cannot be left out.
+    """Take one optimizer step from gradients that are set.
 
     Args:
-        optimizer: any; some ignore a closure, some take none, and LBFGS asks for one.
-        closure: sets the gradients again and gives the loss.
+        optimizer: any. Some ignore a closure, some accept none, and LBFGS requires one.
+        closure: sets the gradients again and returns the loss.
     """
     parameters = inspect.signature(optimizer.step).parameters.values()
-    ways = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    # A scheduler's wrapper shows `self`, too.
-    if any(p.default is p.empty and p.kind in ways and p.name != "self" for p in parameters):
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    # The signature of a scheduler's wrapper includes `self`.
+    if any(p.default is p.empty and p.kind in positional and p.name != "self" for p in parameters):
         optimizer.step(closure)  # type: ignore[arg-type]  # torch says float, and means a loss
     else:
         optimizer.step()
-
-
-def check_batch(batch: Any) -> None:
-    """ValueError unless it is a pair (input, target)."""
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise ValueError(f"a batch is a pair (input, target), not {type(batch).__name__}")

@@ -1,15 +1,14 @@
-"""How sure a scale-invariant classification is, and whether that is true.
+"""Confidence of a scale-invariant classification, and its calibration.
 
-The stage gives cosines with the targets. If the directions z of class j scatter around t_j as von
-Mises and Fisher's distribution has it, with density ∝ exp(κ z·t_j), and all classes are equally
-common, the probability of class j given z is
+Let the directions z of class j have a von Mises-Fisher distribution around t_j, with density
+∝ exp(κ z·t_j), and let all classes be equally frequent. Then the probability of class j given z is
 
     p_j = exp(κ z·t_j) / Σ_i exp(κ z·t_i).
 
-The confidence is the largest of these. κ is one number, fitted on images that were not trained on:
-it maximizes their likelihood, which is concave in κ. Nothing about the decision changes.
+The confidence is the largest p_j. The concentration κ maximizes the likelihood, which is concave in
+κ, of samples outside the training set. It does not change the predicted classes.
 
-The paper promises "a measure of confidence in its classification" and does not say which.
+The paper mentions "a measure of confidence in its classification" without defining it.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from torch import Tensor
 
 __all__ = ["Confidence", "Reliability"]
 
-_LARGEST = 1e4  # of κ: with more, every answer is as good as certain
+_LARGEST = 1e4  # κ; beyond it every prediction is practically certain
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Confidence against accuracy, in bins of equal width over [0, 1].
+    """Confidence and accuracy, in bins of equal width over [0, 1].
 
     Attributes:
-        confidence: mean confidence of the samples of each bin; NaN where there are none.
-        accuracy: share of them that are right; NaN likewise.
-        count: how many there are.
+        confidence: mean confidence in each bin; NaN in empty bins.
+        accuracy: share of correct predictions in each bin; NaN in empty bins.
+        count: number of samples in each bin.
     """
 
     confidence: tuple[float, ...]
@@ -41,7 +40,7 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean over samples of |accuracy − confidence| of their bin."""
+        """Expected calibration error: mean over samples of |accuracy − confidence| of the bin."""
         pairs = zip(self.confidence, self.accuracy, self.count, strict=True)
         return sum(n * abs(a - c) for c, a, n in pairs if n) / sum(self.count)
 
@@ -52,7 +51,7 @@ class Confidence:
     """Probabilities from cosines.
 
     Attributes:
-        concentration: κ ≥ 0; 0 calls all classes equally likely.
+        concentration: κ ≥ 0; with 0 all classes are equally likely.
     """
 
     concentration: float
@@ -63,25 +62,24 @@ class Confidence:
 
     @classmethod
     def fit(cls, cosines: Tensor, labels: Tensor) -> Confidence:
-        """The concentration under which some labels are the most likely.
+        """Maximum-likelihood concentration of labelled samples.
 
         Args:
-            cosines: of a `SimplexClassifier`, ``(samples, classes)``, on samples that it was not
-                trained on.
+            cosines: output of a `SimplexClassifier` for samples outside its training set,
+                ``(samples, classes)``.
             labels: their classes, ``(samples,)``.
 
         Raises:
-            ValueError: if there are no samples, numbers that are not finite, or labels that are no
-                classes.
+            ValueError: if there are no samples, cosines are not finite, or labels are no classes.
         """
         _check(cosines, labels)
         scores = cosines.detach().double()
-        right = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
+        target_scores = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
 
         def slope(concentration: float) -> float:
-            """Of the mean log-likelihood; it falls with κ."""
+            """Derivative of the mean log-likelihood, decreasing in κ."""
             p = (concentration * scores).softmax(1)
-            return float((right - (p * scores).sum(1)).mean())
+            return float((target_scores - (p * scores).sum(1)).mean())
 
         low, high = 0.0, 1.0
         while high < _LARGEST and slope(high) > 0:
@@ -94,34 +92,34 @@ class Confidence:
         return cls(min(low, _LARGEST))
 
     def probabilities(self, cosines: Tensor) -> Tensor:
-        """p_1 … p_k of each sample, of the shape of ``cosines``."""
+        """Probabilities p_1 … p_k, in the shape of ``cosines``."""
         return (self.concentration * cosines).softmax(-1)
 
     def __call__(self, cosines: Tensor) -> Tensor:
-        """The confidence in each decision: the largest probability, in [1/k, 1]."""
+        """Confidence of each prediction: the largest probability, in [1/k, 1]."""
         return self.probabilities(cosines).amax(-1)
 
     def reliability(self, cosines: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
-        """Whether the confidence is true: what share of the samples of each confidence is right.
+        """Accuracy of predictions by confidence.
 
         Args:
-            cosines: of samples that κ was not fitted on.
+            cosines: cosines of samples that κ was not fitted on.
             labels: their classes.
-            bins: of equal width over [0, 1].
+            bins: number of bins of equal width over [0, 1].
 
         Raises:
-            ValueError: as `fit`; or for no bins.
+            ValueError: as `fit`; if there are no bins.
         """
         _check(cosines, labels)
         if bins < 1:
             raise ValueError(f"bins is {bins}; at least one is needed")
-        sure = self(cosines.detach()).double()
-        right = (cosines.argmax(-1) == labels).double()
-        index = (sure * bins).long().clamp(max=bins - 1)
+        confidence = self(cosines.detach()).double()
+        correct = (cosines.argmax(-1) == labels).double()
+        index = (confidence * bins).long().clamp(max=bins - 1)
         count = torch.bincount(index, minlength=bins)
         return Reliability(
-            tuple((torch.bincount(index, sure, minlength=bins) / count).tolist()),
-            tuple((torch.bincount(index, right, minlength=bins) / count).tolist()),
+            tuple((torch.bincount(index, confidence, minlength=bins) / count).tolist()),
+            tuple((torch.bincount(index, correct, minlength=bins) / count).tolist()),
             tuple(count.tolist()),
         )
 

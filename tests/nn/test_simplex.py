@@ -1,4 +1,4 @@
-"""The classification stage: its targets, its invariance, its bounds, its update, and bad input."""
+"""Simplex classifier and loss: targets, invariance, bounds, update, invalid input."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet.nn import SimplexClassifier, SimplexLoss, simplex_targets
-from manifoldnet.nn.direction import direction
+from manifoldnet.nn.normalize import normalize
 
 SIMPLICES = st.sampled_from(["regular", "standard"])
 seeds = st.integers(0, 2**32 - 1)
@@ -55,12 +55,12 @@ def test_targets_are_unit_and_equally_far_apart(k, extra, simplex):
 
 @given(st.integers(2, 9), st.integers(0, 3), SIMPLICES, seeds)
 def test_the_nearest_target_is_the_largest_of_the_first_coordinates(k, extra, simplex, seed):
-    z = direction(torch.randn(20, k + extra, generator=generator(seed), dtype=torch.float64))
+    z = normalize(torch.randn(20, k + extra, generator=generator(seed), dtype=torch.float64))
     targets = simplex_targets(k, k + extra, simplex, dtype=torch.float64)
     assert torch.equal(torch.cdist(z, targets).argmin(1), z[:, :k].argmax(1))
 
 
-def test_targets_have_the_type_that_is_asked_for():
+def test_types_of_targets():
     assert simplex_targets(3).dtype == torch.float32
     assert simplex_targets(3, dtype=torch.bfloat16).dtype == torch.bfloat16
 
@@ -69,7 +69,7 @@ def test_targets_have_the_type_that_is_asked_for():
 
 
 @given(stages())
-def test_the_decision_is_that_of_the_nearest_target_and_the_loss_its_squared_distance(case):
+def test_decision_and_loss_are_those_of_the_nearest_target(case):
     stage, features, labels = case
     z, cosines = stage.embed(features), stage(features)
     distances = torch.cdist(z, stage.targets)
@@ -91,7 +91,7 @@ def test_the_loss_lies_between_0_and_4(dtype, data):
 
 
 @given(stages(), st.floats(-300, 300))
-def test_the_scale_of_features_and_of_the_matrix_means_nothing(case, exponent):
+def test_invariance_under_scalings_of_features_and_weight(case, exponent):
     stage, features, _ = case
     factor = 2.0 ** round(exponent)
     cosines = stage(features)
@@ -103,7 +103,7 @@ def test_the_scale_of_features_and_of_the_matrix_means_nothing(case, exponent):
 
 
 @given(stages())
-def test_a_negative_factor_turns_the_direction_around(case):
+def test_negative_factor_changes_the_sign(case):
     """Against the paper's "any nonzero real number"."""
     stage, features, _ = case
     assert torch.equal(stage(-features), -stage(features))
@@ -133,7 +133,7 @@ def test_the_gradient_is_equation_13_and_bounded(case):
 
 
 @given(stages(), st.floats(1e-6, 1e6))
-def test_the_optimizer_is_the_papers_update_a_euclidean_step_and_a_rescaling(case, rate):
+def test_update_is_a_euclidean_step_and_a_rescaling(case, rate):
     stage, features, labels = case
     by_hand = stage.weight.detach() - rate * gradients(stage, features, labels)[1]
     by_hand *= stage.embedding_dim**0.5 / by_hand.norm()
@@ -181,15 +181,15 @@ def test_half_precision_gives_cosines_in_single_precision(dtype):
         assert (cosines.sum(1).abs() < 1e-5).all()  # as exactly as in float32
 
 
-def test_plain_normalization_loses_them():
-    """What `direction` is there for."""
+def test_torchs_normalize_overflows():
+    """torch squares the entries, which overflows."""
     large = torch.full((1, 4), 1e30)
     assert nn.functional.normalize(large).norm() == 0
-    assert direction(large).norm() == pytest.approx(1)
+    assert normalize(large).norm() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_features_that_are_all_zero_have_no_direction_and_no_gradient(dtype):
+def test_zero_features(dtype):
     stage = SimplexClassifier(4, 3, dtype=dtype)
     features = torch.zeros(2, 4, dtype=dtype)
     features[1] = 1
@@ -204,7 +204,7 @@ def test_features_that_are_all_zero_have_no_direction_and_no_gradient(dtype):
 
 
 @pytest.mark.parametrize("rate", [10.0**p for p in range(-6, 7)])
-def test_it_is_stable_at_every_learning_rate(rate):
+def test_stability_at_every_learning_rate(rate):
     source = generator(0)
     features = torch.rand(300, 20, generator=source)
     labels = torch.randint(5, (300,), generator=source)
@@ -220,7 +220,7 @@ def test_it_is_stable_at_every_learning_rate(rate):
         assert (stage.embed(features).norm(dim=1) - 1).abs().max() < 1e-5
 
 
-def test_it_takes_the_place_of_a_models_last_layer():
+def test_classifier_as_last_layer():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
     model[2] = SimplexClassifier(model[2].in_features, 3, embedding_dim=8)
@@ -247,7 +247,7 @@ def test_it_takes_the_place_of_a_models_last_layer():
         lambda model: torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9),
     ],
 )
-def test_any_optimizer_trains_it_and_a_copy_of_it(make, half):
+def test_training_with_any_optimizer(make, half):
     source = generator(0)
     features, labels = torch.randn(60, 4, generator=source), torch.arange(60) % 3
     features[torch.arange(60), labels] += 2
@@ -267,7 +267,7 @@ def test_any_optimizer_trains_it_and_a_copy_of_it(make, half):
             mn.verify(trained)
 
 
-def test_it_starts_anywhere_on_its_sphere_and_keeps_to_the_retraction():
+def test_initial_weight_and_retraction():
     stage = SimplexClassifier(200, 100, generator=generator(0), retraction="geodesic")
     assert mn.manifolds(stage) == {"weight": mn.Sphere(10.0, retraction="geodesic")}
     entries = stage.weight.detach().flatten() * 200**0.5  # Gaussian ones, of size 1
@@ -275,7 +275,7 @@ def test_it_starts_anywhere_on_its_sphere_and_keeps_to_the_retraction():
     assert entries.pow(4).mean() == pytest.approx(3, rel=0.1)
 
 
-def test_checkpoints_hold_the_weight_alone_and_come_back():
+def test_checkpoints_hold_the_weight_alone():
     one, other = (SimplexClassifier(5, 3, generator=generator(seed)) for seed in (0, 1))
     assert list(one.state_dict()) == ["weight"]
     other.load_state_dict(one.state_dict())
@@ -297,7 +297,7 @@ def test_any_leading_dimensions():
     assert SimplexLoss("none")(stage(features), labels).shape == (2, 4)
 
 
-def test_it_compiles_without_breaks_and_works_under_torch_func():
+def test_compilation_and_torch_func():
     stage = SimplexClassifier(5, 3).double()
     features, labels = torch.randn(4, 5).double(), torch.tensor([0, 1, 2, 0])
     counter = CompileCounter()
@@ -325,18 +325,18 @@ def test_it_compiles_without_breaks_and_works_under_torch_func():
         ((4, 3, 3, "round"), "simplex must be"),
     ],
 )
-def test_a_stage_that_cannot_be_is_refused(arguments, message):
+def test_invalid_classifiers(arguments, message):
     with pytest.raises(ValueError, match=message):
         SimplexClassifier(*arguments)
 
 
-def test_features_of_another_length_are_refused():
+def test_features_of_another_length_are_an_error():
     with pytest.raises(ValueError, match=r"shape \(2, 4\); .* in_features = 5"):
         SimplexClassifier(5, 3)(torch.zeros(2, 4))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_features_that_are_not_finite_are_refused_at_first_and_seen_later(value):
+def test_non_finite_features(value):
     stage, features = SimplexClassifier(5, 3), torch.ones(2, 5)
     features[1, 3] = value
     with pytest.raises(ValueError, match=r"1 of 10 features are not finite, the first at \(1, 3\)"):
@@ -356,17 +356,17 @@ def test_features_that_are_not_finite_are_refused_at_first_and_seen_later(value)
         (torch.tensor([0.0, 1.0]), ValueError, "not torch.float32"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(labels, error, message):
+def test_invalid_labels(labels, error, message):
     with pytest.raises(error, match=message):
         SimplexLoss()(SimplexClassifier(5, 3)(torch.ones(2, 5)), labels)
 
 
-def test_scores_that_are_no_cosines_are_refused():
+def test_scores_that_are_no_cosines():
     with pytest.raises(ValueError, match="the scores reach 3, so they are no cosines"):
         SimplexLoss()(torch.tensor([[0.5, -3.0]]), torch.tensor([0]))
 
 
-def test_rounding_takes_no_loss_out_of_its_bounds():
+def test_loss_of_rounded_cosines():
     cosines = torch.tensor([[1 + 1e-6, -1 - 1e-6], [1.009, -1.009]])
     for label, bound in ((0, 0.0), (1, 4.0)):
         losses = SimplexLoss("none")(cosines, torch.tensor([label, label]))
@@ -375,7 +375,7 @@ def test_rounding_takes_no_loss_out_of_its_bounds():
         SimplexLoss()(torch.tensor([[0.5, 1.05]]), torch.tensor([0]))
 
 
-def test_a_new_stage_works_without_numbers_to_look_at():
+def test_tensors_without_values():
     features = torch.randn(4, 5)
     stage = SimplexClassifier(5, 3)
     assert torch.func.vmap(stage)(features).shape == (4, 3)
@@ -387,7 +387,7 @@ def test_a_new_stage_works_without_numbers_to_look_at():
 
 
 @pytest.mark.parametrize("m", [2, 3, 5])
-def test_a_stage_made_without_memory_is_whole_once_it_is_loaded(m):
+def test_materialization_from_the_meta_device(m):
     source = SimplexClassifier(5, 3, m)
     with torch.device("meta"):
         stage = SimplexClassifier(5, 3, m)
@@ -399,7 +399,7 @@ def test_a_stage_made_without_memory_is_whole_once_it_is_loaded(m):
     assert torch.equal(stage.half().float().targets, source.targets)
 
 
-def test_an_unknown_reduction_is_refused():
+def test_unknown_reduction_is_an_error():
     with pytest.raises(ValueError, match='reduction must be "mean", "sum" or "none"'):
         SimplexLoss("max")
 

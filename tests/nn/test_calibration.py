@@ -1,4 +1,4 @@
-"""Confidence: the concentration that made the data is found again, and a true one is calibrated."""
+"""Confidence: fitted concentration, calibration, invalid input."""
 
 import math
 
@@ -8,27 +8,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifoldnet.nn import Confidence, simplex_targets
-from manifoldnet.nn.classifier import direction
+from manifoldnet.nn.normalize import normalize
 
 
 def made(concentration, samples=20000, classes=5, seed=0):
     """Directions, and labels drawn with the probabilities that the concentration gives them."""
     source = torch.Generator().manual_seed(seed)
-    z = direction(torch.randn(samples, classes, generator=source, dtype=torch.float64))
+    z = normalize(torch.randn(samples, classes, generator=source, dtype=torch.float64))
     cosines = z @ simplex_targets(classes, dtype=torch.float64).T
     chances = (concentration * cosines).softmax(1)
     return cosines, torch.multinomial(chances, 1, generator=source).squeeze(1)
 
 
 @pytest.mark.parametrize("concentration", [0.5, 3.0, 20.0])
-def test_the_concentration_that_made_the_labels_is_found(concentration):
+def test_fit_recovers_the_concentration(concentration):
     assert Confidence.fit(*made(concentration)).concentration == pytest.approx(
         concentration, rel=0.1
     )
 
 
 @pytest.mark.parametrize("concentration", [1.0, 5.0])
-def test_a_true_confidence_is_calibrated_and_another_is_not(concentration):
+def test_fitted_confidence_is_calibrated(concentration):
     fitted = Confidence.fit(*made(concentration))
     others = made(concentration, seed=1)
     assert fitted.reliability(*others).error < 0.02
@@ -36,7 +36,7 @@ def test_a_true_confidence_is_calibrated_and_another_is_not(concentration):
 
 
 @given(st.floats(0, 100), st.integers(2, 8))
-def test_it_is_a_probability_and_leaves_the_decision(concentration, classes):
+def test_confidence_is_the_largest_probability(concentration, classes):
     cosines = torch.rand(10, classes, dtype=torch.float64) * 2 - 1
     confidence = Confidence(concentration)
     p = confidence.probabilities(cosines)
@@ -45,7 +45,7 @@ def test_it_is_a_probability_and_leaves_the_decision(concentration, classes):
     assert torch.equal(p.gather(1, cosines.argmax(1, keepdim=True)).squeeze(1), confidence(cosines))
 
 
-def test_bins_hold_what_falls_into_them():
+def test_bins():
     cosines = torch.tensor([[10.0, 0.0], [10.0, 0.0], [0.0, 0.0]])
     found = Confidence(1.0).reliability(cosines, torch.tensor([0, 1, 0]), bins=2)
     assert found.count == (0, 3)
@@ -63,14 +63,14 @@ def test_certainty_falls_into_the_last_bin():
     assert (found.confidence[9], found.accuracy[9], found.error) == (1.0, 0.5, 0.5)
 
 
-def test_scores_of_a_model_in_training_will_do():
+def test_scores_with_gradients():
     cosines, labels = made(3.0, 400)
     plain, graph = Confidence.fit(cosines, labels), cosines.clone().requires_grad_()
     assert Confidence.fit(graph, labels) == plain
     assert plain.reliability(graph, labels).error == plain.reliability(cosines, labels).error
 
 
-def test_labels_that_have_nothing_to_do_with_directions_give_none():
+def test_concentration_of_wrong_and_perfect_labels():
     cosines, _ = made(1.0, 400)
     wrong = cosines.argmin(1)  # worse than chance
     assert Confidence.fit(cosines, wrong).concentration == 0
@@ -88,18 +88,18 @@ def test_labels_that_have_nothing_to_do_with_directions_give_none():
         (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "labels are torch.float32"),
     ],
 )
-def test_what_cannot_be_fitted_or_judged_is_refused(cosines, labels, message):
+def test_invalid_samples(cosines, labels, message):
     for use in (Confidence.fit, Confidence(1.0).reliability):
         with pytest.raises(ValueError, match=message):
             use(cosines, labels)
 
 
-def test_bins_there_must_be():
+def test_no_bins_is_an_error():
     with pytest.raises(ValueError, match="bins is 0; at least one"):
         Confidence(1.0).reliability(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), bins=0)
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_a_concentration_that_is_none_is_refused(value):
+def test_invalid_concentrations(value):
     with pytest.raises(ValueError, match="it must be finite and ≥ 0"):
         Confidence(value)

@@ -1,13 +1,14 @@
-"""Which update respects which symmetry: a table, measured.
+"""Comparison of updates: which of them respect which symmetry, by measurement.
 
     print(symmetry.explain(model, group, make_optimizer))
 
-An update *respects* a symmetry if it commutes with it: step and scale is scale and step. A manifold
-*fixes* it if scaled weights leave it: of all the parameterizations of a network it admits one. Else
-the update *ignores* it, and the parameterization steers the training.
+An update *respects* a symmetry g if it commutes with it: w̃⁺ = g·w⁺ after one step from w̃ = g·w. A
+manifold *fixes* a symmetry if scaled weights leave the manifold, so that it admits only one of the
+equivalent weights. Otherwise the update *ignores* the symmetry, and the choice among equivalent
+weights changes the training.
 
-No loss is asked for. Any loss with the symmetry has gradients that are related by ∇L(g·w) =
-g⁻¹·∇L(w), and are otherwise anything; so random ones will do.
+No loss is needed. The gradients of a loss with the symmetry satisfy ∇L(g·w) = g⁻¹·∇L(w) and are
+otherwise arbitrary, so random gradients that satisfy this replace them.
 """
 
 from __future__ import annotations
@@ -25,34 +26,34 @@ from manifoldnet import rules
 from manifoldnet.declarations import declare_all, manifolds, undeclare
 from manifoldnet.geometry import Manifold, Oblique
 from manifoldnet.optim import RiemannianSGD
-from manifoldnet.symmetry.declaring import Rule, rule
-from manifoldnet.symmetry.equations import Layout
-from manifoldnet.symmetry.evaluation import frozen_randomness
 from manifoldnet.symmetry.group import Generator, ScalingGroup
-from manifoldnet.symmetry.runs import OptimizerFactory, make, take_step
+from manifoldnet.symmetry.linear_system import Layout
+from manifoldnet.symmetry.losses import frozen_randomness
+from manifoldnet.symmetry.replay import OptimizerFactory, make_optimizer, take_step
+from manifoldnet.symmetry.rule import Rule, rule
 from manifoldnet.symmetry.scaling import ScalingElement
 
-__all__ = ["Explanation", "Row", "explain"]
+__all__ = ["Explanation", "Row", "check_classifier", "explain"]
 
 _STEPS = 3
 _LR = 1e-2
 _FACTOR = 8.0
-# Steps of float64 that should agree do so to this, relative.
-_AGREES = 1e-6
+# Largest relative difference of equal steps, computed in float64.
+_TOLERANCE = 1e-6
 
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """What updates do with one kind of symmetry.
+    """Behaviour of updates under one family of generators.
 
     Attributes:
-        name: the first generator of its kind, and how many there are.
-        size: how many there are.
-        trivial: whether it changes no weight.
-        verdicts: by update: "respects", "fixes" or "ignores".
-        errors: by update: ‖w̃⁺ − g·w⁺‖ / ‖w⁺ − w‖ of the worst parameter; 0 where it is fixed, ∞
-            where weights do not stay finite.
+        name: name of the first generator, and the number of others.
+        size: number of generators.
+        trivial: True if the generators change no weight.
+        verdicts: "respects", "fixes" or "ignores", by update.
+        errors: ‖g⁻¹·w̃⁺ − w⁺‖ / ‖w⁺ − w‖ of the worst parameter, by update; 0 where the symmetry is
+            fixed, ∞ where weights do not stay finite.
     """
 
     name: str
@@ -65,11 +66,11 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Explanation:
-    """Which update respects, fixes or ignores which symmetry. Its `str` is a table.
+    """Table of updates and symmetries, made by `explain`. Its `str` is for printing.
 
     Attributes:
-        updates: the columns.
-        rows: one for each kind of symmetry.
+        updates: names of the columns.
+        rows: one for each family of generators.
     """
 
     updates: tuple[str, ...]
@@ -97,20 +98,20 @@ def explain(
     classifier: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> Explanation:
-    """A table: what B-SGD, SM, UN and the user's optimizer make of each symmetry, measured.
+    """Measure whether B-SGD, SM, UN and the user's optimizer respect each symmetry.
 
-    B-SGD is plain SGD. SM has the scaled metric and UN unit norms where `rules.scaled_metric` and
-    `rules.unit_norm` put them, if `classifier` is given; else where the group asks for them
-    (`rule`), UN on rows only. In float64, three steps are taken with random gradients of a loss
-    that has the symmetry; all generators of one kind act at once, with factors up to 8. Where a
-    scaling leaves a manifold and others of the group lead back, it is measured with these.
+    B-SGD is plain SGD. SM is SGD under the scaled metric, UN under unit norms. With `classifier`,
+    these are declared by `rules.scaled_metric` and `rules.unit_norm`; without, by `rule(group)`,
+    UN on rows only. Three steps are taken in float64 with random gradients of a loss that has the
+    symmetry. All generators of one family act at once, with factors up to 8. Where a scaling leaves
+    a manifold and other scalings of the group lead back, the product is measured.
 
     Args:
-        model: any module; it is not changed. The user's optimizer sees it as it is declared.
-        group: of this model.
-        optimizer: makes the user's optimizer of a model; a column more.
-        classifier: the layer that classifies, as in `manifoldnet.rules`.
-        seed: decides the gradients.
+        model: any module, with the user's declarations; it is not changed.
+        group: the symmetries of this model.
+        optimizer: makes the user's optimizer of a model, for a further column.
+        classifier: the layers that classify, as in `manifoldnet.rules`.
+        seed: decides factors and gradients.
 
     Raises:
         ValueError: if the group is empty, or names parameters that the model does not have.
@@ -131,7 +132,7 @@ def explain(
             error = 0.0 if stays else _error(declared, group, members, factory, seed)
             row.errors[update] = error
             row.verdicts[update] = (
-                "fixes" if stays else "respects" if error <= _AGREES else "ignores"
+                "fixes" if stays else "respects" if error <= _TOLERANCE else "ignores"
             )
     return Explanation(tuple(columns), tuple(found))
 
@@ -139,70 +140,80 @@ def explain(
 def _columns(
     model: nn.Module, group: ScalingGroup, classifier: str | tuple[str, ...] | None
 ) -> Iterator[tuple[str, tuple[nn.Module, OptimizerFactory]]]:
-    """The paper's updates: a declared copy of the model, and an optimizer for it."""
+    """Updates of the paper: name, declared copy of the model, optimizer."""
 
     def sgd(model: nn.Module) -> torch.optim.Optimizer:
         return RiemannianSGD(model.named_parameters(), lr=_LR)
 
-    plain = copy.deepcopy(model)
-    for name in manifolds(plain):
-        undeclare(plain, name)
+    plain = _undeclared_copy(model)
     yield "B-SGD", (plain, sgd)
     if classifier is not None:
         scaled, unit = rules.scaled_metric(classifier), rules.unit_norm(classifier)
     else:
         try:
             scaled = rule(group)
-        except ValueError:  # it scales vectors only, and there is nothing to declare
+        except ValueError:  # the group scales vectors only, so nothing can be declared
             return
         unit = Rule({name: Oblique() for name, m in scaled.manifolds.items() if m.slices.dim != 1})
-    for name, how, project in (("SM", scaled, False), ("UN", unit, True)):
+    for name, declaration, project in (("SM", scaled, False), ("UN", unit, True)):
         target = copy.deepcopy(plain)
-        declare_all(target, how, project=project)
+        declare_all(target, declaration, project=project)
         yield name, (target, sgd)
 
 
-def _fixed(model: nn.Module, group: ScalingGroup, families: list[list[Generator]]) -> list[bool]:
-    """Which families a model's manifolds fix.
+def check_classifier(model: nn.Module, classifier: str | tuple[str, ...]) -> None:
+    """Raise the ValueError that `explain` raises for layers that cannot classify."""
+    declare_all(_undeclared_copy(model), rules.scaled_metric(classifier))
 
-    To first order, a generator moves weights off their manifolds at certain rates. A family is
-    fixed if no other scalings make up for its rates; those that scale the fewest parameters count
-    first (a filter alone is fixed by its norm, whatever else might undo it).
+
+def _undeclared_copy(model: nn.Module) -> nn.Module:
+    plain = copy.deepcopy(model)
+    for name in manifolds(plain):
+        undeclare(plain, name)
+    return plain
+
+
+def _fixed(model: nn.Module, group: ScalingGroup, families: list[list[Generator]]) -> list[bool]:
+    """By family, True if a model's manifolds fix its generators.
+
+    The velocity of a generator has a component normal to the manifolds. A family is fixed if other
+    generators of the group cannot cancel that component. Families that scale the fewest parameters
+    come first: the norm of a filter fixes its scaling, even if others could cancel it.
     """
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     constrained = {n: m for n, m in manifolds(model).items() if n in tensors}
     fixed = [False] * len(families)
     span: Tensor | None = None
-    order = sorted(range(len(families)), key=lambda i: len({k[0] for k in families[i][0].kind}))
+    order = sorted(range(len(families)), key=lambda i: len({f[0] for f in families[i][0].family}))
     for i in order:
-        rates = torch.stack([_rates(g, tensors, constrained) for g in families[i]], dim=1)
-        if not bool((rates.abs() > _AGREES).any()):
+        normal = torch.stack([_normal_part(g, tensors, constrained) for g in families[i]], dim=1)
+        if not bool((normal.abs() > _TOLERANCE).any()):
             continue
-        rest = rates if span is None else rates - span @ (span.mT @ rates)
-        left, sizes, _ = torch.linalg.svd(rest, full_matrices=False)
-        new = left[:, sizes > _AGREES * float(torch.linalg.matrix_norm(rates, 2))]
+        rest = normal if span is None else normal - span @ (span.mT @ normal)
+        left, singular, _ = torch.linalg.svd(rest, full_matrices=False)
+        new = left[:, singular > _TOLERANCE * float(torch.linalg.matrix_norm(normal, 2))]
         fixed[i] = new.shape[1] == len(families[i])
         span = new if span is None else torch.cat([span, new], dim=1)
     return fixed
 
 
 @torch.no_grad()
-def _rates(
+def _normal_part(
     generator: Generator, tensors: dict[str, Tensor], constrained: dict[str, Manifold]
 ) -> Tensor:
-    """How fast weights leave their manifolds: ⟨w, normal part of the velocity⟩, slice by slice."""
+    """⟨w, normal component of the velocity of a generator⟩ of each slice."""
     element = generator.element(2.0)
-    rates = [torch.zeros(1, dtype=torch.float64)]
+    parts = [torch.zeros(1, dtype=torch.float64)]
     for name, manifold in constrained.items():
         w = tensors[name].detach()
         layout = Layout({name: tuple(w.shape)})
         if name not in element.parameters:
-            rates.append(torch.zeros(len(layout.slices), dtype=torch.float64))
+            parts.append(torch.zeros(len(layout.slices), dtype=torch.float64))
             continue
         velocity = w * element.factors(name, w).log2()
         normal = velocity - manifold.proju(w, velocity)
-        rates.append(layout.sums({name: (w * normal)[None]})[0])
-    return torch.cat(rates)
+        parts.append(layout.sums({name: (w * normal)[None]})[0])
+    return torch.cat(parts)
 
 
 def _error(
@@ -212,47 +223,46 @@ def _error(
     optimizer: OptimizerFactory,
     seed: int,
 ) -> float:
-    """How far step and scale is from scale and step, relative to the steps."""
+    """‖g⁻¹·w̃⁺ − w⁺‖ / ‖w⁺ − w‖ of the worst parameter, for a random g in the span of members."""
     source = torch.Generator().manual_seed(seed)
     scales = _FACTOR ** (2 * torch.rand(len(members), generator=source, dtype=torch.float64) - 1)
     element = group.subgroup(members).element(scales.log())
-    here, there = copy.deepcopy(model), copy.deepcopy(model)
-    factors = _factors(here, element)
-    start = _weights(here)
+    plain, scaled = copy.deepcopy(model), copy.deepcopy(model)
+    factors = _factors(plain, element)
+    start = _weights(plain)
     with torch.no_grad():
-        for name, parameter in there.named_parameters():
+        for name, parameter in scaled.named_parameters():
             parameter.mul_(factors[name])
     with frozen_randomness(seed):
-        first = make(optimizer, here)
+        plain_optimizer = make_optimizer(optimizer, plain)
     with frozen_randomness(seed):
-        second = make(optimizer, there)
+        scaled_optimizer = make_optimizer(optimizer, scaled)
     for i in range(_STEPS):
-        now = _factors(here, element)
+        now = _factors(plain, element)
         gradients = {
             name: torch.randn(w.shape, generator=source, dtype=torch.float64).to(w)
             for name, w in start.items()
         }
-        back = {name: g / now[name] for name, g in gradients.items()}
-        _step(here, first, gradients, i)
-        _step(there, second, back, i)
-        if not (_finite(here) and _finite(there)):
+        _step(plain, plain_optimizer, gradients, i)
+        _step(scaled, scaled_optimizer, {name: g / now[name] for name, g in gradients.items()}, i)
+        if not all(bool(w.isfinite().all()) for m in (plain, scaled) for w in m.parameters()):
             return math.inf
     worst = 0.0
-    end, now = _weights(there), _factors(here, element)
-    for name, w in _weights(here).items():
-        off = (end[name] - now[name] * w) / factors[name]
-        moved = max(
+    end, now = _weights(scaled), _factors(plain, element)
+    for name, w in _weights(plain).items():
+        difference = (end[name] - now[name] * w) / factors[name]
+        step = max(
             float((w - start[name]).norm()),
             float((end[name] / factors[name] - start[name]).norm()),
         )
-        if moved > 0:
-            worst = max(worst, float(off.norm()) / moved)
+        if step > 0:
+            worst = max(worst, float(difference.norm()) / step)
     return worst
 
 
 @torch.no_grad()
 def _factors(model: nn.Module, element: ScalingElement) -> dict[str, Tensor]:
-    """The factors of an element, and of what leads back to the manifolds, at these weights."""
+    """Factors of an element times those of the projections back onto the manifolds."""
     declared = manifolds(model)
     found = {}
     for name, w in model.named_parameters():
@@ -275,12 +285,8 @@ def _step(
         return torch.zeros((), dtype=torch.float64)
 
     closure()
-    with frozen_randomness(seed):  # an update that adds noise adds the same
+    with frozen_randomness(seed):  # an update that adds noise adds the same to both
         take_step(optimizer, closure)
-
-
-def _finite(model: nn.Module) -> bool:
-    return all(bool(w.isfinite().all()) for w in model.parameters())
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

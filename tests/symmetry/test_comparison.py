@@ -1,61 +1,36 @@
-"""Declaring by symmetries, and the table of what updates do with them."""
+"""Declaration rules of groups, and the comparison of updates."""
 
 import geoopt
 import pytest
 import torch
 from cases import source
+from nets import column, generator, layer, row
 from torch import nn
 
 import manifoldnet as mn
 from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2
-from manifoldnet.symmetry import Generator, ScalingElement, ScalingGroup, Slice, explain, rule
+from manifoldnet.symmetry import ScalingElement, ScalingGroup, Slice, explain, rule
 
 
-def generator(*slices, **more):
-    return Generator({Slice(name, dim, index): power for name, dim, index, power in slices}, **more)
-
-
-def pairs(first, second, features=8, entries=()):
-    """Two pooled filters of one weight (and entries of vectors) against a column of the next."""
-    return [
-        generator(
-            *((first, 0, i, 1.0) for i in (2 * j, 2 * j + 1)),
-            (second, 1, j, -1.0),
-        )
-        for j in range(features // 2)
-    ]
+def pairs(slices, first, second):
+    """Two pooled filters of one weight (or entries of a layer) against a column of the next."""
+    return [generator(slices(first, 2 * j, 2 * j + 1), column(second, j)) for j in range(4)]
 
 
 def arch1():
     model = Arch1(6, 3, features=8, generator=source(1))
-    inner = pairs("hidden.0.weight", "hidden.3.weight")
-    outer = pairs("hidden.3.weight", "head.weight")
-    trivial = generator(
-        *(("head.weight", 0, i, 1.0) for i in range(3)),
-        *(("head.weight", 1, j, -1.0) for j in range(4)),
-        trivial=True,
-    )
+    inner = pairs(row, "hidden.0.weight", "hidden.3.weight")
+    outer = pairs(row, "hidden.3.weight", "head.weight")
+    trivial = generator(row("head.weight", *range(3)), column("head.weight", *range(4)))
     return model, ScalingGroup.of(model, [*inner, *outer, trivial]), inner, outer
 
 
 def arch2():
     model = Arch2(6, 3, features=8, generator=source(1))
-    rows = [generator(("hidden.4.weight", 0, i, 1.0)) for i in range(8)]
+    rows = [generator(row("hidden.4.weight", i)) for i in range(8)]
     # Scale and shift of two pooled features against a column: of a hidden layer, of the classifier.
-    first, second = (
-        [
-            generator(
-                *(
-                    (f"hidden.{norm}.{name}", 0, i, 1.0)
-                    for name in ("weight", "bias")
-                    for i in (2 * j, 2 * j + 1)
-                ),
-                (after, 1, j, -1.0),
-            )
-            for j in range(4)
-        ]
-        for norm, after in ((1, "hidden.4.weight"), (5, "head.weight"))
-    )
+    first = pairs(layer, "hidden.1", "hidden.4.weight")
+    second = pairs(layer, "hidden.5", "head.weight")
     return model, ScalingGroup.of(model, [*rows, *first, *second])
 
 
@@ -66,7 +41,7 @@ def sgd(model):
 # --- rules ----------------------------------------------------------------------------------------
 
 
-def test_the_rule_of_arch1_is_the_papers():
+def test_rule_of_arch1_is_that_of_the_paper():
     model, group, inner, _ = arch1()
     declared = mn.declare_all(model, rule(group))
     assert declared == {
@@ -80,13 +55,10 @@ def test_the_rule_of_arch1_is_the_papers():
 
 def test_a_weight_that_is_scaled_as_a_whole_is_one_vector():
     model, _, _, outer = arch1()
-    whole = generator(
-        *(("hidden.0.weight", 0, i, 1.0) for i in range(8)),
-        *(("head.weight", 1, j, -1.0) for j in range(4)),
-    )
+    whole = generator(row("hidden.0.weight", *range(8)), column("head.weight", *range(4)))
     by_rows = ScalingGroup.of(model, [whole])
     by_name = ScalingGroup.of(
-        model, [generator(("hidden.0.weight", None, 0, 1.0), ("head.weight", None, 0, -1.0))]
+        model, [generator([Slice("hidden.0.weight", None)], [Slice("head.weight", None)])]
     )
     for group in (by_rows, by_name):
         assert rule(group).manifolds == {
@@ -98,31 +70,31 @@ def test_a_weight_that_is_scaled_as_a_whole_is_one_vector():
     assert both.uncovered == ()
 
 
-def test_more_generators_win_where_rows_and_columns_are_scaled():
+def test_rule_follows_the_larger_number_of_generators():
     model = nn.Linear(3, 5, bias=False)
-    rows = [generator(("weight", 0, i, 1.0)) for i in range(2)]
-    columns = [generator(("weight", 1, j, 1.0)) for j in range(3)]
-    assert rule(ScalingGroup.of(model, rows + columns)).manifolds["weight"].dim == 1
-    assert rule(ScalingGroup.of(model, rows + columns[:2])).manifolds["weight"].dim == 0
+    rows = [generator(row("weight", i)) for i in range(2)]
+    columns = [generator(column("weight", j)) for j in range(3)]
+    assert rule(ScalingGroup.of(model, rows + columns)).manifolds["weight"].slices.dim == 1
+    assert rule(ScalingGroup.of(model, rows + columns[:2])).manifolds["weight"].slices.dim == 0
     assert list(rule(ScalingGroup.of(model, rows + columns)).uncovered) == rows
 
 
-def test_vectors_stay_free_and_uncovered_and_buffers_do_not_count():
+def test_vectors_and_buffers_are_not_declared():
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    with_bias = generator(("0.weight", 0, 1, 1.0), ("0.bias", 0, 1, 1.0))
-    with_buffers = generator(("0.weight", 0, 0, 1.0), ("1.running_var", 0, 0, 2.0))
+    with_bias = generator(layer("0", 1))
+    with_buffers = generator(row("0.weight", 0) + row("1.running_var", 0))
     found = rule(ScalingGroup.of(model, [with_bias, with_buffers]))
     assert found.manifolds == {"0.weight": mn.ScaledEuclidean(0)}
     assert list(found.uncovered) == [with_bias]
 
 
-def test_rules_refuse_what_they_cannot_declare():
+def test_invalid_rules():
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    vectors = ScalingGroup.of(model, [generator(("1.weight", 0, 0, 1.0), ("1.bias", 0, 0, 1.0))])
+    vectors = ScalingGroup.of(model, [generator(layer("1", 0))])
     for group in (vectors, ScalingGroup.of(model, [])):
         with pytest.raises(ValueError, match="scales no weight of order two or more"):
             rule(group)
-    other = rule(ScalingGroup.of(model, [generator(("0.weight", 0, 0, 1.0))]))
+    other = rule(ScalingGroup.of(model, [generator(row("0.weight", 0))]))
     with pytest.raises(ValueError, match=r"another model's: Linear has no 0\.weight"):
         mn.declare_all(nn.Linear(4, 3), other)
 
@@ -144,16 +116,16 @@ def test_arch1():
         "UN": ["fixes", "fixes", "respects"],
         "yours": ["ignores", "ignores", "respects"],
     }
-    assert [row.size for row in table.rows] == [4, 4, 1]
-    for row in table.rows:
-        for update, error in row.errors.items():
+    assert [line.size for line in table.rows] == [4, 4, 1]
+    for line in table.rows:
+        for update, error in line.errors.items():
             low, high = {"ignores": (1e-2, 1e3), "respects": (0, 1e-12), "fixes": (0, 0)}[
-                row.verdicts[update]
+                line.verdicts[update]
             ]
-            assert low <= error <= high, (row.name, update, error)
+            assert low <= error <= high, (line.name, update, error)
 
 
-def test_arch2_filters_are_fixed_by_their_norms_but_what_works_through_them_is_not():
+def test_arch2():
     model, group = arch2()
     table = explain(model, group)
     # γ and β against a column of W2: unit rows of W2 are reached again by scaling rows, which is
@@ -165,7 +137,7 @@ def test_arch2_filters_are_fixed_by_their_norms_but_what_works_through_them_is_n
     }
 
 
-def test_the_users_update_is_judged_as_the_model_is_declared():
+def test_users_update_follows_the_declarations():
     model, group, _, _ = arch1()
     mn.declare_all(model, mn.rules.scaled_metric("head", retraction="additive"))
     before = {name: w.clone() for name, w in model.state_dict().items()}
@@ -182,11 +154,10 @@ def test_the_users_update_is_judged_as_the_model_is_declared():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_geoopts_optimizer_and_sphere_can_be_judged():
-    model = nn.Linear(4, 3, bias=False)
+def test_geoopt_optimizer_and_sphere():
+    model, group = rows_of_a_layer()
     sphere = geoopt.Sphere()
     model.weight = geoopt.ManifoldParameter(sphere.random(3, 4), sphere)
-    group = ScalingGroup.of(model, [generator(("weight", 0, i, 1.0)) for i in range(3)])
     table = explain(model, group, lambda m: geoopt.optim.RiemannianSGD(m.parameters(), lr=0.1))
     assert verdicts(table) == {
         "B-SGD": ["ignores"],
@@ -196,9 +167,9 @@ def test_geoopts_optimizer_and_sphere_can_be_judged():
     }
 
 
-def test_the_scale_of_a_stage_on_a_sphere_is_fixed_and_under_the_scaled_metric_respected():
+def test_stage_on_a_sphere_and_under_the_scaled_metric():
     model = nn.Linear(4, 3, bias=False)
-    group = ScalingGroup.of(model, [generator(("weight", None, 0, 1.0))])
+    group = ScalingGroup.of(model, [generator([Slice("weight", None)])])
     mn.declare(model, "weight", mn.Sphere(), project=True)
     assert verdicts(explain(model, group, sgd))["yours"] == ["fixes"]
     mn.undeclare(model, "weight")
@@ -213,7 +184,7 @@ def test_a_classifier_can_be_named_as_in_the_rules():
         explain(model, group, classifier="tail")
 
 
-def test_the_table_reads_well():
+def test_printed_table():
     model, group, _, _ = arch1()
     lines = str(explain(model, group)).splitlines()
     assert lines[0].split() == ["B-SGD", "SM", "UN", "symmetry"]
@@ -226,27 +197,27 @@ def test_the_table_reads_well():
     assert len({line.index("h", 40) for line in lines[1:]}) == 1  # columns are aligned
 
 
-def test_there_must_be_something_to_explain():
+def test_empty_group_is_an_error():
     model, _, _, _ = arch1()
     with pytest.raises(ValueError, match="no symmetry to explain"):
         explain(model, ScalingGroup.of(model, []))
     with pytest.raises(ValueError, match="no parameter 'other'"):
-        ScalingGroup.of(model, [generator(("other", 0, 0, 1.0))])
+        ScalingGroup.of(model, [generator(row("other", 0))])
 
 
-def test_a_group_of_another_model_is_refused():
+def test_group_of_another_model_is_an_error():
     _, group, _, _ = arch1()
     with pytest.raises(ValueError, match="another model's"):
         explain(nn.Linear(4, 3), group)
 
 
-def test_an_element_is_no_update():
+def test_factory_of_something_else_is_an_error():
     model, group, _, _ = arch1()
     with pytest.raises(ValueError, match="makes an optimizer"):
         explain(model, group, lambda m: ScalingElement.identity())
 
 
-# --- optimizers that do as they please ------------------------------------------------------------
+# --- unusual optimizers ---------------------------------------------------------------------------
 
 
 class IgnoresItsClosure(torch.optim.SGD):
@@ -278,24 +249,24 @@ class AddsNoise(torch.optim.SGD):
 
 def rows_of_a_layer():
     model = nn.Linear(4, 3, bias=False)
-    return model, ScalingGroup.of(model, [generator(("weight", 0, i, 1.0)) for i in range(3)])
+    return model, ScalingGroup.of(model, [generator(row("weight", i)) for i in range(3)])
 
 
 @pytest.mark.parametrize("kind", [IgnoresItsClosure, TakesNoClosure, torch.optim.LBFGS])
-def test_an_update_is_judged_by_steps_that_it_really_takes(kind):
+def test_optimizers_with_unusual_closures(kind):
     model, group = rows_of_a_layer()
     row = explain(model, group, lambda m: kind(m.parameters(), lr=0.1)).rows[0]
     assert row.verdicts["yours"] == "ignores"
     assert row.errors["yours"] > 1e-2
 
 
-def test_an_update_that_ends_in_nan_respects_nothing():
+def test_update_that_gives_nan_ignores_the_symmetry():
     model, group = rows_of_a_layer()
     row = explain(model, group, lambda m: Spoils(m.parameters(), lr=0.1)).rows[0]
     assert (row.verdicts["yours"], row.errors["yours"]) == ("ignores", float("inf"))
 
 
-def test_a_random_update_draws_the_same_numbers_twice_and_leaves_the_users_alone():
+def test_random_update_draws_equal_numbers():
     model, group = rows_of_a_layer()
     before = torch.get_rng_state()
     row = explain(model, group, lambda m: AddsNoise(m.parameters(), lr=0.1)).rows[0]

@@ -1,12 +1,12 @@
-"""`manifoldnet symmetries`: a factory in a file, its group and table, and what can go wrong."""
+"""`manifoldnet symmetries`: group and table of the model that a factory makes, and errors."""
 
 import sys
 
 import pytest
 
-from manifoldnet import cli, experiments
-from manifoldnet.experiments import symmetries
+from manifoldnet import cli, experiments, symmetry
 from manifoldnet.experiments.status import StatusLine
+from manifoldnet.symmetry import factory
 
 SOURCE = """
 import torch
@@ -146,22 +146,22 @@ def test_the_group_and_the_table_are_printed(capsys, target):
     assert err.splitlines() == ["equations", "factorizing", "verifying"]
 
 
-def test_an_optimizer_of_the_user_s_is_a_column_more(capsys):
+def test_users_optimizer_has_a_column(capsys):
     out, _ = run(capsys, "network:make_with_optimizer", "--quiet")
     assert out.split("\n\n")[1].split()[:4] == ["B-SGD", "SM", "UN", "yours"]
 
 
 def test_options_reach_the_discovery(capsys, monkeypatch):
     given = {}
-    real = symmetries.discover
+    real = factory.discover
     monkeypatch.setattr(
-        symmetries, "discover", lambda *args, **options: given.update(options) or real(*args)
+        factory, "discover", lambda *args, **options: given.update(options) or real(*args)
     )
     run(capsys, "network:make", "--quiet", "--seed", "7", "--keep-eps")
     assert (given["seed"], given["keep_eps"]) == (7, True)
 
 
-def test_a_classifier_puts_the_updates_where_the_paper_has_them(capsys):
+def test_classifier_sets_the_papers_metrics(capsys):
     """Columns of the classifier: SM then respects batch normalization's rows in the other layer."""
     out, _ = run(capsys, "network:make_normalized", "--quiet", "--classifier", "3")
     table = out.split("\n\n")[1].splitlines()
@@ -170,18 +170,18 @@ def test_a_classifier_puts_the_updates_where_the_paper_has_them(capsys):
     assert "ε up to 1e-05, taken out" in out
 
 
-def test_a_model_with_declarations_is_taken_as_it_is(capsys):
+def test_declared_models_are_accepted(capsys):
     out, _ = run(capsys, "network:make_declared", "--quiet", "--classifier", "2")
     assert "dimension 6" in out
 
 
-def test_no_symmetry_is_an_answer(capsys):
+def test_model_without_symmetry(capsys):
     out, _ = run(capsys, "network:make_without_symmetry", "--quiet")
     assert out.startswith("scaling group of dimension 0")
     assert "B-SGD" not in out
 
 
-def test_quiet_is_quiet(capsys):
+def test_quiet_prints_no_progress(capsys):
     assert run(capsys, "network:make", "--quiet").err == ""
 
 
@@ -223,7 +223,7 @@ def test_quiet_is_quiet(capsys):
         (["network:make", "--classifier", "1"], "classifier='1' is no linear or convolution layer"),
     ],
 )
-def test_a_wrong_request_is_one_line(capsys, arguments, message):
+def test_errors_are_one_line(capsys, arguments, message):
     assert cli.main(["symmetries", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -232,39 +232,39 @@ def test_a_wrong_request_is_one_line(capsys, arguments, message):
     assert message in line
 
 
-def test_a_wrong_classifier_is_found_before_the_discovery(capsys, monkeypatch):
-    monkeypatch.setattr(symmetries, "discover", lambda *_, **__: pytest.fail("discovered"))
+def test_classifier_is_checked_before_the_discovery(capsys, monkeypatch):
+    monkeypatch.setattr(factory, "discover", lambda *_, **__: pytest.fail("discovered"))
     assert cli.main(["symmetries", "network:make", "--classifier", "fc"]) == 2
     assert "classifier='fc'" in capsys.readouterr().err
 
 
-def test_a_file_takes_no_other_module_s_place(capsys, tmp_path):
+def test_file_replaces_no_loaded_module(capsys, tmp_path):
     (tmp_path / "json.py").write_text(SOURCE)
     before = sys.modules["json"]
     run(capsys, "json.py:make", "--quiet")
     assert sys.modules["json"] is before
 
 
-def test_ctrl_c_does_not_promise_that_anything_was_kept(capsys, monkeypatch):
+def test_interruption_promises_no_resume(capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(symmetries, "discover", interrupted)
+    monkeypatch.setattr(factory, "discover", interrupted)
     assert cli.main(["symmetries", "network:make"]) == 130
     assert capsys.readouterr().err == "\nmanifoldnet: interrupted\n"
 
 
-def test_it_needs_no_package_of_the_experiments(capsys, monkeypatch):
+def test_command_needs_no_extra(capsys, monkeypatch):
     for name in ("sklearn", "datasets", "matplotlib", "tqdm", "PIL"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("symmetries", "status"):  # imported again, without them
-        monkeypatch.delattr(experiments, name)
-        monkeypatch.delitem(sys.modules, f"manifoldnet.experiments.{name}")
+    for package, name in ((symmetry, "factory"), (experiments, "status")):
+        monkeypatch.delattr(package, name)  # imported again, without them
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}")
     out, _ = run(capsys, "network:make", "--quiet")
     assert out.startswith("scaling group of dimension 6")
 
 
-def test_on_a_terminal_the_line_is_written_over_and_gone_at_the_end(capsys, monkeypatch):
+def test_progress_line_is_erased_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with StatusLine() as status:
         status("equations", 1, 2)

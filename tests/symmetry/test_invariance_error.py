@@ -1,4 +1,4 @@
-"""The measures of invariance: right numbers, for any optimizer, and the model stays as it is."""
+"""Errors of invariance: values by hand, any optimizer, unchanged models, invalid arguments."""
 
 import copy
 import math
@@ -163,13 +163,13 @@ def test_trajectory_by_hand():
     assert error.where == "the loss at step 1 is 1.62, and 3.645 from scaled weights"
 
 
-def test_a_symmetry_that_the_loss_does_not_have_shows_at_step_0():
+def test_broken_symmetry_shows_at_step_0():
     element = ScalingElement({ROW: 2.0})
     error = invariance_error.trajectory(Line(), element, half_square, [BATCH], sgd, steps=1)
     assert error >= (4.5 - 0.5) / 4.5
 
 
-def test_a_deviation_is_a_number_with_a_place():
+def test_deviation_is_a_float_with_attributes():
     error = Deviation(0.25, "row 3", "w")
     assert error == 0.25
     assert isinstance(error, float)
@@ -187,7 +187,7 @@ def test_the_worst_parameter_and_slice_are_named():
     assert error > 0.5
 
 
-def test_what_is_not_scaled_counts_too():
+def test_parameters_without_factors_are_compared():
     # The classifier's bias moves with the rest of the network, though it has the factor 1.
     element = ScalingElement({("hidden.weight", 0): [3.0] * 8, ("hidden.bias", 0): [3.0] * 8})
     model = Net()
@@ -342,7 +342,7 @@ MEASURES = {
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
-def test_measuring_changes_nothing(measure, training):
+def test_model_and_generator_are_unchanged(measure, training):
     model = declared(Net(norm=True, dropout=0.3)).train(training)
     entropy(model(batch_of()[0]), batch_of()[1]).backward()
     state = copy.deepcopy(model.state_dict())
@@ -380,7 +380,7 @@ def test_dropout_is_repeated():
     assert len(set(run.losses)) == 3
 
 
-def test_within_a_step_the_loss_is_one_function():
+def test_loss_is_deterministic_within_a_step():
     # A line search compares losses: with other units dropped each time, it could not.
     seen = []
 
@@ -461,7 +461,7 @@ def test_metrics_are_drawn_from_the_generator_given():
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-7), (torch.float32, 1e-2)])
-def test_a_bias_without_a_gradient_makes_no_noise(dtype, bound):
+def test_bias_with_a_gradient_of_rounding_errors(dtype, bound):
     # Batch normalization takes the mean away: the gradient of the bias before it is rounding.
     model = Net(dtype, norm=True)
     mn.declare(model.hidden, "weight", mn.ScaledEuclidean(dim=0))
@@ -479,7 +479,7 @@ def test_a_bias_without_a_gradient_makes_no_noise(dtype, bound):
 
 
 @pytest.mark.thorough
-def test_a_loss_that_goes_to_zero_makes_no_noise():
+def test_loss_that_converges_to_zero():
     # It is fitted to the last digit; the losses are then rounding, of 1e-31 or so, or zero.
     model = Line()
     for name, dim in (("w", 0), ("v", 1)):
@@ -495,7 +495,7 @@ def test_a_loss_that_goes_to_zero_makes_no_noise():
     assert error < 1e-9
 
 
-def test_parameters_that_stand_still_count_as_equal():
+def test_constant_parameters_have_no_error():
     model = Net()
     model.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
     element = UNITS * ScalingElement({Slice("unused", 0, 1): 3.0})
@@ -531,7 +531,7 @@ def test_bfloat16_models():
     assert invariance_error.trajectory(model, UNITS, entropy, [batch], sm, steps=5) == 0
 
 
-def test_the_metric_of_half_types_has_room_for_large_factors():
+def test_metric_of_half_types_with_large_factors():
     model = Net(torch.float16)
     mn.declare(model.hidden, "weight", mn.ScaledEuclidean(dim=0))
     element = ScalingElement(
@@ -560,31 +560,46 @@ def call(measure, model=None, element=UNITS, loss_fn=entropy, batch=(X, T), fact
     return invariance_error.trajectory(model, element, loss_fn, batches, factory, **more)
 
 
-ALL = pytest.mark.parametrize("measure", MEASURES)
-STEPPING = pytest.mark.parametrize("measure", ["update", "trajectory"])
+STEPPING = ("update", "trajectory")
+WITH_A_LOSS = ("loss", *STEPPING)
+LAZY = {"model": nn.Sequential(nn.LazyLinear(3)), "element": ScalingElement({("0.weight", 0): [2]})}
+INVALID = [
+    (tuple(MEASURES), {"element": OTHER}, "'other.weight', which Net does not have"),
+    (tuple(MEASURES), LAZY, "0.weight has no shape yet .*run the model once"),
+    (WITH_A_LOSS, {"batch": NAN}, "the loss .*is nan|is not finite after 1 of"),
+    (WITH_A_LOSS, {"loss_fn": nn.CrossEntropyLoss(reduction="none")}, r"not shape \(16,\)"),
+    (WITH_A_LOSS, {"loss_fn": lambda output, target: 1.0}, "one real number, not float"),
+    *(
+        (WITH_A_LOSS, {"batch": batch}, r"a batch is a pair \(input, target\), not ")
+        for batch in (X, (X,), (X, T, T), X[:2], None)
+    ),
+    *((STEPPING, {"steps": n}, f"steps is {n!r}") for n in (0, -1, 1.5, "3", None)),
+    *((("trajectory",), {"batches": none}, "batches is empty") for none in ([], iter([]))),
+    *(
+        (STEPPING, {"factory": lambda m, made=made: made}, "a function that makes .* it gave")
+        for made in (None, "sgd", torch.optim.SGD, nn.Linear(2, 2))
+    ),
+    (STEPPING, {"model": Net().requires_grad_(False)}, "no parameter that requires a gradient"),
+    (
+        STEPPING,
+        {"model": Line(), "element": SYMMETRY, "loss_fn": half_square, "batch": BATCH}
+        | {"factory": lambda m: sgd_of(m, 1e200), "steps": 9},
+        "from the model's own weights is not finite after",
+    ),
+]
 
 
-@ALL
-def test_unknown_parameters_are_refused(measure):
-    with pytest.raises(ValueError, match=r"'other.weight', which Net does not have"):
-        call(measure, element=OTHER)
+@pytest.mark.parametrize(
+    ("measure", "options", "message"),
+    [(measure, options, message) for measures, options, message in INVALID for measure in measures],
+)
+def test_invalid_arguments(measure, options, message):
+    with pytest.raises(ValueError, match=message):
+        call(measure, **options)
 
 
-@ALL
-def test_lazy_layers_are_refused(measure):
-    model = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(ValueError, match=r"0.weight has no shape yet .*run the model once"):
-        call(measure, model=model, element=ScalingElement({Slice("0.weight", 0, 1): 2.0}))
-
-
-@pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
-def test_losses_that_are_not_finite_are_refused(measure):
-    with pytest.raises(ValueError, match=r"the loss .*is nan|is not finite after 1 of"):
-        call(measure, batch=NAN)
-
-
-@pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
-def test_a_penalty_on_the_models_own_weights_is_refused(measure):
+@pytest.mark.parametrize("measure", WITH_A_LOSS)
+def test_penalty_on_the_own_weights_is_an_error(measure):
     # It would be the same constant before and after scaling, and leave its gradient in the model.
     model = Net()
 
@@ -596,67 +611,20 @@ def test_a_penalty_on_the_models_own_weights_is_refused(measure):
     assert model.hidden.weight.grad is None
 
 
-@pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
-@pytest.mark.parametrize(
-    ("loss_fn", "message"),
-    [
-        (nn.CrossEntropyLoss(reduction="none"), r"one real number, not shape \(16,\)"),
-        (lambda output, target: 1.0, "one real number, not float"),
-    ],
-)
-def test_losses_that_are_no_number_are_refused(measure, loss_fn, message):
-    with pytest.raises(ValueError, match=message):
-        call(measure, loss_fn=loss_fn)
-
-
-@pytest.mark.parametrize("measure", ["loss", "update", "trajectory"])
-@pytest.mark.parametrize("batch", [X, (X,), (X, T, T), X[:2], None])
-def test_batches_that_are_no_pairs_are_refused(measure, batch):
-    with pytest.raises(ValueError, match=r"a batch is a pair \(input, target\), not "):
-        call(measure, batch=batch)
-
-
-@STEPPING
-@pytest.mark.parametrize("steps", [0, -1, 1.5, "3", None])
-def test_impossible_numbers_of_steps_are_refused(measure, steps):
-    with pytest.raises(ValueError, match=f"steps is {steps!r}"):
-        call(measure, steps=steps)
-
-
-def test_no_batches_are_refused():
-    for batches in ([], iter([])):
-        with pytest.raises(ValueError, match="batches is empty"):
-            call("trajectory", batches=batches)
-
-
-@STEPPING
-@pytest.mark.parametrize("made", [None, "sgd", torch.optim.SGD, nn.Linear(2, 2)])
-def test_factories_of_something_else_are_refused(measure, made):
-    with pytest.raises(ValueError, match=r"optimizer must be a function that makes .* it gave"):
-        call(measure, factory=lambda model: made)
-
-
-@STEPPING
-def test_optimizers_of_another_model_are_refused(measure):
+@pytest.mark.parametrize("measure", STEPPING)
+@pytest.mark.parametrize("early", [True, False])
+def test_optimizer_of_another_model_is_an_error(measure, early):
     # It would train the user's own model, and neither of the two that are compared.
     model = Net()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="something else than the model it was given"):
-        call(measure, model=model, factory=lambda m: sgd(model))
     optimizer = sgd(model)
     with pytest.raises(ValueError, match="something else than the model it was given"):
-        call(measure, model=model, factory=lambda m: optimizer)
+        call(measure, model=model, factory=lambda m: optimizer if early else sgd(model))
     assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
 
 
-@STEPPING
-def test_a_model_that_cannot_be_trained_is_refused(measure):
-    with pytest.raises(ValueError, match="depends on no parameter that requires a gradient"):
-        call(measure, model=Net().requires_grad_(False))
-
-
-@STEPPING
-def test_weights_that_leave_their_manifold_are_refused(measure):
+@pytest.mark.parametrize("measure", STEPPING)
+def test_weights_that_leave_their_manifold_are_an_error(measure):
     model = Net()
     mn.declare(model.hidden, "weight", mn.Oblique(), project=True)
     with pytest.raises(ValueError, match=r"hidden.weight is not on Oblique"):
@@ -665,21 +633,15 @@ def test_weights_that_leave_their_manifold_are_refused(measure):
     assert call("loss", model=model) == 0
 
 
-@STEPPING
-def test_a_run_that_diverges_by_itself_is_refused(measure):
-    with pytest.raises(ValueError, match=r"from the model's own weights is not finite after"):
-        call(measure, Line(), SYMMETRY, half_square, BATCH, lambda m: sgd_of(m, 1e200), steps=9)
-
-
-@STEPPING
-def test_a_run_that_diverges_from_scaled_weights_is_infinitely_far(measure):
+@pytest.mark.parametrize("measure", STEPPING)
+def test_divergence_from_scaled_weights_is_an_infinite_error(measure):
     element = ScalingElement({ROW: 2.0**200, COLUMN: 2.0**-200})
     error = call(measure, Line(), element, half_square, BATCH, sgd, steps=9)
     assert error == math.inf
     assert "diverges" in error.where
 
 
-def test_a_metric_without_numbers_is_not_taken_for_invariant():
+def test_metric_at_nan_is_an_error():
     model = nn.Linear(4, 3, bias=False)
     mn.declare(model, "weight", mn.ScaledEuclidean(0))
     model.weight.data[0, 0] = float("nan")

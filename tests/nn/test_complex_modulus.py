@@ -1,4 +1,4 @@
-"""The complex stage: what it computes, that it is homogeneous, and its gradient at 0."""
+"""Complex stage and features: formula, homogeneity, gradient at 0."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from manifoldnet.nn import ComplexModulusStage, ModulusFeatures
-from manifoldnet.nn.modulus import averaged_modulus
+from manifoldnet.nn.complex_modulus import averaged_modulus
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -25,7 +25,7 @@ def stages(draw):
 
 
 @given(stages())
-def test_it_is_a_complex_convolution_a_modulus_and_an_average(case):
+def test_formula_of_the_stage(case):
     stage, images = case
     real, imaginary = stage.weight.detach().chunk(2)
     complex_kernel = torch.complex(real, imaginary)
@@ -38,7 +38,7 @@ def test_it_is_a_complex_convolution_a_modulus_and_an_average(case):
 
 
 @given(stages(), st.floats(-200, 200))
-def test_it_is_homogeneous(case, exponent):
+def test_stage_is_homogeneous(case, exponent):
     stage, images = case
     factor = 2.0 ** round(exponent)
     assert torch.equal(stage(images * factor), stage(images) * factor)  # powers of two: exactly
@@ -48,12 +48,12 @@ def test_it_is_homogeneous(case, exponent):
 
 
 @given(stages())
-def test_its_gradient_is_that_of_the_formula(case):
+def test_gradient_of_the_stage(case):
     stage, images = case
     assert torch.autograd.gradcheck(stage, images.requires_grad_())
 
 
-def test_the_gradient_of_a_modulus_that_is_0_is_0():
+def test_gradient_of_a_zero_modulus():
     u = torch.zeros(1, 4, 2, 2, requires_grad=True)
     averaged_modulus(u).sum().backward()
     assert u.grad.eq(0).all()
@@ -66,7 +66,7 @@ def test_the_gradient_of_a_modulus_that_is_0_is_0():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", ["huge", "tiny"])
-def test_huge_and_tiny_moduli_are_right_and_have_gradients(dtype, size):
+def test_huge_and_tiny_moduli(dtype, size):
     unit = {"huge": torch.finfo(dtype).max / 8, "tiny": torch.finfo(dtype).tiny}[size]
     pixel = (torch.tensor([3.0, 4.0], dtype=dtype) * unit).reshape(1, 2, 1, 1)
     u = torch.zeros(1, 2, 2, 2, dtype=dtype)
@@ -90,7 +90,7 @@ def test_a_black_patch_has_no_gradient_when_denormals_are_flushed():
     assert u.grad.eq(0).all()
 
 
-def test_its_second_derivatives_are_right():
+def test_second_derivatives():
     u = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)).double()
     u[0, :, 0, 0] = 0
     u.requires_grad_()
@@ -103,7 +103,7 @@ def test_its_second_derivatives_are_right():
     assert u.grad.abs().max() < 1e-12  # the length of the gradient of |a + bi| is 1 everywhere
 
 
-def test_the_start_keeps_the_size_of_the_pixels_and_is_seeded():
+def test_initial_weight():
     one, other = (
         ComplexModulusStage(8, 64, 3, generator=torch.Generator().manual_seed(5)) for _ in range(2)
     )
@@ -112,7 +112,7 @@ def test_the_start_keeps_the_size_of_the_pixels_and_is_seeded():
     assert one(images).mean().item() == pytest.approx(math.sqrt(math.pi / 2), rel=0.1)
 
 
-def test_it_compiles_and_works_under_torch_func():
+def test_compilation_and_torch_func():
     stage = ComplexModulusStage(1, 2, 3).double()
     images = torch.randn(3, 1, 6, 6).double()
     compiled = torch.compile(stage, backend="eager", fullgraph=True)
@@ -139,7 +139,7 @@ def test_it_compiles_and_works_under_torch_func():
         ((1, 8, 2), "have width 2, of which a 3x3 kernel leaves 0"),
     ],
 )
-def test_images_that_it_cannot_tile_are_refused(size, message):
+def test_invalid_image_sizes(size, message):
     stage = ComplexModulusStage(1, 2, 3)
     with pytest.raises(ValueError, match=r"it must be \(batch, channels, height, width\)"):
         stage(torch.zeros(*size))
@@ -150,7 +150,7 @@ def test_images_that_it_cannot_tile_are_refused(size, message):
 
 
 @pytest.mark.parametrize("sizes", [(0, 2, 3), (1, -1, 3), (1, 2, 0), (1, 2.0, 3), (True, 2, 3)])
-def test_sizes_that_are_none_are_refused(sizes):
+def test_invalid_sizes(sizes):
     with pytest.raises(ValueError, match="must be a positive whole number"):
         ComplexModulusStage(*sizes)
 
@@ -168,7 +168,7 @@ def pictures(draw):
 
 
 @given(pictures(), st.integers(-100, 100))
-def test_features_are_homogeneous_and_do_not_see_brightness(case, exponent):
+def test_features_are_homogeneous_and_invariant_under_brightness(case, exponent):
     features, images = case
     result = features(images)
     assert result.shape == (len(images), features.out_features)
@@ -192,7 +192,7 @@ def test_the_last_feature_is_the_standard_deviation_of_the_pixels():
     assert torch.allclose(result[:, -1], images.flatten(1).std(1, correction=0))
 
 
-def test_a_picture_of_one_colour_has_no_features_and_no_gradient():
+def test_constant_images():
     features = ModulusFeatures((1, 16, 16), (4, 6), (3, 2))
     images = torch.full((2, 1, 16, 16), 0.5, requires_grad=True)
     result = features(images)
@@ -202,7 +202,7 @@ def test_a_picture_of_one_colour_has_no_features_and_no_gradient():
     assert all(parameter.grad.eq(0).all() for parameter in features.parameters())
 
 
-def test_images_that_do_not_fit_are_refused_before_training():
+def test_invalid_features():
     with pytest.raises(
         ValueError, match="stage 2 of 2: images of 4x6x6 have height 6, of which a 2x2"
     ):

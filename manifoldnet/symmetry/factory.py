@@ -1,14 +1,13 @@
-"""The scaling symmetries of a model that a file of the user's makes: `manifoldnet symmetries`.
+"""Symmetries of the model that a user's factory makes: the command `manifoldnet symmetries`.
 
-    "net.py:make" -> make() -> (model, loss_fn, batches) -> discover -> explain -> what is printed
+    "net.py:make" -> make() -> (model, loss_fn, batches) -> discover -> explain -> Symmetries
 
-The factory may give a function that makes the user's own optimizer as a fourth thing: its column
-then stands beside those of the paper's updates. Needs no package beyond those of `manifoldnet`.
+A factory may return a function that makes an optimizer as a fourth item; the table of `explain`
+then has a column for it.
 """
 
 from __future__ import annotations
 
-import copy
 import importlib
 import importlib.util
 import os
@@ -20,28 +19,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from torch import nn
 
-import manifoldnet as mn
-from manifoldnet.experiments.errors import ExperimentError
-from manifoldnet.symmetry import Explanation, ScalingGroup, discover, explain
+from manifoldnet.symmetry.batches import Batch
+from manifoldnet.symmetry.comparison import Explanation, check_classifier, explain
+from manifoldnet.symmetry.discovery import discover
+from manifoldnet.symmetry.group import ScalingGroup
+from manifoldnet.symmetry.losses import LossFunction
+from manifoldnet.symmetry.replay import OptimizerFactory
+
+__all__ = ["Symmetries", "SymmetriesError", "Task", "find_symmetries"]
 
 _TUPLE = "(model, loss_fn, batches) or (model, loss_fn, batches, make_optimizer)"
 
 
-class SymmetriesError(ExperimentError):
-    """A factory that cannot be used, or whose model's symmetries cannot be found."""
+class SymmetriesError(RuntimeError):
+    """Unusable factory, or a model whose symmetries cannot be found. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Symmetries:
-    """What is known of a model. Its `str` is for people.
+    """Symmetries of a model. Its `str` is for printing.
 
     Attributes:
-        group: its scalings, as discovered.
-        explanation: which update respects which; None when there is no symmetry.
+        group: the discovered scalings.
+        explanation: comparison of updates; None if there is no symmetry.
     """
 
     group: ScalingGroup
@@ -55,7 +58,7 @@ class Symmetries:
 
 @dataclass(frozen=True)
 class Task:
-    """What a factory gives, checked.
+    """Result of a factory.
 
     Attributes:
         model: any module.
@@ -65,12 +68,12 @@ class Task:
     """
 
     model: nn.Module
-    loss_fn: Callable[[Any, Any], Any]
-    batches: Iterable[Any]
-    make_optimizer: Callable[[nn.Module], Any] | None = None
+    loss_fn: LossFunction
+    batches: Iterable[Batch]
+    make_optimizer: OptimizerFactory | None = None
 
 
-def find(
+def find_symmetries(
     target: str,
     *,
     classifier: Sequence[str] = (),
@@ -78,27 +81,28 @@ def find(
     seed: int = 0,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Symmetries:
-    """Discovers and explains the symmetries of what a factory makes.
+    """Discover and explain the symmetries of the model that a factory makes.
 
     Args:
-        target: `module:factory` or `file.py:factory`; modules are looked for in the current
+        target: `module:factory` or `file.py:factory`; modules are searched in the current
             directory first.
-        classifier: the layers that classify, as in `manifoldnet.rules`; none if left out, which
-            puts the paper's metrics where the group asks for them.
+        classifier: the layers that classify, as in `manifoldnet.rules`; if empty, the metrics of
+            the table follow the group, as in `explain`.
         keep_eps: as in `discover`.
         seed: decides all random choices.
         on_progress: as in `discover`.
 
     Raises:
-        SymmetriesError: when there is no such factory, what it gives cannot be used, or there is
-            no clear answer.
+        SymmetriesError: if there is no such factory, its result cannot be used, or the symmetries
+            cannot be determined.
     """
-    with _importable(target) as (module, name):
-        task = _make(module, name, target)
+    with _loaded(target) as (module, name):
+        task = _make_task(module, name, target)
         if classifier:
-            with _blaming(f"classifier {', '.join(classifier)}"):
-                _check_classifier(task.model, tuple(classifier))
-        with _blaming(f"the symmetries of {target} cannot be found"):
+            # `explain` would raise as well, but after the discovery, which may take minutes.
+            with _as_one_line_error(f"classifier {', '.join(classifier)}"):
+                check_classifier(task.model, tuple(classifier))
+        with _as_one_line_error(f"the symmetries of {target} cannot be found"):
             group = discover(
                 task.model,
                 task.loss_fn,
@@ -109,7 +113,7 @@ def find(
             )
         if group.dimension == 0:
             return Symmetries(group, None)
-        with _blaming(f"the symmetries of {target} cannot be explained"):
+        with _as_one_line_error(f"the symmetries of {target} cannot be explained"):
             explanation = explain(
                 task.model,
                 group,
@@ -121,8 +125,8 @@ def find(
 
 
 @contextmanager
-def _importable(target: str) -> Iterator[tuple[ModuleType, str]]:
-    """The module of a target, and the factory's name; what it imports later is found as well."""
+def _loaded(target: str) -> Iterator[tuple[ModuleType, str]]:
+    """Module and factory name of a target; inside, later imports of the module work too."""
     where, colon, name = target.rpartition(":")
     if not (colon and where and name):
         raise SymmetriesError(
@@ -154,8 +158,8 @@ def _from_name(where: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    # Registered as an import would do (dataclasses and pickle look modules up), but in no one's
-    # place: a file may be called random.py.
+    # Registered as by an import (dataclasses and pickle look modules up), but without replacing
+    # another module: a file may be called random.py.
     name = path.stem if path.stem not in sys.modules else f"{path.stem}__file"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -170,8 +174,8 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _make(module: ModuleType, name: str, target: str) -> Task:
-    """Calls the factory and checks what it gives."""
+def _make_task(module: ModuleType, name: str, target: str) -> Task:
+    """Call a factory and check the types of its result."""
     where = target.rpartition(":")[0]
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -188,8 +192,8 @@ def _make(module: ModuleType, name: str, target: str) -> Task:
     except (Exception, SystemExit) as error:
         raise SymmetriesError(f"{target} raised {_describe(error)}") from error
     if not isinstance(given, tuple) or len(given) not in (3, 4):
-        what = f"{len(given)} things" if isinstance(given, tuple) else type(given).__name__
-        raise SymmetriesError(f"{target} gave {what}; it must give {_TUPLE}")
+        found = f"{len(given)} things" if isinstance(given, tuple) else type(given).__name__
+        raise SymmetriesError(f"{target} gave {found}; it must give {_TUPLE}")
     task = Task(*given)
     for part, good, wanted in (
         ("model", isinstance(task.model, nn.Module), "a torch.nn.Module"),
@@ -207,32 +211,24 @@ def _make(module: ModuleType, name: str, target: str) -> Task:
     return task
 
 
-def _check_classifier(model: nn.Module, classifier: tuple[str, ...]) -> None:
-    """Raises what `explain` would raise, before the discovery, which may take minutes."""
-    probe = copy.deepcopy(model)
-    for name in mn.manifolds(probe):
-        mn.undeclare(probe, name)
-    mn.declare_all(probe, mn.rules.scaled_metric(classifier))
-
-
 @contextmanager
-def _blaming(what: str) -> Iterator[None]:
-    """Turns any error into one line: inside, it is the user's code that runs."""
+def _as_one_line_error(prefix: str) -> Iterator[None]:
+    """Convert any exception of the user's code to a SymmetriesError."""
     try:
         yield
     except Exception as error:
-        raise SymmetriesError(f"{what}: {_describe(error)}") from error
+        raise SymmetriesError(f"{prefix}: {_describe(error)}") from error
 
 
 def _describe(error: BaseException) -> str:
-    """An error in one line: its type and message, and where in the user's code it came up.
+    """Describe an error in one line: type, message and line of the user's code.
 
-    The messages of manifoldnet's own errors speak for themselves.
+    Only the message is used for errors that manifoldnet raises.
     """
     message = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib")]
-    library = str(Path(mn.__file__).parent)
+    library = str(Path(__file__).parents[1])
     if frames and frames[-1].filename.startswith(library) and message:
         return message
     for frame in reversed(frames):
