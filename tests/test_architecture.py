@@ -44,7 +44,7 @@ ALLOWED = {
     "interop": LIGHT | {"pymanopt"},
     "experiments": LIGHT
     | {"datasets", "distributed", "geotorch", "matplotlib", "PIL", "pymanopt", "scipy", "sklearn"}
-    | {"tqdm"},
+    | {"pandas", "tqdm"},
     "cli": set(),
 }
 

@@ -49,6 +49,7 @@ def sweep(
     folder: str | Path,
     *,
     axes: Sequence[str] | None = None,
+    purpose: Mapping[str, str] | None = None,
     checkpoints: bool = False,
     jobs: int | None = None,
     executor: Executor | None = None,
@@ -67,6 +68,7 @@ def sweep(
         folder: where records are kept.
         axes: the fields in which records of the folder may differ, besides those of `configs`; by
             default any.
+        purpose: written into the records as `RunRecord.sweep`: ``{"purpose": "comparison", ...}``.
         checkpoints: whether each run keeps a directory of its own in the folder, and goes on from
             there. Workers on other machines need to see the same folder then.
         jobs: worker processes; by default one for each processor.
@@ -125,7 +127,7 @@ def sweep(
                         directory,
                     )
 
-                found |= _train(missing, folder, begin, bar, checkpoints)
+                found |= _train(missing, folder, begin, bar, checkpoints, purpose or {})
     return [found[identity] for identity in wanted]
 
 
@@ -160,6 +162,7 @@ def _train(
     begin: Callable[[C], Future[RunRecord[C, E, R]]],
     bar: SweepProgress,
     checkpoints: bool,
+    purpose: Mapping[str, str],
 ) -> dict[str, RunRecord[C, E, R]]:
     done: dict[str, RunRecord[C, E, R]] = {}
     failed: dict[str, list[C]] = {}
@@ -171,7 +174,7 @@ def _train(
                 config, attempt = pending.pop(future)
                 error = _error(future)
                 if error is None:
-                    record = future.result()
+                    record = dataclasses.replace(future.result(), sweep=purpose)
                     folders.keep(folder, record)
                     done[config.identity()] = record
                     bar.end(record)
