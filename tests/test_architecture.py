@@ -66,9 +66,7 @@ REPORTS = (
 )
 TRAINING = (
     "experiments.papers.symmetry.run",
-    "experiments.papers.symmetry.selection",
-    "experiments.loop",
-    "experiments.papers.symmetry.training",
+    "experiments.training",
     "experiments.papers.symmetry.epoch_time",
     "experiments.papers.symmetry.times",
     "experiments.timing",
@@ -313,11 +311,11 @@ BAD_TREES = [
             "experiments/papers/__init__.py": "",
             "experiments/papers/symmetry/__init__.py": "",
             "experiments/papers/symmetry/plots.py": "from ... import records",
-            "experiments/records.py": "def f():\n    from .papers.symmetry.training import train",
+            "experiments/records.py": "def f():\n    from .papers.symmetry.run import train",
             "experiments/papers/symmetry/training.py": "",
         },
         training_reports,
-        "plots reads records, but reaches experiments.papers.symmetry.training",
+        "plots reads records, but reaches experiments.papers.symmetry.run",
     ),
     (
         {

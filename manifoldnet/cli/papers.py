@@ -142,7 +142,7 @@ def _reproduce_cells(arguments: argparse.Namespace) -> None:
     cells = named(arguments.cells, own) if arguments.cells else own
     repetitions = REPETITIONS if arguments.repetitions is None else arguments.repetitions
     runs = configurations(cells, repetitions)
-    from manifoldnet.experiments.papers.symmetry.training import EXPERIMENT
+    from manifoldnet.experiments.papers.symmetry.run import EXPERIMENT
 
     run_sweep(arguments, arguments.out, EXPERIMENT, runs, AXES, f"{len(cells)} cells")
 

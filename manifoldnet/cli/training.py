@@ -78,8 +78,8 @@ def _train(arguments: argparse.Namespace) -> None:
     config = _config(arguments, update=arguments.update, seed=arguments.seed)
     # Below the same directory as a comparison's, which then takes the run over with --resume.
     output = arguments.out or _default_output(config) / config.update / f"seed-{config.seed}"
+    from manifoldnet.experiments.checkpoint import record_path
     from manifoldnet.experiments.papers.symmetry.comparison import train_all
-    from manifoldnet.experiments.rundir import record_path
 
     (record,) = train_all([(config, output)], **_how(arguments))
     if record.result is not None:

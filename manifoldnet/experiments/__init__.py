@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from manifoldnet.experiments.papers.symmetry.plots import plot_test_error
     from manifoldnet.experiments.papers.symmetry.report import write_paper_report
     from manifoldnet.experiments.papers.symmetry.rows import Epoch, Record, Result
+    from manifoldnet.experiments.papers.symmetry.run import train
     from manifoldnet.experiments.papers.symmetry.tables import merge_csv, summary
-    from manifoldnet.experiments.papers.symmetry.training import train
     from manifoldnet.experiments.papers.updates import UPDATES, Update
     from manifoldnet.experiments.records import Selection
     from manifoldnet.experiments.sources import load
@@ -48,7 +48,7 @@ _HOME = {
     "papers.symmetry.comparison_report": ["write_report"],
     "papers.symmetry.rows": ["Epoch", "Record", "Result"],
     "papers.symmetry.tables": ["merge_csv", "summary"],
-    "papers.symmetry.training": ["train"],
+    "papers.symmetry.run": ["train"],
     "data": ["Dataset"],
     "document": ["Report"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],

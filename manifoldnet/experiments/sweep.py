@@ -19,12 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from manifoldnet.experiments import rundir, store
+from manifoldnet.experiments import checkpoint, store
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, DataError, ExperimentError, RecordError
-from manifoldnet.experiments.loop import Data, Experiment, train_in, train_whole, versions
 from manifoldnet.experiments.progress import SweepProgress
 from manifoldnet.experiments.records import C, E, R, RunRecord
+from manifoldnet.experiments.training import Data, Experiment, train_in, train_whole, versions
 from manifoldnet.experiments.workers import Processes, available
 from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
 
@@ -263,7 +263,7 @@ def run_one(
         warnings.simplefilter("ignore", ZeroSliceWarning)
         if directory is None:
             return train_whole(experiment, config, data)
-        left = rundir.inspect(directory, config, experiment.kind, resume=True, overwrite=False)
+        left = checkpoint.inspect(directory, config, experiment.kind, resume=True, overwrite=False)
         if left is not None and (left.versions.get("manifoldnet"), left.data) != (own, fingerprint):
             raise RecordError(
                 f"{directory} holds this run as manifoldnet {left.versions.get('manifoldnet')} "
@@ -281,6 +281,6 @@ def _load(load: Callable[..., Data], source: tuple[Any, ...], data_dir: str | No
 def _epochs_in(directory: Path) -> int:
     """How many epochs the record of a run that goes on tells of, as far as can be seen."""
     try:
-        return rundir.record_path(directory).read_bytes().count(b'{"kind": "epoch"')
+        return checkpoint.record_path(directory).read_bytes().count(b'{"kind": "epoch"')
     except OSError:
         return 0

@@ -165,7 +165,7 @@ def test_the_command_line_loads_nothing_heavy_of_its_own():
     loaded = output.stdout.split()
     assert "manifoldnet.cli" in loaded
     assert not {"sklearn", "datasets", "matplotlib", "tqdm"} & set(loaded)
-    assert "manifoldnet.experiments.papers.symmetry.training" not in loaded
+    assert "manifoldnet.experiments.papers.symmetry.run" not in loaded
 
 
 def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, capsys):

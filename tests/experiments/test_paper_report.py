@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from manifoldnet import cli
-from manifoldnet.experiments import Epoch, Record, RecordError, Result, folder, loop, records
+from manifoldnet.experiments import Epoch, Record, RecordError, Result, folder, records, training
 from manifoldnet.experiments.papers.symmetry import paper, results
 from manifoldnet.experiments.papers.symmetry.cells import (
     GEODESIC,
@@ -301,7 +301,7 @@ def test_the_picture_is_one(report):
 
 
 def test_the_report_trains_nothing_and_leaves_the_records_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "train_whole", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(training, "train_whole", lambda *_: pytest.fail("trained"))
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("trained"))
     shutil.copytree(FIXTURE, tmp_path / "runs")
     before = {p: p.read_bytes() for p in (tmp_path / "runs" / "records").iterdir()}

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import manifoldnet as mn
-from manifoldnet.experiments import ConfigError, Dataset, load, rundir
+from manifoldnet.experiments import ConfigError, Dataset, checkpoint, load
 from manifoldnet.experiments.data import seeded_generator
-from manifoldnet.experiments.loop import train_in, train_whole
 from manifoldnet.experiments.papers.scale_invariant import grids
 from manifoldnet.experiments.papers.scale_invariant.config import (
     ARCHITECTURES,
@@ -22,6 +21,7 @@ from manifoldnet.experiments.papers.scale_invariant.parts import make_parts
 from manifoldnet.experiments.papers.scale_invariant.run import EXPERIMENT, Run
 from manifoldnet.experiments.papers.scale_invariant.stages import build_stage
 from manifoldnet.experiments.papers.scale_invariant.watch import Watch
+from manifoldnet.experiments.training import train_in, train_whole
 from manifoldnet.nn import Confidence, ModulusFeatures
 
 TINY = StageConfig(epochs=2, batch_size=20, train_size=60, embedding_dim=None)
@@ -439,7 +439,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(squares, tmp_path):
         dataclasses.replace(e, **clock) for e in whole.epochs
     ]
     states = [
-        torch.load(rundir.checkpoint_path(tmp_path / name), weights_only=True)["states"]["model"]
+        torch.load(checkpoint.checkpoint_path(tmp_path / name), weights_only=True)["states"][
+            "model"
+        ]
         for name in ("parts", "whole")
     ]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])

@@ -22,12 +22,11 @@ from manifoldnet.experiments import (
     DataError,
     RecordError,
     SweepError,
+    checkpoint,
     folder,
     records,
-    rundir,
 )
 from manifoldnet.experiments.data import seeded_generator
-from manifoldnet.experiments.loop import train_in, train_whole
 from manifoldnet.experiments.papers.segnet import images, pictures
 from manifoldnet.experiments.papers.segnet.config import (
     BALANCES,
@@ -47,8 +46,9 @@ from manifoldnet.experiments.papers.segnet.run import (
     varied,
 )
 from manifoldnet.experiments.papers.segnet.scores import confusion, scores
-from manifoldnet.experiments.papers.symmetry.networks import declare
+from manifoldnet.experiments.papers.updates import declare
 from manifoldnet.experiments.sweep import sweep
+from manifoldnet.experiments.training import train_in, train_whole
 from manifoldnet.symmetry import invariance_error, without_eps
 
 TINY = SegmentationConfig(height=32, width=40, filters=2, epochs=2, batch_size=3)
@@ -236,7 +236,7 @@ def test_masks_are_mirrored_with_their_images(data, monkeypatch):
             labels.append(masks.clone()) or cross_entropy(scores, masks, ignore_index=11)
         ),
     )
-    run.train_pass(*data.part("train"))
+    run.train_pass(data)
     turned = 0
     for pixels, mask in zip(run.network.seen[0], labels[0], strict=True):
         image = (pixels * 255).round().byte()
@@ -308,7 +308,7 @@ def test_the_loss_is_the_weighted_mean_over_labelled_pixels(data, balance):
             total -= float(weights[label] * score[label][there].sum())
             weight += float(weights[label] * there.sum())
     assert (data.train_masks == VOID).any()
-    loss, _ = run.train_pass(data.train_images, data.train_masks)
+    loss = run.train_pass(data)["train_loss"]
     assert loss == pytest.approx(total / weight, rel=1e-4)
 
 
@@ -321,7 +321,7 @@ def test_the_rate_decays_and_the_steps_have_momentum(data):
 
 def test_a_prediction_depends_on_its_own_image_alone(data):
     run = Run(TINY, data)
-    run.train_pass(data.train_images, data.train_masks)
+    run.train_pass(data)
     before = copy.deepcopy(run.network.state_dict())
     together = predict(run.network, data.test_images)
     alone = torch.cat([predict(run.network, image[None]) for image in data.test_images])
@@ -391,7 +391,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, tmp_path):
         dataclasses.replace(e, **clock) for e in whole.epochs
     ]
     states = [
-        torch.load(rundir.checkpoint_path(tmp_path / name), weights_only=True)["states"]["model"]
+        torch.load(checkpoint.checkpoint_path(tmp_path / name), weights_only=True)["states"][
+            "model"
+        ]
         for name in ("parts", "whole")
     ]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
@@ -504,7 +506,7 @@ def test_a_sweep_with_checkpoints_goes_on_inside_a_run(small_preset, tmp_path, m
     with pytest.raises(Stop):
         train_in(EXPERIMENT, config, where, data, on_epoch=stop)
     whole = train_whole(EXPERIMENT, config, data)
-    before = records.read(rundir.record_path(where), EXPERIMENT.kind).epochs
+    before = records.read(checkpoint.record_path(where), EXPERIMENT.kind).epochs
     assert len(before) == 2
     (record,) = sweep(
         EXPERIMENT,
@@ -600,7 +602,7 @@ def test_what_an_old_version_or_other_data_left_is_not_gone_on_with(small_preset
     (record,) = sweep(EXPERIMENT, [config], tmp_path / "out", **given)
     (kept,) = (tmp_path / "out" / "records").iterdir()
     kept.unlink()
-    own = rundir.record_path(folder.run_directory(tmp_path / "out", config))
+    own = checkpoint.record_path(folder.run_directory(tmp_path / "out", config))
     text = own.read_text()
     for old in (text.replace(record.data, "0"), text.replace(f'"{mn.__version__}"', '"0.0.1"')):
         assert old != text
@@ -642,6 +644,6 @@ def test_a_step_of_the_paper_preset():
     config = dataclasses.replace(PRESETS["paper"], batch_size=2, threads=2)
     data = scenes((2, 1, 1), 360, 480)
     run = Run(config, data)
-    loss, _ = run.train_pass(*data.part("train"))
+    loss = run.train_pass(data)["train_loss"]
     assert math.isfinite(loss)
     assert max(map(float, mn.violations(run.network).values())) < 1e-5

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifoldnet.experiments import Epoch, TrainConfig
-from manifoldnet.experiments.papers.symmetry.stopping import stopping_rule, verdict
+from manifoldnet.experiments.papers.symmetry.run import EXPERIMENT, stopping_rule
+
+verdict = EXPERIMENT.verdict
 
 PAPER = TrainConfig(schedule="bold-driver", epochs=60, min_epochs=25)
 

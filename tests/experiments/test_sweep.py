@@ -10,10 +10,10 @@ from sweeps import FEW, RUNS, Here, content, quiet, without_clock
 
 from manifoldnet.experiments import ConfigError, DataError, RecordError, records, store
 from manifoldnet.experiments import sweep as sweeping
-from manifoldnet.experiments.loop import versions
 from manifoldnet.experiments.papers.symmetry.cells import AXES, TABLE2, configurations
-from manifoldnet.experiments.papers.symmetry.training import EXPERIMENT
+from manifoldnet.experiments.papers.symmetry.run import EXPERIMENT
 from manifoldnet.experiments.sweep import SweepError, sweep
+from manifoldnet.experiments.training import versions
 
 
 def test_a_second_call_does_what_is_missing(tmp_path):

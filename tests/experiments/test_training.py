@@ -12,8 +12,8 @@ from manifoldnet.experiments import (
     ConfigError,
     RecordError,
     TrainConfig,
+    checkpoint,
     records,
-    rundir,
     train,
 )
 from manifoldnet.experiments.files import write_bytes
@@ -31,7 +31,7 @@ def numbers(record):
 
 
 def states(directory):
-    return torch.load(rundir.checkpoint_path(directory), weights_only=True)["states"]
+    return torch.load(checkpoint.checkpoint_path(directory), weights_only=True)["states"]
 
 
 def equal(one, other):
@@ -73,8 +73,8 @@ def test_every_update_learns(digits, tmp_path, update, architecture):
 def test_balanced_sgd_is_torchs_sgd(tiny, tmp_path):
     """The loop is a few lines of plain torch, written out."""
     from manifoldnet.experiments.data import seeded_generator, split
-    from manifoldnet.experiments.loop import limited_threads
     from manifoldnet.experiments.papers.symmetry.networks import Arch2
+    from manifoldnet.experiments.training import limited_threads
 
     config = dataclasses.replace(SMALL, momentum=0.9)
     train(config, tmp_path, tiny)
@@ -250,17 +250,17 @@ def test_a_truncated_checkpoint(tiny, tmp_path, keep):
 def stopped_after_an_epoch(tiny, directory):
     with pytest.raises(Stop):
         train(SMALL, directory, tiny, on_epoch=stop_after(1))
-    return rundir.checkpoint_path(directory)
+    return checkpoint.checkpoint_path(directory)
 
 
 def test_a_flipped_bit_of_a_checkpoint_is_refused_or_changes_nothing(tiny, tmp_path):
     path = stopped_after_an_epoch(tiny, tmp_path)
-    whole, found = path.read_bytes(), rundir.load_checkpoint(path, CLASSIFICATION)
+    whole, found = path.read_bytes(), checkpoint.load_checkpoint(path, CLASSIFICATION)
     outcomes = []
     for i in range(7, len(whole), len(whole) // 80):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
         try:
-            again = rundir.load_checkpoint(path, CLASSIFICATION)
+            again = checkpoint.load_checkpoint(path, CLASSIFICATION)
         except RecordError as error:
             message = str(error)
             outcomes.append("checkpoint.pt" in message and "put an intact copy there" in message)
@@ -281,7 +281,7 @@ def test_weights_that_training_cannot_go_on_from(tiny, tmp_path, value, message)
     config = dataclasses.replace(SMALL, update="un")
     with pytest.raises(Stop):
         train(config, tmp_path, tiny, on_epoch=stop_after(1))
-    path = rundir.checkpoint_path(tmp_path)
+    path = checkpoint.checkpoint_path(tmp_path)
     content = torch.load(path, weights_only=True)
     content["states"]["model"]["hidden.0.weight"][0] = value
     torch.save(content, path)
@@ -292,7 +292,7 @@ def test_weights_that_training_cannot_go_on_from(tiny, tmp_path, value, message)
 
 
 def test_two_processes_do_not_share_a_directory(tiny, tmp_path):
-    with rundir.held(tmp_path / "run"):
+    with checkpoint.held(tmp_path / "run"):
         message = refused(SMALL, tmp_path / "run", tiny)
     assert re.match(rf"process {os.getpid()} on .+ is at work in .*run: wait for it", message)
     train(SMALL, tmp_path / "run", tiny)
@@ -302,16 +302,16 @@ def test_two_processes_do_not_share_a_directory(tiny, tmp_path):
 def test_a_run_that_another_process_has_trained_meanwhile_is_kept(
     tiny, tmp_path, monkeypatch, options
 ):
-    held, records_of_others = rundir.held, []
+    held, records_of_others = checkpoint.held, []
 
     @contextmanager
     def overtaken(directory):
-        monkeypatch.setattr(rundir, "held", held)
+        monkeypatch.setattr(checkpoint, "held", held)
         records_of_others.append(train(SMALL, directory, tiny))
         with held(directory):
             yield
 
-    monkeypatch.setattr(rundir, "held", overtaken)
+    monkeypatch.setattr(checkpoint, "held", overtaken)
     if options:
         assert repr(train(SMALL, tmp_path, tiny, **options)) == repr(records_of_others[0])
     else:
@@ -426,7 +426,7 @@ def test_a_diverged_run_that_was_stopped_before_its_result_is_completed(tiny, tm
 def test_a_checkpoint_without_all_its_states_is_refused(tiny, tmp_path):
     with pytest.raises(Stop):
         train(SMALL, tmp_path, tiny, on_epoch=stop_after(2))
-    path = rundir.checkpoint_path(tmp_path)
+    path = checkpoint.checkpoint_path(tmp_path)
     content = torch.load(path, weights_only=True)
     del content["states"]["optimizer"]
     torch.save(content, path)

@@ -17,9 +17,9 @@ from manifoldnet.experiments import sources
 from manifoldnet.experiments.batch import contest, overhead, report, rescaling
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.files import write_bytes, write_text
-from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.spreadsheet import csv_text
 from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.training import limited_threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:

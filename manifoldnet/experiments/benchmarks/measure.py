@@ -18,7 +18,7 @@ from statistics import median
 
 from manifoldnet.experiments.benchmarks.rows import BASE, Cell, Row
 from manifoldnet.experiments.benchmarks.work import Step, steps
-from manifoldnet.experiments.loop import limited_threads
+from manifoldnet.experiments.training import limited_threads
 
 _LEAST = 5  # rounds, whatever they take
 _SLOW = 3  # steps of somebody who alone takes as long as all are meant to

@@ -142,6 +142,11 @@ class StageConfig(Configuration):
             )
 
     @property
+    def side(self) -> int:
+        """Height and width of the images, in pixels."""
+        return ARCHITECTURES[self.architecture].side
+
+    @property
     def label(self) -> str:
         """``mnist-smaller-rescaled-h1-m64``."""
         m = "" if self.embedding_dim is None else f"-m{self.embedding_dim}"

@@ -9,19 +9,16 @@ stage's matrix is on its sphere, where `RiemannianSGD` is the paper's step and r
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import manifoldnet as mn
-from manifoldnet.experiments import sources
+from manifoldnet.experiments import training
 from manifoldnet.experiments.data import Dataset, Images, seeded_generator
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.loop import Experiment, Notice, Stateful
 from manifoldnet.experiments.papers.scale_invariant.config import ARCHITECTURES, StageConfig
 from manifoldnet.experiments.papers.scale_invariant.parts import Parts, make_parts
 from manifoldnet.experiments.papers.scale_invariant.rows import (
@@ -37,8 +34,8 @@ _EVALUATION_BATCH = 200
 _BINS = 15
 
 
-class Run:
-    """What changes while a run goes on: network, optimizer, source of randomness.
+class Run(training.Run):
+    """A convnet and a stage under training.
 
     Args:
         config: what is trained.
@@ -47,6 +44,9 @@ class Run:
     Raises:
         ConfigError: without a learning rate, or when stage or images do not fit.
     """
+
+    row = StageEpoch
+    network: nn.Sequential
 
     def __init__(self, config: StageConfig, data: Dataset) -> None:
         if config.lr is None:
@@ -73,20 +73,9 @@ class Run:
         self.optimizer = mn.RiemannianSGD(self.network.named_parameters(), lr=config.lr, fused=True)
         self.generator = seeded_generator(config.seed, "order")
 
-    @property
-    def stateful(self) -> Stateful:
-        """See `loop.Run`."""
-        return {
-            "model": self.network,
-            "optimizer": self.optimizer,
-            "generator": self.generator,
-        }
-
-    def epoch(self, number: int, parts: Parts) -> StageEpoch:
-        """Trains one epoch and evaluates."""
-        began = time.perf_counter()
-        measured = self.train_pass(parts)
-        trained = time.perf_counter()
+    def evaluate(self, number: int, parts: Parts, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """Errors, and calibration after the last epoch; none after an overflow."""
+        measured: dict[str, Any] = {"test_error": math.nan, "overflow": trained["overflow"]}
         last = number == self.config.epochs
         judged = [("validation", parts.validation)] if parts.validation is not None else []
         if last or not judged:
@@ -102,14 +91,7 @@ class Run:
             measured[f"{name}_error"] = float(wrong.double().mean())
             if last and name == "test":
                 measured |= _calibration(scores, images.labels)
-        return StageEpoch(
-            epoch=number,
-            lr=self.optimizer.param_groups[0]["lr"],
-            **({"test_error": math.nan} | measured),
-            violation=max(map(float, mn.violations(self.network).values()), default=0.0),
-            train_seconds=trained - began,
-            seconds=time.perf_counter() - began,
-        )
+        return measured
 
     def train_pass(self, parts: Parts) -> dict[str, Any]:
         """One pass over the training images; what was measured, as `StageEpoch` names it.
@@ -167,42 +149,19 @@ def _calibration(scores: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def verdict(config: StageConfig, epochs: Sequence[StageEpoch]) -> StageResult | None:
-    """The result of a run: after all epochs, or when a number in the network is not finite."""
-    if not epochs:
-        return None
-    last = epochs[-1]
-    finite = not last.overflow
-    if finite and last.epoch < config.epochs:
-        return None
-    return StageResult(
-        status="finished" if finite else "diverged",
-        reason="" if finite else f"not finite in epoch {last.epoch}: {last.overflow}",
-        epochs=last.epoch,
-        seconds=sum(epoch.seconds for epoch in epochs),
-        test_error=last.test_error,
-    )
+def _fault(last: StageEpoch) -> str:
+    return f"not finite in epoch {last.epoch}: {last.overflow}" if last.overflow else ""
 
 
-def _source(config: StageConfig) -> tuple[str, int]:
-    return config.dataset, ARCHITECTURES[config.architecture].side
+def _outcome(config: StageConfig, last: StageEpoch) -> dict[str, float]:
+    return {"test_error": last.test_error}
 
 
-def _load(source: tuple[Any, ...], data_dir: str | Path | None, notice: Notice | None) -> Dataset:
-    name, side = source
-    return sources.load(name, data_dir, notice, side)
-
-
-def _sizes(config: StageConfig) -> tuple[Any, ...]:
-    return config.train_size, config.validation_size
-
-
-EXPERIMENT: Experiment[StageConfig, StageEpoch, StageResult] = Experiment(
+EXPERIMENT: training.Experiment[StageConfig, StageEpoch, StageResult] = training.Experiment(
     kind=SCALE_INVARIANT,
-    source=_source,
-    load=_load,
-    parts=make_parts,
-    sizes=_sizes,
     start=Run,
-    verdict=verdict,
+    parts=make_parts,
+    outcome=_outcome,
+    data_fields=("dataset", "side"),
+    fault=_fault,
 )

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from manifoldnet.experiments import sources, timing
-from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.papers.scale_invariant import costs
 from manifoldnet.experiments.papers.scale_invariant.config import (
     ARCHITECTURES,
@@ -30,6 +29,7 @@ from manifoldnet.experiments.papers.scale_invariant.costs import Costs
 from manifoldnet.experiments.papers.scale_invariant.grids import CHOICE_DIMENSIONS
 from manifoldnet.experiments.papers.scale_invariant.parts import make_parts
 from manifoldnet.experiments.papers.scale_invariant.run import Run
+from manifoldnet.experiments.training import limited_threads
 
 TIMED = StageConfig()
 """What is timed, but for method, rate and dimension."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.papers.symmetry.networks import convolution, scaled_filter
+from manifoldnet.experiments.papers.layers import convolution, scaled_filter
 from manifoldnet.symmetry import ScalingGroup
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)

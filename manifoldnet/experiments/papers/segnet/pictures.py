@@ -16,9 +16,9 @@ from torch import Tensor
 
 from manifoldnet.experiments import folder as folders
 from manifoldnet.experiments.canvas import new_figure, png
+from manifoldnet.experiments.checkpoint import checkpoint_path, load_checkpoint
 from manifoldnet.experiments.errors import DataError
 from manifoldnet.experiments.files import write_bytes
-from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.papers.segnet import images
 from manifoldnet.experiments.papers.segnet.config import SegmentationConfig
 from manifoldnet.experiments.papers.segnet.images import Scenes
@@ -29,7 +29,7 @@ from manifoldnet.experiments.papers.segnet.rows import (
     SegmentationRecord,
 )
 from manifoldnet.experiments.papers.segnet.run import EXPERIMENT, Run, predict
-from manifoldnet.experiments.rundir import checkpoint_path, load_checkpoint
+from manifoldnet.experiments.training import limited_threads
 
 # The colours of CamVid's classes in the SegNet papers; void is black.
 COLOURS = (

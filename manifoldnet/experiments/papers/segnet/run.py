@@ -1,4 +1,4 @@
-"""SegNet under training, for the training loop (`manifoldnet.experiments.loop`).
+"""SegNet under training, for the training loop (`manifoldnet.experiments.training`).
 
 The loss is the class-balanced cross-entropy; void pixels have no part in it. Images are scaled to
 [0, 1]; whether they are standardized then, the network knows. It is on the GPU if torch sees one,
@@ -8,8 +8,7 @@ and images and masks come to it minibatch by minibatch.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from torch.nn.functional import cross_entropy, interpolate
 from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
+from manifoldnet.experiments import training
 from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.loop import Experiment, Stateful
 from manifoldnet.experiments.papers.segnet import images
 from manifoldnet.experiments.papers.segnet.config import SegmentationConfig
 from manifoldnet.experiments.papers.segnet.images import Scenes
@@ -31,18 +30,21 @@ from manifoldnet.experiments.papers.segnet.rows import (
     SegmentationResult,
 )
 from manifoldnet.experiments.papers.segnet.scores import confusion, scores
-from manifoldnet.experiments.papers.symmetry.networks import declare
+from manifoldnet.experiments.papers.updates import declare
 
 _EVALUATION_BATCH = 8
 
 
-class Run:
-    """What changes while a run goes on: network, optimizer, schedule, source of randomness.
+class Run(training.Run):
+    """SegNet under training.
 
     Args:
         config: what is trained.
         data: decides how many classes there are, and what they weigh.
     """
+
+    row = SegmentationEpoch
+    network: SegNet
 
     def __init__(self, config: SegmentationConfig, data: Scenes) -> None:
         assert config.lr is not None  # SegmentationConfig sees to it
@@ -64,38 +66,9 @@ class Run:
         power = {"median-frequency": 1.0, "root-median-frequency": 0.5}.get(config.class_balance)
         self.weights = None if power is None else (class_weights(data) ** power).to(self.device)
 
-    @property
-    def stateful(self) -> Stateful:
-        """See `loop.Run`."""
-        return {
-            "model": self.network,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "generator": self.generator,
-        }
-
-    def epoch(self, number: int, data: Scenes) -> SegmentationEpoch:
-        """Trains one epoch, evaluates, and moves the schedule on."""
-        began = time.perf_counter()
-        lr = self.optimizer.param_groups[0]["lr"]
-        loss, accuracy = self.train_pass(*data.part("train"))
-        trained = time.perf_counter()
-        self.scheduler.step()
-        last = number == self.config.epochs and math.isfinite(loss)
-        return SegmentationEpoch(
-            epoch=number,
-            lr=lr,
-            train_loss=loss,
-            train_accuracy=accuracy,
-            validation_confusion=self._judge(data, "validation"),
-            test_confusion=self._judge(data, "test") if last else None,
-            violation=max(map(float, mn.violations(self.network).values()), default=0.0),
-            train_seconds=trained - began,
-            seconds=time.perf_counter() - began,
-        )
-
-    def train_pass(self, pictures: Tensor, masks: Tensor) -> tuple[float, float]:
+    def train_pass(self, data: Scenes) -> dict[str, Any]:
         """One pass over the training images; their mean loss and global accuracy as they came."""
+        pictures, masks = data.part("train")
         self.network.train()
         order = torch.randperm(len(pictures), generator=self.generator)
         losses, right, labelled = [], 0, 0
@@ -111,7 +84,16 @@ class Run:
             losses.append(loss.detach() * len(rows))
             matrix = confusion(labels, result.detach().argmax(1), classes)
             right, labelled = right + int(matrix.diagonal().sum()), labelled + int(matrix.sum())
-        return torch.stack(losses).sum().item() / len(pictures), right / max(labelled, 1)
+        loss_per_image = torch.stack(losses).sum().item() / len(pictures)
+        return {"train_loss": loss_per_image, "train_accuracy": right / max(labelled, 1)}
+
+    def evaluate(self, number: int, data: Scenes, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """Confusion matrices, of the test images after the last epoch only."""
+        last = number == self.config.epochs and math.isfinite(trained["train_loss"])
+        return {
+            "validation_confusion": self._judge(data, "validation"),
+            "test_confusion": self._judge(data, "test") if last else None,
+        }
 
     def _judge(self, data: Scenes, split: str) -> tuple[int, ...]:
         pictures, masks = data.part(split)
@@ -176,38 +158,18 @@ def class_weights(data: Scenes) -> Tensor:
     return torch.where(weights.isnan(), 1.0, weights).float()
 
 
-def verdict(
-    config: SegmentationConfig, epochs: Sequence[SegmentationEpoch]
-) -> SegmentationResult | None:
-    """The result of a run: after all epochs, or when the loss is not finite."""
-    if not epochs:
-        return None
-    last = epochs[-1]
-    finite = math.isfinite(last.train_loss)
-    if finite and last.epoch < config.epochs:
-        return None
-    classes = math.isqrt(len(last.validation_confusion))
-    found = None
-    if last.test_confusion is not None:
-        found = scores(torch.tensor(last.test_confusion).reshape(classes, classes))
-    return SegmentationResult(
-        status="finished" if finite else "diverged",
-        reason="" if finite else f"the training loss was not finite in epoch {last.epoch}",
-        epochs=last.epoch,
-        seconds=sum(epoch.seconds for epoch in epochs),
-        global_accuracy=math.nan if found is None else found.global_accuracy,
-        class_accuracy=math.nan if found is None else found.class_accuracy,
-        mean_iou=math.nan if found is None else found.mean_iou,
-    )
+def _outcome(config: SegmentationConfig, last: SegmentationEpoch) -> dict[str, float]:
+    names = ("global_accuracy", "class_accuracy", "mean_iou")
+    if last.test_confusion is None:
+        return dict.fromkeys(names, math.nan)
+    classes = math.isqrt(len(last.test_confusion))
+    found = scores(torch.tensor(last.test_confusion).reshape(classes, classes))
+    return {name: getattr(found, name) for name in names}
 
 
 def _pixels(pictures: Tensor, device: torch.device) -> Tensor:
     pixels = pictures.to(device).float().div_(255)
     return pixels.contiguous(memory_format=torch.channels_last)
-
-
-def _source(config: SegmentationConfig) -> tuple[Any, ...]:
-    return config.dataset, config.height, config.width
 
 
 def _parts(config: SegmentationConfig, data: Scenes) -> Scenes:
@@ -217,16 +179,14 @@ def _parts(config: SegmentationConfig, data: Scenes) -> Scenes:
     return data
 
 
-def _sizes(config: SegmentationConfig) -> tuple[Any, ...]:
-    return ()
-
-
-EXPERIMENT: Experiment[SegmentationConfig, SegmentationEpoch, SegmentationResult] = Experiment(
-    kind=SEGMENTATION,
-    source=_source,
-    load=images.load,
-    parts=_parts,
-    sizes=_sizes,
-    start=Run,
-    verdict=verdict,
+EXPERIMENT: training.Experiment[SegmentationConfig, SegmentationEpoch, SegmentationResult] = (
+    training.Experiment(
+        kind=SEGMENTATION,
+        start=Run,
+        parts=_parts,
+        outcome=_outcome,
+        load=images.load,
+        data_fields=("dataset", "height", "width"),
+        size_fields=(),
+    )
 )

@@ -14,12 +14,12 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from manifoldnet.experiments import rundir, sources
+from manifoldnet.experiments import checkpoint, sources
 from manifoldnet.experiments.data import Dataset
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.symmetry.config import TrainConfig
 from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION, Record
-from manifoldnet.experiments.papers.symmetry.training import train
+from manifoldnet.experiments.papers.symmetry.run import train
 from manifoldnet.experiments.progress import Progress
 from manifoldnet.experiments.records import RunRecord
 
@@ -104,10 +104,10 @@ def train_all(
     Raises:
         ConfigError: when a configuration does not fit the data.
         DataError: when the data cannot be loaded.
-        RecordError: when a directory cannot be used (`rundir.inspect`).
+        RecordError: when a directory cannot be used (`checkpoint.inspect`).
     """
     found = [
-        rundir.inspect(where, config, CLASSIFICATION, resume=resume, overwrite=overwrite)
+        checkpoint.inspect(where, config, CLASSIFICATION, resume=resume, overwrite=overwrite)
         for config, where in runs
     ]
     done = [0 if run is None else len(run.epochs) for run in found]

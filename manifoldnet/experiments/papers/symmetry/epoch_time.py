@@ -6,7 +6,6 @@ them; what counts is the ratio of the medians, not the seconds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,11 @@ from statistics import median
 
 import torch
 
-from manifoldnet.experiments import sources
+from manifoldnet.experiments import sources, timing
 from manifoldnet.experiments.document import Table, to_markdown
-from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.papers.symmetry.config import TrainConfig
-from manifoldnet.experiments.papers.symmetry.run import Run
-from manifoldnet.experiments.papers.symmetry.training import images_for
+from manifoldnet.experiments.papers.symmetry.run import Run, images_for
+from manifoldnet.experiments.training import limited_threads
 
 PLAIN = "torch.optim.SGD"
 _TURN = 2000  # images
@@ -43,14 +41,14 @@ def epoch_times(
         Seconds of each pass, by update; plain SGD comes first.
     """
     data = sources.load(config.dataset, data_dir)
-    images = images_for(config, data).train
+    split = images_for(config, data)
+    images = split.train
     turns = [
-        replace(images, pixels=pixels, labels=labels)
+        replace(split, train=replace(images, pixels=pixels, labels=labels))
         for pixels, labels in zip(
             images.pixels.split(_TURN), images.labels.split(_TURN), strict=True
         )
     ]
-    seconds: dict[str, list[float]] = {}
     with limited_threads(config.threads):
         runs = {PLAIN: Run(replace(config, update="b-sgd"), data)}
         plain = runs[PLAIN]
@@ -60,19 +58,21 @@ def epoch_times(
         )
         for update in updates:
             runs[update] = Run(replace(config, update=update), data)
-        for number in range(1, config.epochs + 1):
-            if on_round is not None:
-                on_round(number, config.epochs)
-            passes = dict.fromkeys(runs, 0.0)
-            for turn, some in enumerate(turns):
-                first = turn % len(runs)  # nobody is always behind the same one
-                for name, run in [*runs.items()][first:] + [*runs.items()][:first]:
-                    began = time.perf_counter()
-                    run.train_pass(some)
-                    passes[name] += time.perf_counter() - began
-            for name, time_of_pass in passes.items():
-                seconds.setdefault(name, []).append(time_of_pass)
-    return seconds
+
+        def before_turn(number: int) -> None:
+            if on_round is not None and number % len(turns) == 0:
+                on_round(number // len(turns) + 1, config.epochs)
+
+        works = {
+            name: lambda number, run=run: run.train_pass(turns[number % len(turns)])
+            for name, run in runs.items()
+        }
+        seconds = timing.interleaved(works, config.epochs * len(turns), before_turn)
+    return {name: [sum(each) for each in _chunks(s, len(turns))] for name, s in seconds.items()}
+
+
+def _chunks(values: list[float], size: int) -> list[list[float]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 def ratio_table(seconds: dict[str, list[float]]) -> str:

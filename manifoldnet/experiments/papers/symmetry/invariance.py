@@ -40,11 +40,11 @@ from manifoldnet import symmetry
 from manifoldnet.experiments import sources
 from manifoldnet.experiments.data import Dataset, seeded_generator, split
 from manifoldnet.experiments.errors import ExperimentError
-from manifoldnet.experiments.loop import limited_threads
 from manifoldnet.experiments.papers.symmetry import networks as models
 from manifoldnet.experiments.papers.symmetry.invariance_report import Pair, draw, summary, write_csv
 from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.training import limited_threads
 from manifoldnet.optim.growth import NormGrowthWarning, ZeroSliceWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
 from manifoldnet.symmetry.evaluation import Batch

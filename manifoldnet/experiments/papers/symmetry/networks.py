@@ -31,18 +31,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, TypeVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from manifoldnet import rules
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.parameter import declare_all
+from manifoldnet.experiments.papers.layers import convolution, linear, scaled_filter
+from manifoldnet.experiments.papers.updates import declare as declare
 from manifoldnet.symmetry import Generator, ScalingGroup, Slice
 
-_Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
@@ -135,9 +133,9 @@ class _Dense(_Network):
         super().__init__()
         self.channels = features // 2
         widths = [inputs] + [self.channels] * (depth - 1)
-        layers = (_linear(features, width, generator) for width in widths)
+        layers = (linear(features, width, generator) for width in widths)
         self.hidden = self._stack(layers, nn.BatchNorm1d, MaxPoolPairs)
-        self.head = _linear(classes, self.channels, generator)
+        self.head = linear(classes, self.channels, generator)
 
 
 class _Convolutional(_Network):
@@ -165,7 +163,7 @@ class _Convolutional(_Network):
         layers = (convolution(features, width, generator) for width in widths)
         self.hidden = self._stack(layers, nn.BatchNorm2d, partial(nn.MaxPool2d, 2))
         self.hidden.append(nn.Flatten())
-        self.head = _linear(classes, features * pixels, generator)
+        self.head = linear(classes, features * pixels, generator)
 
 
 @final
@@ -234,48 +232,6 @@ def build(
     return network(inputs, classes, depth=depth, features=features, generator=generator)
 
 
-def declare(network: nn.Module, update: str) -> None:
-    """Declares the weights of a network, whose classifier is `head`, as an update wants them."""
-    row = UPDATES[update]
-    if row.rule is not None:
-        rule = getattr(rules, row.rule)
-        declare_all(network, rule(classifier="head", **row.options))
-
-
-def scaled_filter(layer: str, norm: str, i: int) -> Generator:
-    """A filter of a layer that a batch normalization follows, with its running averages."""
-    return Generator(
-        {
-            Slice(f"{layer}.weight", 0, i): 1,
-            Slice(f"{norm}.running_mean", 0, i): 1,
-            Slice(f"{norm}.running_var", 0, i): 2,
-        }
-    )
-
-
 def _against_head(weight: str, filters: range, columns: range) -> Generator:
     up = {Slice(weight, 0, i): 1 for i in filters}
     return Generator(up | {Slice("head.weight", 1, j): -1 for j in columns})
-
-
-# skip_init: the layers' own initialization would draw from torch's global generator only to be
-# overwritten.
-
-
-def _linear(rows: int, columns: int, generator: torch.Generator | None) -> nn.Linear:
-    return _start(nn.utils.skip_init(nn.Linear, columns, rows, bias=False), generator)
-
-
-def convolution(filters: int, channels: int, generator: torch.Generator | None) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size, without biases, with the papers' start."""
-    layer = nn.utils.skip_init(nn.Conv2d, channels, filters, 3, padding=1, bias=False)
-    return _start(layer, generator)
-
-
-def _start(layer: _Layer, generator: torch.Generator | None) -> _Layer:
-    """Gaussian filters of unit norm."""
-    weight = layer.weight
-    with torch.no_grad():
-        weight.normal_(generator=generator)
-        weight /= torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
-    return layer

@@ -1,10 +1,9 @@
-"""A run's directory: its record for people and reports, its checkpoint for going on.
+"""The directory of a run: its record for reports, and the checkpoint from which it goes on.
 
-One process at a time works in it (`held`). The checkpoint is written first, and holds the epochs so
-far besides the weights. So whenever a process is killed the record is at most one epoch behind, and
-what is missing in it is written again from the checkpoint. Everything that does not fit together is
-an error before anything is changed; so is a checkpoint whose parts do not have the checksums that
-are stored with them.
+One process at a time works in a directory (`held`). The checkpoint is written first, and holds the
+epochs so far besides the weights. After a kill the record is thus at most one epoch behind, and is
+completed from the checkpoint. Files that do not fit together are an error before anything is
+changed; so is a checkpoint whose parts do not have the checksums that are stored with them.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ _AGAIN = "train the run again with --overwrite, or delete its directory"
 
 @dataclass(frozen=True)
 class Checkpoint(Generic[C, E]):
-    """All that a run needs to go on bit for bit.
+    """The state from which a run goes on bit for bit.
 
     Attributes:
-        config: what is being trained.
+        config: of the run.
         versions: as in the record.
         data: checksum of the data set.
-        epochs: what has been trained.
+        epochs: rows of the trained epochs.
         states: ``state_dict`` of the model, the optimizer and the scheduler, and the state of the
             random generator.
         selection: how the learning rate was chosen; None when it was given, or is yet to be chosen.
@@ -74,7 +73,7 @@ def checkpoint_path(directory: Path) -> Path:
 
 
 def save(checkpoint: Checkpoint[Any, Any], directory: Path) -> None:
-    """Writes checkpoint and record of an unfinished run, each in one atomic step."""
+    """Write checkpoint and record of an unfinished run, each in one atomic step."""
     content = {
         "format": _FORMAT,
         "config": checkpoint.config.to_dict(),
@@ -91,23 +90,23 @@ def save(checkpoint: Checkpoint[Any, Any], directory: Path) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Removes the run in ``directory``: its two files and nothing else."""
+    """Remove the run in ``directory``: its two files and nothing else."""
     tidy(directory)
     for path in (checkpoint_path(directory), record_path(directory)):
         path.unlink(missing_ok=True)
 
 
 def tidy(directory: Path) -> None:
-    """Removes what a process that was killed while it wrote has left of these files."""
+    """Remove the partial files that a killed process left."""
     for path in (checkpoint_path(directory), record_path(directory)):
         remove_leftovers(path)
 
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Makes the directory, and keeps other processes from training in it within the block.
+    """Make the directory, and lock it against other processes within the block.
 
-    The lock goes with the process, however that ends.
+    The operating system releases the lock when the process ends, however that happens.
 
     Raises:
         RecordError: when another process has it; the message says which.
@@ -138,7 +137,7 @@ def held(directory: Path) -> Iterator[None]:
 def inspect(
     directory: Path, config: C, kind: Kind[C, E, R], *, resume: bool, overwrite: bool
 ) -> RunRecord[C, E, R] | Checkpoint[C, E] | None:
-    """What a run of ``config`` finds in ``directory``. Changes nothing.
+    """The state of the run of ``config`` in ``directory``. Changes nothing.
 
     Returns:
         The record of a run that has ended; the checkpoint of one to go on with; None to begin.
@@ -186,7 +185,7 @@ def inspect(
 
 
 def load_checkpoint(path: Path, kind: Kind[C, E, R]) -> Checkpoint[C, E]:
-    """Reads a checkpoint back, its tensors on the processor.
+    """Read a checkpoint; its tensors are on the CPU.
 
     Raises:
         RecordError: when it is missing, damaged, or of another experiment.
