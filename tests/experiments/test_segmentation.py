@@ -22,8 +22,8 @@ from manifoldnet.experiments import (
     DataError,
     ExperimentError,
     RecordError,
-    folder,
     records,
+    store,
 )
 from manifoldnet.experiments.checkpoint import record_path
 from manifoldnet.experiments.data import seeded_generator
@@ -434,7 +434,7 @@ def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
     columns = ["update", "seed", "global_accuracy", "class_accuracy", "mean_iou", "seconds"]
     assert list(rows[0]) == columns
     assert [row["update"] for row in rows] == ["b-sgd", "sm", "un"]
-    found = folder.read_all(out, EXPERIMENT.kind).values()
+    found = store.read_all(out, EXPERIMENT.kind).values()
     by_update = {record.config.update: record.result for record in found}
     for row in rows:
         assert float(row["mean_iou"]) == pytest.approx(by_update[row["update"]].mean_iou, rel=1e-5)
@@ -459,7 +459,7 @@ def test_the_command_passes_augmentation_on(monkeypatch, tmp_path, capsys):
 def test_a_sweep_with_checkpoints_goes_on_inside_a_run(go_on, tmp_path):
     (config,) = configurations(replace(TINY, epochs=3), ["un"], 1)
     data = load(EXPERIMENT.source(config), tmp_path / "data")
-    where = folder.run_directory(tmp_path / "out", config)
+    where = store.run_directory(tmp_path / "out", config)
     with pytest.raises(Stop):
         train_in(EXPERIMENT, config, where, data, on_epoch=stop_after(2))
     whole = train_whole(EXPERIMENT, config, data)
@@ -477,7 +477,7 @@ def test_runs_of_an_old_version_or_other_data_are_not_gone_on_with(go_on, tmp_pa
     (record,) = go_on([config])
     (kept,) = (tmp_path / "out" / "records").iterdir()
     kept.unlink()
-    own = record_path(folder.run_directory(tmp_path / "out", config))
+    own = record_path(store.run_directory(tmp_path / "out", config))
     text = own.read_text()
     for old in (text.replace(record.data, "0"), text.replace(f'"{mn.__version__}"', '"0.0.1"')):
         assert old != text
@@ -531,7 +531,7 @@ def made_up(tmp_path, **fields):
     result = EXPERIMENT.verdict(config, epochs)
     record = SegmentationRecord(config, {"manifoldnet": mn.__version__}, "00", epochs, result)
     (tmp_path / "records").mkdir(parents=True, exist_ok=True)
-    folder.keep(tmp_path, record)
+    store.keep(tmp_path, record)
     return tmp_path / "records" / f"{config.identity()}.jsonl"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from manifoldnet import cli
-from manifoldnet.experiments import ConfigError, RecordError, folder
+from manifoldnet.experiments import ConfigError, RecordError, store
 from manifoldnet.experiments.papers.scale_invariant import config as grids
 from manifoldnet.experiments.papers.scale_invariant import figures, records
 from manifoldnet.experiments.papers.scale_invariant.claims import errors
@@ -33,32 +33,20 @@ BINS = {"concentration": 4.0, "bin_count": (0, 4), "bin_right": (0, 3), "bin_sur
 replace = dataclasses.replace
 
 
+MEASURED = (
+    {"violation": 0.0, "train_seconds": 1.0, "seconds": 2.0, "train_error": 0.5}
+    | {"gradient_norm": 0.25, "largest_gradient_norm": 0.5, "step_ratio": 0.125}
+    | {"largest_step_ratio": 0.75, "largest_loss": 2.5, "norm_error": 1e-7, "largest_weight": 3.0}
+)
+
+
 def record(errors, diverged=False, calibration=BINS, validation=None, **fields):
     """A made-up run; with `config`, of that configuration."""
     config = fields.pop("config", None) or StageConfig(epochs=len(errors), **fields)
-    epochs = tuple(
-        StageEpoch(
-            epoch=n,
-            lr=config.lr,
-            train_loss=math.nan if diverged and n == len(errors) else 1.0,
-            violation=0.0,
-            train_seconds=1.0,
-            seconds=2.0,
-            train_error=0.5,
-            test_error=error,
-            validation_error=validation,
-            gradient_norm=0.25,
-            largest_gradient_norm=0.5,
-            step_ratio=0.125,
-            largest_step_ratio=0.75,
-            largest_loss=2.5,
-            norm_error=1e-7,
-            largest_weight=3.0,
-            overflow="loss, minibatch 7" if diverged and n == len(errors) else "",
-            **(calibration if n == len(errors) and not diverged else {}),
-        )
-        for n, error in enumerate(errors, 1)
-    )
+    given = MEASURED | {"train_loss": 1.0, "lr": config.lr, "validation_error": validation}
+    epochs = [StageEpoch(epoch=n, test_error=e, **given) for n, e in enumerate(errors, 1)]
+    overflow = {"overflow": "loss, minibatch 7", "train_loss": math.nan}
+    epochs[-1] = replace(epochs[-1], **(overflow if diverged else calibration))
     result = StageResult(
         status="diverged" if diverged else "finished",
         reason="",
@@ -66,7 +54,7 @@ def record(errors, diverged=False, calibration=BINS, validation=None, **fields):
         seconds=2.0 * len(errors),
         test_error=errors[-1],
     )
-    return StageRecord(config, {"manifoldnet": "0"}, "00", epochs, result)
+    return StageRecord(config, {"manifoldnet": "0"}, "00", tuple(epochs), result)
 
 
 def logistic(*errors, **fields):
@@ -89,7 +77,7 @@ def short(error, **fields):
 def keep(place, *runs):
     (place / "records").mkdir(parents=True, exist_ok=True)
     for run in runs:
-        folder.keep(place, run)
+        store.keep(place, run)
 
 
 def table(text, heading):

@@ -18,7 +18,6 @@ from manifoldnet.experiments.papers.scale_invariant.config import (
     PAPERS,
     Choice,
     Figure,
-    choice_of,
 )
 from manifoldnet.experiments.papers.scale_invariant.records import (
     Section,
@@ -87,7 +86,7 @@ def comparisons(sections: Sequence[Section]) -> list[Comparison]:
     found = []
     for section in sections:
         if section.kind == "comparison":
-            tried = short.get(choice_of(section.name, section.runs["dataset"].iloc[0]))
+            tried = short.get(section.chosen_by)
             picked = {} if tried is None else {method: best(tried, method) for method in METHODS}
             chosen = {method: choice for method, choice in picked.items() if choice}
             found.append(Comparison(section.title, section.runs, chosen))
@@ -128,7 +127,7 @@ def figure_of(section: Section) -> str:
 def blocks(sections: Sequence[Section], compared: Sequence[Comparison]) -> Iterator[Block]:
     """A section: one row for each claim that there are records on."""
     rows = [row for one in compared for row in _of_comparison(one)]
-    judges = {"grid": _of_grid, "robustness": _of_robustness, "stability": _of_stability}
+    judges = {"grid": _of_grid, "label noise": _of_robustness, "stability": _of_stability}
     for section in sections:
         if section.kind in judges:
             rows += judges[section.kind](section)

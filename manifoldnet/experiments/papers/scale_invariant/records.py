@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from manifoldnet.experiments import folder as folders
+from manifoldnet.experiments import store
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.papers.scale_invariant.config import (
     CLAIMED,
@@ -22,6 +22,7 @@ from manifoldnet.experiments.papers.scale_invariant.config import (
     PAPERS,
     Choice,
     StageConfig,
+    choice_of,
     repeated,
     stability,
 )
@@ -94,7 +95,7 @@ StageRecord = RunRecord[StageConfig, StageEpoch, StageResult]
 
 
 _FREE = ("method", "lr", "embedding_dim", "seed")
-_FREE_OF = {"robustness": ("wrong_labels", "outliers"), "stability": ("spheres",)}
+_FREE_OF = {"label noise": ("wrong_labels", "outliers"), "stability": ("spheres",)}
 """The fields in which the runs of a sweep may differ, and more of them by kind."""
 
 
@@ -243,17 +244,19 @@ class Section:
 
     Attributes:
         name: of its folder.
-        kind: ``"robustness"``, ``"stability"``, ``"choice"`` (judged by validation images),
+        kind: ``"label noise"``, ``"stability"``, ``"choice"`` (judged by validation images),
             ``"comparison"`` (each method at its choice, and at earlier ones) or ``"grid"``.
         title: ``mnist, smaller: 5,000 images, 6 epochs``, and the name where another section of
             the same kind has the same.
         runs: all of them, of one protocol.
+        chosen_by: of a comparison, the name of the choice.
     """
 
     name: str
     kind: str
     title: str
     runs: pd.DataFrame
+    chosen_by: str = ""
 
 
 def read(folder: Path) -> list[Section]:
@@ -264,12 +267,13 @@ def read(folder: Path) -> list[Section]:
             together.
     """
     sections = []
-    for place in sweeps(folder):
-        records = folders.read_all(place, SCALE_INVARIANT, exact=False)
+    for place in store.sweeps(folder):
+        records = store.read_all(place, SCALE_INVARIANT, exact=False)
         if records:
             runs = frame(records.values())
-            purposes = {record.sweep.get("purpose", "") for record in records.values()} - {""}
-            kind = purposes.pop() if len(purposes) == 1 else _guess(place.name, runs)
+            purpose = next(iter(records.values())).sweep
+            kind = purpose.get("purpose") or _guess(place.name, runs)
+            chosen_by = purpose.get("chosen_by") or choice_of(place.name, runs["dataset"][0])
             paths = {place / "records" / f"{name}.jsonl": r for name, r in records.items()}
             check_together(paths, _FREE + _FREE_OF.get(kind, ()))
             if (runs["wrong_labels"] * runs["outliers"]).any():
@@ -277,7 +281,8 @@ def read(folder: Path) -> list[Section]:
                     f"{place} holds runs with wrong labels and outliers at once: no table has a "
                     "place for them; move them to another folder"
                 )
-            sections.append(Section(place.name, kind, _title(runs["config"][0]), runs))
+            title = _title(runs["config"][0])
+            sections.append(Section(place.name, kind, title, runs, chosen_by))
     titles = [(section.kind, section.title) for section in sections]
     return [
         section
@@ -285,13 +290,6 @@ def read(folder: Path) -> list[Section]:
         else replace(section, title=f"{section.title} ({section.name})")
         for section in sections
     ]
-
-
-def sweeps(folder: Path) -> list[Path]:
-    """The folders of sweeps: this one, or those in it."""
-    if (folder / "records").is_dir() or not folder.is_dir():
-        return [folder]
-    return sorted(path.parent for path in folder.glob("*/records"))
 
 
 def read_costs(folder: Path) -> pd.DataFrame | None:
@@ -333,7 +331,7 @@ def _title(config: StageConfig) -> str:
 def _guess(name: str, runs: pd.DataFrame) -> str:
     """The kind of a sweep whose records do not name its purpose."""
     if runs[["wrong_labels", "outliers"]].any(axis=None):
-        return "robustness"
+        return "label noise"
     if {replace(config, seed=0) for config in runs["config"]} <= set(stability()):
         return "stability"
     if runs["validation_size"].any():

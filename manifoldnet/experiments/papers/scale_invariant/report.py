@@ -90,9 +90,9 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
             f"figure5 --out {folder}"
         )
-    tables = {"scale_invariant.csv": epochs_csv([s for s in judged if s.kind != "robustness"])}
+    tables = {"scale_invariant.csv": epochs_csv([s for s in judged if s.kind != "label noise"])}
     for section in judged:
-        if section.kind == "robustness":
+        if section.kind == "label noise":
             text = settings_csv(by_setting(section.runs))
             tables[f"{_file('label_noise', section, sections)}.csv"] = text
     blocks = list(_blocks(sections, read_costs(folder)))
@@ -144,7 +144,7 @@ def _blocks(sections: Sequence[Section], costs: pd.DataFrame | None) -> Iterator
     yield from claims.blocks(sections, compared)
     yield from _comparisons(compared, costs)
     for section in sections:
-        if section.kind == "robustness":
+        if section.kind == "label noise":
             yield from _robustness(section, _file("label_noise", section, sections))
     for section in sections:
         if section.kind == "stability":

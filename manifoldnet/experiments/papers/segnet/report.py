@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from manifoldnet.experiments import folder as folders
+from manifoldnet.experiments import store
 from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.document import (
     Block,
@@ -60,7 +60,7 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    records = folders.read_all(folder, SEGMENTATION, exact=False)
+    records = store.read_all(folder, SEGMENTATION, exact=False)
     if not records:
         raise RecordError(
             f"{folder} holds no records: make some with manifoldnet reproduce segnet --out {folder}"

@@ -19,8 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
-from manifoldnet.experiments import folder as folders
-from manifoldnet.experiments import training
+from manifoldnet.experiments import store, training
 from manifoldnet.experiments.canvas import new_figure, png
 from manifoldnet.experiments.checkpoint import checkpoint_path, load_checkpoint
 from manifoldnet.experiments.data import seeded_generator
@@ -189,7 +188,7 @@ def write_predictions(
         and record.result is not None
         and not record.result.diverged
     ]
-    weights = [checkpoint_path(folders.run_directory(folder, config)) for config in first]
+    weights = [checkpoint_path(store.run_directory(folder, config)) for config in first]
     if not first or not all(path.exists() for path in weights):
         return None
     data = scenes.load(EXPERIMENT.source(first[0]), data_dir)
