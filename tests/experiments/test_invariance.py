@@ -10,16 +10,14 @@ from PIL import Image
 from manifoldnet.experiments import MissingExtraError
 from manifoldnet.experiments.papers.symmetry import invariance
 from manifoldnet.experiments.papers.symmetry.invariance import (
+    COLUMNS,
     COMPARED,
     SETTINGS,
-    main,
-    trajectories,
-)
-from manifoldnet.experiments.papers.symmetry.invariance_report import (
-    COLUMNS,
     Pair,
     draw,
+    main,
     summary,
+    trajectories,
     write_csv,
 )
 
