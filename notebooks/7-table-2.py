@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
 
-from manifoldnet.experiments import folder, sources
+from manifoldnet.experiments import sources, store
 from manifoldnet.experiments.canvas import COLOURS
 from manifoldnet.experiments.papers.symmetry import claims, results
 from manifoldnet.experiments.papers.symmetry.cells import (
@@ -84,7 +84,7 @@ for record in records:
 # ```
 
 # %%
-found = folder.read_all(Path("../docs/results/symmetry-paper"), CLASSIFICATION, exact=False)
+found = store.read_all(Path("../docs/results/symmetry-paper"), CLASSIFICATION, exact=False)
 table = results.run_table(found.values())
 cells = results.by_cell(table)
 

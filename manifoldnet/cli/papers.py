@@ -166,11 +166,10 @@ def _reproduce_segnet(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from manifoldnet.experiments.folder import experiment
     from manifoldnet.experiments.papers.scale_invariant.report import write_stage_report
-    from manifoldnet.experiments.papers.scale_invariant.sections import sweeps
     from manifoldnet.experiments.papers.segnet.report import write_scene_report
     from manifoldnet.experiments.papers.symmetry.report import write_paper_report
+    from manifoldnet.experiments.store import experiment, sweeps
 
     kinds = {experiment(place) for place in sweeps(arguments.directory)}
     write: Any = write_paper_report

@@ -91,11 +91,26 @@ def field(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configuration(ABC):
-    """Base of the configurations; checked on construction, so that one that exists can be trained.
+class Checked:
+    """Base of values whose fields are checked on construction.
 
     A subclass that has rules for several fields together overrides ``__post_init__`` and calls the
     inherited one first.
+
+    Raises:
+        ConfigError: for a value of another type, or outside the range of its `field`.
+    """
+
+    def __post_init__(self) -> None:
+        for name, (kind, optional, accepted) in declared(type(self)).items():
+            value = getattr(self, name)
+            if not (optional and value is None):
+                object.__setattr__(self, name, _checked(name, value, kind, accepted))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration(Checked, ABC):
+    """Base of the configurations; checked on construction, so that one that exists can be trained.
 
     Attributes:
         experiment: name of the experiment in the records of such runs.
@@ -114,12 +129,6 @@ class Configuration(ABC):
     lr: float | None = field(above=0)
     seed: int = field(0, at_least=0)
     threads: int = field(1, at_least=1)
-
-    def __post_init__(self) -> None:
-        for name, (kind, optional, accepted) in _declared(type(self)).items():
-            value = getattr(self, name)
-            if not (optional and value is None):
-                object.__setattr__(self, name, _checked(name, value, kind, accepted))
 
     @property
     @abstractmethod
@@ -164,7 +173,7 @@ class Configuration(ABC):
         )
 
 
-def descriptions(config: type[Configuration]) -> dict[str, str]:
+def descriptions(config: type[Checked]) -> dict[str, str]:
     """The description of each field, from the ``Attributes`` of the class's docstrings."""
     found: dict[str, str] = {}
     for cls in reversed(config.__mro__):
@@ -177,8 +186,8 @@ def descriptions(config: type[Configuration]) -> dict[str, str]:
 
 
 @cache
-def _declared(config: type[Configuration]) -> dict[str, tuple[type, bool, Range]]:
-    """By field: the type, whether None is accepted, the range."""
+def declared(config: type[Checked]) -> dict[str, tuple[Any, bool, Range]]:
+    """By field: its type (``tuple[str, ...]`` for several), whether None is accepted, its range."""
     hints = typing.get_type_hints(config)
     found = {}
     for each in dataclasses.fields(config):
@@ -186,17 +195,16 @@ def _declared(config: type[Configuration]) -> dict[str, tuple[type, bool, Range]
         optional = isinstance(hint, types.UnionType)
         if optional:
             (hint,) = (part for part in hint.__args__ if part is not type(None))
-        kind = typing.get_origin(hint) or hint
-        found[each.name] = (kind, optional, each.metadata.get("range", Range()))
+        found[each.name] = (hint, optional, each.metadata.get("range", Range()))
     return found
 
 
-def _checked(name: str, value: Any, kind: type, accepted: Range) -> Any:
+def _checked(name: str, value: Any, kind: Any, accepted: Range) -> Any:
     """The value in the field's type; ConfigError for one that is not accepted."""
-    if kind is tuple:
+    if typing.get_origin(kind) is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigError(f"{name} is {value!r}; it must be a tuple")
-        return tuple(_checked(name, entry, float, accepted) for entry in value)
+        return tuple(_checked(name, entry, kind.__args__[0], accepted) for entry in value)
     if accepted.choices is not None:
         check_choice(name, value, accepted.choices)
     elif kind is str:
@@ -209,11 +217,11 @@ def _checked(name: str, value: Any, kind: type, accepted: Range) -> Any:
         if isinstance(value, bool) or not isinstance(value, int) or value not in accepted:
             least = "" if accepted.at_least is None else f", {accepted.at_least:g} or more"
             raise ConfigError(f"{name} is {value!r}; it must be an integer{least}")
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name} is {value!r}; it must be a number")
-    elif value not in accepted:
-        raise ConfigError(f"{name} is {value}; it must be a number in {accepted.interval}")
-    else:
+    elif kind is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{name} is {value!r}; it must be a number")
+        if value not in accepted:
+            raise ConfigError(f"{name} is {value}; it must be a number in {accepted.interval}")
         return float(value)
     return value
 

@@ -1,6 +1,6 @@
 """Many configurations, each trained once: whatever is killed, the next call does what is missing.
 
-    configurations -> which are missing in the folder? -> workers train them -> records (`folder`)
+    configurations -> which are missing in the folder? -> workers train them -> records (`store`)
 
 A run is known by the hash of its configuration. It is trained in a worker, and its record is
 written by the parent when it has ended. A run of a minute is not worth checkpoints: a kill costs at
@@ -19,8 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from manifoldnet.experiments import checkpoint
-from manifoldnet.experiments import folder as folders
+from manifoldnet.experiments import checkpoint, store
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, DataError, ExperimentError, RecordError
 from manifoldnet.experiments.progress import SweepProgress
@@ -97,13 +96,13 @@ def sweep(
         raise ConfigError("a sweep needs configurations, each of them once")
     if len({experiment.source(config) for config in configs}) > 1:
         raise ConfigError("the configurations of a sweep are of one data set")
-    folders.read_all(folder, experiment.kind)  # complains before anything is made
-    with folders.lock(folder):
-        folders.clean(folder)
-        found = folders.read_all(folder, experiment.kind)
+    store.read_all(folder, experiment.kind)  # complains before anything is made
+    with store.lock(folder):
+        store.clean(folder)
+        found = store.read_all(folder, experiment.kind)
         own = versions()
         any_field = [field.name for field in dataclasses.fields(configs[0])]
-        folders.check(folder, found, configs, any_field if axes is None else axes, own)
+        store.check(folder, found, configs, any_field if axes is None else axes, own, purpose or {})
         missing = [config for identity, config in wanted.items() if identity not in found]
         if missing:
             fingerprint = _check_data(experiment, missing, data_dir, found, notice)
@@ -116,7 +115,7 @@ def sweep(
             with bar, workers as pool:
 
                 def begin(config: C) -> Future[RunRecord[C, E, R]]:
-                    directory = folders.run_directory(folder, config) if checkpoints else None
+                    directory = store.run_directory(folder, config) if checkpoints else None
                     return pool.submit(
                         run_one,
                         experiment,
@@ -175,7 +174,7 @@ def _train(
                 error = _error(future)
                 if error is None:
                     record = dataclasses.replace(future.result(), sweep=purpose)
-                    folders.keep(folder, record)
+                    store.keep(folder, record)
                     done[config.identity()] = record
                     bar.end(record)
                 elif attempt < ATTEMPTS and not isinstance(error, ExperimentError):
@@ -187,7 +186,7 @@ def _train(
                         raise SweepError(_account(failed, 0, len(configs)))
             if checkpoints:
                 for config, _ in pending.values():
-                    bar.reach(config, _epochs_in(folders.run_directory(folder, config)))
+                    bar.reach(config, _epochs_in(store.run_directory(folder, config)))
     finally:
         for future in pending:
             future.cancel()

@@ -13,7 +13,7 @@ import torch
 from runs import record
 
 from manifoldnet import cli
-from manifoldnet.experiments import RecordError, folder, records, training
+from manifoldnet.experiments import RecordError, records, store, training
 from manifoldnet.experiments.papers.symmetry import results
 from manifoldnet.experiments.papers.symmetry.cells import (
     GEODESIC,
@@ -54,7 +54,7 @@ def test_a_diverged_run_is_counted_and_not_averaged():
 
 def test_the_reason_of_divergence_is_read_from_the_numbers(tmp_path):
     for seed, reason in enumerate(("validation", "loss", "validation", "")):
-        folder.keep(tmp_path, record(TABLE2[0], seed, [0.9], reason))
+        store.keep(tmp_path, record(TABLE2[0], seed, [0.9], reason))
     text = write_paper_report(tmp_path).text
     ends = "validation error too high × 2; diverged, loss not finite × 1"
     assert f"all epochs × 1; diverged, {ends}" in text
@@ -77,7 +77,7 @@ def by_hand(tmp_path):
         record(UPDATES["un"], 1, [0.5, 0.3, 0.016], seconds=(2, 5, 9), rate=0.0001),
         record(UPDATES["un"], 2, [0.5, 0.3, 0.019], seconds=(2, 5, 9), rate=0.0001),
     ):
-        folder.keep(tmp_path, run)
+        store.keep(tmp_path, run)
     return tmp_path
 
 
@@ -155,7 +155,7 @@ def test_the_protocol_is_stated(by_hand, tmp_path_factory):
     changed = dataclasses.replace(
         PROTOCOL, lr=0.01, train_size=None, validation_size=None, min_epochs=None, epochs=7
     )
-    folder.keep(other, record(UPDATES["un"], 0, [0.5], "validation", protocol=changed))
+    store.keep(other, record(UPDATES["un"], 0, [0.5], "validation", protocol=changed))
     text = write_paper_report(other).text
     assert "all other training and a sixth validation images" in text
     assert "minibatches of 100, 7 epochs, λ 0.01" in text
@@ -175,7 +175,7 @@ def test_runs_of_two_protocols_are_refused(by_hand, change, message):
     other = record(UPDATES["un"], 3, [0.5])
     if "data" not in change:
         change = {"config": dataclasses.replace(other.config, **change)}
-    folder.keep(by_hand, dataclasses.replace(other, **change))
+    store.keep(by_hand, dataclasses.replace(other, **change))
     with pytest.raises(RecordError, match=rf"records/[0-9a-f]{{16}}\.jsonl .*{message}"):
         write_paper_report(by_hand)
     assert not (by_hand / "table2.md").exists()
@@ -270,7 +270,7 @@ def test_the_report_trains_nothing_and_leaves_the_records_alone(tmp_path, monkey
 
 def test_cells_with_the_geodesic_step_stand_beside_the_papers(tmp_path):
     for cell, seed in product((GEODESIC[0], Cell("arch1", 2, "sm", "exponential")), (0, 1)):
-        folder.keep(tmp_path, record(cell, seed, [0.2, 0.02 + 0.001 * seed]))
+        store.keep(tmp_path, record(cell, seed, [0.2, 0.02 + 0.001 * seed]))
     text = write_paper_report(tmp_path).text
     assert "Does the exact retraction help?" in text
     assert "sm-geodesic − sm" in text

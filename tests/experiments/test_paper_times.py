@@ -7,7 +7,7 @@ import pytest
 from runs import record
 
 from manifoldnet import cli
-from manifoldnet.experiments import RecordError, TrainConfig, epoch_times, folder
+from manifoldnet.experiments import RecordError, TrainConfig, epoch_times, store
 from manifoldnet.experiments.papers.symmetry import results, times
 from manifoldnet.experiments.papers.symmetry.cells import TABLE2
 from manifoldnet.experiments.papers.symmetry.report import write_paper_report
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_the_report_is_on_the_measurement(tmp_path):
     """ln 3/2 ± 4.3027 · ln 3/2 / √3 is −0.6018 to 1.4127, so 0.55 to 4.11."""
-    folder.keep(tmp_path, record(TABLE2[0], 0, [0.1], seconds=(77.0,)))
+    store.keep(tmp_path, record(TABLE2[0], 0, [0.1], seconds=(77.0,)))
     (tmp_path / "times.csv").write_text(results.times_csv(measured()))
     text = write_paper_report(tmp_path).text
     for line in (
@@ -76,7 +76,7 @@ HEADER = "architecture,depth,update,pass,seconds\n"
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, content, message):
-    folder.keep(tmp_path, record(TABLE2[0], 0, [0.1]))
+    store.keep(tmp_path, record(TABLE2[0], 0, [0.1]))
     (tmp_path / "times.csv").write_text(content)
     with pytest.raises(RecordError, match=f"times.csv,? {message}"):
         write_paper_report(tmp_path)

