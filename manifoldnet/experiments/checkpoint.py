@@ -1,6 +1,6 @@
 """The directory of a run: its record for reports, and the checkpoint from which it goes on.
 
-One process at a time works in a directory (`files.held`). The checkpoint is written first, and holds
+One process at a time works in a directory (`files.held`). The checkpoint is written first, and has
 the epochs so far besides the weights. After a kill the record is thus at most one epoch behind, and
 is completed from the checkpoint. Files that do not fit together are an error before anything is
 changed; so is a checkpoint whose parts do not have the checksums that are stored with them.

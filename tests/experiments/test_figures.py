@@ -1,18 +1,15 @@
 """Pictures of runs: lines, bands and axes, as they are handed to matplotlib."""
 
 import sys
-from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from PIL import Image
 from runs import record, run
 
 from manifoldnet.experiments import MissingExtraError, plot_test_error, write_report
 from manifoldnet.experiments.papers.symmetry.cells import FIGURE3
-from manifoldnet.experiments.papers.symmetry.figures import curves, figure3, spread, trajectories
+from manifoldnet.experiments.papers.symmetry.figures import curves, figure3, trajectories
 from manifoldnet.experiments.papers.symmetry.results import by_cell, figure3_table, run_table
 
 ARCH1 = [cell for cell in FIGURE3 if cell.architecture == "arch1"]
@@ -117,15 +114,6 @@ def test_the_picture_is_drawn_without_global_state(tmp_path, records):
         assert picture.size == (1152, 704)
         assert len(picture.convert("RGB").getcolors(maxcolors=2**20)) > 20
     assert ("matplotlib.pyplot" in sys.modules) == before
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=6).map(sorted), st.floats(0.01, 0.2))
-def test_labels_are_moved_apart_in_order_and_keep_their_mean(heights, gap):
-    moved = spread(heights, gap)
-    assert all(b - a >= gap * (1 - 1e-9) for a, b in pairwise(moved))
-    assert sum(moved) == pytest.approx(sum(heights), abs=1e-9)
-    if all(b - a >= gap for a, b in pairwise(heights)):
-        assert moved == pytest.approx(heights)
 
 
 def test_a_report_is_a_table_a_spreadsheet_and_a_picture(tmp_path):

@@ -66,13 +66,13 @@ def stop_after(count):
 @pytest.mark.parametrize("architecture", ["arch1", "arch2"])
 def test_every_update_learns(digits, tmp_path, update, architecture):
     lr = {"arch1": 1e-3, "arch2": 1e-2}[architecture]
-    config = TrainConfig(update=update, architecture=architecture, lr=lr, epochs=2)
+    config = TrainConfig(update=update, architecture=architecture, lr=lr, epochs=3)
     record = train(config, tmp_path, digits)
     assert record.result.status == "finished"
     assert record.epochs[-1].train_loss < record.epochs[0].train_loss
-    assert record.result.test_error < {"arch1": 0.8, "arch2": 0.1}[architecture]
+    assert record.result.test_error < {"arch1": 0.5, "arch2": 0.06}[architecture]
     assert record.epochs[-1].violation < 1e-6
-    assert [e.lr for e in record.epochs] == pytest.approx([lr * 0.95**n for n in range(2)])
+    assert [e.lr for e in record.epochs] == pytest.approx([lr * 0.95**n for n in range(3)])
 
 
 def test_balanced_sgd_is_torchs_sgd(tiny, tmp_path):

@@ -143,12 +143,17 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
     figure = new_figure(7.2, 4.4)
     axes = figure.add_subplot()
     style(axes)
-    for update, line in drawn.items():
-        band(axes, update, line.mean(axis=1), line.min(axis=1), line.max(axis=1))
+    # The legend has the order of the lines at their ends.
+    for update in sorted(drawn, key=lambda update: -drawn[update].mean(axis=1).iloc[-1]):
+        line = drawn[update]
+        mean = line.mean(axis=1)
+        label = f"{update}  {mean.iloc[-1]:.2f}%"
+        band(axes, update, mean, line.min(axis=1), line.max(axis=1), label=label)
     if drawn:
         values = [value for line in drawn.values() for value in line.to_numpy().flat]
         scale(axes, values, max(map(len, drawn.values())))
-        _label(axes, {update: line.mean(axis=1).iloc[-1] for update, line in drawn.items()})
+        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        axes.legend(**place, frameon=False, fontsize=10, labelcolor="linecolor")
     else:
         axes.text(0.5, 0.5, "every run diverged", transform=axes.transAxes, ha="center", color=INK)
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=22)
@@ -170,41 +175,3 @@ def curves(records: Sequence[Record]) -> dict[str, pd.DataFrame]:
         table = epochs_frame(run for run in ended if run.config.update == update)
         found[update] = table.pivot(index="epoch", columns="identity", values="test_error") * 100
     return {update: line.dropna() for update, line in found.items()}
-
-
-def _label(axes: Axes, ends: dict[str, float]) -> None:
-    """Write each curve's name and last value beside its end, apart where they would touch."""
-    to_axes = axes.transData + axes.transAxes.inverted()
-    ordered = sorted(ends, key=lambda update: ends[update])
-    wanted = [float(to_axes.transform((1.0, ends[update]))[1]) for update in ordered]
-    for update, height in zip(ordered, spread(wanted, gap=0.065), strict=True):
-        axes.annotate(
-            f"{update}  {ends[update]:.2f}%",
-            xy=(1.0, height),
-            xycoords="axes fraction",
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=10,
-            fontweight="bold",
-            color=COLOURS.get(update, INK),
-            annotation_clip=False,
-        )
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Move ascending ``heights`` apart until they are ``gap`` from one another, and no further.
-
-    Heights that collide become a block of evenly spaced ones around the mean of what they were.
-    """
-    blocks: list[list[float]] = []
-
-    def bottom(block: list[float]) -> float:
-        return sum(block) / len(block) - gap * (len(block) - 1) / 2
-
-    for height in heights:
-        blocks.append([height])
-        while len(blocks) > 1 and bottom(blocks[-1]) - bottom(blocks[-2]) < gap * len(blocks[-2]):
-            last = blocks.pop()
-            blocks[-1].extend(last)
-    return [bottom(block) + i * gap for block in blocks for i in range(len(block))]

@@ -71,34 +71,37 @@ class Setting:
     Attributes:
         architecture: "arch1" or "arch2".
         symmetry: "paper" or "between-layers".
-        lr: learning rate of all updates but AdamW, whose own default is used.
+        lr: learning rate of all updates but AdamW, whose own default is used; one that the network
+            trains well with.
+        heading: of the row in the picture.
     """
 
     architecture: str
     symmetry: str
     lr: float
+    heading: str
 
 
 SETTINGS = (
-    Setting("arch1", "paper", 1e-3),
-    Setting("arch2", "paper", 1e-2),
-    Setting("arch1", "between-layers", 1e-3),
+    Setting(
+        *("arch1", "paper", 1e-3),
+        "Arch1, the paper's symmetry (1)–(2): W1 and pairs of filters of W2 × s, head ÷ s",
+    ),
+    Setting(
+        *("arch2", "paper", 1e-2),
+        "Arch2, the paper's symmetry (3): each filter of W1 and W2 × s",
+    ),
+    Setting(
+        *("arch1", "between-layers", 1e-3),
+        "Arch1, a symmetry that the scaled metric does not cover: "
+        "pairs of filters of W1 × s, columns of W2 ÷ s",
+    ),
 )
-"""The settings, with rates that the two networks train well with (one of the paper's each)."""
-
 
 COLUMNS = ("architecture", "symmetry", "update", "step", "loss", "loss_scaled", "difference")
 
 # Relative difference that rounding in float64 explains after hundreds of steps.
 SAME = 1e-9
-
-_HEADINGS = {
-    ("arch1", "paper"): "Arch1, the paper's symmetry (1)–(2): W1 and pairs of filters of W2 × s, "
-    "head ÷ s",
-    ("arch2", "paper"): "Arch2, the paper's symmetry (3): each filter of W1 and W2 × s",
-    ("arch1", "between-layers"): "Arch1, a symmetry that the scaled metric does not cover: "
-    "pairs of filters of W1 × s, columns of W2 ÷ s",
-}
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,13 @@ class Pair:
     """Losses of one update from w and from g·w, before each step.
 
     Attributes:
-        architecture: the network.
-        symmetry: the group that g is from.
+        setting: network and group.
         update: its name.
         losses: from w.
         scaled: from g·w; shorter if that run diverges, and the last loss is not finite then.
     """
 
-    architecture: str
-    symmetry: str
+    setting: Setting
     update: str
     losses: tuple[float, ...]
     scaled: tuple[float, ...]
@@ -209,7 +210,7 @@ def _pair(
         for start in (model, symmetry.reparameterize(model, element)):
             run = invariance_error.run(start, _loss, batches, make, steps=steps)
             losses.append(run.losses)
-    return Pair(setting.architecture, setting.symmetry, update, *losses)
+    return Pair(setting, update, *losses)
 
 
 def _riemannian_sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -255,7 +256,7 @@ def write_csv(pairs: Sequence[Pair], path: Path) -> None:
     for pair in pairs:
         rows = zip_longest(pair.losses, pair.scaled, pair.differences, fillvalue="")
         for step, (loss, scaled, difference) in enumerate(rows):
-            name = (pair.architecture, pair.symmetry, pair.update)
+            name = (pair.setting.architecture, pair.setting.symmetry, pair.update)
             writer.writerow([*name, step, loss, scaled, f"{difference:.2e}"])
     write_text(path, stream.getvalue())
 
@@ -263,8 +264,8 @@ def write_csv(pairs: Sequence[Pair], path: Path) -> None:
 def summary(pairs: Sequence[Pair]) -> str:
     """A line per pair: the largest difference of the losses."""
     return "\n".join(
-        f"{pair.architecture}  {pair.symmetry:14}  {pair.update:11}  {_verdict(pair)}"
-        for pair in pairs
+        f"{p.setting.architecture}  {p.setting.symmetry:14}  {p.update:11}  {_verdict(p)}"
+        for p in pairs
     )
 
 
@@ -286,15 +287,15 @@ def draw(pairs: Sequence[Pair], path: Path) -> None:
     Raises:
         MissingExtraError: without matplotlib.
     """
-    rows: dict[tuple[str, str], list[Pair]] = {}
+    rows: dict[Setting, list[Pair]] = {}
     for pair in pairs:
-        rows.setdefault((pair.architecture, pair.symmetry), []).append(pair)
+        rows.setdefault(pair.setting, []).append(pair)
     columns = max(map(len, rows.values()))
     figure = new_figure(2.7 * columns, 0.8 + 2.3 * len(rows), dpi=130)
     figure.suptitle(_headline(pairs), x=0.01, ha="left", fontsize=11.5, color=INK)
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, (setting, members) in zip(parts, rows.items(), strict=True):
-        part.suptitle(_HEADINGS[setting], x=0.01, ha="left", fontsize=10, color=MUTED)
+        part.suptitle(setting.heading, x=0.01, ha="left", fontsize=10, color=MUTED)
         panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
         # Runs that leap up leave the frame, to show the rest of them larger.
         losses = [x for pair in members for x in pair.losses if isfinite(x) and x > 0]
@@ -317,7 +318,7 @@ def _headline(pairs: Sequence[Pair]) -> str:
     """The result in words, and the legend."""
     same: dict[str, bool] = {}
     for pair in pairs:
-        if pair.symmetry == "paper":
+        if pair.setting.symmetry == "paper":
             same[pair.update] = same.get(pair.update, True) and pair.difference <= SAME
     keep = " and ".join(update for update, yes in same.items() if yes) or "no update"
     lose = " and ".join(update for update, yes in same.items() if not yes) or "any other"
