@@ -142,7 +142,7 @@ def inspect(
         checkpoint.epochs[: len(record.epochs)]
     ):
         raise RecordError(
-            f"{record_path(directory)} and {checkpoint_path(directory)} tell of different "
+            f"{record_path(directory)} and {checkpoint_path(directory)} have different "
             "epochs: delete the record, which is written again from the checkpoint when the run "
             f"goes on, or {_AGAIN}"
         )

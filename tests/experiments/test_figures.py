@@ -42,7 +42,7 @@ def test_a_line_goes_on_to_the_last_epoch_of_its_panel():
 
 @pytest.fixture(scope="module")
 def drawn():
-    """What was drawn on each panel: its axes, and the bands."""
+    """The bands that were drawn, by the axes of their panel."""
     panels, fill = {}, Axes.fill_between
 
     def note(axes, epochs, low, high, **options):

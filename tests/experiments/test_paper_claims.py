@@ -124,7 +124,7 @@ def test_a_comparison_counts_its_pairs_and_what_divergence_took():
 
 
 def test_a_mean_over_cells_is_of_the_same_cells_for_every_seed():
-    """Where a run diverged, its seed is left out: the other cells of it would shift the mean."""
+    """The seed of a diverged run is left out: its other cells would shift the mean."""
     lost = Cell("arch1", 2, "sm", "exponential")
     table = whole_table(
         lambda cell: (0.05 if cell == lost else 0.02) + (0.01 if cell.update == "un" else 0),

@@ -1,4 +1,4 @@
-"""What the updates cost: measuring it, the file, and what the report makes of it."""
+"""The cost of the updates: measurement, file, and its part of the report."""
 
 import dataclasses
 from itertools import product

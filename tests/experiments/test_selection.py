@@ -1,4 +1,4 @@
-"""How the base learning rate is chosen."""
+"""The choice of the base learning rate."""
 
 import dataclasses
 

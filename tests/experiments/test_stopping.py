@@ -88,7 +88,7 @@ def test_without_the_bold_driver_or_a_first_epoch_for_them_there_are_no_rules(lo
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=60), st.integers(1, 60))
 def test_a_run_ends_once(losses, first):
-    """Whatever the losses are, one epoch is the last, and it is not before the first allowed."""
+    """Any losses have a last epoch, which is not before `min_epochs`."""
     config = (
         dataclasses.replace(PAPER, min_epochs=first, epochs=len(losses))
         if first <= len(losses)
