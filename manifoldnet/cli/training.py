@@ -95,8 +95,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--seeds is {arguments.seeds}; at least one seed is needed")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     from manifoldnet.experiments.papers.symmetry.comparison import compare, configurations
-    from manifoldnet.experiments.papers.symmetry.comparison_report import write_report
-    from manifoldnet.experiments.papers.symmetry.tables import check_csv, merge_csv
+    from manifoldnet.experiments.papers.symmetry.tables import check_csv, merge_csv, write_report
 
     configs = configurations(config, arguments.updates, seeds)
     if arguments.csv is not None:
@@ -114,7 +113,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     from manifoldnet.experiments.papers.symmetry.comparison import configurations
-    from manifoldnet.experiments.papers.symmetry.epoch_time import epoch_times, ratio_table
+    from manifoldnet.experiments.papers.symmetry.times import epoch_times, ratio_table
 
     configurations(config, arguments.updates, range(1))  # refuses unknown names
     print(ratio_table(epoch_times(config, arguments.updates, arguments.data_dir)))
