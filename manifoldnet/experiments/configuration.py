@@ -24,7 +24,6 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Self
 
 from manifoldnet.experiments.errors import ConfigError
@@ -90,9 +89,8 @@ def field(
     return dataclasses.field(default=default, metadata={"range": kept})
 
 
-@dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Base of values whose fields are checked on construction.
+    """Base of dataclasses whose fields are checked on construction.
 
     A subclass that has rules for several fields together overrides ``__post_init__`` and calls the
     inherited one first.
@@ -173,7 +171,7 @@ class Configuration(Checked, ABC):
         )
 
 
-def descriptions(config: type[Checked]) -> dict[str, str]:
+def descriptions(config: type[Any]) -> dict[str, str]:
     """The description of each field, from the ``Attributes`` of the class's docstrings."""
     found: dict[str, str] = {}
     for cls in reversed(config.__mro__):
@@ -185,8 +183,7 @@ def descriptions(config: type[Checked]) -> dict[str, str]:
     return found
 
 
-@cache
-def declared(config: type[Checked]) -> dict[str, tuple[Any, bool, Range]]:
+def declared(config: Any) -> dict[str, tuple[Any, bool, Range]]:
     """By field: its type (``tuple[str, ...]`` for several), whether None is accepted, its range."""
     hints = typing.get_type_hints(config)
     found = {}

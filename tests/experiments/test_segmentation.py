@@ -27,7 +27,7 @@ from manifoldnet.experiments import (
     records,
 )
 from manifoldnet.experiments.data import seeded_generator
-from manifoldnet.experiments.papers.segnet import images, pictures
+from manifoldnet.experiments.papers.segnet import images, pictures, studies
 from manifoldnet.experiments.papers.segnet.config import (
     BALANCES,
     PRESETS,
@@ -436,14 +436,14 @@ def small_preset(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     write_all(tmp_path / "data" / "camvid")
-    monkeypatch.setattr("manifoldnet.cli.papers.PRESETS", {"cpu": TINY, "paper": PRESETS["paper"]})
+    monkeypatch.setattr(studies, "PRESETS", {"cpu": TINY, "paper": PRESETS["paper"]})
     monkeypatch.chdir(tmp_path)
     yield ["--data-dir", str(tmp_path / "data"), "--quiet", "--jobs", "1", "--out", "out"]
     datasets.enable_progress_bars()
 
 
 def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
-    command = ["reproduce", "segnet", "--repetitions", "1", *small_preset]
+    command = ["reproduce", "symmetry", "segnet", "--repetitions", "1", *small_preset]
     assert cli.main([*command, "--updates", "un"]) == 0
     assert "1 runs of 1 updates are in out, 0 diverged" in capsys.readouterr().out
     first = {p.name: p.read_bytes() for p in (tmp_path / "out" / "records").iterdir()}
@@ -475,7 +475,16 @@ def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
 
 
 def test_the_command_passes_augmentation_on(small_preset, tmp_path, capsys):
-    command = ["reproduce", "segnet", "--repetitions", "1", "--updates", "un", *small_preset]
+    command = [
+        "reproduce",
+        "symmetry",
+        "segnet",
+        "--repetitions",
+        "1",
+        "--updates",
+        "un",
+        *small_preset,
+    ]
     assert cli.main([*command, "--zoom", "1.5", "--gamma", "2", "--epochs", "1"]) == 0
     (record,) = folder.read_all(tmp_path / "out", EXPERIMENT.kind).values()
     assert (record.config.zoom, record.config.gamma, record.config.epochs) == (1.5, 2.0, 1)
@@ -487,7 +496,7 @@ def test_a_folder_of_another_experiment_is_refused(small_preset, tmp_path, capsy
     sweep_options = {"jobs": 1, "progress": False, "data_dir": tmp_path / "data"}
     sweep(EXPERIMENT, configurations(TINY, ["un"], 1), tmp_path / "out", **sweep_options)
     capsys.readouterr()
-    assert cli.main(["reproduce", "table2", "--out", "out", "--quiet"]) == 2
+    assert cli.main(["reproduce", "symmetry", "table2", "--out", "out", "--quiet"]) == 2
     assert "it is of the experiment 'segmentation', not 'classification'" in capsys.readouterr().err
     assert len(list((tmp_path / "out" / "records").iterdir())) == 1
 
@@ -615,7 +624,16 @@ def test_what_an_old_version_or_other_data_left_is_not_gone_on_with(small_preset
 
 
 def test_pictures_are_of_the_data_that_was_trained_on(small_preset, tmp_path, capsys):
-    command = ["reproduce", "segnet", "--repetitions", "1", "--updates", "un", *small_preset]
+    command = [
+        "reproduce",
+        "symmetry",
+        "segnet",
+        "--repetitions",
+        "1",
+        "--updates",
+        "un",
+        *small_preset,
+    ]
     assert cli.main(command) == 0
     (checkpoint,) = (tmp_path / "out" / "runs").glob("*/checkpoint.pt")
     (tmp_path / "out" / pictures.PREDICTIONS).unlink()

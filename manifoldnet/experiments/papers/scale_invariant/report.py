@@ -64,7 +64,7 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     if not parts:
         raise RecordError(
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
-            f"figure5 --out {folder}"
+            f"scale-invariant figure5 --out {folder}"
         )
     tables = {"scale_invariant.csv": to_csv([part for part in parts if part.kind != "label noise"])}
     for part in parts:

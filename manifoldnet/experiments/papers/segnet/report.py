@@ -67,7 +67,8 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
     found = list(folders.read_all(folder, SEGMENTATION, exact=False).values())
     if not found:
         raise RecordError(
-            f"{folder} holds no records: make some with manifoldnet reproduce segnet --out {folder}"
+            f"{folder} holds no records: make some with "
+            f"manifoldnet reproduce symmetry segnet --out {folder}"
         )
     _check_alike(folder, found)
     runs = {

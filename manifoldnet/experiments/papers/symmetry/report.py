@@ -50,7 +50,8 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
     read = folders.read_all(folder, CLASSIFICATION, exact=False)
     if not read:
         raise RecordError(
-            f"{folder} holds no records: make some with manifoldnet reproduce table2 --out {folder}"
+            f"{folder} holds no records: make some with "
+            f"manifoldnet reproduce symmetry table2 --out {folder}"
         )
     found = {folder / "records" / f"{name}.jsonl": record for name, record in read.items()}
     config = results.protocol(found)
