@@ -153,8 +153,7 @@ def _reproduce_segnet(arguments: argparse.Namespace) -> None:
     preset = dataclasses.replace(preset, **{k: v for k, v in given.items() if v is not None})
     runs = scene_configurations(preset, arguments.updates, arguments.repetitions)
     folder = arguments.out or Path("runs") / f"segnet-{arguments.preset}"
-    from manifoldnet.experiments.papers.segnet.pictures import write_predictions
-    from manifoldnet.experiments.papers.segnet.run import EXPERIMENT
+    from manifoldnet.experiments.papers.segnet.run import EXPERIMENT, write_predictions
 
     axes, what = ("update", "lr", "seed"), f"{len(arguments.updates)} updates"
     records = run_sweep(arguments, folder, EXPERIMENT, runs, axes, what, checkpoints=True)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.cli.sweeping import add_work, run_sweep
-from manifoldnet.experiments.papers.scale_invariant import grids
-from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
-from manifoldnet.experiments.papers.scale_invariant.curves import Curve, curves
+from manifoldnet.experiments.papers.scale_invariant import config as grids
+from manifoldnet.experiments.papers.scale_invariant.config import METHODS, Choice, StageConfig
 
 _FOLDER = Path("runs") / "scale-invariant"
 _SEEDS = 3
@@ -81,26 +80,29 @@ def _reproduce_stages(arguments: argparse.Namespace) -> None:
         arguments.dataset, arguments.train_size, *length.values()
     )
     records = _run(arguments, choice, short, "short runs")
-    picked = grids.chosen(records, arguments.methods)
-    found = curves(records)
-    for method, curve in picked.items():
-        print(f"{method}: {grids.edge_label(curve, found)}")
+    from manifoldnet.experiments.papers.scale_invariant.records import chosen, edge_label, frame
+
+    picked, found = chosen(records, arguments.methods), frame(records)
+    for method, choice_ in picked.items():
+        print(f"{method}: {edge_label(found, method, choice_)}")
     runs = _comparison(arguments, architecture, picked)
     _run(arguments, comparison, runs, "the comparison")
 
 
 def _comparison(
-    arguments: argparse.Namespace, architecture: str, picked: Mapping[str, Curve]
+    arguments: argparse.Namespace, architecture: str, picked: Mapping[str, Choice]
 ) -> list[StageConfig]:
     sizes = arguments.epochs, arguments.repetitions, arguments.train_size
     return grids.comparison(picked, arguments.dataset, architecture, *sizes)
 
 
 def _reproduce_noise(arguments: argparse.Namespace) -> None:
-    runs = grids.noise(arguments.preset)
+    from manifoldnet.experiments.papers.scale_invariant.records import robustness_again
+
+    runs = grids.robustness(arguments.preset)
     again = grids.repeated(runs[:1], arguments.repetitions)  # at least one, before any of it is run
     records = _run(arguments, "label-noise", runs, "corrupted data")
-    again = grids.noise_again(records, arguments.repetitions)
+    again = robustness_again(records, arguments.repetitions)
     _run(arguments, "label-noise", again, "chosen rates")
 
 
