@@ -149,8 +149,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--seeds is {chosen.seeds}; at least one seed is needed")
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
     from manifoldnet.experiments.papers.symmetry.comparison import compare, configurations
-    from manifoldnet.experiments.papers.symmetry.comparison_report import write_report
-    from manifoldnet.experiments.papers.symmetry.tables import check_csv, merge_csv
+    from manifoldnet.experiments.papers.symmetry.tables import check_csv, merge_csv, write_report
 
     configs = configurations(config, chosen.updates, seeds)
     if chosen.csv is not None:
@@ -168,7 +167,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     config, chosen = values(arguments, TrainConfig), values(arguments, _Timing)
     from manifoldnet.experiments.papers.symmetry.comparison import configurations
-    from manifoldnet.experiments.papers.symmetry.epoch_time import epoch_times, ratio_table
+    from manifoldnet.experiments.papers.symmetry.times import epoch_times, ratio_table
 
     configurations(config, chosen.updates, range(1))  # refuses unknown names
     print(ratio_table(epoch_times(config, chosen.updates, chosen.data_dir)))

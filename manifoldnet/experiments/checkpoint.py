@@ -1,8 +1,8 @@
 """The directory of a run: its record for reports, and the checkpoint from which it goes on.
 
-One process at a time works in a directory (`held`). The checkpoint is written first, and holds the
-epochs so far besides the weights. After a kill the record is thus at most one epoch behind, and is
-completed from the checkpoint. Files that do not fit together are an error before anything is
+One process at a time works in a directory (`files.held`). The checkpoint is written first, and has
+the epochs so far besides the weights. After a kill the record is thus at most one epoch behind, and
+is completed from the checkpoint. Files that do not fit together are an error before anything is
 changed; so is a checkpoint whose parts do not have the checksums that are stored with them.
 """
 
@@ -12,23 +12,20 @@ import dataclasses
 import io
 import math
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from filelock import FileLock, Timeout
 
 from manifoldnet.experiments import records
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, RecordError
-from manifoldnet.experiments.files import remove_leftovers, this_process, write_bytes
-from manifoldnet.experiments.records import C, E, EpochRow, Kind, R, RunRecord, Selection
+from manifoldnet.experiments.files import remove_leftovers, write_bytes
+from manifoldnet.experiments.records import C, E, EpochRow, R, RunRecord, Schema, Selection
 
 CHECKPOINT_NAME = "checkpoint.pt"
-_LOCK_NAME = ".lock"
 _FORMAT = 2
 _READABLE = (1, 2)
 _AGAIN = "train the run again with --overwrite, or delete its directory"
@@ -102,40 +99,8 @@ def tidy(directory: Path) -> None:
         remove_leftovers(path)
 
 
-@contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Make the directory, and lock it against other processes within the block.
-
-    The operating system releases the lock when the process ends, however that happens.
-
-    Raises:
-        RecordError: when another process has it; the message says which.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / _LOCK_NAME
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        holder = "another process"
-        with suppress(OSError):
-            holder = path.read_text(encoding="utf-8") or holder
-        raise RecordError(
-            f"{holder} is at work in {directory}: wait for it, stop it, or choose another --out"
-        ) from error
-    except NotImplementedError as error:
-        raise RecordError(f"{path} cannot be locked: choose an --out on another disk") from error
-    try:
-        path.write_text(this_process(), encoding="utf-8")
-        yield
-    finally:
-        with suppress(OSError):  # Windows removes no file that is open
-            path.unlink()  # before the release: after it, the file may be another's lock
-        lock.release()
-
-
 def inspect(
-    directory: Path, config: C, kind: Kind[C, E, R], *, resume: bool, overwrite: bool
+    directory: Path, config: C, schema: Schema[C, E, R], *, resume: bool, overwrite: bool
 ) -> RunRecord[C, E, R] | Checkpoint[C, E] | None:
     """The state of the run of ``config`` in ``directory``. Changes nothing.
 
@@ -159,7 +124,7 @@ def inspect(
             f"{directory} already holds a run: go on with it by --resume, train it again by "
             "--overwrite, or choose another --out"
         )
-    record = records.read(record_path(directory), kind) if has_record else None
+    record = records.read(record_path(directory), schema) if has_record else None
     if record is not None:
         _check_config(record.config, config, directory)
         if record.result is not None:
@@ -171,20 +136,20 @@ def inspect(
                 f"{len(record.epochs)} epochs cannot go on: put it back, or {_AGAIN}"
             )
         return None
-    checkpoint = load_checkpoint(checkpoint_path(directory), kind)
+    checkpoint = load_checkpoint(checkpoint_path(directory), schema)
     _check_config(checkpoint.config, config, directory)
     if record is not None and _as_text(record.epochs) != _as_text(
         checkpoint.epochs[: len(record.epochs)]
     ):
         raise RecordError(
-            f"{record_path(directory)} and {checkpoint_path(directory)} tell of different "
+            f"{record_path(directory)} and {checkpoint_path(directory)} have different "
             "epochs: delete the record, which is written again from the checkpoint when the run "
             f"goes on, or {_AGAIN}"
         )
     return checkpoint
 
 
-def load_checkpoint(path: Path, kind: Kind[C, E, R]) -> Checkpoint[C, E]:
+def load_checkpoint(path: Path, schema: Schema[C, E, R]) -> Checkpoint[C, E]:
     """Read a checkpoint; its tensors are on the CPU.
 
     Raises:
@@ -207,10 +172,10 @@ def load_checkpoint(path: Path, kind: Kind[C, E, R]) -> Checkpoint[C, E]:
     try:
         selection = content.get("selection")  # absent in format 1
         return Checkpoint(
-            config=kind.config.from_dict(content["config"]),
+            config=schema.config.from_dict(content["config"]),
             versions=content["versions"],
             data=content["data"],
-            epochs=tuple(kind.epoch(**epoch) for epoch in content["epochs"]),
+            epochs=tuple(schema.epoch(**epoch) for epoch in content["epochs"]),
             states=content["states"],
             selection=None if selection is None else Selection(**selection),
         )

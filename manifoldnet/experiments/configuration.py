@@ -227,30 +227,3 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raises ConfigError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def check_integer(name: str, value: object, at_least: int) -> None:
-    """Raises ConfigError unless ``value`` is an integer of that size."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{name} is {value!r}; it must be an integer, {at_least} or more")
-
-
-Bounds = tuple[float, bool, float, bool]
-"""Lower, is it allowed, upper, is it allowed."""
-
-
-def checked_real(name: str, value: object, bounds: Bounds) -> float:
-    """The number as a float.
-
-    Raises:
-        ConfigError: when it is none, is NaN, or lies outside its bounds.
-    """
-    lower, with_lower, upper, with_upper = bounds
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name} is {value!r}; it must be a number")
-    above = value >= lower if with_lower else value > lower
-    below = value <= upper if with_upper else value < upper
-    if not (above and below):  # also refuses NaN, for which every comparison is false
-        interval = f"{'[' if with_lower else '('}{lower:g}, {upper:g}{']' if with_upper else ')'}"
-        raise ConfigError(f"{name} is {value}; it must be a number in {interval}")
-    return float(value)

@@ -9,8 +9,7 @@ from typing import Any
 
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import MissingExtraError
-from manifoldnet.experiments.papers.symmetry.rows import Epoch, Record
-from manifoldnet.experiments.records import RunRecord
+from manifoldnet.experiments.records import EpochRow, RunRecord
 
 
 class Progress:
@@ -43,20 +42,16 @@ class Progress:
         else:
             self._all.set_postfix_str(name, refresh=False)
 
-    def advance(self, epoch: Epoch) -> None:
+    def advance(self, epoch: EpochRow) -> None:
         """Counts an epoch of the current run and shows its errors."""
         if not self._enabled:
             return
         self._all.update()
         if self._run is not None:
-            self._run.set_postfix_str(
-                f"validation {100 * epoch.validation_error:.2f}%, "
-                f"test {100 * epoch.test_error:.2f}%",
-                refresh=False,
-            )
+            self._run.set_postfix_str(epoch.summary(), refresh=False)
             self._run.update()
 
-    def end(self, record: Record) -> None:
+    def end(self, record: RunRecord[Any, Any, Any]) -> None:
         """Closes the bar of a run; what a diverged one did not train is not waited for."""
         if not self._enabled:
             return

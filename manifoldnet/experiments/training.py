@@ -29,7 +29,8 @@ from manifoldnet.experiments import checkpoint as checkpoints
 from manifoldnet.experiments import records, sources
 from manifoldnet.experiments.checkpoint import Checkpoint
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.records import C, E, EpochRow, Kind, R, RunRecord, Selection
+from manifoldnet.experiments.files import held
+from manifoldnet.experiments.records import C, E, EpochRow, R, RunRecord, Schema, Selection
 
 _AGAIN = "train the run again with --overwrite, or delete its directory"
 
@@ -139,7 +140,7 @@ class Experiment(Generic[C, E, R]):
     """An experiment as functions of a module, which worker processes can import.
 
     Attributes:
-        kind: types of its records.
+        kind: schema of its records.
         start: makes a run before its first epoch; the configuration has a learning rate.
         parts: what a run trains on and is evaluated on; a ConfigError when the data do not fit.
         outcome: the fields of the result besides those of `ResultRow`, from the last epoch. A
@@ -153,7 +154,7 @@ class Experiment(Generic[C, E, R]):
         stopping_rule: the rule that ends a run early after these epochs, in words, or "".
     """
 
-    kind: Kind[C, E, R]
+    kind: Schema[C, E, R]
     start: Callable[[C, Any], Run]
     parts: Callable[[C, Any], Any]
     outcome: Callable[[C, E], Mapping[str, Any]]
@@ -240,7 +241,7 @@ def train_in(
         return found
     data = data if data is not None else experiment.load(experiment.source(config), data_dir, None)
     parts = experiment.parts(config, data)
-    with checkpoints.held(directory):
+    with held(directory):
         found = inspect()  # again: another process may have been here meanwhile
         if isinstance(found, RunRecord):
             return found

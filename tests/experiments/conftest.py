@@ -1,5 +1,6 @@
 """Small data for the experiments, and a world without the user's data folder or cache."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from manifoldnet.experiments import Dataset, load
+from manifoldnet.experiments.checkpoint import checkpoint_path
+from manifoldnet.experiments.training import train_in
 from manifoldnet.optim.native.build import cache_folder
 
 # Remembered before `_own_world` hides them from the tests.
@@ -44,3 +47,31 @@ def real_data() -> Path:
     if not _REAL_DATA:
         pytest.skip("MANIFOLDNET_DATA does not name a folder of data sets")
     return Path(_REAL_DATA)
+
+
+class Stop(Exception):
+    """Ends a run after an epoch."""
+
+
+@pytest.fixture
+def assert_resumes(tmp_path: Path):
+    """A check that a run stopped after its first epoch goes on bit for bit, rows and weights."""
+
+    def stop(_) -> None:
+        raise Stop
+
+    def check(experiment, config, data) -> None:
+        with pytest.raises(Stop):
+            train_in(experiment, config, tmp_path / "stopped", data, on_epoch=stop)
+        rows, weights = [], []
+        for name, resume in (("stopped", True), ("whole", False)):
+            record = train_in(experiment, config, tmp_path / name, data, resume=resume)
+            clock = {"seconds": 0.0, "train_seconds": 0.0}
+            rows.append([dataclasses.replace(epoch, **clock) for epoch in record.epochs])
+            checkpoint = torch.load(checkpoint_path(tmp_path / name), weights_only=True)
+            weights.append(checkpoint["states"]["model"])
+        assert rows[0] == rows[1]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+    return check

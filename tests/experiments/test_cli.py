@@ -10,7 +10,7 @@ from manifoldnet import cli
 from manifoldnet.cli import options
 from manifoldnet.experiments import UPDATES, TrainConfig, records
 from manifoldnet.experiments.papers.symmetry import comparison, run
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 
 SHORT = ["--epochs", "2", "--seeds", "2"]
 

@@ -11,7 +11,7 @@ from test_training import equal, numbers, states
 
 from manifoldnet import cli
 from manifoldnet.experiments import TrainConfig, records, train
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 
 CONFIG = TrainConfig(train_size=200, epochs=40, update="un", momentum=0.5)
 ARGUMENTS = ["train", "--update", "un", "--train-size", "200", "--epochs", "40"]

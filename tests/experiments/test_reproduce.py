@@ -11,8 +11,8 @@ from manifoldnet import cli
 from manifoldnet.cli import papers
 from manifoldnet.experiments import ConfigError
 from manifoldnet.experiments import sweep as sweeping
-from manifoldnet.experiments.papers.scale_invariant import grids
-from manifoldnet.experiments.papers.scale_invariant.rows import StageEpoch, StageResult
+from manifoldnet.experiments.papers.scale_invariant.config import robustness
+from manifoldnet.experiments.papers.scale_invariant.records import StageEpoch, StageResult
 from manifoldnet.experiments.papers.symmetry import studies
 from manifoldnet.experiments.papers.symmetry.cells import (
     FIGURE3,
@@ -212,7 +212,7 @@ def test_corrupted_data_are_run_at_the_chosen_rates_with_more_seeds(swept):
     first, again = swept(["label-noise", "--repetitions", "2"], lambda config: config.lr / 100)
     assert first.folder == again.folder == Path("runs", "scale-invariant", "label-noise")
     assert first.purpose == again.purpose == {"purpose": "label noise"}
-    assert first.configs == grids.noise("cpu")
+    assert first.configs == robustness("cpu")
     assert {(c.seed, c.lr) for c in again.configs} == {(0, 0.01), (1, 0.01)}
     assert len(again.configs) == 8
 

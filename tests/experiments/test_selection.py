@@ -1,4 +1,4 @@
-"""How the base learning rate is chosen."""
+"""The choice of the base learning rate."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from test_training import SMALL, Stop, numbers, stop_after
 from manifoldnet.experiments import ConfigError, TrainConfig, checkpoint, records, train
 from manifoldnet.experiments.data import split
 from manifoldnet.experiments.papers.symmetry import run as choosing
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 from manifoldnet.experiments.papers.symmetry.run import EXPERIMENT, images_of_choice, select
 from manifoldnet.experiments.training import train_whole
 

@@ -7,7 +7,7 @@ import pytest
 from sweeps import FEW, Here, content, quiet
 
 from manifoldnet.experiments import RecordError, store
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 
 
 @pytest.fixture(scope="module")

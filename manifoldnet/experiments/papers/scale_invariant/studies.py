@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.experiments.configuration import field
-from manifoldnet.experiments.papers.scale_invariant import grids
+from manifoldnet.experiments.papers.scale_invariant import config as grids
 from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
-from manifoldnet.experiments.papers.scale_invariant.curves import curves
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
 EXPERIMENT = StageConfig.experiment
-SCHEMA = "scale_invariant.rows:SCALE_INVARIANT"
+SCHEMA = "scale_invariant.records:SCALE_INVARIANT"
 REPORT = "scale_invariant.report:write_stage_report"
 
 
@@ -98,17 +97,21 @@ def _stages(options: ComparisonOptions) -> Steps:
     grids.comparison({}, options.dataset, architecture, *sizes)  # complains before any run
     choice, name = grids.folder_names(options.dataset, options.train_size, size, epochs)
     records = yield _sweep(options, choice, short, "short runs", purpose="choice")
-    picked = grids.chosen(records, options.methods)
-    for method, curve in picked.items():
-        yield f"{method}: {grids.edge_label(curve, curves(records))}"
+    from manifoldnet.experiments.papers.scale_invariant.records import chosen, edge_label, frame
+
+    picked, found = chosen(records, options.methods), frame(records)
+    for method, pick in picked.items():
+        yield f"{method}: {edge_label(found, method, pick)}"
     runs = grids.comparison(picked, options.dataset, architecture, *sizes)
     yield _sweep(options, name, runs, "the comparison", purpose="comparison", chosen_by=choice)
 
 
 def _noise(options: NoiseOptions) -> Steps:
-    runs = grids.noise(options.preset)
+    runs = grids.robustness(options.preset)
     records = yield _sweep(options, "label-noise", runs, "corrupted data", purpose="label noise")
-    again = grids.noise_again(records, options.repetitions)
+    from manifoldnet.experiments.papers.scale_invariant.records import robustness_again
+
+    again = robustness_again(records, options.repetitions)
     yield _sweep(options, "label-noise", again, "chosen rates", purpose="label noise")
 
 

@@ -18,7 +18,7 @@ from manifoldnet.experiments.papers.segnet.config import (
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
 EXPERIMENT = SegmentationConfig.experiment
-SCHEMA = "segnet.rows:SEGMENTATION"
+SCHEMA = "segnet.config:SEGMENTATION"
 REPORT = "segnet.report:write_scene_report"
 
 
@@ -56,7 +56,7 @@ def _steps(options: SegNetOptions) -> Steps:
         purpose={"purpose": "updates"},
         axes=("update", "lr", "seed"),
     )
-    from manifoldnet.experiments.papers.segnet.pictures import write_predictions
+    from manifoldnet.experiments.papers.segnet.run import write_predictions
 
     try:
         picture = write_predictions(folder, records, options.data_dir)

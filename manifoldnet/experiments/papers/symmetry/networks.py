@@ -6,13 +6,12 @@
     ConvArch2  [ Conv   -> BatchNorm -> ReLU -> 2x2 max-pooling ] x depth -> flatten -> head
 
 from images to class scores, with 64 filters a layer and no biases. 2x1 pooling takes pairs of
-features and halves what the next layer sees, so W1 is 64 x inputs, W2 and every later one 64 x 32,
-and the classifier `head` classes x 32 (the paper prints W2 as 32 x 64, which its own pooling
-contradicts). 2x2 pooling is over space and leaves 64 channels. The networks differ from what is
-usual in their *start*: weights drawn from a standard Gaussian, then each filter and each class
-vector (a row either way) scaled to unit norm.
+features and halves the inputs of the next layer, so W1 is 64 x inputs, W2 and every later one
+64 x 32, and the classifier `head` classes x 32 (the paper prints W2 as 32 x 64, which its own
+pooling contradicts). 2x2 pooling is over space and leaves 64 channels. The start is that of
+`papers.layers`: Gaussian weights, each filter and class vector scaled to unit norm.
 
-Each knows scalings that leave its loss as it is, `network.symmetries()`:
+`network.symmetries()` is the group of scalings that leave the loss invariant:
 
     without batch normalization, (1)-(2) of the paper: for each hidden layer but the last
         its weight × α, head ÷ α
@@ -54,13 +53,14 @@ class MaxPoolPairs(nn.Module):
 
 
 class _Network(nn.Module):
-    """What the four share: the order of things, and the group.
+    """Base of the four networks: the order of the layers, and the symmetry group.
 
     Attributes:
         normalized: whether a batch normalization follows each hidden layer.
-        hidden: everything up to the head.
+        hidden: all layers before the head.
         head: the classifier.
-        channels: what the last pooling leaves; filters are tied if they are pooled into one.
+        channels: number of channels after the last pooling; filters that are pooled into one
+            channel are tied.
     """
 
     normalized: ClassVar[bool]
@@ -74,7 +74,7 @@ class _Network(nn.Module):
         return scores
 
     def symmetries(self) -> ScalingGroup:
-        """The paper's group of this network: scalings that leave its loss as it is.
+        """The paper's group of this network: scalings that leave its loss invariant.
 
         Without batch normalization the group has dimension depth − 1 + channels, and the network
         has more symmetries than those (rows of one layer against columns of the next). With it,
@@ -172,10 +172,10 @@ class Arch1(_Dense):
 
     Args:
         inputs: pixels of an image, rasterized.
-        classes: scores to give.
+        classes: number of class scores.
         depth: hidden layers.
         features: filters per hidden layer; even.
-        generator: where the start is drawn from; torch's global one by default.
+        generator: source of the start; torch's global one by default.
     """
 
     normalized = False
@@ -198,10 +198,10 @@ class ConvArch1(_Convolutional):
 
     Args:
         image: channels, height and width of an image.
-        classes: scores to give.
+        classes: number of class scores.
         depth: hidden layers; each halves height and width.
         features: filters per hidden layer.
-        generator: where the start is drawn from; torch's global one by default.
+        generator: source of the start; torch's global one by default.
 
     Raises:
         ConfigError: if pooling leaves nothing of such images.

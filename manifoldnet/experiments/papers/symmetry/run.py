@@ -44,8 +44,13 @@ from manifoldnet.experiments import training
 from manifoldnet.experiments.data import Dataset, Images, Split, seeded_generator, split
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.symmetry import networks
-from manifoldnet.experiments.papers.symmetry.config import TrainConfig
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION, Epoch, Record, Result
+from manifoldnet.experiments.papers.symmetry.config import (
+    CLASSIFICATION,
+    Epoch,
+    Record,
+    Result,
+    TrainConfig,
+)
 from manifoldnet.experiments.papers.updates import declare
 from manifoldnet.experiments.records import Selection
 

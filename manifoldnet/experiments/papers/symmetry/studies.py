@@ -21,7 +21,7 @@ from manifoldnet.experiments.papers.symmetry.config import TrainConfig
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
 EXPERIMENT = TrainConfig.experiment
-SCHEMA = "symmetry.rows:CLASSIFICATION"
+SCHEMA = "symmetry.config:CLASSIFICATION"
 REPORT = "symmetry.report:write_paper_report"
 
 
