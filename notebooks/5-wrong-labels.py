@@ -120,7 +120,7 @@ for i in (1, 2):
 # %% [markdown]
 # Wrong labels cost both. At 20 and at 40 % the stage makes fewer errors in the mean; three seeds
 # and a small test set say no more than that. The paper's own experiment on this is in the library,
-# as `manifoldnet reproduce label-noise`
+# as `manifoldnet reproduce scale-invariant label-noise`
 # ([all of its experiments](../docs/api/scale_invariant.md)).
 #
 # ## Why one would expect it

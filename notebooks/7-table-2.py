@@ -80,7 +80,8 @@ for record in records:
 # The records of the whole table are part of the repository. This made those of the row:
 #
 # ```console
-# $ manifoldnet reproduce table2 --cells 'arch2-2-*-exponential' --out docs/results/symmetry-paper
+# $ manifoldnet reproduce symmetry table2 --cells 'arch2-2-*-exponential' \
+#     --out docs/results/symmetry-paper
 # ```
 
 # %%

@@ -24,7 +24,6 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Self
 
 from manifoldnet.experiments.errors import ConfigError
@@ -90,9 +89,8 @@ def field(
     return dataclasses.field(default=default, metadata={"range": kept})
 
 
-@dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Base of values whose fields are checked on construction.
+    """Base of dataclasses whose fields are checked on construction.
 
     A subclass that has rules for several fields together overrides ``__post_init__`` and calls the
     inherited one first.
@@ -173,7 +171,7 @@ class Configuration(Checked, ABC):
         )
 
 
-def descriptions(config: type[Checked]) -> dict[str, str]:
+def descriptions(config: type[Any]) -> dict[str, str]:
     """The description of each field, from the ``Attributes`` of the class's docstrings."""
     found: dict[str, str] = {}
     for cls in reversed(config.__mro__):
@@ -185,8 +183,7 @@ def descriptions(config: type[Checked]) -> dict[str, str]:
     return found
 
 
-@cache
-def declared(config: type[Checked]) -> dict[str, tuple[Any, bool, Range]]:
+def declared(config: Any) -> dict[str, tuple[Any, bool, Range]]:
     """By field: its type (``tuple[str, ...]`` for several), whether None is accepted, its range."""
     hints = typing.get_type_hints(config)
     found = {}
@@ -230,30 +227,3 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raises ConfigError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def check_integer(name: str, value: object, at_least: int) -> None:
-    """Raises ConfigError unless ``value`` is an integer of that size."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{name} is {value!r}; it must be an integer, {at_least} or more")
-
-
-Bounds = tuple[float, bool, float, bool]
-"""Lower, is it allowed, upper, is it allowed."""
-
-
-def checked_real(name: str, value: object, bounds: Bounds) -> float:
-    """The number as a float.
-
-    Raises:
-        ConfigError: when it is none, is NaN, or lies outside its bounds.
-    """
-    lower, with_lower, upper, with_upper = bounds
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name} is {value!r}; it must be a number")
-    above = value >= lower if with_lower else value > lower
-    below = value <= upper if with_upper else value < upper
-    if not (above and below):  # also refuses NaN, for which every comparison is false
-        interval = f"{'[' if with_lower else '('}{lower:g}, {upper:g}{']' if with_upper else ')'}"
-        raise ConfigError(f"{name} is {value}; it must be a number in {interval}")
-    return float(value)

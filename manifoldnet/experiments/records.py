@@ -125,9 +125,6 @@ class Schema(Generic[C, E, R]):
     result: type[R]
 
 
-Kind = Schema
-
-
 @dataclass(frozen=True)
 class RunRecord(Generic[C, E, R]):
     """A run up to its last finished epoch.

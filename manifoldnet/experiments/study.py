@@ -23,10 +23,10 @@ class Options(Checked):
 
     Attributes:
         repetitions: runs of each configuration, with different seeds.
-        out: folder of the records. None is a folder below runs/.
-        jobs: worker processes. None starts one for each processor.
+        out: folder of the records; by default a folder below runs/.
+        jobs: worker processes; by default one for each processor.
         cluster: address of a Dask scheduler, whose workers do the work instead.
-        data_dir: folder of Hugging Face data sets. None is $MANIFOLDNET_DATA, or else the hub.
+        data_dir: folder of Hugging Face data sets; by default $MANIFOLDNET_DATA, or else the hub.
         quiet: no progress bar.
     """
 

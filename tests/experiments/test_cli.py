@@ -7,7 +7,7 @@ import pytest
 
 import manifoldnet
 from manifoldnet import cli
-from manifoldnet.cli import training
+from manifoldnet.cli import options
 from manifoldnet.experiments import UPDATES, TrainConfig, records
 from manifoldnet.experiments.papers.symmetry import comparison, run
 from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
@@ -95,9 +95,7 @@ def test_train_trains_one_configuration(capsys):
 
 def test_every_field_of_a_configuration_has_an_option_with_its_default():
     arguments = cli._parser().parse_args(["train"])
-    assert (
-        training._config(arguments, update=arguments.update, seed=arguments.seed) == TrainConfig()
-    )
+    assert options.values(arguments, TrainConfig) == TrainConfig()
 
 
 def test_quiet_is_quiet(capsys):

@@ -279,7 +279,7 @@ def test_cells_with_the_geodesic_step_stand_beside_the_papers(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (None, None, "holds no records: make some with manifoldnet reproduce table2"),
+        (None, None, "holds no records: make some with manifoldnet reproduce symmetry table2"),
         ("notes.txt", "mine", "notes.txt is none of the records of a sweep"),
         ("0123456789abcdef.jsonl", "{}\n", "line 1 is damaged: a record begins with"),
     ],

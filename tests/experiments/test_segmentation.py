@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet import cli
+from manifoldnet.cli import papers
 from manifoldnet.experiments import (
     ConfigError,
     DataError,
@@ -27,6 +28,7 @@ from manifoldnet.experiments import (
 )
 from manifoldnet.experiments.checkpoint import record_path
 from manifoldnet.experiments.data import seeded_generator
+from manifoldnet.experiments.papers.segnet import studies
 from manifoldnet.experiments.papers.segnet.config import (
     BALANCES,
     PRESETS,
@@ -400,7 +402,7 @@ def small_preset(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     write_all(tmp_path / "data" / "camvid")
-    monkeypatch.setattr("manifoldnet.cli.papers.PRESETS", {"cpu": TINY, "paper": PRESETS["paper"]})
+    monkeypatch.setattr(studies, "PRESETS", {"cpu": TINY, "paper": PRESETS["paper"]})
     monkeypatch.chdir(tmp_path)
     yield ["--data-dir", str(tmp_path / "data"), "--quiet", "--jobs", "1", "--out", "out"]
     datasets.enable_progress_bars()
@@ -418,7 +420,10 @@ def go_on(small_preset, tmp_path):
 
 
 def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
-    command, out = ["reproduce", "segnet", "--repetitions", "1", *small_preset], tmp_path / "out"
+    command, out = (
+        ["reproduce", "symmetry", "segnet", "--repetitions", "1", *small_preset],
+        tmp_path / "out",
+    )
     assert cli.main([*command, "--updates", "un"]) == 0
     assert "1 runs of 1 updates are in out, 0 diverged" in capsys.readouterr().out
     first = {p.name: p.read_bytes() for p in (out / "records").iterdir()}
@@ -440,16 +445,24 @@ def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
     for row in rows:
         assert float(row["mean_iou"]) == pytest.approx(by_update[row["update"]].mean_iou, rel=1e-5)
     capsys.readouterr()
-    assert cli.main(["reproduce", "table2", "--out", "out", "--quiet"]) == 2
+    assert cli.main(["reproduce", "symmetry", "table2", "--out", "out", "--quiet"]) == 2
     assert "'segmentation', not 'classification'" in capsys.readouterr().err
 
 
 def test_the_command_passes_augmentation_on(monkeypatch, tmp_path, capsys):
     swept = []
-    monkeypatch.setattr(
-        "manifoldnet.cli.papers.run_sweep", lambda *given, **_: swept.extend(given[3]) or []
-    )
-    command = ["reproduce", "segnet", "--updates", "un", "--out", str(tmp_path), "--epochs", "7"]
+    monkeypatch.setattr(papers, "_sweep", lambda step, *_: swept.extend(step.configs) or [])
+    command = [
+        "reproduce",
+        "symmetry",
+        "segnet",
+        "--updates",
+        "un",
+        "--out",
+        str(tmp_path),
+        "--epochs",
+        "7",
+    ]
     assert cli.main([*command, "--zoom", "1.5", "--gamma", "2"]) == 0
     assert {(config.zoom, config.gamma, config.epochs) for config in swept} == {(1.5, 2.0, 7)}
     assert "predictions: not drawn" in capsys.readouterr().out
@@ -498,7 +511,17 @@ def test_predictions_are_drawn_from_intact_weights_and_the_same_data(
     (checkpoint,) = (out / "runs").glob("*/checkpoint.pt")
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[:1000])
-    command = ["reproduce", "segnet", "--updates", "un", "--epochs", "1", "--repetitions", "1"]
+    command = [
+        "reproduce",
+        "symmetry",
+        "segnet",
+        "--updates",
+        "un",
+        "--epochs",
+        "1",
+        "--repetitions",
+        "1",
+    ]
     assert cli.main([*command, *small_preset]) == 0  # the run is done all the same
     assert "predictions: not drawn (" in capsys.readouterr().out
     checkpoint.write_bytes(whole)

@@ -4,10 +4,10 @@ import dataclasses
 import gzip
 
 import pytest
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
 from sweeps import FEW, Here, content, quiet
 
 from manifoldnet.experiments import RecordError, store
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 
 
 @pytest.fixture(scope="module")

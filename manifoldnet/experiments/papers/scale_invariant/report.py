@@ -88,7 +88,7 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     if not judged:
         raise RecordError(
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
-            f"figure5 --out {folder}"
+            f"scale-invariant figure5 --out {folder}"
         )
     tables = {"scale_invariant.csv": epochs_csv([s for s in judged if s.kind != "label noise"])}
     for section in judged:

@@ -63,7 +63,8 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
     records = store.read_all(folder, SEGMENTATION, exact=False)
     if not records:
         raise RecordError(
-            f"{folder} holds no records: make some with manifoldnet reproduce segnet --out {folder}"
+            f"{folder} holds no records: make some with "
+            f"manifoldnet reproduce symmetry segnet --out {folder}"
         )
     paths = {folder / "records" / f"{name}.jsonl": record for name, record in records.items()}
     check_together(paths, ("update", "lr", "seed"))

@@ -54,7 +54,8 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
     found = store.read_all(folder, CLASSIFICATION, exact=False)
     if not found:
         raise RecordError(
-            f"{folder} holds no records: make some with manifoldnet reproduce table2 --out {folder}"
+            f"{folder} holds no records: make some with "
+            f"manifoldnet reproduce symmetry table2 --out {folder}"
         )
     paths = {folder / "records" / f"{name}.jsonl": record for name, record in found.items()}
     check_together(paths, AXES, way_out="move the runs of the other protocol away")
