@@ -17,7 +17,8 @@ from statistics import median
 
 import torch
 
-from manifoldnet.experiments import sources, timing
+from manifoldnet.experiments import timing
+from manifoldnet.experiments.data import load
 from manifoldnet.experiments.document import Table, to_markdown
 from manifoldnet.experiments.papers.symmetry import results
 from manifoldnet.experiments.papers.symmetry.cells import PROTOCOL
@@ -50,7 +51,7 @@ def epoch_times(
     Returns:
         Seconds of each pass, by update; plain SGD comes first.
     """
-    data = sources.load(config.dataset, data_dir)
+    data = load(config.dataset, data_dir)
     split = images_for(config, data)
     halves = (split.train.pixels.split(_TURN), split.train.labels.split(_TURN))
     turns = [
