@@ -96,10 +96,10 @@ def sweep(
         raise ConfigError("a sweep needs configurations, each of them once")
     if len({experiment.source(config) for config in configs}) > 1:
         raise ConfigError("the configurations of a sweep are of one data set")
-    store.read_all(folder, experiment.kind)  # complains before anything is made
+    store.read_all(folder, experiment.schema)  # complains before anything is made
     with store.lock(folder):
         store.clean(folder)
-        found = store.read_all(folder, experiment.kind)
+        found = store.read_all(folder, experiment.schema)
         own = versions()
         any_field = [field.name for field in dataclasses.fields(configs[0])]
         store.check(folder, found, configs, any_field if axes is None else axes, own, purpose or {})
@@ -263,7 +263,8 @@ def run_one(
         warnings.simplefilter("ignore", ZeroSliceWarning)
         if directory is None:
             return train_whole(experiment, config, data)
-        left = checkpoint.inspect(directory, config, experiment.kind, resume=True, overwrite=False)
+        how = {"resume": True, "overwrite": False}
+        left = checkpoint.inspect(directory, config, experiment.schema, **how)
         if left is not None and (left.versions.get("manifoldnet"), left.data) != (own, fingerprint):
             raise RecordError(
                 f"{directory} holds this run as manifoldnet {left.versions.get('manifoldnet')} "

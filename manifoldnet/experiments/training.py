@@ -141,7 +141,7 @@ class Experiment(Generic[C, E, R]):
     """An experiment as functions of a module, which worker processes can import.
 
     Attributes:
-        kind: schema of its records.
+        schema: of its records.
         start: makes a run before its first epoch; the configuration has a learning rate.
         parts: what a run trains on and is evaluated on; a ConfigError when the data do not fit.
         outcome: the fields of the result besides those of `ResultRow`, from the last epoch. A
@@ -155,7 +155,7 @@ class Experiment(Generic[C, E, R]):
         stopping_rule: the rule that ends a run early after these epochs, in words, or "".
     """
 
-    kind: Schema[C, E, R]
+    schema: Schema[C, E, R]
     start: Callable[[C, Any], Run]
     parts: Callable[[C, Any], Any]
     outcome: Callable[[C, E], Mapping[str, Any]]
@@ -186,7 +186,7 @@ class Experiment(Generic[C, E, R]):
                 return None
         outcome = {"reason": ""} | dict(self.outcome(config, last))
         outcome["reason"] = reason or outcome["reason"]
-        return self.kind.result(
+        return self.schema.result(
             status="diverged" if outcome["reason"] else "finished",
             epochs=last.epoch,
             seconds=sum(epoch.seconds for epoch in epochs),
@@ -234,7 +234,7 @@ def train_in(
 
     def inspect() -> RunRecord[C, E, R] | Checkpoint[C, E] | None:
         return checkpoints.inspect(
-            directory, config, experiment.kind, resume=resume, overwrite=overwrite
+            directory, config, experiment.schema, resume=resume, overwrite=overwrite
         )
 
     found = inspect()

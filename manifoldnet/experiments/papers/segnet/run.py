@@ -137,7 +137,7 @@ def _parts(config: SegmentationConfig, data: Scenes) -> Scenes:
 
 EXPERIMENT: training.Experiment[SegmentationConfig, SegmentationEpoch, SegmentationResult] = (
     training.Experiment(
-        kind=SEGMENTATION,
+        schema=SEGMENTATION,
         start=Run,
         parts=_parts,
         outcome=_outcome,

@@ -257,7 +257,7 @@ def _outcome(config: TrainConfig, last: Epoch) -> dict[str, Any]:
 
 
 EXPERIMENT: training.Experiment[TrainConfig, Epoch, Result] = training.Experiment(
-    kind=CLASSIFICATION,
+    schema=CLASSIFICATION,
     start=Run,
     parts=images_for,
     outcome=_outcome,
