@@ -15,7 +15,6 @@ import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
 
 from manifoldnet.experiments import load, store
-from manifoldnet.experiments.canvas import COLOURS
 from manifoldnet.experiments.papers.symmetry import claims, results
 from manifoldnet.experiments.papers.symmetry.cells import (
     PAPER_UPDATES,
@@ -29,6 +28,7 @@ from manifoldnet.experiments.papers.symmetry.comparison import compare
 from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 from manifoldnet.experiments.papers.symmetry.figures import plot_test_error
 from manifoldnet.experiments.papers.symmetry.tables import summary
+from manifoldnet.experiments.plotting import COLOURS
 
 row = [Cell("arch2", 2, update, "exponential") for update in PAPER_UPDATES]
 

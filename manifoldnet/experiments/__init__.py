@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from manifoldnet.experiments.data import Dataset, load
-    from manifoldnet.experiments.document import Report
     from manifoldnet.experiments.errors import (
         ConfigError,
         DataError,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from manifoldnet.experiments.papers.symmetry.times import epoch_times
     from manifoldnet.experiments.papers.updates import UPDATES, Update
     from manifoldnet.experiments.records import Selection
+    from manifoldnet.experiments.report import Report
     from manifoldnet.experiments.sweep import SweepError
 
 _HOME = {
@@ -45,7 +45,7 @@ _HOME = {
     "papers.symmetry.tables": ["merge_csv", "summary", "write_report"],
     "papers.symmetry.run": ["train"],
     "data": ["Dataset", "load"],
-    "document": ["Report"],
+    "report": ["Report"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
     "papers.symmetry.networks": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
     "records": ["Selection"],

@@ -17,8 +17,8 @@ from manifoldnet.experiments.batch import contest, overhead, report, rescaling
 from manifoldnet.experiments.data import load
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.files import write_bytes, write_text
-from manifoldnet.experiments.spreadsheet import csv_text
-from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.progress import StatusLine
+from manifoldnet.experiments.report import csv_text
 from manifoldnet.experiments.training import limited_threads
 
 

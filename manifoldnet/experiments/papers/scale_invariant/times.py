@@ -26,7 +26,7 @@ from manifoldnet.experiments.papers.scale_invariant.config import (
 )
 from manifoldnet.experiments.papers.scale_invariant.records import COST_COLUMNS, COSTS
 from manifoldnet.experiments.papers.scale_invariant.run import Run, make_parts
-from manifoldnet.experiments.spreadsheet import csv_text
+from manifoldnet.experiments.report import csv_text
 from manifoldnet.experiments.training import limited_threads
 
 TIMED = StageConfig()

@@ -19,12 +19,12 @@ import torch
 
 from manifoldnet.experiments import timing
 from manifoldnet.experiments.data import load
-from manifoldnet.experiments.document import Table, to_markdown
 from manifoldnet.experiments.papers.symmetry import results
 from manifoldnet.experiments.papers.symmetry.cells import PROTOCOL
 from manifoldnet.experiments.papers.symmetry.config import TrainConfig
 from manifoldnet.experiments.papers.symmetry.run import Run, images_for
 from manifoldnet.experiments.papers.updates import UPDATES
+from manifoldnet.experiments.report import Table, to_markdown
 from manifoldnet.experiments.training import limited_threads
 
 PLAIN = "torch.optim.SGD"
