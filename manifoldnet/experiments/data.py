@@ -93,7 +93,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Split:
-    """What one run trains on, chooses by, and reports."""
+    """The images of one run: for training, for choices, and for the reported error."""
 
     train: Images
     validation: Images

@@ -1,6 +1,6 @@
-"""What can go wrong around an experiment and is the user's to mend, as one family of exceptions.
+"""Errors of experiments that their user can mend, as one family of exceptions.
 
-The command line turns these, and nothing else, into one line on stderr: anything outside this
+The command line turns these, and nothing else, into one line on stderr: an exception outside this
 family is a bug and keeps its traceback.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class ExperimentError(RuntimeError):
-    """Base of what is wrong with a configuration, a data set or a run directory."""
+    """Base of the errors about configurations, data sets and run directories."""
 
 
 class ConfigError(ExperimentError, ValueError):
@@ -28,7 +28,7 @@ class MissingExtraError(ExperimentError, ImportError):
 
     Args:
         package: its name.
-        purpose: what needs it.
+        purpose: the thing that needs it.
         extra: the extra of manifoldnet that brings it.
     """
 
