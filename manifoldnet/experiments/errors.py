@@ -6,6 +6,8 @@ family is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 
 class ExperimentError(RuntimeError):
     """Base of the errors about configurations, data sets and run directories."""
@@ -41,3 +43,14 @@ class MissingExtraError(ExperimentError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
         return type(self), self._arguments  # a worker's errors are pickled on their way here
+
+
+def require(purpose: str, *packages: str) -> None:
+    """Check that packages of the extra `experiments` are installed, without importing them.
+
+    Raises:
+        MissingExtraError: for the first one that is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(package, purpose)
