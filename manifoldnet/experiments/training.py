@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 import manifoldnet as mn
 from manifoldnet.experiments import checkpoint as checkpoints
-from manifoldnet.experiments import records, sources
+from manifoldnet.experiments import records
 from manifoldnet.experiments.checkpoint import Checkpoint
+from manifoldnet.experiments.data import load
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.files import held
 from manifoldnet.experiments.records import C, E, EpochRow, R, RunRecord, Schema, Selection
@@ -118,9 +119,9 @@ class Run(ABC):
 def load_images(
     source: tuple[Any, ...], data_dir: str | Path | None, notice: Notice | None
 ) -> Data:
-    """The image-classification set ``(name,)`` or ``(name, side)``, as `sources.load` loads it."""
+    """The image-classification set ``(name,)`` or ``(name, side)``, as `load` loads it."""
     name, *side = source
-    return sources.load(name, data_dir, notice, *side)
+    return load(name, data_dir, notice, *side)
 
 
 def not_finite(last: EpochRow) -> str:

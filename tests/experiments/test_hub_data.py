@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from manifoldnet.experiments import DataError, MissingExtraError, cache, hub, load
+from manifoldnet.experiments import DataError, MissingExtraError, hub, load
+from manifoldnet.experiments.data import cache_path
 
 datasets = pytest.importorskip("datasets")
 
@@ -35,7 +36,8 @@ def write(folder, split, pictures, labels, image="image", label="label", names=N
 
 
 @pytest.fixture(autouse=True)
-def _no_bars():
+def _no_bars(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANIFOLDNET_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()
@@ -116,7 +118,7 @@ def test_a_folder_that_changes_is_decoded_again(shapes):
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "old"])
 def test_a_damaged_cache_says_to_delete_it(shapes, damage):
     load("shapes", shapes)
-    path = cache.path_of(hub.find("shapes", shapes))
+    path = cache_path(hub.find("shapes", shapes))
     content = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(content[: len(content) // 2])
@@ -134,8 +136,8 @@ def test_a_damaged_cache_says_to_delete_it(shapes, damage):
 
 def test_a_cache_that_cannot_be_written_is_named_and_nothing_is_left(shapes, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"cannot write the data cache .* XDG_CACHE_HOME"):
+    monkeypatch.setenv("MANIFOLDNET_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"cannot write the data cache .* MANIFOLDNET_CACHE"):
         load("shapes", shapes)
 
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scenes import CAR, ROAD, SKY, VOID, scene, scenes, write_all
@@ -83,6 +83,7 @@ def test_the_paper_preset_has_the_layout_of_vgg16_and_its_mirror_image():
     assert network(torch.empty(12, 3, *size, device="meta")).shape == (12, 11, 360, 480)
 
 
+@settings(max_examples=20)
 @given(st.integers(32, 70), st.integers(32, 70))
 def test_scores_have_the_size_of_the_images(height, width):
     with torch.device("meta"):

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, scale, style
 from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.papers.symmetry.cells import FIGURE3, Cell
 from manifoldnet.experiments.papers.symmetry.config import Record
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, scale, style
 from manifoldnet.experiments.records import epochs_frame
 
 if TYPE_CHECKING:
