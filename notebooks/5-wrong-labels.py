@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import manifoldnet as mn
-from manifoldnet.experiments import sources
+from manifoldnet.experiments import load
 
-data = sources.load("digits")
+data = load("digits")
 pixels, labels = data.train_images.flatten(1) / data.white, data.train_labels
 images, held_out = pixels[:1200], pixels[1200:]
 labels, held_out_labels = labels[:1200], labels[1200:]

@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
 
-from manifoldnet.experiments import sources, store
-from manifoldnet.experiments.canvas import COLOURS
+from manifoldnet.experiments import load, store
 from manifoldnet.experiments.papers.symmetry import claims, results
 from manifoldnet.experiments.papers.symmetry.cells import (
     PAPER_UPDATES,
@@ -29,6 +28,7 @@ from manifoldnet.experiments.papers.symmetry.comparison import compare
 from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 from manifoldnet.experiments.papers.symmetry.figures import plot_test_error
 from manifoldnet.experiments.papers.symmetry.tables import summary
+from manifoldnet.experiments.plotting import COLOURS
 
 row = [Cell("arch2", 2, update, "exponential") for update in PAPER_UPDATES]
 
@@ -55,7 +55,7 @@ print("not as in the paper:", protocol.differences(PROTOCOL))
 # %% alt="Test error on digits by epoch, for the three updates"
 configs = configurations(row, repetitions=2, protocol=protocol)
 with TemporaryDirectory() as runs:
-    records = compare(configs, runs, sources.load("digits"), progress=False)
+    records = compare(configs, runs, load("digits"), progress=False)
     picture = Path(runs) / "digits.png"
     plot_test_error(records, picture, "Arch2, two layers, on digits")
     display(Image(picture.read_bytes()))

@@ -38,10 +38,10 @@ def _bench(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.benchmarks import measure, report
     from manifoldnet.experiments.benchmarks.shapes import SHAPES
     from manifoldnet.experiments.benchmarks.work import cells
-    from manifoldnet.experiments.document import publish
     from manifoldnet.experiments.errors import ConfigError
     from manifoldnet.experiments.files import write_text
-    from manifoldnet.experiments.status import StatusLine
+    from manifoldnet.experiments.progress import StatusLine
+    from manifoldnet.experiments.report import publish
 
     for name in arguments.shapes:
         if name not in (*SHAPES, "growth"):

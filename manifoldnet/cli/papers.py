@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.cli.options import add_options, notice_of, values
+from manifoldnet.experiments.errors import require
 from manifoldnet.experiments.papers.scale_invariant import studies as scale_invariant
 from manifoldnet.experiments.papers.segnet import studies as segnet
 from manifoldnet.experiments.papers.symmetry import studies as symmetry
@@ -70,6 +71,7 @@ def _same_command(argv: list[str]) -> str:
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
+    require("the experiment", "pandas")
     study = PAPERS[arguments.paper][arguments.experiment]
     options = values(arguments, study.options)
     steps = study.steps(options)
@@ -108,6 +110,7 @@ def _sweep(step: Sweep, study: Study, options: Options) -> list[Any]:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    require("the report", "pandas", "matplotlib", "scipy")
     from manifoldnet.experiments import store
 
     folders = store.sweeps(arguments.directory)

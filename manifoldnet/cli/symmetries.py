@@ -14,7 +14,7 @@ scale and step), fixes it (a scaled weight is off its manifold), or ignores it (
 
 def _symmetries(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments import symmetries
-    from manifoldnet.experiments.status import StatusLine
+    from manifoldnet.experiments.progress import StatusLine
 
     with StatusLine(enabled=not arguments.quiet) as status:
         found = symmetries.find(

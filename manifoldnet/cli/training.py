@@ -10,7 +10,7 @@ from typing import Any
 
 from manifoldnet.cli.options import add_options, notice_of, values
 from manifoldnet.experiments.configuration import Checked
-from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.errors import ConfigError, require
 from manifoldnet.experiments.papers.symmetry.config import TrainConfig
 from manifoldnet.experiments.papers.updates import UPDATES
 
@@ -142,6 +142,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    require("the picture", "matplotlib")
     config, files = values(arguments, TrainConfig), values(arguments, _Files)
     chosen = values(arguments, _Comparison)
     output = files.out or _default_output(config)

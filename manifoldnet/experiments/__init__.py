@@ -13,8 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manifoldnet.experiments.data import Dataset
-    from manifoldnet.experiments.document import Report
+    from manifoldnet.experiments.data import Dataset, load
     from manifoldnet.experiments.errors import (
         ConfigError,
         DataError,
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from manifoldnet.experiments.papers.symmetry.times import epoch_times
     from manifoldnet.experiments.papers.updates import UPDATES, Update
     from manifoldnet.experiments.records import Selection
-    from manifoldnet.experiments.sources import load
+    from manifoldnet.experiments.report import Report
     from manifoldnet.experiments.sweep import SweepError
 
 _HOME = {
@@ -45,14 +44,13 @@ _HOME = {
     "papers.symmetry.config": ["Epoch", "Record", "Result", "TrainConfig"],
     "papers.symmetry.tables": ["merge_csv", "summary", "write_report"],
     "papers.symmetry.run": ["train"],
-    "data": ["Dataset"],
-    "document": ["Report"],
+    "data": ["Dataset", "load"],
+    "report": ["Report"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
     "papers.symmetry.networks": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
     "records": ["Selection"],
     "papers.segnet.config": ["SegmentationConfig"],
     "papers.segnet.network": ["SegNet"],
-    "sources": ["load"],
     "sweep": ["SweepError"],
     "papers.symmetry.cells": ["Cell"],
     "papers.symmetry.report": ["write_paper_report"],

@@ -1,4 +1,4 @@
-"""Progress bars on stderr: all runs with the time left, and the current run with its errors."""
+"""Progress on stderr: bars of epochs with the time left, and a status line for other work."""
 
 from __future__ import annotations
 
@@ -183,3 +183,39 @@ def make_bar(name: str, total: int, done: int, **options: Any) -> Any:
         dynamic_ncols=terminal,
         **options,
     )
+
+
+class StatusLine:
+    """A line about the work that goes on, overwritten and removed at the end; a context manager.
+
+    Where stderr is no terminal, each new thing to do is written once, on a line of its own.
+
+    Args:
+        enabled: False shows nothing.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show the work, and that ``done`` of ``total`` parts of it are done."""
+        if not self._enabled:
+            return
+        if self._terminal:
+            self._write(f"\r\x1b[K{what} {done}/{total}")
+        elif what != self._last:
+            self._write(f"{what}\n")
+        self._last = what
+
+    def __enter__(self) -> StatusLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._last and self._terminal:
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()

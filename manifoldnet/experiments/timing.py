@@ -20,7 +20,7 @@ from torch.utils.benchmark.utils.timer import timer
 
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.files import write_text
-from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.progress import StatusLine
 
 Measure = Callable[[int, Path | None, StatusLine], str]
 """Of the number of turns, the data folder and the progress line; returns the text of the file."""

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 import manifoldnet as mn
 from manifoldnet.experiments import checkpoint as checkpoints
-from manifoldnet.experiments import records, sources
+from manifoldnet.experiments import records
 from manifoldnet.experiments.checkpoint import Checkpoint
+from manifoldnet.experiments.data import load
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.files import held
 from manifoldnet.experiments.records import C, E, EpochRow, R, RunRecord, Schema, Selection
@@ -118,9 +119,9 @@ class Run(ABC):
 def load_images(
     source: tuple[Any, ...], data_dir: str | Path | None, notice: Notice | None
 ) -> Data:
-    """The image-classification set ``(name,)`` or ``(name, side)``, as `sources.load` loads it."""
+    """The image-classification set ``(name,)`` or ``(name, side)``, as `load` loads it."""
     name, *side = source
-    return sources.load(name, data_dir, notice, *side)
+    return load(name, data_dir, notice, *side)
 
 
 def not_finite(last: EpochRow) -> str:
@@ -140,7 +141,7 @@ class Experiment(Generic[C, E, R]):
     """An experiment as functions of a module, which worker processes can import.
 
     Attributes:
-        kind: schema of its records.
+        schema: of its records.
         start: makes a run before its first epoch; the configuration has a learning rate.
         parts: what a run trains on and is evaluated on; a ConfigError when the data do not fit.
         outcome: the fields of the result besides those of `ResultRow`, from the last epoch. A
@@ -154,7 +155,7 @@ class Experiment(Generic[C, E, R]):
         stopping_rule: the rule that ends a run early after these epochs, in words, or "".
     """
 
-    kind: Schema[C, E, R]
+    schema: Schema[C, E, R]
     start: Callable[[C, Any], Run]
     parts: Callable[[C, Any], Any]
     outcome: Callable[[C, E], Mapping[str, Any]]
@@ -185,7 +186,7 @@ class Experiment(Generic[C, E, R]):
                 return None
         outcome = {"reason": ""} | dict(self.outcome(config, last))
         outcome["reason"] = reason or outcome["reason"]
-        return self.kind.result(
+        return self.schema.result(
             status="diverged" if outcome["reason"] else "finished",
             epochs=last.epoch,
             seconds=sum(epoch.seconds for epoch in epochs),
@@ -233,7 +234,7 @@ def train_in(
 
     def inspect() -> RunRecord[C, E, R] | Checkpoint[C, E] | None:
         return checkpoints.inspect(
-            directory, config, experiment.kind, resume=resume, overwrite=overwrite
+            directory, config, experiment.schema, resume=resume, overwrite=overwrite
         )
 
     found = inspect()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,19 @@ _REAL_DATA = os.environ.get("MANIFOLDNET_DATA")
 _KERNELS = cache_folder()
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for decoded data sets, with the kernels that are compiled already."""
+    folder = tmp_path_factory.mktemp("cache")
+    for kernel in _KERNELS.glob("*.so"):
+        shutil.copy2(kernel, folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_world(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MANIFOLDNET_DATA", raising=False)
-    # Processes that a test starts need not compile the kernel anew.
-    monkeypatch.setenv("MANIFOLDNET_CACHE", str(_KERNELS))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MANIFOLDNET_CACHE", str(cache))
 
 
 @pytest.fixture(scope="session")

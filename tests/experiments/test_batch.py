@@ -5,14 +5,14 @@ import math
 
 import pytest
 
-from manifoldnet.experiments import sources
+from manifoldnet.experiments import load
 from manifoldnet.experiments.batch import contest, measure, overhead, report, rescaling
 from manifoldnet.experiments.batch.rows import Contestant, Course, Point
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return sources.load("digits")
+    return load("digits")
 
 
 def test_trust_regions_do_not_see_the_scale_of_filters_under_the_scaled_metric(digits):

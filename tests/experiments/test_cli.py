@@ -177,6 +177,24 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(tmp_
     assert out == ""
 
 
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        (["compare", *SHORT], "matplotlib"),
+        (["report", "."], "pandas"),
+        (["reproduce", "symmetry", "table2"], "pandas"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra_before_any_work(
+    tmp_path, monkeypatch, capsys, command, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = complaint(capsys, *command)
+    assert package in message
+    assert "pip install 'manifoldnet[experiments]'" in message
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_bench_refuses_what_train_refuses(capsys):
     assert cli.main(["bench-epoch", "--train-size", "101", "--epochs", "1"]) == 2
     assert "last minibatch of one" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 
 from manifoldnet import cli, experiments
 from manifoldnet.experiments import symmetries
-from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.progress import StatusLine
 
 SOURCE = """
 import torch
@@ -257,7 +257,7 @@ def test_ctrl_c_does_not_promise_that_anything_was_kept(capsys, monkeypatch):
 def test_it_needs_no_package_of_the_experiments(capsys, monkeypatch):
     for name in ("sklearn", "datasets", "matplotlib", "tqdm", "PIL"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("symmetries", "status"):  # imported again, without them
+    for name in ("symmetries", "progress"):  # imported again, without them
         monkeypatch.delattr(experiments, name)
         monkeypatch.delitem(sys.modules, f"manifoldnet.experiments.{name}")
     out, _ = run(capsys, "network:make", "--quiet")

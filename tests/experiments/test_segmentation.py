@@ -440,7 +440,7 @@ def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
     columns = ["update", "seed", "global_accuracy", "class_accuracy", "mean_iou", "seconds"]
     assert list(rows[0]) == columns
     assert [row["update"] for row in rows] == ["b-sgd", "sm", "un"]
-    found = store.read_all(out, EXPERIMENT.kind).values()
+    found = store.read_all(out, EXPERIMENT.schema).values()
     by_update = {record.config.update: record.result for record in found}
     for row in rows:
         assert float(row["mean_iou"]) == pytest.approx(by_update[row["update"]].mean_iou, rel=1e-5)
@@ -477,7 +477,7 @@ def test_a_sweep_with_checkpoints_goes_on_inside_a_run(go_on, tmp_path):
     with pytest.raises(Stop):
         train_in(EXPERIMENT, config, where, data, on_epoch=stop_after(2))
     whole = train_whole(EXPERIMENT, config, data)
-    before = records.read(record_path(where), EXPERIMENT.kind).epochs
+    before = records.read(record_path(where), EXPERIMENT.schema).epochs
     assert len(before) == 2
     (record,) = go_on([config])
     assert record.epochs[:2] == before  # clock and all: they were not trained again

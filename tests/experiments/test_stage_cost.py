@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from manifoldnet.experiments import RecordError
-from manifoldnet.experiments.document import to_markdown
 from manifoldnet.experiments.papers.scale_invariant import times
 from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
 from manifoldnet.experiments.papers.scale_invariant.records import COSTS, read_costs
 from manifoldnet.experiments.papers.scale_invariant.report import cost_blocks
 from manifoldnet.experiments.papers.scale_invariant.run import Run
+from manifoldnet.experiments.report import to_markdown
 
 MADE = {("rescaled", "128"): [0.2, 0.3], ("logistic", ""): [0.1, 0.15]}
 

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from manifoldnet.experiments import sources
 from manifoldnet.experiments.batch import contest, overhead, report, rescaling
+from manifoldnet.experiments.data import load
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.files import write_bytes, write_text
-from manifoldnet.experiments.spreadsheet import csv_text
-from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.progress import StatusLine
+from manifoldnet.experiments.report import csv_text
 from manifoldnet.experiments.training import limited_threads
 
 
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = arguments.out
     try:
         with StatusLine(enabled=not arguments.quiet) as status, limited_threads(1):
-            data = sources.load(arguments.dataset, arguments.data_dir)
+            data = load(arguments.dataset, arguments.data_dir)
             calls = overhead.overhead(data, arguments.rounds, on_progress=status)
-            courses = rescaling.rescaled(sources.load("digits"), on_progress=status)
+            courses = rescaling.rescaled(load("digits"), on_progress=status)
             runs = contest.contest(data, arguments.seconds, on_progress=status)
         write_text(out / "batch_solvers.csv", report.contest_csv(runs))
         write_bytes(out / "batch_solvers.png", report.draw_contest(runs))

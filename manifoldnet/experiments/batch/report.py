@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from manifoldnet.experiments.batch.rows import Contestant, Course, Point
-from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, style
-from manifoldnet.experiments.spreadsheet import csv_text
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, style
+from manifoldnet.experiments.report import csv_text
 
 _DASHES = {"trust-regions": "-", "conjugate-gradient": "--", "lbfgs": "-.", "sgd": ":"}
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from manifoldnet.experiments.benchmarks import shapes
 from manifoldnet.experiments.benchmarks.rows import BASE, IMPLEMENTATIONS, Cell, Row
-from manifoldnet.experiments.canvas import INK, MUTED, new_figure, png, style
-from manifoldnet.experiments.document import Block, Heading, Picture, Table
-from manifoldnet.experiments.spreadsheet import csv_text, read_csv
+from manifoldnet.experiments.plotting import INK, MUTED, new_figure, png, style
+from manifoldnet.experiments.report import Block, Heading, Picture, Table, csv_text, read_csv
 
 NAME = "benchmarks.csv"
 COLUMNS = (

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.canvas import svg
 from manifoldnet.experiments.drawings import cylinder, paths, sphere, verdicts
 from manifoldnet.experiments.drawings.palette import DARK, LIGHT, Palette
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.files import write_bytes
+from manifoldnet.experiments.plotting import svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

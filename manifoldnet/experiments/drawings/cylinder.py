@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from manifoldnet.experiments.canvas import new_figure
 from manifoldnet.experiments.drawings.camera import Camera
 from manifoldnet.experiments.drawings.palette import Palette
+from manifoldnet.experiments.plotting import new_figure
 from manifoldnet.geometry import ScaledEuclidean
 
 if TYPE_CHECKING:

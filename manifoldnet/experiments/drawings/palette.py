@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manifoldnet.experiments.canvas import COLOURS, FAINT, INK, MUTED
+from manifoldnet.experiments.plotting import COLOURS, FAINT, INK, MUTED
 
 __all__ = ["DARK", "LIGHT", "Palette"]
 

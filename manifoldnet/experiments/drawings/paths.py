@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import manifoldnet as mn
-from manifoldnet.experiments.canvas import new_figure
 from manifoldnet.experiments.drawings.palette import Palette
+from manifoldnet.experiments.plotting import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from manifoldnet import symmetry
-from manifoldnet.experiments.canvas import new_figure
 from manifoldnet.experiments.drawings.palette import Palette
 from manifoldnet.experiments.papers.symmetry import networks as models
+from manifoldnet.experiments.plotting import new_figure
 from manifoldnet.symmetry.explanation import Row
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from manifoldnet.experiments.document import Block, Heading, Paragraph, Table
 from manifoldnet.experiments.papers.scale_invariant.config import (
     FIGURES,
     METHODS,
@@ -28,6 +27,7 @@ from manifoldnet.experiments.papers.scale_invariant.records import (
     by_setting,
     choices,
 )
+from manifoldnet.experiments.report import Block, Heading, Paragraph, Table
 from manifoldnet.experiments.statistics import Estimate, estimate, mean_and_deviation, paired
 
 Row = tuple[str, ...]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from manifoldnet.experiments.canvas import FAINT, INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.papers.scale_invariant.config import PAPERS, Choice
 from manifoldnet.experiments.papers.scale_invariant.records import (
     Settings,
@@ -22,6 +21,7 @@ from manifoldnet.experiments.papers.scale_invariant.records import (
     choices,
     reliability,
 )
+from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, png, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

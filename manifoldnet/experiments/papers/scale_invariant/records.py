@@ -27,7 +27,7 @@ from manifoldnet.experiments.papers.scale_invariant.config import (
     stability,
 )
 from manifoldnet.experiments.records import EpochRow, ResultRow, RunRecord, Schema, check_together
-from manifoldnet.experiments.spreadsheet import read_csv
+from manifoldnet.experiments.report import read_csv
 from manifoldnet.nn.confidence import Reliability
 
 COSTS = "stage_cost.csv"

@@ -16,15 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from manifoldnet.experiments.document import (
-    Block,
-    Heading,
-    Paragraph,
-    Picture,
-    Report,
-    Table,
-    publish,
-)
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.papers.scale_invariant import claims
 from manifoldnet.experiments.papers.scale_invariant.claims import Comparison, error_text, lost
@@ -50,6 +41,15 @@ from manifoldnet.experiments.papers.scale_invariant.records import (
     read,
     read_costs,
     reliability,
+)
+from manifoldnet.experiments.report import (
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Report,
+    Table,
+    publish,
 )
 from manifoldnet.experiments.statistics import estimate, paired
 

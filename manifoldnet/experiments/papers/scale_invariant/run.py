@@ -383,7 +383,7 @@ def _outcome(config: StageConfig, last: StageEpoch) -> dict[str, float]:
 
 
 EXPERIMENT: training.Experiment[StageConfig, StageEpoch, StageResult] = training.Experiment(
-    kind=SCALE_INVARIANT,
+    schema=SCALE_INVARIANT,
     start=Run,
     parts=make_parts,
     outcome=_outcome,

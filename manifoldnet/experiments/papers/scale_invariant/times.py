@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from manifoldnet.experiments import sources, timing
+from manifoldnet.experiments import timing
+from manifoldnet.experiments.data import load
 from manifoldnet.experiments.papers.scale_invariant.config import (
     CHOICE_DIMENSIONS,
     METHODS,
@@ -25,7 +26,7 @@ from manifoldnet.experiments.papers.scale_invariant.config import (
 )
 from manifoldnet.experiments.papers.scale_invariant.records import COST_COLUMNS, COSTS
 from manifoldnet.experiments.papers.scale_invariant.run import Run, make_parts
-from manifoldnet.experiments.spreadsheet import csv_text
+from manifoldnet.experiments.report import csv_text
 from manifoldnet.experiments.training import limited_threads
 
 TIMED = StageConfig()
@@ -49,7 +50,7 @@ def measure(
         data_dir: the folder of data sets.
         on_progress: called with the work, the number of the step, and the number of steps.
     """
-    data = sources.load(config.dataset, data_dir, None, config.side)
+    data = load(config.dataset, data_dir, None, config.side)
     parts = make_parts(config, data)
     batch: dict[str, torch.Tensor] = {}
 

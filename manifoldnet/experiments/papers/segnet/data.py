@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from manifoldnet.experiments import cache, hub, sources
+from manifoldnet.experiments import hub
+from manifoldnet.experiments.data import cached, find
 from manifoldnet.experiments.errors import DataError
 from manifoldnet.experiments.papers.segnet.config import SegmentationConfig
 
@@ -94,8 +95,8 @@ def load(source: tuple[Any, ...], data_dir: Any = None, notice: Any = None) -> S
             f"the classes of {name!r} are not known, only those of {', '.join(CLASSES)}: add them "
             f"to {__name__}.CLASSES"
         )
-    return cache.load(
-        sources.find(name, data_dir),
+    return cached(
+        find(name, data_dir),
         Scenes,
         partial(read, height=height, width=width),
         notice or (lambda line: None),

@@ -15,8 +15,13 @@ from pathlib import Path
 import pandas as pd
 
 from manifoldnet.experiments import store
-from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, style
-from manifoldnet.experiments.document import (
+from manifoldnet.experiments.errors import RecordError
+from manifoldnet.experiments.papers.segnet.config import SEGMENTATION, SegmentationRecord, scores
+from manifoldnet.experiments.papers.segnet.data import CLASSES
+from manifoldnet.experiments.papers.updates import UPDATES
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, style
+from manifoldnet.experiments.records import check_together
+from manifoldnet.experiments.report import (
     Block,
     Heading,
     Paragraph,
@@ -25,11 +30,6 @@ from manifoldnet.experiments.document import (
     Table,
     publish,
 )
-from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.papers.segnet.config import SEGMENTATION, SegmentationRecord, scores
-from manifoldnet.experiments.papers.segnet.data import CLASSES
-from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.experiments.records import check_together
 from manifoldnet.experiments.statistics import mean_and_deviation, paired
 
 PREDICTIONS = "segnet_predictions.png"

@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
 from manifoldnet.experiments import store, training
-from manifoldnet.experiments.canvas import new_figure, png
 from manifoldnet.experiments.checkpoint import checkpoint_path, load_checkpoint
 from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.errors import ConfigError, DataError
@@ -39,6 +38,7 @@ from manifoldnet.experiments.papers.segnet.data import Scenes, augment, class_we
 from manifoldnet.experiments.papers.segnet.network import SegNet
 from manifoldnet.experiments.papers.segnet.report import PREDICTIONS, WITHOUT_PHOTOGRAPHS
 from manifoldnet.experiments.papers.updates import declare
+from manifoldnet.experiments.plotting import new_figure, png
 
 _EVALUATION_BATCH = 8
 
@@ -137,7 +137,7 @@ def _parts(config: SegmentationConfig, data: Scenes) -> Scenes:
 
 EXPERIMENT: training.Experiment[SegmentationConfig, SegmentationEpoch, SegmentationResult] = (
     training.Experiment(
-        kind=SEGMENTATION,
+        schema=SEGMENTATION,
         start=Run,
         parts=_parts,
         outcome=_outcome,

@@ -79,8 +79,6 @@ FIGURE3 = tuple(
 )
 """The six cells whose trajectories the paper draws."""
 
-EXPERIMENTS = {"table2": TABLE2, "figure3": FIGURE3}
-
 
 def named(patterns: Sequence[str], cells: Sequence[Cell] = TABLE2) -> list[Cell]:
     """The cells that have one of these names; shell patterns such as ``arch1-*`` are expanded.

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from manifoldnet.experiments import checkpoint, sources
-from manifoldnet.experiments.data import Dataset
+from manifoldnet.experiments import checkpoint
+from manifoldnet.experiments.data import Dataset, load
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION, Record, TrainConfig
 from manifoldnet.experiments.papers.symmetry.run import train
@@ -91,7 +91,7 @@ def train_all(
     ]
     done = [0 if run is None else len(run.epochs) for run in found]
     if data is None and not all(isinstance(run, RunRecord) for run in found):
-        data = sources.load(runs[0][0].dataset, data_dir, notice)
+        data = load(runs[0][0].dataset, data_dir, notice)
     result = []
     with Progress(sum(config.epochs for config, _ in runs), sum(done), enabled=progress) as bars:
         for number, (config, where) in enumerate(runs):

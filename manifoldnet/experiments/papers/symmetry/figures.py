@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, scale, style
 from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.papers.symmetry.cells import FIGURE3, Cell
 from manifoldnet.experiments.papers.symmetry.config import Record
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, scale, style
 from manifoldnet.experiments.records import epochs_frame
 
 if TYPE_CHECKING:
@@ -152,8 +152,9 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
     if drawn:
         values = [value for line in drawn.values() for value in line.to_numpy().flat]
         scale(axes, values, max(map(len, drawn.values())))
-        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-        axes.legend(**place, frameon=False, fontsize=10, labelcolor="linecolor")
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=10)
+        for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True):
+            text.set_color(line.get_color())
     else:
         axes.text(0.5, 0.5, "every run diverged", transform=axes.transAxes, ha="center", color=INK)
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=22)

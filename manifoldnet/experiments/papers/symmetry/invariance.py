@@ -41,14 +41,13 @@ from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet import symmetry
-from manifoldnet.experiments import sources
-from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, style
-from manifoldnet.experiments.data import Dataset, seeded_generator, split
+from manifoldnet.experiments.data import Dataset, load, seeded_generator, split
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.files import write_bytes, write_text
 from manifoldnet.experiments.papers.symmetry import networks
 from manifoldnet.experiments.papers.updates import declare
-from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, style
+from manifoldnet.experiments.progress import StatusLine
 from manifoldnet.experiments.training import limited_threads
 from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
@@ -378,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with StatusLine(enabled=not arguments.quiet) as status:
             pairs = trajectories(
-                sources.load("digits"),
+                load("digits"),
                 steps=arguments.steps,
                 seed=arguments.seed,
                 on_progress=status,

@@ -14,15 +14,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from manifoldnet.experiments import store
-from manifoldnet.experiments.document import (
-    Block,
-    Heading,
-    Paragraph,
-    Picture,
-    Report,
-    Table,
-    publish,
-)
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.papers.symmetry import results
 from manifoldnet.experiments.papers.symmetry.cells import AXES, PROTOCOL, PUBLISHED, TABLE2, Cell
@@ -31,6 +22,15 @@ from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION, Recor
 from manifoldnet.experiments.papers.symmetry.figures import figure3
 from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.records import check_together
+from manifoldnet.experiments.report import (
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Report,
+    Table,
+    publish,
+)
 from manifoldnet.experiments.statistics import Estimate, log_ratio, mean_and_deviation
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from manifoldnet.experiments.papers.symmetry.cells import DEPTHS, FIGURE3, PAPER
 from manifoldnet.experiments.papers.symmetry.config import ARCHITECTURES, SCHEDULES, Record
 from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.records import epochs_frame, runs_frame
-from manifoldnet.experiments.spreadsheet import csv_text, read_csv
+from manifoldnet.experiments.report import csv_text, read_csv
 from manifoldnet.experiments.statistics import Estimate, estimate
 
 if TYPE_CHECKING:

@@ -257,7 +257,7 @@ def _outcome(config: TrainConfig, last: Epoch) -> dict[str, Any]:
 
 
 EXPERIMENT: training.Experiment[TrainConfig, Epoch, Result] = training.Experiment(
-    kind=CLASSIFICATION,
+    schema=CLASSIFICATION,
     start=Run,
     parts=images_for,
     outcome=_outcome,
@@ -276,7 +276,7 @@ def train(
     """Train one configuration; write its record and checkpoint after every epoch.
 
     Options (`data_dir`, `resume`, `overwrite`, `on_epoch`), result and errors are those of
-    `manifoldnet.experiments.training.train_in`; `data` is by default what `sources.load` gives for
+    `manifoldnet.experiments.training.train_in`; `data` is by default what `load` gives for
     ``config.dataset``.
     """
     return training.train_in(EXPERIMENT, config, directory, data, **options)

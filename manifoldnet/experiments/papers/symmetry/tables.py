@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from manifoldnet.experiments.document import Report, Table, to_markdown
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.files import write_text
 from manifoldnet.experiments.papers.symmetry.config import Record, TrainConfig
 from manifoldnet.experiments.papers.symmetry.figures import plot_test_error
 from manifoldnet.experiments.records import runs_frame
-from manifoldnet.experiments.spreadsheet import csv_text, read_csv
+from manifoldnet.experiments.report import Report, Table, csv_text, read_csv, to_markdown
 from manifoldnet.experiments.statistics import mean_and_deviation
 
 # Two rows that agree in these are of the same run.

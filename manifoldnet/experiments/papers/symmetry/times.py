@@ -17,13 +17,14 @@ from statistics import median
 
 import torch
 
-from manifoldnet.experiments import sources, timing
-from manifoldnet.experiments.document import Table, to_markdown
+from manifoldnet.experiments import timing
+from manifoldnet.experiments.data import load
 from manifoldnet.experiments.papers.symmetry import results
 from manifoldnet.experiments.papers.symmetry.cells import PROTOCOL
 from manifoldnet.experiments.papers.symmetry.config import TrainConfig
 from manifoldnet.experiments.papers.symmetry.run import Run, images_for
 from manifoldnet.experiments.papers.updates import UPDATES
+from manifoldnet.experiments.report import Table, to_markdown
 from manifoldnet.experiments.training import limited_threads
 
 PLAIN = "torch.optim.SGD"
@@ -50,7 +51,7 @@ def epoch_times(
     Returns:
         Seconds of each pass, by update; plain SGD comes first.
     """
-    data = sources.load(config.dataset, data_dir)
+    data = load(config.dataset, data_dir)
     split = images_for(config, data)
     halves = (split.train.pixels.split(_TURN), split.train.labels.split(_TURN))
     turns = [

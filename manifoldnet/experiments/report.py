@@ -1,19 +1,25 @@
-"""A report as a list of blocks, and its forms: Markdown, and an HTML page that stands alone.
+"""Reports: Markdown and HTML pages from a list of blocks, and CSV files from rows.
 
     blocks, tables -> <name>.md, <name>.html, the pictures, the tables
 
-The page holds its pictures and its style, and asks the network for nothing.
+The HTML page holds its pictures and its style, and asks the network for nothing.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TypeVar
 
+from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.files import write_bytes, write_text
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,11 @@ Block = Heading | Paragraph | Table | Picture
 
 @dataclass(frozen=True)
 class Report:
-    """What has been written.
+    """A report that has been written.
 
     Attributes:
         text: the report as Markdown.
-        files: where it is, in every form.
+        files: all its files.
     """
 
     text: str
@@ -107,6 +113,52 @@ def to_html(blocks: Sequence[Block]) -> str:
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows as the text of a CSV file."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def read_csv(
+    path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], T], way_out: str
+) -> list[T]:
+    """The rows of a CSV file, each as the result of ``parse``.
+
+    Args:
+        path: the file.
+        columns: that it must have, in this order.
+        parse: is given a row; raises ValueError for one that makes no sense.
+        way_out: advice in the message about a damaged file.
+
+    Raises:
+        RecordError: naming the file, the line and the way out.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            if tuple(reader.fieldnames or ()) != tuple(columns):
+                raise RecordError(
+                    f"{path}, line 1: the columns are "
+                    f"{', '.join(reader.fieldnames or ['none'])}, not "
+                    f"{', '.join(columns)}: {way_out}"
+                )
+            parsed = []
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise RecordError(f"{where}: it does not have {len(columns)} fields: {way_out}")
+                try:
+                    parsed.append(parse(row))
+                except ValueError as error:
+                    raise RecordError(f"{where}: {error}: {way_out}") from error
+            return parsed
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RecordError(f"{path} cannot be read as CSV ({error}): {way_out}") from error
 
 
 _STYLE = """
