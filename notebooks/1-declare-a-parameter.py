@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
-from manifoldnet.experiments import sources
+from manifoldnet.experiments import load
 
-data = sources.load("digits")  # scikit-learn's, 8x8 pixels
+data = load("digits")  # scikit-learn's, 8x8 pixels
 images = data.train_images.flatten(1) / data.white
 labels = data.train_labels
 test_images, test_labels = data.test_images.flatten(1) / data.white, data.test_labels

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
-from manifoldnet.experiments import sources
+from manifoldnet.experiments import load
 
 # %% [markdown]
 # ## Two weights
@@ -98,7 +98,7 @@ for s in scales:
 # functions, one batch, one rate for each update, 150 steps.
 
 # %%
-data = sources.load("digits")
+data = load("digits")
 images = data.train_images.flatten(1).double() / data.white
 labels = data.train_labels
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import manifoldnet as mn
-from manifoldnet.experiments import sources
+from manifoldnet.experiments import load
 
-data = sources.load("digits")
+data = load("digits")
 pixels, labels = data.train_images.flatten(1) / data.white, data.train_labels
 images, held_out = pixels[:1200], pixels[1200:]
 labels, held_out_labels = labels[:1200], labels[1200:]
@@ -120,7 +120,7 @@ for i in (1, 2):
 # %% [markdown]
 # Wrong labels cost both. At 20 and at 40 % the stage makes fewer errors in the mean; three seeds
 # and a small test set say no more than that. The paper's own experiment on this is in the library,
-# as `manifoldnet reproduce label-noise`
+# as `manifoldnet reproduce scale-invariant label-noise`
 # ([all of its experiments](../docs/api/scale_invariant.md)).
 #
 # ## The loss of a wrong label

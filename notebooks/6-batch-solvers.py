@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
-from manifoldnet.experiments import sources
+from manifoldnet.experiments import load
 from manifoldnet.interop.pymanopt import minimize
 
-data = sources.load("digits")
+data = load("digits")
 images = data.train_images.flatten(1).double() / data.white
 labels = data.train_labels
 

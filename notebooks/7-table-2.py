@@ -14,20 +14,21 @@ from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown, display
 
-from manifoldnet.experiments import folder, sources
-from manifoldnet.experiments.canvas import COLOURS
-from manifoldnet.experiments.papers.symmetry import claims, paper, results
+from manifoldnet.experiments import load, store
+from manifoldnet.experiments.papers.symmetry import claims, results
 from manifoldnet.experiments.papers.symmetry.cells import (
     PAPER_UPDATES,
     PROTOCOL,
+    PUBLISHED,
     TABLE2,
     Cell,
     configurations,
 )
 from manifoldnet.experiments.papers.symmetry.comparison import compare
-from manifoldnet.experiments.papers.symmetry.plots import plot_test_error
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.figures import plot_test_error
 from manifoldnet.experiments.papers.symmetry.tables import summary
+from manifoldnet.experiments.plotting import COLOURS
 
 row = [Cell("arch2", 2, update, "exponential") for update in PAPER_UPDATES]
 
@@ -54,7 +55,7 @@ print("not as in the paper:", protocol.differences(PROTOCOL))
 # %% alt="Test error on digits by epoch, for the three updates"
 configs = configurations(row, repetitions=2, protocol=protocol)
 with TemporaryDirectory() as runs:
-    records = compare(configs, runs, sources.load("digits"), progress=False)
+    records = compare(configs, runs, load("digits"), progress=False)
     picture = Path(runs) / "digits.png"
     plot_test_error(records, picture, "Arch2, two layers, on digits")
     display(Image(picture.read_bytes()))
@@ -79,19 +80,21 @@ for record in records:
 # The records of the whole table are part of the repository. This made those of the row:
 #
 # ```console
-# $ manifoldnet reproduce table2 --cells 'arch2-2-*-exponential' --out docs/results/symmetry-paper
+# $ manifoldnet reproduce symmetry table2 --cells 'arch2-2-*-exponential' \
+#     --out docs/results/symmetry-paper
 # ```
 
 # %%
-found = folder.read_all(Path("../docs/results/symmetry-paper"), CLASSIFICATION, exact=False)
-table = results.by_cell(found.values())
+found = store.read_all(Path("../docs/results/symmetry-paper"), CLASSIFICATION, exact=False)
+table = results.run_table(found.values())
+cells = results.by_cell(table)
 
 lines = [
     "| update | test error (%) | n | the paper's (%) | its deviations apart |",
     "|---|---|---|---|---|",
 ]
 for cell in row:
-    ours, theirs = table[cell].test_error, paper.TABLE2[cell]
+    ours, theirs = results.test_error(cells[cell]), PUBLISHED[cell]
     apart = (ours.mean - theirs.mean) / theirs.deviation
     lines.append(
         f"| `{cell.update}` | {100 * ours.mean:.2f} ± {100 * ours.deviation:.2f} | {ours.n} "
@@ -109,7 +112,7 @@ for k, update in enumerate(PAPER_UPDATES):
     for x, setting in enumerate(settings):
         cell = replace(setting, update=update)
         place = x + (k - 1) * 0.25
-        theirs, ours = paper.TABLE2[cell], list(table[cell].test_errors.values())
+        theirs, ours = PUBLISHED[cell], cells[cell].test_error
         bar = (100 * theirs.mean, 100 * theirs.deviation)
         axes.errorbar(place, *bar, fmt="_", color="0.6", elinewidth=5, alpha=0.5, markersize=12)
         dots = [100 * error for error in ours]
@@ -124,14 +127,14 @@ plt.show()
 
 # %%
 apart = {
-    cell.name: (table[cell].test_error.mean - paper.TABLE2[cell].mean)
-    / paper.TABLE2[cell].deviation
+    cell.name: (results.test_error(cells[cell]).mean - PUBLISHED[cell].mean)
+    / PUBLISHED[cell].deviation
     for cell in TABLE2
 }
 farthest = max(apart, key=lambda name: abs(apart[name]))
 print(f"farthest from the paper: {farthest}, by {apart[farthest]:+.1f} of its deviations")
 assert abs(apart[farthest]) < 2
-assert sum(runs.diverged for runs in table.values()) == 0
+assert not table.diverged.any()
 
 # %% [markdown]
 # ## Which update is better
@@ -156,7 +159,7 @@ for cell in row[1:]:
 # run](../docs/reproduction.md).
 
 # %%
-theirs = {cell.update: paper.TABLE2[cell].mean for cell in row}
+theirs = {cell.update: PUBLISHED[cell].mean for cell in row}
 assert theirs["b-sgd"] < min(theirs["sm"], theirs["un"])
 
 # %% [markdown]

@@ -37,7 +37,7 @@ CELL_SECONDS = 300  # far more than any cell takes: it ends what hangs
 # What all pages depend on, besides their notebook. Notebooks read no other records.
 SHARED = (
     "constraints.txt",
-    "docs/results/symmetry-paper/records/*.jsonl",
+    "docs/results/symmetry-paper/records.jsonl.gz",
     "manifoldnet/**/*.py",
     "notebooks/build.py",
     "notebooks/matplotlibrc",

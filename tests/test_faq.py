@@ -192,7 +192,7 @@ def _() -> object:
 
 @under("The picture needs an extra")
 def _() -> object:
-    from manifoldnet.experiments.canvas import new_figure
+    from manifoldnet.experiments.plotting import new_figure
 
     return new_figure(1, 1)
 

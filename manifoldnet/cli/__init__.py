@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -47,14 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"manifoldnet: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        ending = ""
-        if "repetitions" in arguments:
-            ending = "; finished runs are kept. Go on with the same command"
-        elif "resume" in arguments:
-            again = [a for a in argv if a not in ("--resume", "--overwrite")]
-            ending = "; finished epochs are kept. Go on with: " + shlex.join(
-                ["manifoldnet", *again, "--resume"]
-            )
+        interrupted = getattr(arguments, "interrupted", None)
+        ending = interrupted(argv) if interrupted else ""
         print(f"\nmanifoldnet: interrupted{ending}", file=sys.stderr)
         return 130
     return 0

@@ -1,23 +1,59 @@
-"""Options that several commands have."""
+"""Flags from dataclasses: names, types, defaults and help are those of the fields."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, TypeVar
+
+from manifoldnet.experiments.configuration import declared, descriptions
+
+T = TypeVar("T")
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 
 
-def add_data_dir(command: argparse.ArgumentParser) -> None:
-    """Adds ``--data-dir``."""
-    command.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder of Hugging Face data sets (default: $MANIFOLDNET_DATA, else the hub)",
-    )
+def add_options(parser: Any, cls: type[Any], names: Collection[str] | None = None) -> None:
+    """Adds a flag for each field of a dataclass.
+
+    Args:
+        parser: of a command, or a group of one.
+        cls: the dataclass; the first sentence of a field's description is the help.
+        names: of the fields; by default all.
+    """
+    types, texts = declared(cls), descriptions(cls)
+    for each in dataclasses.fields(cls):
+        if names is not None and each.name not in names:
+            continue
+        kind, _, accepted = types[each.name]
+        several = typing.get_origin(kind) is tuple
+        kind = kind.__args__[0] if several else kind
+        text = texts[each.name].partition(". ")[0].rstrip(".")
+        text = text.replace("`", "").replace("*", "").replace("%", "%%")
+        flag: dict[str, Any] = {"default": each.default}
+        if kind is bool:
+            flag["action"] = "store_true" if not each.default else argparse.BooleanOptionalAction
+        else:
+            flag |= {"type": kind, "metavar": _METAVARS[kind]}
+            if several:
+                flag["nargs"] = "+"
+            if accepted.choices is not None:
+                text += f": {', '.join(accepted.choices)}"
+            if each.default not in (None, ()):
+                default: Any = each.default
+                text += f" ({' '.join(map(str, default)) if several else default})"
+        parser.add_argument(f"--{each.name.replace('_', '-')}", help=text, **flag)
 
 
-def notice_of(arguments: argparse.Namespace) -> Callable[[str], None] | None:
-    """What prints a line before anything slow; None with ``--quiet``."""
-    return None if arguments.quiet else lambda line: print(line, file=sys.stderr)
+def values(arguments: argparse.Namespace, cls: type[T]) -> T:
+    """The dataclass of the parsed flags."""
+    known = declared(cls)
+    return cls(**{name: value for name, value in vars(arguments).items() if name in known})
+
+
+def notice_of(options: Any) -> Callable[[str], None] | None:
+    """Prints a line before anything slow; None with ``--quiet``."""
+    return None if options.quiet else lambda line: print(line, file=sys.stderr)

@@ -13,7 +13,7 @@ fixes it (a scaled weight is off its manifold), or ignores it (with a relative e
 
 
 def _symmetries(arguments: argparse.Namespace) -> None:
-    from manifoldnet.experiments.status import StatusLine
+    from manifoldnet.experiments.progress import StatusLine
     from manifoldnet.symmetry.factory import find_symmetries
 
     with StatusLine(enabled=not arguments.quiet) as status:

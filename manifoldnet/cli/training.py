@@ -3,85 +3,138 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifoldnet.cli.options import add_data_dir, notice_of
-from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.papers.symmetry.config import ARCHITECTURES, SCHEDULES, TrainConfig
+from manifoldnet.cli.options import add_options, notice_of, values
+from manifoldnet.experiments.configuration import Checked
+from manifoldnet.experiments.errors import ConfigError, require
+from manifoldnet.experiments.papers.symmetry.config import TrainConfig
 from manifoldnet.experiments.papers.updates import UPDATES
 
-_DEFAULT_UPDATES = ("b-sgd", "sm", "un")
-_DEFAULT_SEEDS = 5
+# The fields of a configuration that are flags of all three commands.
+_FIELDS = (
+    *("dataset", "architecture", "depth", "features", "schedule", "lr", "momentum"),
+    *("batch_size", "epochs", "train_size", "validation_size", "decay", "grow", "shrink"),
+    "threads",
+)
 
-# The fields of a configuration that are options of these commands: their help, and the placeholder
-# for their value.
-_FIELDS = {
-    "dataset": (
-        "digits (embedded), mnist, cifar10, or any image set of the hub or the data folder",
-        "NAME",
-    ),
-    "architecture": (" or ".join(ARCHITECTURES) + " (with batch normalization)", "NAME"),
-    "depth": ("hidden layers", "N"),
-    "features": ("filters per hidden layer", "N"),
-    "schedule": (" or ".join(SCHEDULES), "NAME"),
-    "lr": ("base learning rate, for the loss summed over a minibatch", "RATE"),
-    "momentum": ("momentum", "FACTOR"),
-    "batch_size": ("images per minibatch", "N"),
-    "epochs": ("passes through the training images", "N"),
-    "train_size": ("training images (default: what the validation images leave)", "N"),
-    "validation_size": ("images held out for validation (default: a sixth)", "N"),
-    "decay": ("factor per epoch of the exponential schedule", "FACTOR"),
-    "grow": ("factor of the bold driver while the loss falls", "FACTOR"),
-    "shrink": ("factor of the bold driver when it rises", "FACTOR"),
-    "threads": ("torch threads", "N"),
-}
-_TYPES = {"N": int, "RATE": float, "FACTOR": float}
+
+@dataclass(frozen=True, kw_only=True)
+class _Files(Checked):
+    """Files of `train` and `compare`.
+
+    Attributes:
+        data_dir: folder of Hugging Face data sets; by default $MANIFOLDNET_DATA, or else the hub.
+        out: folder of records and reports; by default a folder below runs/.
+        resume: go on from the last finished epoch, bit for bit.
+        overwrite: train runs that are there again.
+        quiet: no progress bars.
+    """
+
+    data_dir: Path | None = None
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resume and self.overwrite:
+            raise ConfigError(
+                "a run is either gone on with or trained again: give --resume or --overwrite"
+            )
+
+    def how(self) -> dict[str, Any]:
+        """The arguments of `train_all`."""
+        return {
+            "data_dir": self.data_dir,
+            "resume": self.resume,
+            "overwrite": self.overwrite,
+            "progress": not self.quiet,
+            "notice": notice_of(self),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Comparison(Checked):
+    """The runs of `compare`.
+
+    Attributes:
+        updates: see below.
+        seeds: runs of each update.
+        first_seed: the seeds count from here.
+        csv: merge one row per run into this CSV file as well (one file per data set).
+    """
+
+    updates: tuple[str, ...] = ("b-sgd", "sm", "un")
+    seeds: int = 5
+    first_seed: int = 0
+    csv: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Timing(Checked):
+    """The runs of `bench-epoch`.
+
+    Attributes:
+        updates: see below.
+        data_dir: folder of Hugging Face data sets; by default $MANIFOLDNET_DATA, or else the hub.
+    """
+
+    updates: tuple[str, ...] = tuple(UPDATES)
+    data_dir: Path | None = None
 
 
 def add_training(commands: Any) -> None:
     """Adds the three commands."""
     updates = "\n".join(f"  {name:12} {update.summary}" for name, update in UPDATES.items())
-    for name, summary, run in (
-        ("train", "train one configuration", _train),
-        ("compare", "train several updates on several seeds, side by side", _compare),
-        ("bench-epoch", "time an epoch of each update against torch.optim.SGD", _bench),
+    for name, summary, run, flags in (
+        ("train", "train one configuration", _train, [_Files]),
+        (
+            "compare",
+            "train several updates on several seeds, side by side",
+            _compare,
+            [_Comparison, _Files],
+        ),
+        (
+            "bench-epoch",
+            "time an epoch of each update against torch.optim.SGD",
+            _bench,
+            [_Timing],
+        ),
     ):
         command = commands.add_parser(
             name,
             help=summary,
-            description=summary.capitalize() + ".",
+            description=f"{summary.capitalize()}.",
             epilog=f"updates:\n{updates}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.set_defaults(run=run)
-        _add_configuration(command)
-        if name == "train":
-            command.add_argument(
-                "--update", default="b-sgd", metavar="NAME", help="see below (%(default)s)"
-            )
-            command.add_argument(
-                "--seed", type=int, default=0, metavar="N", help="random seed (%(default)s)"
-            )
-        else:
-            _add_updates(command, list(_DEFAULT_UPDATES) if name == "compare" else list(UPDATES))
-        if name == "compare":
-            _add_comparison(command)
-        add_data_dir(command)
-        if name != "bench-epoch":
-            _add_files(command)
+        command.set_defaults(run=run, interrupted=_with_resume if _Files in flags else None)
+        group = command.add_argument_group("what to train")
+        add_options(group, TrainConfig, (*_FIELDS, *(["update", "seed"] if run is _train else [])))
+        for cls in flags:
+            add_options(command, cls)
+
+
+def _with_resume(argv: list[str]) -> str:
+    again = [a for a in argv if a not in ("--resume", "--overwrite")]
+    command = shlex.join(["manifoldnet", *again, "--resume"])
+    return f"; finished epochs are kept. Go on with: {command}"
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    config = _config(arguments, update=arguments.update, seed=arguments.seed)
+    config, files = values(arguments, TrainConfig), values(arguments, _Files)
     # Below the same directory as a comparison's, which then takes the run over with --resume.
-    output = arguments.out or _default_output(config) / config.update / f"seed-{config.seed}"
+    output = files.out or _default_output(config) / config.update / f"seed-{config.seed}"
+    from manifoldnet.experiments.checkpoint import record_path
     from manifoldnet.experiments.papers.symmetry.comparison import train_all
-    from manifoldnet.experiments.rundir import record_path
 
-    (record,) = train_all([(config, output)], **_how(arguments))
+    (record,) = train_all([(config, output)], **files.how())
     if record.result is not None:
         ending = f" ({record.result.reason})" if record.result.diverged else ""
         print(f"{record.result.status}{ending}: test error {record.result.test_error:.4f}")
@@ -89,49 +142,36 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    config = _config(arguments)
-    output = arguments.out or _default_output(config)
-    if arguments.seeds < 1:
-        raise ConfigError(f"--seeds is {arguments.seeds}; at least one seed is needed")
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    require("the picture", "matplotlib")
+    config, files = values(arguments, TrainConfig), values(arguments, _Files)
+    chosen = values(arguments, _Comparison)
+    output = files.out or _default_output(config)
+    if chosen.seeds < 1:
+        raise ConfigError(f"--seeds is {chosen.seeds}; at least one seed is needed")
+    seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
     from manifoldnet.experiments.papers.symmetry.comparison import compare, configurations
-    from manifoldnet.experiments.papers.symmetry.comparison_report import write_report
-    from manifoldnet.experiments.papers.symmetry.tables import check_csv, merge_csv
+    from manifoldnet.experiments.papers.symmetry.tables import check_csv, merge_csv, write_report
 
-    configs = configurations(config, arguments.updates, seeds)
-    if arguments.csv is not None:
-        check_csv(arguments.csv)
-    records = compare(configs, output, **_how(arguments))
+    configs = configurations(config, chosen.updates, seeds)
+    if chosen.csv is not None:
+        check_csv(chosen.csv)
+    records = compare(configs, output, **files.how())
     report = write_report(records, output)
     print(report.text)
     for what, path in zip(("table", "runs", "picture"), report.files, strict=True):
         print(f"{what}: {path}")
-    if arguments.csv is not None:
-        merge_csv(records, arguments.csv)
-        print(f"merged into: {arguments.csv}")
+    if chosen.csv is not None:
+        merge_csv(records, chosen.csv)
+        print(f"merged into: {chosen.csv}")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    config = _config(arguments)
+    config, chosen = values(arguments, TrainConfig), values(arguments, _Timing)
     from manifoldnet.experiments.papers.symmetry.comparison import configurations
-    from manifoldnet.experiments.papers.symmetry.epoch_time import epoch_times, ratio_table
+    from manifoldnet.experiments.papers.symmetry.times import epoch_times, ratio_table
 
-    configurations(config, arguments.updates, range(1))  # refuses unknown names
-    print(ratio_table(epoch_times(config, arguments.updates, arguments.data_dir)))
-
-
-def _config(arguments: argparse.Namespace, **more: Any) -> TrainConfig:
-    return TrainConfig(**{name: getattr(arguments, name) for name in _FIELDS}, **more)
-
-
-def _how(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "data_dir": arguments.data_dir,
-        "resume": arguments.resume,
-        "overwrite": arguments.overwrite,
-        "progress": not arguments.quiet,
-        "notice": notice_of(arguments),
-    }
+    configurations(config, chosen.updates, range(1))  # refuses unknown names
+    print(ratio_table(epoch_times(config, chosen.updates, chosen.data_dir)))
 
 
 def _default_output(config: TrainConfig) -> Path:
@@ -143,66 +183,3 @@ def _default_output(config: TrainConfig) -> Path:
         config.lr,
     )
     return Path("runs") / "-".join(map(str, parts))
-
-
-def _add_configuration(command: argparse.ArgumentParser) -> None:
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    group = command.add_argument_group("what to train")
-    for name, (text, metavar) in _FIELDS.items():
-        default = defaults[name]
-        group.add_argument(
-            "--" + name.replace("_", "-"),
-            type=_TYPES.get(metavar, str),
-            default=default,
-            metavar=metavar,
-            help=text if default is None else f"{text} ({default})",
-        )
-
-
-def _add_updates(command: argparse.ArgumentParser, default: list[str]) -> None:
-    command.add_argument(
-        "--updates",
-        nargs="+",
-        default=default,
-        metavar="NAME",
-        help=f"see below ({' '.join(default)})",
-    )
-
-
-def _add_comparison(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("what to compare")
-    group.add_argument(
-        "--seeds",
-        type=int,
-        default=_DEFAULT_SEEDS,
-        metavar="N",
-        help="runs of each update (%(default)s)",
-    )
-    group.add_argument(
-        "--first-seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="the seeds count from here (%(default)s)",
-    )
-    group.add_argument(
-        "--csv",
-        type=Path,
-        metavar="FILE",
-        help="merge one row per run into this CSV file as well (one file per data set)",
-    )
-
-
-def _add_files(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("files")
-    group.add_argument(
-        "--out", type=Path, metavar="DIR", help="where records and reports go (default: runs/...)"
-    )
-    existing = group.add_mutually_exclusive_group()
-    existing.add_argument(
-        "--resume", action="store_true", help="go on from the last finished epoch, bit for bit"
-    )
-    existing.add_argument(
-        "--overwrite", action="store_true", help="train runs that are there again"
-    )
-    group.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -13,8 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from manifoldnet.experiments.data import Dataset
-    from manifoldnet.experiments.document import Report
+    from manifoldnet.experiments.data import Dataset, load
     from manifoldnet.experiments.errors import (
         ConfigError,
         DataError,
@@ -26,37 +25,32 @@ if TYPE_CHECKING:
     from manifoldnet.experiments.papers.segnet.network import SegNet
     from manifoldnet.experiments.papers.symmetry.cells import Cell
     from manifoldnet.experiments.papers.symmetry.comparison import compare, configurations
-    from manifoldnet.experiments.papers.symmetry.comparison_report import write_report
-    from manifoldnet.experiments.papers.symmetry.config import TrainConfig
-    from manifoldnet.experiments.papers.symmetry.epoch_time import epoch_times
+    from manifoldnet.experiments.papers.symmetry.config import Epoch, Record, Result, TrainConfig
+    from manifoldnet.experiments.papers.symmetry.figures import plot_test_error
     from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2, ConvArch1, ConvArch2
-    from manifoldnet.experiments.papers.symmetry.plots import plot_test_error
     from manifoldnet.experiments.papers.symmetry.report import write_paper_report
-    from manifoldnet.experiments.papers.symmetry.rows import Epoch, Record, Result
-    from manifoldnet.experiments.papers.symmetry.tables import merge_csv, summary
-    from manifoldnet.experiments.papers.symmetry.training import train
+    from manifoldnet.experiments.papers.symmetry.run import train
+    from manifoldnet.experiments.papers.symmetry.tables import merge_csv, summary, write_report
+    from manifoldnet.experiments.papers.symmetry.times import epoch_times
     from manifoldnet.experiments.papers.updates import UPDATES, Update
     from manifoldnet.experiments.records import Selection
-    from manifoldnet.experiments.sources import load
+    from manifoldnet.experiments.report import Report
     from manifoldnet.experiments.sweep import SweepError
 
 _HOME = {
     "papers.symmetry.comparison": ["compare", "configurations"],
-    "papers.symmetry.config": ["TrainConfig"],
-    "papers.symmetry.epoch_time": ["epoch_times"],
-    "papers.symmetry.plots": ["plot_test_error"],
-    "papers.symmetry.comparison_report": ["write_report"],
-    "papers.symmetry.rows": ["Epoch", "Record", "Result"],
-    "papers.symmetry.tables": ["merge_csv", "summary"],
-    "papers.symmetry.training": ["train"],
-    "data": ["Dataset"],
-    "document": ["Report"],
+    "papers.symmetry.times": ["epoch_times"],
+    "papers.symmetry.figures": ["plot_test_error"],
+    "papers.symmetry.config": ["Epoch", "Record", "Result", "TrainConfig"],
+    "papers.symmetry.tables": ["merge_csv", "summary", "write_report"],
+    "papers.symmetry.run": ["train"],
+    "data": ["Dataset", "load"],
+    "report": ["Report"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
     "papers.symmetry.networks": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
     "records": ["Selection"],
     "papers.segnet.config": ["SegmentationConfig"],
     "papers.segnet.network": ["SegNet"],
-    "sources": ["load"],
     "sweep": ["SweepError"],
     "papers.symmetry.cells": ["Cell"],
     "papers.symmetry.report": ["write_paper_report"],

@@ -1,29 +1,117 @@
-"""What a run of any experiment is told, as a frozen value: hashed, written down, compared.
+"""Configurations: the settings of a run as a frozen value that is hashed, written and compared.
 
-A configuration is a dataclass of plain JSON types (numbers, strings, None, tuples of them). Two
-runs of equal configurations on the same data, machine and versions give the same bits; where their
-files are is not part of it.
+A configuration is a dataclass of plain JSON types (numbers, strings, None, tuples of them). Each
+field declares its range where it stands:
+
+    epochs: int = field(30, at_least=1)
+    lr: float | None = field(1e-2, above=0)
+    schedule: str = field("exponential", choices=SCHEDULES)
+
+Two runs of equal configurations on the same data, machine and versions give the same bits; the
+location of their files is not part of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
+import math
+import re
+import types
+import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from manifoldnet.experiments.errors import ConfigError
 
 
+@dataclass(frozen=True)
+class Range:
+    """The values that a field accepts; its type stands in the annotation.
+
+    Attributes:
+        at_least: closed lower end.
+        above: open lower end.
+        at_most: closed upper end.
+        below: open upper end.
+        choices: all values, in the order of the help text.
+        pattern: a regular expression for the whole of a string.
+        example: names in the message for a string that does not fit.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] | None = None
+    pattern: str = ".+"
+    example: str = "'mnist'"
+
+    @property
+    def interval(self) -> str:
+        """``(0, inf)``, ``[0, 1)``."""
+        low = f"({-math.inf if self.above is None else self.above:g}"
+        high = f"{math.inf if self.below is None else self.below:g})"
+        return (
+            f"{low if self.at_least is None else f'[{self.at_least:g}'}, "
+            f"{high if self.at_most is None else f'{self.at_most:g}]'}"
+        )
+
+    def __contains__(self, value: float) -> bool:
+        return (  # every comparison is false for NaN
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+            and -math.inf < value < math.inf
+        )
+
+
+def field(
+    default: Any = dataclasses.MISSING,
+    *,
+    choices: Sequence[str] | Mapping[str, Any] | None = None,
+    **limits: Any,
+) -> Any:
+    """A field of a configuration, with its range.
+
+    Args:
+        default: as in a dataclass.
+        choices: the strings that are accepted.
+        limits: see `Range`. A field that may be None is annotated ``float | None``; the limits are
+            of its numbers. Those of a tuple are of its entries.
+    """
+    kept = Range(choices=None if choices is None else tuple(choices), **limits)
+    return dataclasses.field(default=default, metadata={"range": kept})
+
+
+class Checked:
+    """Base of dataclasses whose fields are checked on construction.
+
+    A subclass that has rules for several fields together overrides ``__post_init__`` and calls the
+    inherited one first.
+
+    Raises:
+        ConfigError: for a value of another type, or outside the range of its `field`.
+    """
+
+    def __post_init__(self) -> None:
+        for name, (kind, optional, accepted) in declared(type(self)).items():
+            value = getattr(self, name)
+            if not (optional and value is None):
+                object.__setattr__(self, name, _checked(name, value, kind, accepted))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Configuration(ABC):
+class Configuration(Checked, ABC):
     """Base of the configurations; checked on construction, so that one that exists can be trained.
 
     Attributes:
-        experiment: what records of such runs are called.
+        experiment: name of the experiment in the records of such runs.
         dataset: name of the data set.
         epochs: the most passes through the training data.
         lr: base learning rate; None where it is chosen for each run.
@@ -35,15 +123,15 @@ class Configuration(ABC):
     experiment: ClassVar[str]
 
     dataset: str
-    epochs: int
-    lr: float | None
-    seed: int = 0
-    threads: int = 1
+    epochs: int = field(at_least=1)
+    lr: float | None = field(above=0)
+    seed: int = field(0, at_least=0)
+    threads: int = field(1, at_least=1)
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """What tells the runs of an experiment apart besides their seed, in a word."""
+        """A name for the runs of equal settings but for their seed."""
 
     def identity(self) -> str:
         """A hash of all fields (16 hexadecimal digits), the same in every process.
@@ -74,7 +162,7 @@ class Configuration(ABC):
         return cls(**fields)
 
     def differences(self, other: Configuration) -> str:
-        """What sets ``other`` apart, as text: ``"lr 0.01 there, 0.1 here"``; empty when equal."""
+        """The fields that differ, as text: ``"lr 0.01 there, 0.1 here"``; empty when equal."""
         if type(self) is not type(other):
             return f"{other.experiment} there, {self.experiment} here"
         mine, theirs = self.to_dict(), other.to_dict()
@@ -83,34 +171,59 @@ class Configuration(ABC):
         )
 
 
+def descriptions(config: type[Any]) -> dict[str, str]:
+    """The description of each field, from the ``Attributes`` of the class's docstrings."""
+    found: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        if dataclasses.is_dataclass(cls):
+            _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
+            for entry in re.split(r"\n(?=    \w)", "\n" + section)[1:]:
+                name, _, text = entry.strip().partition(":")
+                found[name] = " ".join(text.split())
+    return found
+
+
+def declared(config: Any) -> dict[str, tuple[Any, bool, Range]]:
+    """By field: its type (``tuple[str, ...]`` for several), whether None is accepted, its range."""
+    hints = typing.get_type_hints(config)
+    found = {}
+    for each in dataclasses.fields(config):
+        hint = hints[each.name]
+        optional = isinstance(hint, types.UnionType)
+        if optional:
+            (hint,) = (part for part in hint.__args__ if part is not type(None))
+        found[each.name] = (hint, optional, each.metadata.get("range", Range()))
+    return found
+
+
+def _checked(name: str, value: Any, kind: Any, accepted: Range) -> Any:
+    """The value in the field's type; ConfigError for one that is not accepted."""
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ConfigError(f"{name} is {value!r}; it must be a tuple")
+        return tuple(_checked(name, entry, kind.__args__[0], accepted) for entry in value)
+    if accepted.choices is not None:
+        check_choice(name, value, accepted.choices)
+    elif kind is str:
+        if not isinstance(value, str) or not re.fullmatch(accepted.pattern, value):
+            raise ConfigError(f"{name} is {value!r}; give a name such as {accepted.example}")
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}; it must be True or False")
+    elif kind is int:
+        if isinstance(value, bool) or not isinstance(value, int) or value not in accepted:
+            least = "" if accepted.at_least is None else f", {accepted.at_least:g} or more"
+            raise ConfigError(f"{name} is {value!r}; it must be an integer{least}")
+    elif kind is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{name} is {value!r}; it must be a number")
+        if value not in accepted:
+            raise ConfigError(f"{name} is {value}; it must be a number in {accepted.interval}")
+        return float(value)
+    return value
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raises ConfigError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def check_integer(name: str, value: object, at_least: int) -> None:
-    """Raises ConfigError unless ``value`` is an integer of that size."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{name} is {value!r}; it must be an integer, {at_least} or more")
-
-
-Bounds = tuple[float, bool, float, bool]
-"""Lower, is it allowed, upper, is it allowed."""
-
-
-def checked_real(name: str, value: object, bounds: Bounds) -> float:
-    """The number as a float.
-
-    Raises:
-        ConfigError: when it is none, is NaN, or lies outside its bounds.
-    """
-    lower, with_lower, upper, with_upper = bounds
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name} is {value!r}; it must be a number")
-    above = value >= lower if with_lower else value > lower
-    below = value <= upper if with_upper else value < upper
-    if not (above and below):  # also refuses NaN, for which every comparison is false
-        interval = f"{'[' if with_lower else '('}{lower:g}, {upper:g}{']' if with_upper else ')'}"
-        raise ConfigError(f"{name} is {value}; it must be a number in {interval}")
-    return float(value)

@@ -1,20 +1,37 @@
-"""Images for the experiments as frozen values of tensors: a whole set, and a run's part of it.
+"""Image sets as frozen values of tensors: loading by name, and a run's part of a set.
+
+    load -> digits: scikit-learn's 8x8 digits, embedded, with a fixed test set; no download
+         -> any other name: Hugging Face `datasets` (`hub`), decoded once, kept on disk (`cached`)
 
 "No input pre-processing is performed" in the paper is read as: pixels as floats in [0, 1],
 rasterized to vectors, with no centring, whitening or augmentation. Images stay uint8 in memory and
 are scaled minibatch by minibatch, in a quarter of the memory.
+
+A file of decoded images is in the folder of compiled kernels, `MANIFOLDNET_CACHE`. Its name carries
+the identity of the source (`Source.key`), so a folder whose files have changed gets a new one; a
+hub repository is taken to stay as it is. Delete the file, or the whole folder, at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments import hub
+from manifoldnet.experiments.errors import ConfigError, DataError, MissingExtraError
+from manifoldnet.experiments.files import replacing
+from manifoldnet.optim.native.build import cache_folder
+
+_FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +93,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Split:
-    """What one run trains on, chooses by, and reports."""
+    """The images of one run: for training, for choices, and for the reported error."""
 
     train: Images
     validation: Images
@@ -124,3 +141,155 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
     """A random generator of its own for each purpose, so that no draw moves another one's."""
     digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    notice: Callable[[str], None] | None = None,
+    side: int | None = None,
+) -> Dataset:
+    """Loads a data set by its name.
+
+    Args:
+        name: ``"digits"``; or the name of a folder in `data_dir`; or, without a `data_dir`, a set
+            of the Hugging Face hub (``"mnist"`` and ``"cifar10"`` for short, ``"owner/name"`` for
+            any other).
+        data_dir: a folder of Hugging Face data sets, one folder each; by default what the
+            environment variable MANIFOLDNET_DATA names.
+        notice: called with a line of text before anything slow.
+        side: makes all images squares of this side (`hub.squared`).
+
+    Raises:
+        DataError: when it is missing, lacks a split or a column, or cannot be decoded.
+        MissingExtraError: when the package that reads it is not installed.
+    """
+    if name == "digits":
+        return load_digits(side)
+    variant = "" if side is None else f"-square{side}"
+    return cached(find(name, data_dir), Dataset, partial(_read, side=side), notice, variant)
+
+
+def _read(source: hub.Source, side: int | None) -> Dataset:
+    return Dataset(*hub.read(source, side))
+
+
+def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> hub.Source:
+    """The folder or repository of a set, by its name; arguments and errors are those of `load`."""
+    folder = data_dir if data_dir is not None else os.environ.get(hub.DATA_VARIABLE)
+    return hub.find(name, Path(folder) if folder else None)
+
+
+def load_digits(side: int | None = None) -> Dataset:
+    """Scikit-learn's 1,797 handwritten digits of 8x8 pixels (0 … 16), split once and for all.
+
+    One in five (359) is for testing. That split does not depend on a run's seed: runs are compared
+    on the same images.
+
+    Raises:
+        MissingExtraError: without scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits as read
+    except ImportError as error:
+        raise MissingExtraError("scikit-learn", "the data set 'digits'") from error
+    bunch = read()
+    images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
+    if side is not None:
+        before = (side - images.shape[-1]) // 2
+        after = side - images.shape[-1] - before
+        images = nn.functional.pad(images, (before, after, before, after))
+    labels = torch.from_numpy(bunch.target).long()
+    order = torch.randperm(len(labels), generator=seeded_generator(0, "digits"))
+    test, train = order[: len(order) // 5], order[len(order) // 5 :]
+    return Dataset(
+        name="digits",
+        train_images=images[train],
+        train_labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+        classes=tuple(str(name) for name in bunch.target_names),
+        white=16,
+    )
+
+
+class _Data(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def fingerprint(self) -> str: ...
+
+
+D = TypeVar("D", bound=_Data)
+
+
+def cache_path(source: hub.Source, variant: str = "") -> Path:
+    """The file of the decoded tensors of a source."""
+    return cache_folder() / f"{source.key()}{variant}.pt"
+
+
+def cached(
+    source: hub.Source,
+    kind: type[D],
+    read: Callable[[hub.Source], D],
+    notice: Callable[[str], None] | None = None,
+    variant: str = "",
+) -> D:
+    """The data set of ``source``: from the cache, or else read, decoded and put there.
+
+    Args:
+        source: a folder or a repository.
+        kind: its class.
+        read: decodes it.
+        notice: called with a line of text before that.
+        variant: tells what `read` makes of the source, where there are several ways.
+
+    Raises:
+        DataError: when the source cannot be used, or when the cache file is damaged or cannot be
+            written.
+    """
+    path = cache_path(source, variant)
+    if path.exists():
+        return _restore(path, kind)
+    if notice is not None:
+        notice(f"decoding {source.name} once from {source.location} (kept in {path})")
+    data = read(source)
+    _save(data, path)
+    return data
+
+
+def _save(data: _Data, path: Path) -> None:
+    fields = {name: getattr(data, name) for name in data.__dataclass_fields__}
+    content = {
+        "format": _FORMAT,
+        "fingerprint": data.fingerprint(),
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()},
+    }
+    try:
+        with replacing(path) as stream:
+            torch.save(content, stream)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the data cache {path} ({error}): make room there, or set "
+            "MANIFOLDNET_CACHE to another folder"
+        ) from error
+
+
+def _restore(path: Path, kind: type[D]) -> D:
+    remedy = "delete that file, and it will be made again from its source"
+    try:
+        content = torch.load(path, weights_only=True)
+        version = content.pop("format")
+        fingerprint = content.pop("fingerprint")
+        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+        data = kind(**fields)
+    except Exception as error:  # torch, pickle, zip, a missing key: they all mean the same here
+        raise DataError(
+            f"the data cache {path} is damaged ({type(error).__name__}): {remedy}"
+        ) from error
+    if version != _FORMAT:
+        raise DataError(
+            f"the data cache {path} has format {version}, this is format {_FORMAT}: {remedy}"
+        )
+    if data.fingerprint() != fingerprint:
+        raise DataError(f"the data cache {path} is damaged (its checksum differs): {remedy}")
+    return data

@@ -1,14 +1,16 @@
-"""What can go wrong around an experiment and is the user's to mend, as one family of exceptions.
+"""Errors of experiments that their user can mend, as one family of exceptions.
 
-The command line turns these, and nothing else, into one line on stderr: anything outside this
+The command line turns these, and nothing else, into one line on stderr: an exception outside this
 family is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 
 class ExperimentError(RuntimeError):
-    """Base of what is wrong with a configuration, a data set or a run directory."""
+    """Base of the errors about configurations, data sets and run directories."""
 
 
 class ConfigError(ExperimentError, ValueError):
@@ -28,7 +30,7 @@ class MissingExtraError(ExperimentError, ImportError):
 
     Args:
         package: its name.
-        purpose: what needs it.
+        purpose: the thing that needs it.
         extra: the extra of manifoldnet that brings it.
     """
 
@@ -41,3 +43,14 @@ class MissingExtraError(ExperimentError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
         return type(self), self._arguments  # a worker's errors are pickled on their way here
+
+
+def require(purpose: str, *packages: str) -> None:
+    """Check that packages of the extra `experiments` are installed, without importing them.
+
+    Raises:
+        MissingExtraError: for the first one that is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(package, purpose)

@@ -1,8 +1,8 @@
-"""Files that are either there in full or not there at all.
+"""Files that are either there in full or not there at all, and folders that one process writes to.
 
 A file is written under a temporary name beside its target and renamed over it, so a process killed
 at any moment leaves the previous version. (The rename is atomic against a killed process. Data is
-not forced to the disk: after a power failure the last epoch may be missing.)
+forced to the disk only where asked for: after a power failure the last epoch may be missing.)
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
+from manifoldnet.experiments.errors import RecordError
+
+LOCK_NAME = ".lock"
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
     """Opens a new version of ``path``, which takes the old one's place when the block ends well.
 
     Args:
         path: the file to write; its folder is created when missing.
+        durable: whether the new version is on the disk before it takes that place.
 
     Yields:
         A binary stream. When the block raises, `path` is left as it was.
@@ -36,9 +43,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
             yield stream
-        os.chmod(
-            temporary, 0o666 & ~_umask()
-        )  # mkstemp makes private files; a record is an ordinary one
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        # mkstemp makes private files; a record is an ordinary one.
+        os.chmod(temporary, 0o666 & ~_umask())
         temporary.replace(path)
     except BaseException as error:
         if temporary is not None:
@@ -54,9 +63,9 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
     """Writes a whole file in one atomic step."""
-    with replacing(path) as stream:
+    with replacing(path, durable) as stream:
         stream.write(content)
 
 
@@ -64,6 +73,46 @@ def remove_leftovers(path: Path) -> None:
     """Removes the temporary files that a killed process left beside ``path``."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(directory: Path, elsewhere: str = "--out") -> Iterator[None]:
+    """Makes a folder, and keeps other processes from writing into it within the block.
+
+    The lock is the operating system's and goes with the process, however that ends.
+
+    Args:
+        directory: the folder.
+        elsewhere: the thing to choose another of, in messages: ``"folder"``, ``"--out"``.
+
+    Raises:
+        RecordError: when another process has it, which the message names, or the disk has no locks.
+    """
+    path = directory / LOCK_NAME
+    lock = FileLock(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        holder = ""
+        with suppress(OSError):
+            holder = path.read_text(encoding="utf-8")
+        raise RecordError(
+            f"another process is at work in {directory} ({holder}): wait for it, stop it, or "
+            f"choose another {elsewhere}"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecordError(
+            f"{path} cannot be locked ({reason}): choose another {elsewhere}, on another disk"
+        ) from error
+    try:
+        path.write_text(this_process(), encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open
+            path.unlink()  # before the release: after it, the file may be another's lock
+        lock.release()
 
 
 def this_process() -> str:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifoldnet.experiments.data import Dataset
 from manifoldnet.experiments.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -39,14 +38,14 @@ _MODE_WORDS = {"L": "8-bit gray ('L')", "RGB": "colour ('RGB')", "P": "a palette
 
 @dataclass(frozen=True)
 class Source:
-    """Where a set comes from: a folder, or else a repository of the hub."""
+    """The origin of a set: a folder, or else a repository of the hub."""
 
     name: str
     folder: Path | None = None
 
     @property
     def location(self) -> str:
-        """What `datasets.load_dataset` is given: a path, or a repository of the hub."""
+        """The argument of `datasets.load_dataset`: a path, or a repository of the hub."""
         return str(self.folder) if self.folder else SHORT_NAMES.get(self.name, self.name)
 
     def key(self) -> str:
@@ -85,11 +84,13 @@ def find(name: str, data_dir: Path | None) -> Source:
     )
 
 
-def read(source: Source, side: int | None = None) -> Dataset:
-    """Reads and decodes a whole set.
+def read(
+    source: Source, side: int | None = None
+) -> tuple[str, Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """Reads and decodes a whole set; returns the fields of a `Dataset`.
 
     Args:
-        source: where it comes from.
+        source: a folder or a repository.
         side: makes all images squares of this side (`squared`), which may differ in size before.
 
     Raises:
@@ -117,7 +118,7 @@ def read(source: Source, side: int | None = None) -> Dataset:
         raise DataError(
             f"{source.location}: label {highest} in a set of {len(classes)} named classes"
         )
-    return Dataset(source.name, train_images, train_labels, test_images, test_labels, classes)
+    return source.name, train_images, train_labels, test_images, test_labels, classes
 
 
 def open_splits(source: Source, wanted: Sequence[str]) -> dict[str, datasets.Dataset]:

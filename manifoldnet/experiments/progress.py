@@ -1,4 +1,4 @@
-"""Progress bars on stderr: all runs with the time left, and the current run with its errors."""
+"""Progress on stderr: bars of epochs with the time left, and a status line for other work."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import MissingExtraError
-from manifoldnet.experiments.papers.symmetry.rows import Epoch, Record
-from manifoldnet.experiments.records import RunRecord
+from manifoldnet.experiments.records import EpochRow, RunRecord
 
 
 class Progress:
@@ -43,20 +42,16 @@ class Progress:
         else:
             self._all.set_postfix_str(name, refresh=False)
 
-    def advance(self, epoch: Epoch) -> None:
+    def advance(self, epoch: EpochRow) -> None:
         """Counts an epoch of the current run and shows its errors."""
         if not self._enabled:
             return
         self._all.update()
         if self._run is not None:
-            self._run.set_postfix_str(
-                f"validation {100 * epoch.validation_error:.2f}%, "
-                f"test {100 * epoch.test_error:.2f}%",
-                refresh=False,
-            )
+            self._run.set_postfix_str(epoch.summary(), refresh=False)
             self._run.update()
 
-    def end(self, record: Record) -> None:
+    def end(self, record: RunRecord[Any, Any, Any]) -> None:
         """Closes the bar of a run; what a diverged one did not train is not waited for."""
         if not self._enabled:
             return
@@ -188,3 +183,39 @@ def make_bar(name: str, total: int, done: int, **options: Any) -> Any:
         dynamic_ncols=terminal,
         **options,
     )
+
+
+class StatusLine:
+    """A line about the work that goes on, overwritten and removed at the end; a context manager.
+
+    Where stderr is no terminal, each new thing to do is written once, on a line of its own.
+
+    Args:
+        enabled: False shows nothing.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show the work, and that ``done`` of ``total`` parts of it are done."""
+        if not self._enabled:
+            return
+        if self._terminal:
+            self._write(f"\r\x1b[K{what} {done}/{total}")
+        elif what != self._last:
+            self._write(f"{what}\n")
+        self._last = what
+
+    def __enter__(self) -> StatusLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._last and self._terminal:
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()

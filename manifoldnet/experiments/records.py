@@ -1,15 +1,16 @@
-"""The record of a run: a JSON-lines file that tells what was trained and how it went.
+"""Records of runs as JSON lines, and tables of many records.
 
     {"kind": "run", "format": 2, "experiment": ..., "config": {...}, "versions": {...}, "data": ...}
     {"kind": "selection", "candidates": [...], "errors": [...], "lr": ..., "seconds": ...}
     {"kind": "epoch", "epoch": 1, "train_loss": ..., "test_error": ..., ...}
     {"kind": "result", "status": "finished", "test_error": ..., ...}
 
-one line that opens it, one if the learning rate was chosen, one for each epoch, and one when the
-run has ended. What an epoch and a result tell depends on the experiment (`Kind`): a row that all
-have in common, and more. Format 1, without selections and validation losses, is read as well.
+One line opens a record; one follows if the learning rate was chosen, one for each epoch, and one
+when the run has ended. The columns of an epoch and of a result are those of the experiment's
+`Schema`. A run of a sweep names the sweep's purpose in the first line: ``"sweep": {"purpose":
+"comparison", ...}``. Format 1, without selections and validation losses, is read as well.
 
-Reports read these files and nothing else. A number that is not finite is written as null, which is
+Reports read records and nothing else. A number that is not finite is written as null, which is
 valid JSON everywhere, and read back as NaN. A line that cannot be read is an error with its place,
 never skipped.
 """
@@ -19,14 +20,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from manifoldnet.experiments.configuration import Configuration
-from manifoldnet.experiments.errors import ConfigError, RecordError
+from manifoldnet.experiments.errors import ConfigError, MissingExtraError, RecordError
 from manifoldnet.experiments.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RECORD_NAME = "record.jsonl"
 _FORMAT = 2
@@ -36,7 +40,7 @@ _UNNAMED = "classification"  # records of format 1 name no experiment
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
-    """What every experiment tells of an epoch.
+    """One epoch of any experiment.
 
     Attributes:
         epoch: counted from 1.
@@ -55,10 +59,14 @@ class EpochRow:
     train_seconds: float
     seconds: float
 
+    def summary(self) -> str:
+        """The scores to show while the run goes on."""
+        return f"loss {self.train_loss:.4g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """How a run of any experiment ended.
+    """The end of a run of any experiment.
 
     Attributes:
         status: ``"finished"`` or ``"diverged"``.
@@ -76,13 +84,13 @@ class ResultRow:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run's numbers are not worth comparing."""
+        """True for a run whose scores are left out of comparisons."""
         return self.status == "diverged"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How the base learning rate of a run was chosen.
+    """The choice of the base learning rate of a run.
 
     Attributes:
         candidates: the rates that were tried.
@@ -103,13 +111,13 @@ R = TypeVar("R", bound=ResultRow)
 
 
 @dataclass(frozen=True)
-class Kind(Generic[C, E, R]):
-    """What the records of an experiment hold.
+class Schema(Generic[C, E, R]):
+    """The classes that the records of an experiment are made of.
 
     Attributes:
-        config: the class of its configurations, whose `experiment` names it.
-        epoch: what is told of an epoch.
-        result: what is told at the end.
+        config: the configurations, whose `experiment` names it.
+        epoch: a row for each epoch.
+        result: the row at the end.
     """
 
     config: type[C]
@@ -119,15 +127,17 @@ class Kind(Generic[C, E, R]):
 
 @dataclass(frozen=True)
 class RunRecord(Generic[C, E, R]):
-    """A run as far as it has come.
+    """A run up to its last finished epoch.
 
     Attributes:
-        config: what was asked for.
+        config: the settings of the run.
         versions: of Python and the packages that decide the numbers, when the run began.
         data: checksum of the data set.
-        epochs: what has been trained.
+        epochs: the trained epochs.
         result: None while the run is unfinished.
-        selection: how the learning rate was chosen; None when it was given.
+        selection: the choice of the learning rate; None when it was given.
+        sweep: for a run of a sweep, the purpose of the sweep under ``"purpose"``, and whatever else
+            the paper's report needs to know; empty in records that earlier versions wrote.
     """
 
     config: C
@@ -136,6 +146,7 @@ class RunRecord(Generic[C, E, R]):
     epochs: tuple[E, ...] = ()
     result: R | None = None
     selection: Selection | None = None
+    sweep: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def lr(self) -> float:
@@ -145,36 +156,40 @@ class RunRecord(Generic[C, E, R]):
         return math.nan if self.selection is None else self.selection.lr
 
 
-def write(record: RunRecord[Any, Any, Any], path: Path) -> None:
-    """Writes a record in one atomic step."""
-    header = {
-        "kind": "run",
-        "format": _FORMAT,
-        "experiment": record.config.experiment,
-        "config": record.config.to_dict(),
-        "versions": dict(record.versions),
-        "data": record.data,
-    }
-    lines: list[dict[str, Any]] = [header]
+def to_text(record: RunRecord[Any, Any, Any]) -> str:
+    """The lines of a record."""
+    lines: list[dict[str, Any]] = [
+        {
+            "kind": "run",
+            "format": _FORMAT,
+            "experiment": record.config.experiment,
+            "config": record.config.to_dict(),
+            "versions": dict(record.versions),
+            "data": record.data,
+            **({"sweep": dict(record.sweep)} if record.sweep else {}),
+        }
+    ]
     if record.selection is not None:
         lines.append(_line("selection", record.selection))
     lines += [_line("epoch", epoch) for epoch in record.epochs]
     if record.result is not None:
         lines.append(_line("result", record.result))
-    write_text(
-        path,
-        "".join(json.dumps(_without_nonfinite(line), allow_nan=False) + "\n" for line in lines),
-    )
+    return "".join(json.dumps(_without_nonfinite(line), allow_nan=False) + "\n" for line in lines)
 
 
-def read(path: Path, kind: Kind[C, E, R], way_out: str | None = None) -> RunRecord[C, E, R]:
+def write(record: RunRecord[Any, Any, Any], path: Path) -> None:
+    """Writes a record in one atomic step."""
+    write_text(path, to_text(record))
+
+
+def read(path: Path, schema: Schema[C, E, R], way_out: str | None = None) -> RunRecord[C, E, R]:
     """Reads a record back.
 
     Args:
         path: the file.
-        kind: what it should hold.
-        way_out: what the user is told to do about a damaged one; by default what helps in a run's
-            own directory.
+        schema: of its experiment.
+        way_out: advice in the message about a damaged one; by default what helps in a run's own
+            directory.
 
     Raises:
         RecordError: naming the file, the line and the way out, when it is of another experiment, or
@@ -188,10 +203,15 @@ def read(path: Path, kind: Kind[C, E, R], way_out: str | None = None) -> RunReco
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} cannot be read ({error}): {way_out}") from error
+    return from_text(text, schema, str(path), way_out)
+
+
+def from_text(text: str, schema: Schema[C, E, R], name: str, way_out: str) -> RunRecord[C, E, R]:
+    """The record that `to_text` wrote; ``name`` and errors are those of `read`."""
     try:
-        return _record(text, kind)
+        return _record(text, schema)
     except _DamageError as error:
-        raise RecordError(f"{path}, line {error.line} is damaged: {error}; {way_out}") from error
+        raise RecordError(f"{name}, line {error.line} is damaged: {error}; {way_out}") from error
 
 
 def experiment(path: Path) -> str:
@@ -202,10 +222,108 @@ def experiment(path: Path) -> str:
     """
     try:
         with path.open(encoding="utf-8") as stream:
-            line = json.loads(stream.readline())
-        return str(line.get("experiment", _UNNAMED))
+            return experiment_of(stream.readline())
     except (OSError, ValueError, AttributeError) as error:
         raise RecordError(f"{path}, line 1 is damaged ({error}): move it away") from error
+
+
+def experiment_of(line: str) -> str:
+    """The same, from the first line of a record."""
+    return str(json.loads(line).get("experiment", _UNNAMED))
+
+
+def check_together(
+    found: Mapping[str, RunRecord[C, E, R]] | Mapping[Path, RunRecord[C, E, R]],
+    free: Collection[str],
+    config: C | None = None,
+    *,
+    way_out: str = "move one of them to another folder",
+) -> None:
+    """Refuses records that do not belong into one report: one protocol, one data set, no run twice.
+
+    Args:
+        found: records by their file or name.
+        free: the fields of the configuration in which they may differ.
+        config: the configuration that the others are compared with; by default that of the first
+            record.
+        way_out: advice at the end of the message.
+
+    Raises:
+        RecordError: for the first record that differs, naming it and the difference.
+    """
+    seen: dict[C, str] = {}
+    first = next(iter(found.items()), None)
+    for name, record in found.items():
+        assert first is not None
+        base = config or first[1].config
+        same = {field: getattr(record.config, field) for field in free}
+        apart = [dataclasses.replace(base, **same).differences(record.config)]
+        if record.data != first[1].data:
+            apart.append(f"data {record.data} there, {first[1].data} here")
+        elif record.config in seen:
+            apart.append(f"the run of {seen[record.config]} again")
+        if any(apart):
+            others = Path(str(first[0])).name if config is None else "the runs of this command"
+            raise RecordError(
+                f"{name} does not belong with {others} ({', '.join(filter(None, apart))}): "
+                f"{way_out}"
+            )
+        seen[record.config] = Path(str(name)).name
+
+
+def runs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
+    """A table of runs, one row for each.
+
+    Columns are the fields of the configuration; ``chosen_lr``, the rate that the run was trained
+    with; ``trained``, its number of epochs; the fields of the result (but for ``epochs``), with
+    ``diverged``; ``identity``, ``label`` and ``data``; each version as ``version_torch`` and so on;
+    the entries of `RunRecord.sweep`.
+
+    Raises:
+        MissingExtraError: without pandas.
+    """
+    rows = []
+    for record in records:
+        result = {} if record.result is None else dict(vars(record.result))
+        result.pop("epochs", None)
+        rows.append(
+            record.config.to_dict()
+            | {"chosen_lr": record.lr, "trained": len(record.epochs)}
+            | {**result, "diverged": record.result is not None and record.result.diverged}
+            | {"identity": record.config.identity(), "label": record.config.label}
+            | {"data": record.data}
+            | {f"version_{name}": version for name, version in record.versions.items()}
+            | dict(record.sweep)
+        )
+    return _pandas().DataFrame(rows)
+
+
+def epochs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
+    """A table of epochs, one row for each epoch of each run.
+
+    Columns are the run's ``identity``, ``label`` and ``seed``, and the fields of the epoch.
+
+    Raises:
+        MissingExtraError: without pandas.
+    """
+    return _pandas().DataFrame(
+        {
+            "identity": record.config.identity(),
+            "label": record.config.label,
+            "seed": record.config.seed,
+            **vars(epoch),
+        }
+        for record in records
+        for epoch in record.epochs
+    )
+
+
+def _pandas() -> Any:
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingExtraError("pandas", "a table of records") from error
+    return pd
 
 
 class _DamageError(Exception):
@@ -214,11 +332,11 @@ class _DamageError(Exception):
         self.line = line
 
 
-def _record(text: str, kind: Kind[C, E, R]) -> RunRecord[C, E, R]:
+def _record(text: str, schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
     if not text.endswith("\n"):
         raise _DamageError(text.count("\n") + 1, "it is cut off")
     lines = [_parse(number, line) for number, line in enumerate(text.splitlines(), start=1)]
-    record = _header(lines[0], kind)
+    record = _header(lines[0], schema)
     epochs: list[E] = []
     result: R | None = None
     selection: Selection | None = None
@@ -227,14 +345,14 @@ def _record(text: str, kind: Kind[C, E, R]) -> RunRecord[C, E, R]:
         if result is not None:
             raise _DamageError(number, "it comes after the result, which is the last line")
         if what == "epoch":
-            epoch = _row(kind.epoch, line, number)
+            epoch = _row(schema.epoch, line, number)
             if epoch.epoch != len(epochs) + 1:
                 raise _DamageError(
                     number, f"it is epoch {epoch.epoch} where epoch {len(epochs) + 1} belongs"
                 )
             epochs.append(epoch)
         elif what == "result":
-            result = _row(kind.result, line, number)
+            result = _row(schema.result, line, number)
             if not epochs:
                 raise _DamageError(number, "it is the result of a run without epochs")
             if result.epochs != len(epochs):
@@ -248,20 +366,21 @@ def _record(text: str, kind: Kind[C, E, R]) -> RunRecord[C, E, R]:
     return dataclasses.replace(record, epochs=tuple(epochs), result=result, selection=selection)
 
 
-def _header(line: dict[str, Any], kind: Kind[C, E, R]) -> RunRecord[C, E, R]:
+def _header(line: dict[str, Any], schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
     if line.get("kind") != "run":
         raise _DamageError(1, "a record begins with a line of kind 'run'")
     if line.get("format") not in _READABLE:
         what = f"its format is {line.get('format')!r}, this is format {_FORMAT}"
         raise _DamageError(1, what)
     experiment = line.get("experiment", _UNNAMED)
-    if experiment != kind.config.experiment:
-        what = f"it is of the experiment {experiment!r}, not {kind.config.experiment!r}"
+    if experiment != schema.config.experiment:
+        what = f"it is of the experiment {experiment!r}, not {schema.config.experiment!r}"
         raise _DamageError(1, what)
     try:
-        config = kind.config.from_dict(line["config"])
-        return RunRecord(config, dict(line["versions"]), str(line["data"]))
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        config = schema.config.from_dict(line["config"])
+        sweep = {str(name): str(value) for name, value in line.get("sweep", {}).items()}
+        return RunRecord(config, dict(line["versions"]), str(line["data"]), sweep=sweep)
+    except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
         what = f"it does not describe a run ({type(error).__name__}: {error})"
         raise _DamageError(1, what) from error
 

@@ -1,15 +1,15 @@
-"""Means with intervals, and differences paired over seeds.
+"""Means, differences paired over seeds, and ratios, each with an interval and its text.
 
-Runs of the same seed share their split of the images, and cells of one architecture and depth their
-start, so the difference of two updates is taken seed by seed; what a lucky split adds to both
-cancels. Intervals are Student's: they assume that these differences are about normal, and make no
-correction for how many comparisons a report has.
+Runs of the same seed share their split of the images, and those of one network their start, so two
+methods are compared seed by seed: a lucky split cancels in the difference. Intervals are Student's:
+they assume that the differences are about normal, and make no correction for the number of
+comparisons in a report.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -18,12 +18,12 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and how far it may be off.
+    """A mean with its confidence interval.
 
     Attributes:
         mean: of the values; NaN without any.
         deviation: standard deviation of a sample (n − 1); NaN for fewer than two values.
-        n: how many values.
+        n: number of values.
         low: lower end of the interval for the mean; −∞ for fewer than two values.
         high: upper end; ∞ likewise.
     """
@@ -33,6 +33,18 @@ class Estimate:
     n: int
     low: float
     high: float
+
+    def signed(self, digits: int = 4) -> tuple[str, str]:
+        """A difference and its interval as text: ``("+0.0012", "-0.0003 to +0.0027")``."""
+        mean = f"{self.mean:+z.{digits}f}" if self.n else "–"
+        if self.n < 2:
+            return mean, "–"
+        return mean, f"{self.low:+z.{digits}f} to {self.high:+z.{digits}f}"
+
+    def factor(self) -> tuple[str, str]:
+        """The ratio whose logarithm this is, and its interval: ``("1.50", "0.55 to 4.11")``."""
+        mean, low, high = (math.exp(value) for value in (self.mean, self.low, self.high))
+        return f"{mean:.2f}", f"{low:.2f} to {high:.2f}"
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
@@ -48,5 +60,19 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
 
 
 def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
-    """The mean of ``one − other`` over the seeds that both have, with its interval."""
+    """The mean of ``one − other`` over the seeds (or passes) that both have, with its interval."""
     return estimate([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])
+
+
+def log_ratio(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
+    """The logarithm of the geometric mean of ``one ÷ other``, paired, with its interval."""
+    return paired(*({key: math.log(v) for key, v in each.items()} for each in (one, other)))
+
+
+def mean_and_deviation(values: Iterable[float], digits: int = 4) -> str:
+    """The text ``0.0195 ± 0.0013`` of the values that are not NaN; ``–`` without any."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "–"
+    deviation = f" ± {stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{fmean(known):.{digits}f}{deviation}"

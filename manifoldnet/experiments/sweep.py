@@ -1,11 +1,12 @@
-"""Many configurations, each trained once: whatever is killed, the next call does what is missing.
+"""Sweeps: many configurations, each trained once, in worker processes or on a cluster.
 
-    configurations -> which are missing in the folder? -> workers train them -> records (`folder`)
+    configurations -> those without a record in the folder -> workers -> records (`store`)
 
-A run is known by the hash of its configuration. It is trained in a worker, and its record is
-written by the parent when it has ended. A run of a minute is not worth checkpoints: a kill costs at
-most the runs that were in the works. A long one keeps a checkpoint after every epoch and goes on
-from there. Numbers do not depend on who trained a run, nor beside what.
+A sweep that is killed goes on with the same call, which trains the missing runs. A run is known by
+the hash of its configuration. It is trained in a worker, and its record is written by the parent
+when it has ended. Runs of a minute keep no checkpoints: a kill costs at most the runs that were in
+training. A long run keeps a checkpoint after every epoch and goes on from there. Numbers do not
+depend on the worker, nor on the runs beside it.
 """
 
 from __future__ import annotations
@@ -19,24 +20,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from manifoldnet.experiments import folder as folders
-from manifoldnet.experiments import rundir
+from manifoldnet.experiments import checkpoint, store
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, DataError, ExperimentError, RecordError
-from manifoldnet.experiments.loop import Data, Experiment, train_in, train_whole, versions
 from manifoldnet.experiments.progress import SweepProgress
 from manifoldnet.experiments.records import C, E, R, RunRecord
+from manifoldnet.experiments.training import Data, Experiment, train_in, train_whole, versions
 from manifoldnet.experiments.workers import Processes, available
 from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
 
 # A run whose worker died, or failed in a way that is not the user's to mend, is tried once more.
 ATTEMPTS = 2
 
-# So many failures before any success, and the rest is not tried.
-_HOPELESS = 5
+# After this many failures without a success the other runs are not tried.
+_MAX_INITIAL_FAILURES = 5
 
-# Seconds between two looks at how far long runs are.
-_LOOK = 5.0
+# Between two looks at the progress of long runs.
+_POLL_SECONDS = 5.0
 
 
 class SweepError(ExperimentError):
@@ -49,6 +49,7 @@ def sweep(
     folder: str | Path,
     *,
     axes: Sequence[str] | None = None,
+    purpose: Mapping[str, str] | None = None,
     checkpoints: bool = False,
     jobs: int | None = None,
     executor: Executor | None = None,
@@ -62,15 +63,16 @@ def sweep(
     processes does so below ``if __name__ == "__main__":``, since workers import it.
 
     Args:
-        experiment: what the configurations are of.
-        configs: what is to be in the folder.
-        folder: where records are kept.
+        experiment: of the configurations.
+        configs: the runs that are to be in the folder.
+        folder: of the records.
         axes: the fields in which records of the folder may differ, besides those of `configs`; by
             default any.
+        purpose: written into the records as `RunRecord.sweep`: ``{"purpose": "comparison", ...}``.
         checkpoints: whether each run keeps a directory of its own in the folder, and goes on from
             there. Workers on other machines need to see the same folder then.
         jobs: worker processes; by default one for each processor.
-        executor: who does the work instead; it is not shut down.
+        executor: does the work instead of processes; it is not shut down.
         data_dir: the folder of data sets, for loading; workers are given the same name.
         progress: whether to show a bar on stderr.
         notice: called with a line of text before anything slow.
@@ -95,13 +97,13 @@ def sweep(
         raise ConfigError("a sweep needs configurations, each of them once")
     if len({experiment.source(config) for config in configs}) > 1:
         raise ConfigError("the configurations of a sweep are of one data set")
-    folders.read_all(folder, experiment.kind)  # complains before anything is made
-    with folders.lock(folder):
-        folders.clean(folder)
-        found = folders.read_all(folder, experiment.kind)
+    store.read_all(folder, experiment.schema)  # complains before anything is made
+    with store.lock(folder):
+        store.clean(folder)
+        found = store.read_all(folder, experiment.schema)
         own = versions()
         any_field = [field.name for field in dataclasses.fields(configs[0])]
-        folders.check(folder, found, configs, any_field if axes is None else axes, own)
+        store.check(folder, found, configs, any_field if axes is None else axes, own, purpose or {})
         missing = [config for identity, config in wanted.items() if identity not in found]
         if missing:
             fingerprint = _check_data(experiment, missing, data_dir, found, notice)
@@ -114,7 +116,7 @@ def sweep(
             with bar, workers as pool:
 
                 def begin(config: C) -> Future[RunRecord[C, E, R]]:
-                    directory = folders.run_directory(folder, config) if checkpoints else None
+                    directory = store.run_directory(folder, config) if checkpoints else None
                     return pool.submit(
                         run_one,
                         experiment,
@@ -125,7 +127,7 @@ def sweep(
                         directory,
                     )
 
-                found |= _train(missing, folder, begin, bar, checkpoints)
+                found |= _train(missing, folder, begin, bar, checkpoints, purpose or {})
     return [found[identity] for identity in wanted]
 
 
@@ -136,7 +138,7 @@ def _check_data(
     found: Mapping[str, RunRecord[C, E, R]],
     notice: Callable[[str], None] | None,
 ) -> str:
-    """Loads the data, and refuses what does not fit them, before anything starts."""
+    """Load the data, and refuse configurations that do not fit them, before any run starts."""
     data = experiment.load(experiment.source(configs[0]), data_dir, notice)
     seen = set()
     for config in configs:
@@ -160,19 +162,20 @@ def _train(
     begin: Callable[[C], Future[RunRecord[C, E, R]]],
     bar: SweepProgress,
     checkpoints: bool,
+    purpose: Mapping[str, str],
 ) -> dict[str, RunRecord[C, E, R]]:
     done: dict[str, RunRecord[C, E, R]] = {}
     failed: dict[str, list[C]] = {}
     pending = {begin(config): (config, 1) for config in configs}
     try:
         while pending:
-            look = _LOOK if checkpoints else None
+            look = _POLL_SECONDS if checkpoints else None
             for future in wait(pending, timeout=look, return_when=FIRST_COMPLETED).done:
                 config, attempt = pending.pop(future)
                 error = _error(future)
                 if error is None:
-                    record = future.result()
-                    folders.keep(folder, record)
+                    record = dataclasses.replace(future.result(), sweep=purpose)
+                    store.keep(folder, record)
                     done[config.identity()] = record
                     bar.end(record)
                 elif attempt < ATTEMPTS and not isinstance(error, ExperimentError):
@@ -180,11 +183,11 @@ def _train(
                 else:
                     failed.setdefault(f"{type(error).__name__}: {error}", []).append(config)
                     bar.fail(config)
-                    if not done and sum(map(len, failed.values())) >= _HOPELESS:
+                    if not done and sum(map(len, failed.values())) >= _MAX_INITIAL_FAILURES:
                         raise SweepError(_account(failed, 0, len(configs)))
             if checkpoints:
                 for config, _ in pending.values():
-                    bar.reach(config, _epochs_in(folders.run_directory(folder, config)))
+                    bar.reach(config, _epochs_in(store.run_directory(folder, config)))
     finally:
         for future in pending:
             future.cancel()
@@ -204,7 +207,7 @@ def _error(future: Future[Any]) -> BaseException | None:
 
 
 def _account(failed: Mapping[str, Sequence[Configuration]], done: int, runs: int) -> str:
-    """What became of runs that failed, the most common reason first."""
+    """The reasons why runs failed, in words, the most common one first."""
     reasons = sorted(failed.items(), key=lambda item: -len(item[1]))
     words = []
     for reason, configs in reasons[:3]:
@@ -228,15 +231,15 @@ def run_one(
     version: str,
     directory: Path | None = None,
 ) -> RunRecord[C, E, R]:
-    """Trains one run in a worker.
+    """Train one run in a worker.
 
     Args:
-        experiment: what it is of.
+        experiment: of the run.
         config: the run.
         data_dir: the folder of data sets.
         fingerprint: checksum of the data that the sweep was checked with.
-        version: of manifoldnet in the process that started it.
-        directory: where it keeps a checkpoint after every epoch, and goes on from; None keeps none.
+        version: of manifoldnet in the process that started the sweep.
+        directory: of its checkpoint, which is written after every epoch; None writes none.
 
     Raises:
         ConfigError: when the worker has another version.
@@ -261,7 +264,8 @@ def run_one(
         warnings.simplefilter("ignore", ZeroSliceWarning)
         if directory is None:
             return train_whole(experiment, config, data)
-        left = rundir.inspect(directory, config, experiment.kind, resume=True, overwrite=False)
+        how = {"resume": True, "overwrite": False}
+        left = checkpoint.inspect(directory, config, experiment.schema, **how)
         if left is not None and (left.versions.get("manifoldnet"), left.data) != (own, fingerprint):
             raise RecordError(
                 f"{directory} holds this run as manifoldnet {left.versions.get('manifoldnet')} "
@@ -277,8 +281,8 @@ def _load(load: Callable[..., Data], source: tuple[Any, ...], data_dir: str | No
 
 
 def _epochs_in(directory: Path) -> int:
-    """How many epochs the record of a run that goes on tells of, as far as can be seen."""
+    """The number of epochs in the record of a run that goes on; 0 when it cannot be read."""
     try:
-        return rundir.record_path(directory).read_bytes().count(b'{"kind": "epoch"')
+        return checkpoint.record_path(directory).read_bytes().count(b'{"kind": "epoch"')
     except OSError:
         return 0

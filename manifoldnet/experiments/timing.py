@@ -1,21 +1,58 @@
-"""The command line of a measurement: times something by turns, and writes one file.
+"""Timing by turns, and the command line of a measurement.
 
-`python -m <module> --out DIR` and how many units to time, `--data-dir` and `--quiet`.
+The callables that are compared take turns, so that a slow second of the machine slows all of them;
+what counts is their ratio, not the seconds. `run` is the command
+
+    python -m <module> --out DIR     (--<units> N, --data-dir, --quiet)
+
+of a module that times something and writes one file.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+from torch.utils.benchmark.utils.timer import timer
 
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.files import write_text
-from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.progress import StatusLine
 
 Measure = Callable[[int, Path | None, StatusLine], str]
-"""Is told how many turns, where data are, and whom to tell of progress; gives the file's text."""
+"""Of the number of turns, the data folder and the progress line; returns the text of the file."""
+
+_Name = TypeVar("_Name")
+
+
+def interleaved(
+    works: Mapping[_Name, Callable[[int], object]],
+    rounds: int,
+    before_round: Callable[[int], object] = lambda number: None,
+) -> dict[_Name, list[float]]:
+    """Seconds of every call of some callables that take turns.
+
+    Another one comes first in each round, because the first finds the caches of the last one. The
+    clock is that of `torch.utils.benchmark`, which waits for a GPU.
+
+    Args:
+        works: called with the number of the round, from 0.
+        rounds: calls of each.
+        before_round: called with the number before each round; its time does not count.
+    """
+    seconds: dict[_Name, list[float]] = {name: [] for name in works}
+    order = list(works.items())
+    for number in range(rounds):
+        before_round(number)
+        first = number % len(order)
+        for name, work in order[first:] + order[:first]:
+            began = timer()
+            work(number)
+            seconds[name].append(timer() - began)
+    return seconds
 
 
 def run(
@@ -28,16 +65,16 @@ def run(
     units: str,
     turns: int,
 ) -> int:
-    """Measures and writes the file.
+    """Measure and write the file.
 
     Args:
         argv: the arguments, without the program's name; by default those of the process.
-        measure: does it.
-        module: that is run.
+        measure: the measurement.
+        module: the module that is run.
         description: for ``--help``.
         name: of the file.
-        units: what turns are: ``"steps"`` makes the option ``--steps``.
-        turns: how many by default.
+        units: name of a turn, in the plural: ``"steps"`` makes the option ``--steps``.
+        turns: their number by default.
 
     Returns:
         The exit code: 2 if something in the request is wrong.

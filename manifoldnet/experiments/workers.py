@@ -1,8 +1,8 @@
-"""Who does the work of a sweep: processes of this machine, or a Dask cluster.
+"""Executors for the runs of a sweep: processes of this machine, or the workers of a Dask cluster.
 
-Both are a `concurrent.futures.Executor`. A worker process that dies takes down its own run only:
-each has a pool of its own, since a shared one would lose the runs of all. When the parent dies, its
-workers end themselves, whatever they are doing.
+Both are a `concurrent.futures.Executor`. A worker process that dies fails its own call only: each
+has a pool of its own, since the death of one worker breaks a shared pool and all of its calls.
+(joblib's pools break in the same way.) When the parent dies, its workers end themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class Processes(Executor):
-    """Worker processes, each behind a thread that hands it one call after the other.
+    """Worker processes, each with a thread that sends it one call after the other.
 
     A call whose worker died raises `BrokenExecutor`; the next one gets a new worker. Leaving the
     ``with`` block by an exception kills the workers.
@@ -46,16 +46,16 @@ class Processes(Executor):
         self._stopped = False
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
-        """Calls a function in one of the workers; it and its arguments are pickled."""
+        """Call a function in one of the workers; it and its arguments are pickled."""
         return self._threads.submit(self._call, fn, args, kwargs)
 
     def pids(self) -> list[int]:
-        """The workers that have been started and are not known to be dead."""
+        """Process numbers of the workers that have been started and are not known to be dead."""
         with self._lock:
             return list(self._pools.values())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the workers once they are done; with `cancel_futures`, only with what they do."""
+        """End the workers after all calls; with `cancel_futures`, after those that have begun."""
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
         with self._lock:
             pools, self._pools = list(self._pools), {}
@@ -63,7 +63,7 @@ class Processes(Executor):
             pool.shutdown(wait=wait, cancel_futures=cancel_futures)
 
     def kill(self) -> None:
-        """Ends the workers at once; what they are doing is lost."""
+        """End the workers at once; their calls are lost."""
         self._stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for pid in self.pids():
@@ -120,7 +120,7 @@ def _block_interrupts() -> None:
 
 
 def _begin() -> None:
-    """Begins a worker, which ends with its parent."""
+    """Start of a worker, which ends with its parent."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,12 +1,16 @@
 """Small data for the experiments, and a world without the user's data folder or cache."""
 
+import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from manifoldnet.experiments import Dataset, load
+from manifoldnet.experiments.checkpoint import checkpoint_path
+from manifoldnet.experiments.training import train_in
 from manifoldnet.optim.native.build import cache_folder
 
 # Remembered before `_own_world` hides them from the tests.
@@ -14,12 +18,19 @@ _REAL_DATA = os.environ.get("MANIFOLDNET_DATA")
 _KERNELS = cache_folder()
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for decoded data sets, with the kernels that are compiled already."""
+    folder = tmp_path_factory.mktemp("cache")
+    for kernel in _KERNELS.glob("*.so"):
+        shutil.copy2(kernel, folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_world(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MANIFOLDNET_DATA", raising=False)
-    # Processes that a test starts need not compile the kernel anew.
-    monkeypatch.setenv("MANIFOLDNET_CACHE", str(_KERNELS))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MANIFOLDNET_CACHE", str(cache))
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +55,31 @@ def real_data() -> Path:
     if not _REAL_DATA:
         pytest.skip("MANIFOLDNET_DATA does not name a folder of data sets")
     return Path(_REAL_DATA)
+
+
+class Stop(Exception):
+    """Ends a run after an epoch."""
+
+
+@pytest.fixture
+def assert_resumes(tmp_path: Path):
+    """A check that a run stopped after its first epoch goes on bit for bit, rows and weights."""
+
+    def stop(_) -> None:
+        raise Stop
+
+    def check(experiment, config, data) -> None:
+        with pytest.raises(Stop):
+            train_in(experiment, config, tmp_path / "stopped", data, on_epoch=stop)
+        rows, weights = [], []
+        for name, resume in (("stopped", True), ("whole", False)):
+            record = train_in(experiment, config, tmp_path / name, data, resume=resume)
+            clock = {"seconds": 0.0, "train_seconds": 0.0}
+            rows.append([dataclasses.replace(epoch, **clock) for epoch in record.epochs])
+            checkpoint = torch.load(checkpoint_path(tmp_path / name), weights_only=True)
+            weights.append(checkpoint["states"]["model"])
+        assert rows[0] == rows[1]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+    return check

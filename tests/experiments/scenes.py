@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from manifoldnet.experiments.papers.segnet.images import CLASSES, Scenes
+from manifoldnet.experiments.papers.segnet.data import CLASSES, Scenes
 
 SKY, ROAD, CAR, VOID = 0, 3, 8, 11
 

@@ -7,7 +7,7 @@ from test_training import numbers
 
 from manifoldnet.experiments import TrainConfig
 from manifoldnet.experiments.papers.symmetry.cells import TABLE2, configurations
-from manifoldnet.experiments.papers.symmetry.training import EXPERIMENT
+from manifoldnet.experiments.papers.symmetry.run import EXPERIMENT
 from manifoldnet.experiments.sweep import sweep
 
 SHORT = TrainConfig(

@@ -7,10 +7,10 @@ import pytest
 
 import manifoldnet
 from manifoldnet import cli
-from manifoldnet.cli import training
+from manifoldnet.cli import options
 from manifoldnet.experiments import UPDATES, TrainConfig, records
 from manifoldnet.experiments.papers.symmetry import comparison, run
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 
 SHORT = ["--epochs", "2", "--seeds", "2"]
 
@@ -95,9 +95,7 @@ def test_train_trains_one_configuration(capsys):
 
 def test_every_field_of_a_configuration_has_an_option_with_its_default():
     arguments = cli._parser().parse_args(["train"])
-    assert (
-        training._config(arguments, update=arguments.update, seed=arguments.seed) == TrainConfig()
-    )
+    assert options.values(arguments, TrainConfig) == TrainConfig()
 
 
 def test_quiet_is_quiet(capsys):
@@ -166,7 +164,7 @@ def test_the_command_line_loads_nothing_heavy_of_its_own():
     loaded = output.stdout.split()
     assert "manifoldnet.cli" in loaded
     assert not {"sklearn", "datasets", "matplotlib", "tqdm"} & set(loaded)
-    assert "manifoldnet.experiments.papers.symmetry.training" not in loaded
+    assert "manifoldnet.experiments.papers.symmetry.run" not in loaded
 
 
 def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, capsys):
@@ -178,6 +176,24 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(tmp_
     out, err = capsys.readouterr()
     assert "cannot be written" in err
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        (["compare", *SHORT], "matplotlib"),
+        (["report", "."], "pandas"),
+        (["reproduce", "symmetry", "table2"], "pandas"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra_before_any_work(
+    tmp_path, monkeypatch, capsys, command, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = complaint(capsys, *command)
+    assert package in message
+    assert "pip install 'manifoldnet[experiments]'" in message
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_bench_refuses_what_train_refuses(capsys):

@@ -101,6 +101,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch, capsys, tmp_path):
     ):
         pass
     where = str(tmp_path / "runs")
-    assert cli.main(["reproduce", "table2", "--cluster", "tcp://x:1", "--out", where]) == 2
+    assert (
+        cli.main(["reproduce", "symmetry", "table2", "--cluster", "tcp://x:1", "--out", where]) == 2
+    )
     assert "manifoldnet[cluster]" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

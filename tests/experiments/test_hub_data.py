@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from manifoldnet.experiments import DataError, MissingExtraError, cache, hub, load
+from manifoldnet.experiments import DataError, MissingExtraError, hub, load
+from manifoldnet.experiments.data import cache_path
 
 datasets = pytest.importorskip("datasets")
 
@@ -35,7 +36,8 @@ def write(folder, split, pictures, labels, image="image", label="label", names=N
 
 
 @pytest.fixture(autouse=True)
-def _no_bars():
+def _no_bars(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANIFOLDNET_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()
@@ -116,7 +118,7 @@ def test_a_folder_that_changes_is_decoded_again(shapes):
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "old"])
 def test_a_damaged_cache_says_to_delete_it(shapes, damage):
     load("shapes", shapes)
-    path = cache.path_of(hub.find("shapes", shapes))
+    path = cache_path(hub.find("shapes", shapes))
     content = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(content[: len(content) // 2])
@@ -134,8 +136,8 @@ def test_a_damaged_cache_says_to_delete_it(shapes, damage):
 
 def test_a_cache_that_cannot_be_written_is_named_and_nothing_is_left(shapes, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"cannot write the data cache .* XDG_CACHE_HOME"):
+    monkeypatch.setenv("MANIFOLDNET_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"cannot write the data cache .* MANIFOLDNET_CACHE"):
         load("shapes", shapes)
 
 
@@ -148,88 +150,77 @@ def test_a_failed_decoding_leaves_no_cache(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_missing_data_folder(tmp_path):
-    with pytest.raises(DataError, match=r"data folder .*nowhere does not exist"):
-        load("shapes", tmp_path / "nowhere")
+@pytest.mark.parametrize(
+    ("name", "where", "message"),
+    [
+        ("shapes", "nowhere", r"data folder .*nowhere does not exist"),
+        ("mnist", "data", r"no folder 'mnist' in .* \(it holds shapes\)"),
+    ],
+)
+def test_a_folder_that_is_not_there(shapes, tmp_path, name, where, message):
+    with pytest.raises(DataError, match=message):
+        load(name, tmp_path / where)
 
 
-def test_a_set_that_is_not_in_the_data_folder(shapes):
-    with pytest.raises(DataError, match=r"no folder 'mnist' in .* \(it holds shapes\)"):
-        load("mnist", shapes)
+def deep():
+    """A 16-bit picture."""
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 5), 40000, dtype=np.uint16)).save(stream, "PNG")
+    return stream.getvalue()
 
 
-def test_an_empty_folder(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"cannot load .*empty .*: check that the folder"):
-        load("empty", tmp_path)
+# Training split, test split (pictures and labels), names of columns, and the complaint.
+ONE = ([png()[0]], [0])
+BAD_SETS = {
+    "no split": (ONE, None, {}, "has no split 'test', only 'train'"),
+    "no image": (ONE, ONE, {"image": "other"}, r"no column 'image'.*, only .*'other'"),
+    "no label": (ONE, ONE, {"label": "other"}, r"no column 'label'.*, only .*'other'"),
+    "a hole": (([png()[0], None], [0, 1]), ONE, {}, "split 'train', row 1: there is no image"),
+    "sizes": (
+        ([png()[0], png(size=(4, 4))[0]], [0, 1]),
+        *(ONE, {}, r"row 1 is 4x4 .* row 0 4x5; .* resize"),
+    ),
+    "test sizes": (
+        *(ONE, ([png(size=(4, 4))[0]], [0]), {}),
+        "training images are 1x4x5, test images 1x4x4",
+    ),
+    "16 bits": (([deep()], [0]), ONE, {}, r"row 0: the image has mode 'I;16"),
+    **{
+        f"label {label}": (
+            *(([png()[0]] * 2, [label] * 2), ONE, {}),
+            f"row 0: the label is {label!r}",
+        )
+        for label in (-1, None, "cat")
+    },
+}
 
 
-def test_a_damaged_parquet_file(shapes):
-    path = next((shapes / "shapes").glob("train*"))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"cannot load .*shapes .*: check that the folder"):
-        load("shapes", shapes)
-
-
-def test_a_missing_split(shapes):
-    next((shapes / "shapes").glob("test*")).unlink()
-    with pytest.raises(DataError, match="has no split 'test', only 'train'"):
-        load("shapes", shapes)
-
-
-@pytest.mark.parametrize("column", ["image", "label"])
-def test_a_missing_column(tmp_path, column):
-    for split in ("train", "test"):
-        write(tmp_path / "odd", split, [png()[0]], [0], **{column: "other"})
-    with pytest.raises(DataError, match=rf"no column '{column}'.*, only .*'other'"):
+@pytest.mark.parametrize("case", BAD_SETS)
+def test_a_set_that_cannot_be_used_names_the_place(tmp_path, case):
+    train, test, columns, message = BAD_SETS[case]
+    for split, content in (("train", train), ("test", test)):
+        if content is not None:
+            write(tmp_path / "odd", split, *content, **columns)
+    with pytest.raises(DataError, match=message):
         load("odd", tmp_path)
 
 
 def test_a_column_of_images_without_images(tmp_path):
     (tmp_path / "odd").mkdir()
-    rows = {"image": [1.5, 2.5], "label": [0, 1]}
     for split in ("train", "test"):
-        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "odd" / f"{split}.parquet")
+        rows = datasets.Dataset.from_dict({"image": [1.5, 2.5], "label": [0, 1]})
+        rows.to_parquet(tmp_path / "odd" / f"{split}.parquet")
     with pytest.raises(DataError, match=r"column 'image' holds .*, not images"):
         load("odd", tmp_path)
 
 
-def test_a_row_without_an_image(tmp_path):
-    for split in ("train", "test"):
-        write(tmp_path / "holes", split, [png()[0], None], [0, 1])
-    with pytest.raises(DataError, match="split 'train', row 1: there is no image"):
-        load("holes", tmp_path)
-
-
-def test_images_of_different_sizes(tmp_path):
-    for split in ("train", "test"):
-        write(tmp_path / "sizes", split, [png()[0], png(size=(4, 4))[0]], [0, 1])
-    with pytest.raises(DataError, match=r"row 1 is 4x4 .* row 0 4x5; .* resize"):
-        load("sizes", tmp_path)
-
-
-def test_test_images_of_another_size(tmp_path):
-    write(tmp_path / "sizes", "train", [png()[0]], [0])
-    write(tmp_path / "sizes", "test", [png(size=(4, 4))[0]], [0])
-    with pytest.raises(DataError, match="training images are 1x4x5, test images 1x4x4"):
-        load("sizes", tmp_path)
-
-
-def test_pictures_that_would_lose_something(tmp_path):
-    stream = io.BytesIO()
-    Image.fromarray(np.full((4, 5), 40000, dtype=np.uint16)).save(stream, "PNG")
-    for split in ("train", "test"):
-        write(tmp_path / "deep", split, [stream.getvalue()], [0])
-    with pytest.raises(DataError, match=r"row 0: the image has mode 'I;16"):
-        load("deep", tmp_path)
-
-
-@pytest.mark.parametrize("label", [-1, None, "cat"])
-def test_labels_that_are_not_classes(tmp_path, label):
-    for split in ("train", "test"):
-        write(tmp_path / "labels", split, [png()[0], png()[0]], [label, label])
-    with pytest.raises(DataError, match=f"row 0: the label is {label!r}"):
-        load("labels", tmp_path)
+@pytest.mark.parametrize("content", [None, b"PAR1 and half of a file"])
+def test_a_folder_without_intact_files(tmp_path, content):
+    (tmp_path / "odd").mkdir()
+    if content is not None:
+        (tmp_path / "odd" / "train.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot load .*odd .*: check that the folder"):
+        load("odd", tmp_path)
 
 
 @pytest.mark.parametrize("package", ["datasets", "sklearn.datasets"])

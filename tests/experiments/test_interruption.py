@@ -11,7 +11,7 @@ from test_training import equal, numbers, states
 
 from manifoldnet import cli
 from manifoldnet.experiments import TrainConfig, records, train
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 
 pytestmark = pytest.mark.thorough
 

@@ -13,7 +13,7 @@ def cache_home(tmp_path_factory):
 
 @pytest.fixture
 def mnist(real_data, cache_home, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    monkeypatch.setenv("MANIFOLDNET_CACHE", str(cache_home))
     return load("mnist", real_data)
 
 

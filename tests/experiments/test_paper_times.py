@@ -1,16 +1,18 @@
-"""What the updates cost: measuring it, the file, and what the report makes of it."""
+"""The cost of the updates: measurement, file, and its part of the report."""
 
 import dataclasses
 from itertools import product
 
 import pytest
-from test_paper_report import record
+from runs import record
 
-from manifoldnet.experiments import RecordError, TrainConfig, folder
-from manifoldnet.experiments.papers.symmetry import costs, times
+from manifoldnet import cli
+from manifoldnet.experiments import RecordError, TrainConfig, epoch_times, store
+from manifoldnet.experiments.papers.symmetry import results, times
 from manifoldnet.experiments.papers.symmetry.cells import TABLE2
-from manifoldnet.experiments.papers.symmetry.epoch_time import PLAIN
 from manifoldnet.experiments.papers.symmetry.report import write_paper_report
+from manifoldnet.experiments.papers.symmetry.run import Run
+from manifoldnet.experiments.papers.symmetry.times import PLAIN, ratio_table
 from manifoldnet.experiments.papers.updates import UPDATES
 
 # The ratios of sm are 1, 3/2 and 9/4, whose geometric mean is 3/2; those of un are all 6/5.
@@ -20,15 +22,15 @@ SECONDS = {"b-sgd": (1.0, 2.0, 4.0), "sm": (1.0, 3.0, 9.0), "un": (1.2, 2.4, 4.8
 def measured():
     return {
         (*network, update, number): seconds
-        for network, (update, each) in product(costs.NETWORKS, SECONDS.items())
+        for network, (update, each) in product(results.NETWORKS, SECONDS.items())
         for number, seconds in enumerate(each, 1)
     }
 
 
 def test_what_is_written_is_read(tmp_path):
-    assert costs.read(tmp_path) is None
-    (tmp_path / "times.csv").write_text(costs.to_csv(measured()))
-    found = costs.read(tmp_path)
+    assert results.read_times(tmp_path) is None
+    (tmp_path / "times.csv").write_text(results.times_csv(measured()))
+    found = results.read_times(tmp_path)
     assert list(found) == [("arch1", 2), ("arch1", 4), ("arch2", 2), ("arch2", 4)]
     for updates in found.values():
         assert updates == {update: dict(enumerate(each, 1)) for update, each in SECONDS.items()}
@@ -36,8 +38,8 @@ def test_what_is_written_is_read(tmp_path):
 
 def test_the_report_is_on_the_measurement(tmp_path):
     """ln 3/2 ± 4.3027 · ln 3/2 / √3 is −0.6018 to 1.4127, so 0.55 to 4.11."""
-    folder.keep(tmp_path, record(TABLE2[0], 0, [0.1], seconds=(77.0,)))
-    (tmp_path / "times.csv").write_text(costs.to_csv(measured()))
+    store.keep(tmp_path, record(TABLE2[0], 0, [0.1], seconds=(77.0,)))
+    (tmp_path / "times.csv").write_text(results.times_csv(measured()))
     text = write_paper_report(tmp_path).text
     for line in (
         "| arch2   | 4      | b-sgd  |            2.000 |             1 |             – |      3 |",
@@ -74,17 +76,17 @@ HEADER = "architecture,depth,update,pass,seconds\n"
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, content, message):
-    folder.keep(tmp_path, record(TABLE2[0], 0, [0.1]))
+    store.keep(tmp_path, record(TABLE2[0], 0, [0.1]))
     (tmp_path / "times.csv").write_text(content)
     with pytest.raises(RecordError, match=f"times.csv,? {message}"):
         write_paper_report(tmp_path)
 
 
 def test_a_measurement_that_was_cut_is_named(tmp_path):
-    lines = costs.to_csv(measured()).splitlines(keepends=True)
+    lines = results.times_csv(measured()).splitlines(keepends=True)
     (tmp_path / "times.csv").write_text("".join(lines[:-1]))
     with pytest.raises(RecordError, match="lacks arch2, 4 layers, un, pass 3"):
-        costs.read(tmp_path)
+        results.read_times(tmp_path)
 
 
 SMALL = TrainConfig(train_size=100, validation_size=100, features=4)
@@ -93,7 +95,7 @@ SMALL = TrainConfig(train_size=100, validation_size=100, features=4)
 def test_every_update_is_timed_on_every_network():
     told = []
     seconds = times.measure(2, SMALL, on_progress=lambda *each: told.append(each))
-    wanted = product(costs.NETWORKS, (PLAIN, *UPDATES), (1, 2))
+    wanted = product(results.NETWORKS, (PLAIN, *UPDATES), (1, 2))
     assert set(seconds) == {(*network, update, n) for network, update, n in wanted}
     assert all(each > 0 for each in seconds.values())
     assert told[:3] == [("timing arch1 with 2 layers, pass", n, 3) for n in (1, 2, 3)]
@@ -107,10 +109,48 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(times, "TIMED", SMALL)
     assert times.main(["--out", str(tmp_path), "--passes", "2", "--quiet"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'times.csv'}\n"
-    assert list(costs.read(tmp_path)["arch2", 4]) == [PLAIN, *UPDATES]
+    assert list(results.read_times(tmp_path)["arch2", 4]) == [PLAIN, *UPDATES]
     with pytest.raises(SystemExit):
         times.main(["--out", str(tmp_path), "--passes", "1"])
     assert "--passes is 1; an interval needs two" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert times.main(["--out", str(tmp_path / "file"), "--passes", "2", "--quiet"]) == 2
     assert "file" in capsys.readouterr().err
+
+
+def test_every_update_is_timed_against_plain_sgd():
+    config = TrainConfig(epochs=3, train_size=200)
+    rounds = []
+    seconds = epoch_times(config, ["un", "sm"], on_round=lambda *told: rounds.append(told))
+    assert list(seconds) == [PLAIN, "un", "sm"]
+    assert all(len(times) == 3 and min(times) > 0 for times in seconds.values())
+    assert rounds == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_every_image_is_trained_on_once_a_pass(monkeypatch):
+    monkeypatch.setattr(times, "_TURN", 60)
+    seen = []
+    inner = Run.train_pass
+
+    def train_pass(run, parts):
+        seen.append(len(parts.train))
+        return inner(run, parts)
+
+    monkeypatch.setattr(Run, "train_pass", train_pass)
+    epoch_times(TrainConfig(epochs=1, train_size=200), ["un"])
+    assert seen == [60, 60, 60, 60, 60, 60, 20, 20]
+
+
+def test_the_table_gives_medians_and_their_ratio():
+    table = ratio_table({PLAIN: [1.0, 9.0, 2.0], "un": [3.0, 3.0, 100.0]})
+    assert table.splitlines()[2:] == [
+        "| torch.optim.SGD |            2.000 |  1.00 |",
+        "| un              |            3.000 |  1.50 |",
+    ]
+
+
+def test_bench_epoch(capsys):
+    assert cli.main(["bench-epoch", "--epochs", "1", "--train-size", "200", "--updates", "un"]) == 0
+    assert "| un  " in capsys.readouterr().out
+    assert cli.main(["bench-epoch", "--epochs", "1", "--updates", "newton"]) == 2
+    assert "newton" in capsys.readouterr().err

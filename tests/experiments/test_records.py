@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifoldnet.experiments import Epoch, Record, RecordError, Result, TrainConfig, records
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 
 rates = st.floats(0, 1)
 seconds = st.floats(0, 1e6)

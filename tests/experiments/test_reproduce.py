@@ -1,11 +1,19 @@
-"""`manifoldnet reproduce`: the cells of Table 2, by name, and the command that runs them."""
+"""`manifoldnet reproduce`: the runs of each command, and the commands themselves."""
+
+import dataclasses
+import math
+from pathlib import Path
 
 import pytest
 from sweeps import SHORT, content
 
 from manifoldnet import cli
+from manifoldnet.cli import papers
 from manifoldnet.experiments import ConfigError
 from manifoldnet.experiments import sweep as sweeping
+from manifoldnet.experiments.papers.scale_invariant.config import robustness
+from manifoldnet.experiments.papers.scale_invariant.records import StageEpoch, StageResult
+from manifoldnet.experiments.papers.symmetry import studies
 from manifoldnet.experiments.papers.symmetry.cells import (
     FIGURE3,
     GEODESIC,
@@ -15,6 +23,7 @@ from manifoldnet.experiments.papers.symmetry.cells import (
     configurations,
     named,
 )
+from manifoldnet.experiments.records import RunRecord
 
 
 def test_the_table_has_24_cells_and_the_figure_six_of_them():
@@ -63,10 +72,16 @@ def test_a_pattern_stays_within_its_experiment():
 
 @pytest.mark.thorough
 def test_the_command_runs_and_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "manifoldnet.cli.papers.configurations", lambda cells, n: configurations(cells, n, SHORT)
-    )
-    command = ["reproduce", "table2", "--out", str(tmp_path / "o"), "--repetitions", "1"]
+    monkeypatch.setattr(studies, "configurations", lambda cells, n: configurations(cells, n, SHORT))
+    command = [
+        "reproduce",
+        "symmetry",
+        "table2",
+        "--out",
+        str(tmp_path / "o"),
+        "--repetitions",
+        "1",
+    ]
     command += ["--jobs", "1", "--quiet", "--cells", "arch1-2-un-*"]
     assert cli.main(command) == 0
     out, err = capsys.readouterr()
@@ -88,7 +103,10 @@ def test_the_command_runs_and_goes_on(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_a_wrong_request_is_one_line(tmp_path, capsys, arguments, message):
-    assert cli.main(["reproduce", *arguments, "--out", str(tmp_path / "o"), "--quiet"]) == 2
+    assert (
+        cli.main(["reproduce", "symmetry", *arguments, "--out", str(tmp_path / "o"), "--quiet"])
+        == 2
+    )
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
 
@@ -98,7 +116,130 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweeping, "sweep", interrupted)
-    assert cli.main(["reproduce", "table2", "--out", str(tmp_path)]) == 130
+    assert cli.main(["reproduce", "symmetry", "table2", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == (
         "\nmanifoldnet: interrupted; finished runs are kept. Go on with the same command\n"
     )
+
+
+STEPS = [
+    (["figure5"], 21, "figure5", {"purpose": "grid", "figure": "5"}),
+    (["figure3", "--repetitions", "2"], 24, "figure3", {"purpose": "grid", "figure": "3"}),
+    (["figure3", "--preset", "paper"], 28, "figure3", {"purpose": "grid", "figure": "3"}),
+    (["figure4", "--preset", "paper"], 28, "figure4", {"purpose": "grid", "figure": "4"}),
+    (["stability", "--repetitions", "2"], 78, "stability", {"purpose": "stability"}),
+]
+
+
+@pytest.fixture
+def swept(monkeypatch, tmp_path):
+    """The sweeps of a command, each run of which has an error by its configuration."""
+
+    def run(command, error=lambda config: 0.1):
+        def sweep(step, *_):
+            sweeps.append(step)
+            return [stage_record(config, error(config)) for config in step.configs]
+
+        sweeps = []
+        monkeypatch.setattr(papers, "_sweep", sweep)
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["reproduce", "scale-invariant", *command]) == 0
+        return sweeps
+
+    return run
+
+
+def stage_record(config, error):
+    measured = dict.fromkeys((f.name for f in dataclasses.fields(StageEpoch)), 0.0)
+    measured |= {"epoch": 1, "overflow": "", "bin_count": (), "bin_right": (), "bin_sure": ()}
+    epoch = StageEpoch(**measured | {"test_error": error, "validation_error": error})
+    result = StageResult(status="finished", reason="", epochs=1, seconds=1.0, test_error=error)
+    return RunRecord(config, {}, "00", (epoch,), result)
+
+
+@pytest.mark.parametrize(("command", "runs", "where", "purpose"), STEPS)
+def test_the_runs_of_each_command(swept, command, runs, where, purpose):
+    (step,) = swept(command)
+    assert step.folder == Path("runs", "scale-invariant", where)
+    assert len(step.configs) == runs
+    assert all(config.validation_size == 0 for config in step.configs)
+    assert step.purpose == purpose
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stages", "--epochs", "0"], "epochs is 0"),
+        (["stages", "--repetitions", "0"], "repetitions is 0"),
+        (["stages", "--train-size", "-5"], "train_size is -5"),
+        (["stages", "--methods", "best"], "methods is 'best'; choose one of rescaled"),
+        (["label-noise", "--repetitions", "0"], "repetitions is 0"),
+        (["stability", "--jobs", "2", "--cluster", "tcp://x:1"], "give jobs or cluster"),
+    ],
+)
+def test_nothing_is_swept_when_a_part_cannot_be(monkeypatch, capsys, arguments, message, tmp_path):
+    monkeypatch.setattr(papers, "_sweep", lambda *_: pytest.fail("swept"))
+    command = ["reproduce", "scale-invariant", *arguments, "--out", str(tmp_path)]
+    assert cli.main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_stages_are_compared_at_the_rates_of_their_short_runs(swept, capsys):
+    command = ["stages", "--dataset", "cifar10", "--methods", "logistic", "etf"]
+    choice, comparison = swept(command, lambda c: 0.1 + abs(math.log10(c.lr) + 2) / 100)
+    assert (choice.folder.name, comparison.folder.name) == ("choice-cifar10", "comparison-cifar10")
+    assert comparison.purpose == {"purpose": "comparison", "chosen_by": "choice-cifar10"}
+    assert all(config.validation_size for config in choice.configs)
+    assert {(c.method, c.lr, c.epochs) for c in comparison.configs} == {
+        ("logistic", 0.01, 10),
+        ("etf", 0.01, 10),
+    }
+    assert len(comparison.configs) == 6
+    assert "logistic: h = 0.01 (edge of the grid: h)\n" in capsys.readouterr().out
+    choice, comparison = swept(["stages", "--dataset", "imagenet10", "--train-size", "500"])
+    assert comparison.folder.name == "comparison-imagenet10-500"
+    runs = (*choice.configs, *comparison.configs)
+    assert {config.architecture for config in runs} == {"imagenet-smaller"}
+    assert {config.train_size for config in comparison.configs} == {500}
+
+
+def test_it_is_printed_which_of_rate_and_dimension_is_at_the_edge(swept, capsys):
+    swept(["stages"], lambda c: abs(math.log10(c.lr)) / 10 + 1 / (c.embedding_dim or 10))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["rescaled: h = 1, m = 1024 (edge of the grid: m)", "logistic: h = 1"]
+
+
+def test_corrupted_data_are_run_at_the_chosen_rates_with_more_seeds(swept):
+    first, again = swept(["label-noise", "--repetitions", "2"], lambda config: config.lr / 100)
+    assert first.folder == again.folder == Path("runs", "scale-invariant", "label-noise")
+    assert first.purpose == again.purpose == {"purpose": "label noise"}
+    assert first.configs == robustness("cpu")
+    assert {(c.seed, c.lr) for c in again.configs} == {(0, 0.01), (1, 0.01)}
+    assert len(again.configs) == 8
+
+
+@pytest.mark.parametrize(
+    ("paper", "name"),
+    [(paper, name) for paper, studies in papers.PAPERS.items() for name in studies],
+)
+def test_every_command_has_help(capsys, paper, name):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["reproduce", paper, name, "--help"])
+    assert "--repetitions N" in capsys.readouterr().out
+
+
+def test_a_report_packs_the_records_that_it_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "configurations", lambda cells, n: configurations(cells, n, SHORT))
+    folder = str(tmp_path / "o")
+    command = ["reproduce", "symmetry", "table2", "--out", folder, "--repetitions", "1"]
+    command += ["--jobs", "1", "--quiet", "--cells", "arch1-2-un-*"]
+    assert cli.main(command) == 0
+    report = ["report", folder, "--out", str(tmp_path / "report")]
+    assert cli.main(report) == 0
+    text = (tmp_path / "report" / "table2.md").read_text()
+    assert cli.main([*report, "--pack"]) == 0
+    assert str(tmp_path / "o" / "records.jsonl.gz") in capsys.readouterr().out
+    assert cli.main(command) == 0  # nothing is missing
+    assert not list((tmp_path / "o").glob("records/*"))
+    assert cli.main(report) == 0
+    assert (tmp_path / "report" / "table2.md").read_text() == text

@@ -6,7 +6,7 @@ import torch
 from scenes import png, scene, scenes, write, write_all
 
 from manifoldnet.experiments import DataError, hub
-from manifoldnet.experiments.papers.segnet import images
+from manifoldnet.experiments.papers.segnet import data as images
 
 datasets = pytest.importorskip("datasets")
 

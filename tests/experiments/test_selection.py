@@ -1,4 +1,4 @@
-"""How the base learning rate is chosen."""
+"""The choice of the base learning rate."""
 
 import dataclasses
 
@@ -6,13 +6,12 @@ import pytest
 import torch
 from test_training import SMALL, Stop, numbers, stop_after
 
-from manifoldnet.experiments import ConfigError, TrainConfig, records, rundir, train
+from manifoldnet.experiments import ConfigError, TrainConfig, checkpoint, records, train
 from manifoldnet.experiments.data import split
-from manifoldnet.experiments.loop import train_whole
-from manifoldnet.experiments.papers.symmetry import selection as choosing
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
-from manifoldnet.experiments.papers.symmetry.selection import parts, select
-from manifoldnet.experiments.papers.symmetry.training import EXPERIMENT
+from manifoldnet.experiments.papers.symmetry import run as choosing
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
+from manifoldnet.experiments.papers.symmetry.run import EXPERIMENT, images_of_choice, select
+from manifoldnet.experiments.training import train_whole
 
 CHOSEN = dataclasses.replace(
     SMALL, lr=None, selection_epochs=3, selection_train_size=60, selection_validation_size=30
@@ -26,7 +25,7 @@ def without_clock(selection):
 def test_the_lowest_error_wins_and_of_equals_the_first(tiny, monkeypatch):
     errors = {1e-2: 0.3, 1e-3: 0.1, 1e-4: 0.1, 1e-5: 0.9}
     monkeypatch.setattr(choosing, "_final_error", lambda config, *_: errors[config.lr])
-    chosen = select(CHOSEN, tiny, split(tiny, 0).train)
+    chosen = select(CHOSEN, tiny, split(tiny, 0))
     assert chosen.errors == (0.3, 0.1, 0.1, 0.9)
     assert chosen.lr == 1e-3
 
@@ -35,7 +34,7 @@ def test_a_rate_that_learns_is_chosen_over_one_that_does_not_and_one_that_explod
     config = dataclasses.replace(
         CHOSEN, architecture="arch1", lr_candidates=(1e30, 1e-12, 1e-2), selection_epochs=20
     )
-    chosen = select(config, tiny, split(tiny, 0).train)
+    chosen = select(config, tiny, split(tiny, 0))
     assert chosen.lr == 1e-2
     assert chosen.errors[0] == 1.0  # not finite
     assert chosen.errors[2] < chosen.errors[1] < 1
@@ -43,20 +42,21 @@ def test_a_rate_that_learns_is_chosen_over_one_that_does_not_and_one_that_explod
 
 def test_the_choice_is_seeded_and_sees_no_validation_image(tiny):
     images = split(tiny, 0)
-    one, other = parts(CHOSEN, images.train)
+    chosen = images_of_choice(CHOSEN, images.train)
+    one, other = chosen.train, chosen.validation
     assert (len(one), len(other)) == (60, 30)
     rows = {tuple(row) for row in images.validation.pixels.tolist()}
     drawn = [tuple(row) for part in (one, other) for row in part.pixels.tolist()]
     assert not rows & set(drawn)
     assert len(set(drawn)) == 90  # no image twice
-    assert torch.equal(parts(CHOSEN, images.train)[0].pixels, one.pixels)
+    assert torch.equal(images_of_choice(CHOSEN, images.train).train.pixels, one.pixels)
     seed_1 = dataclasses.replace(CHOSEN, seed=1)
-    assert not torch.equal(parts(seed_1, images.train)[0].pixels, one.pixels)
+    assert not torch.equal(images_of_choice(seed_1, images.train).train.pixels, one.pixels)
 
 
 def test_the_two_schedules_make_the_same_choice_unless_it_follows_the_schedule(tiny, monkeypatch):
     bold = dataclasses.replace(CHOSEN, schedule="bold-driver")
-    images = split(tiny, 0).train
+    images = split(tiny, 0)
     assert without_clock(select(CHOSEN, tiny, images)) == without_clock(select(bold, tiny, images))
     moved = []
     monkeypatch.setattr(choosing.Run, "move_schedule", lambda self, loss: moved.append(loss))
@@ -106,7 +106,7 @@ def test_a_checkpoint_and_a_record_of_format_1_are_still_read(tiny, tmp_path):
     whole = train(SMALL, tmp_path / "whole", tiny)
     with pytest.raises(Stop):
         train(SMALL, tmp_path / "old", tiny, on_epoch=stop_after(2))
-    path = rundir.checkpoint_path(tmp_path / "old")
+    path = checkpoint.checkpoint_path(tmp_path / "old")
     content = torch.load(path, weights_only=True)
     new_fields = set(TrainConfig().to_dict()) - OLD_FIELDS
     for name in new_fields:
@@ -116,7 +116,7 @@ def test_a_checkpoint_and_a_record_of_format_1_are_still_read(tiny, tmp_path):
     del content["selection"]
     content["format"] = 1
     torch.save(content, path)
-    rundir.record_path(tmp_path / "old").unlink()
+    checkpoint.record_path(tmp_path / "old").unlink()
     record = train(SMALL, tmp_path / "old", tiny, resume=True)
     assert [e.test_error for e in record.epochs] == [e.test_error for e in whole.epochs]
     assert [e.validation_loss is None for e in record.epochs] == [True, True, False, False]
@@ -153,10 +153,11 @@ def test_a_record_of_format_1_is_read(tmp_path):
 
 def test_a_candidate_is_judged_by_the_images_it_has_not_seen(tiny):
     config = dataclasses.replace(CHOSEN, lr_candidates=(1e-2,), selection_epochs=20)
-    images = split(tiny, 0).train
-    one, _ = parts(config, images)
+    split_images = split(tiny, 0)
+    images, one = split_images.train, images_of_choice(config, split_images.train).train
     seen = {tuple(row) for row in one.pixels.tolist()}
     swapped = [tuple(row) not in seen for row in images.pixels.tolist()]
     labels = torch.where(torch.tensor(swapped), (images.labels + 1) % 3, images.labels)
-    assert select(config, tiny, images).errors[0] < 0.2
-    assert select(config, tiny, dataclasses.replace(images, labels=labels)).errors[0] > 0.8
+    assert select(config, tiny, split_images).errors[0] < 0.2
+    swapped = dataclasses.replace(split_images, train=dataclasses.replace(images, labels=labels))
+    assert select(config, tiny, swapped).errors[0] > 0.8

@@ -1,36 +1,42 @@
-"""What a step with each classification stage costs: measuring it, and the file that it leaves."""
+"""Cost of a step with each classification stage: measuring it, and the file of the times."""
 
 import pytest
 import torch
 
 from manifoldnet.experiments import RecordError
-from manifoldnet.experiments.document import to_markdown
-from manifoldnet.experiments.papers.scale_invariant import costs, times
+from manifoldnet.experiments.papers.scale_invariant import times
 from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
+from manifoldnet.experiments.papers.scale_invariant.records import COSTS, read_costs
+from manifoldnet.experiments.papers.scale_invariant.report import cost_blocks
 from manifoldnet.experiments.papers.scale_invariant.run import Run
+from manifoldnet.experiments.report import to_markdown
 
-MADE = {("rescaled", "128"): {1: 0.2, 2: 0.3}, ("logistic", ""): {1: 0.1, 2: 0.15}}
+MADE = {("rescaled", "128"): [0.2, 0.3], ("logistic", ""): [0.1, 0.15]}
 
 
-@pytest.mark.thorough
-def test_every_stage_takes_its_turn_and_the_file_is_read_back(tmp_path, capsys, monkeypatch):
+def rows(folder, seconds):
+    """The rows of the table of a made-up measurement."""
+    (folder / COSTS).write_text(times.to_csv(seconds))
+    lines = to_markdown(list(cost_blocks(read_costs(folder)))).splitlines()
+    return [" ".join(line.split()) for line in lines if line.startswith("|")][2:]
+
+
+def test_every_stage_is_timed_and_the_file_is_read_back(tmp_path, capsys, monkeypatch):
+    assert read_costs(tmp_path) is None
     assert times.TIMED.dataset == "mnist"
-    monkeypatch.setattr(times, "TIMED", StageConfig(dataset="digits"))
+    monkeypatch.setattr(times, "TIMED", StageConfig(dataset="digits", batch_size=10))
     assert times.main(["--steps", "2", "--out", str(tmp_path), "--quiet"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / costs.NAME}\n"
-    found = costs.read(tmp_path)
+    assert capsys.readouterr().out == f"{tmp_path / COSTS}\n"
+    found = read_costs(tmp_path)
     wide = {("rescaled", m) for m in ("10", "128", "1024")}
     assert set(found) == {(method, "") for method in METHODS if method != "rescaled"} | wide
-    assert all(set(steps) == {1, 2} for steps in found.values())
-    (*_, table) = costs.blocks(found)
-    assert len(table.rows) == len(found)
+    assert list(found.index) == [1, 2]
 
 
-@pytest.mark.thorough
-def test_what_is_timed_is_training_and_everybody_comes_first_once(monkeypatch):
+def test_a_timed_step_is_a_training_step(monkeypatch):
     made, order, images, labels = [], [], [], []
 
-    class Watched(Run):
+    class Observed(Run):
         def __init__(self, config, data):
             super().__init__(config, data)
             self.plain = Run(config, data)
@@ -43,11 +49,11 @@ def test_what_is_timed_is_training_and_everybody_comes_first_once(monkeypatch):
             order.append(self)
             images.append(batch)
 
-    monkeypatch.setattr(times, "Run", Watched)
+    monkeypatch.setattr(times, "Run", Observed)
     times.measure(2, StageConfig(dataset="digits", batch_size=10))
     turns = [order[i : i + len(made)] for i in range(0, len(order), len(made))]
     assert all(set(turn) == set(made) for turn in turns)
-    assert {turn[0] for turn in turns} == set(made)
+    assert {turn[0] for turn in turns} == set(made)  # each comes first once
     run = made[0]
     for who, batch, right in zip(order, images, labels, strict=True):
         if who is run:
@@ -58,22 +64,14 @@ def test_what_is_timed_is_training_and_everybody_comes_first_once(monkeypatch):
         assert torch.allclose(ours, theirs)
 
 
-def test_ratios_are_those_to_logistic_regression_within_a_turn():
-    lines = [" ".join(line.split()) for line in to_markdown(list(costs.blocks(MADE))).splitlines()]
-    assert "| rescaled, m = 128 | 250.0 | 2.000 | 2.000 to 2.000 | 2 |" in lines
-    assert "| logistic | 125.0 | 1.000 | 1.000 to 1.000 | 2 |" in lines
-
-
-def test_neighbouring_steps_are_one_measurement():
-    slow = {step: 0.2 if step <= 10 else 0.4 for step in range(1, 31)}
-    found = costs.blocks({("etf", ""): slow, ("logistic", ""): dict.fromkeys(range(1, 31), 0.1)})
-    (row, _) = list(found)[-1].rows
-    assert row[2] == f"{2 ** (5 / 3):.3f}"
-    assert row[-1] == "3"
-
-
-def test_nothing_measured_is_no_error(tmp_path):
-    assert costs.read(tmp_path) is None
+def test_ratios_are_to_logistic_regression_within_a_turn_and_a_block(tmp_path):
+    assert rows(tmp_path, MADE) == [
+        "| rescaled, m = 128 | 250.0 | 2.000 | 2.000 to 2.000 | 2 |",
+        "| logistic | 125.0 | 1.000 | 1.000 to 1.000 | 2 |",
+    ]
+    slow = {("etf", ""): [0.2] * 10 + [0.4] * 20, ("logistic", ""): [0.1] * 30}
+    ratio, *_, blocks = rows(tmp_path, slow)[0].strip(" |").split(" | ")[2:]
+    assert (ratio, blocks) == (f"{2 ** (5 / 3):.3f}", "3")
 
 
 @pytest.mark.parametrize(
@@ -87,20 +85,17 @@ def test_nothing_measured_is_no_error(tmp_path):
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, spoil, message):
-    text = costs.to_csv(MADE)
+    text = times.to_csv(MADE)
     assert spoil(text) != text
-    (tmp_path / costs.NAME).write_text(spoil(text))
+    (tmp_path / COSTS).write_text(spoil(text))
     with pytest.raises(RecordError, match=message):
-        costs.read(tmp_path)
+        read_costs(tmp_path)
 
 
-def test_one_step_is_no_measurement(tmp_path):
+def test_one_step_and_unknown_data_are_refused(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         times.main(["--steps", "1", "--out", str(tmp_path)])
     assert stopped.value.code == 2
-
-
-def test_unknown_data_are_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(times, "TIMED", StageConfig(dataset="nothing"))
     assert times.main(["--out", str(tmp_path)]) == 2
     assert "nothing" in capsys.readouterr().err

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from manifoldnet.experiments.statistics import estimate, paired
+from manifoldnet.experiments.statistics import estimate, log_ratio, mean_and_deviation, paired
+from manifoldnet.experiments.timing import interleaved
 
 # Upper 2.5 % points of Student's t, as tables print them.
 PRINTED = {
@@ -58,3 +59,32 @@ def test_too_few_values_have_no_interval():
     one = estimate([-3.0])
     assert (one.mean, one.low, one.high) == (-3, -math.inf, math.inf)
     assert paired({0: 1.0}, {1: 1.0}).n == 0
+
+
+def test_differences_as_text():
+    assert estimate([1.0, 2.0, 3.0, 4.0]).signed(1) == ("+2.5", "+0.4 to +4.6")
+    assert estimate([-0.00001]).signed() == ("+0.0000", "–")  # no negative zero
+    assert estimate([]).signed() == ("–", "–")
+
+
+def test_a_ratio_is_a_geometric_mean():
+    """Ratios 1, 3/2 and 9/4: the mean is 3/2, the interval exp(ln 3/2 · (1 ± 4.3027 / √3))."""
+    found = log_ratio({1: 1.0, 2: 3.0, 3: 9.0}, {1: 1.0, 2: 2.0, 3: 4.0})
+    assert math.exp(found.mean) == pytest.approx(1.5)
+    assert found.factor() == ("1.50", "0.55 to 4.11")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([], "–"), ([0.25], "0.25"), ([1.0, 2.0], "1.50 ± 0.71"), ([math.nan, 1.0], "1.00")],
+)
+def test_mean_and_deviation(values, text):
+    assert mean_and_deviation(values, 2) == text
+
+
+def test_callables_take_turns_and_each_is_first_once():
+    order = []
+    works = {name: lambda number, name=name: order.append(f"{number}{name}") for name in "abc"}
+    seconds = interleaved(works, 3, lambda number: order.append(str(number)))
+    assert " ".join(order) == "0 0a 0b 0c 1 1b 1c 1a 2 2c 2a 2b"
+    assert [len(each) for each in seconds.values()] == [3, 3, 3]

@@ -6,26 +6,18 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import epoch as made_up
 
-from manifoldnet.experiments import Epoch, TrainConfig
-from manifoldnet.experiments.papers.symmetry.stopping import stopping_rule, verdict
+from manifoldnet.experiments import TrainConfig
+from manifoldnet.experiments.papers.symmetry.run import EXPERIMENT, stopping_rule
 
+verdict = EXPERIMENT.verdict
 PAPER = TrainConfig(schedule="bold-driver", epochs=60, min_epochs=25)
 
 
-def epoch(number, validation_loss, train_error=0.01, validation_error=0.02, train_loss=0.1):
-    return Epoch(
-        epoch=number,
-        lr=0.01,
-        train_loss=train_loss,
-        train_error=train_error,
-        validation_error=validation_error,
-        test_error=0.03,
-        violation=0.0,
-        train_seconds=1.0,
-        seconds=2.0,
-        validation_loss=validation_loss,
-    )
+def epoch(number, validation_loss, **fields):
+    usual = {"train_error": 0.01, "validation_error": 0.02, "train_loss": 0.1}
+    return made_up(number, validation_loss=validation_loss, **usual | fields)
 
 
 def epochs(losses, **fields):
@@ -42,30 +34,23 @@ def test_a_run_whose_validation_loss_falls_trains_to_the_last_epoch():
     assert (result.status, result.epochs, result.stopped) == ("finished", 60, "")
 
 
-def test_rule_1_no_training_image_was_wrong():
-    last = epoch(30, 0.5, train_error=0.0)
-    assert stopping_rule(PAPER, [*epochs(falling(29)), last]) == (
-        "the training error fell below 1e-05"
-    )
-    one_of_50_000 = dataclasses.replace(last, train_error=2e-5)
-    assert stopping_rule(PAPER, [*epochs(falling(29)), one_of_50_000]) == ""
+FALLING = falling(29)
+ROSE, CHANGED = "the validation loss rose over 5 epochs", "changed by less than 1e-05"
 
 
-def test_rule_2_the_validation_loss_is_above_that_of_5_epochs_earlier():
-    losses = falling(25)
-    assert stopping_rule(PAPER, epochs([*losses, losses[20] + 1e-9])) == (
-        "the validation loss rose over 5 epochs"
-    )
-    # above the last one alone is no reason
-    assert stopping_rule(PAPER, epochs([*losses, losses[-1] + 1e-4])) == ""
-
-
-def test_rule_3_successive_validation_losses_are_nearly_the_same():
-    losses = falling(29)
-    assert stopping_rule(PAPER, epochs([*losses, losses[-1] - 9e-6])) == (
-        "the validation loss changed by less than 1e-05"
-    )
-    assert stopping_rule(PAPER, epochs([*losses, losses[-1] - 2e-5])) == ""
+@pytest.mark.parametrize(
+    ("last", "fields", "rule"),
+    [
+        (0.5, {"train_error": 0.0}, "the training error fell below 1e-05"),
+        (0.5, {"train_error": 2e-5}, ""),  # one image of 50,000
+        (FALLING[24] + 1e-9, {}, ROSE),
+        (FALLING[-1] + 1e-4, {}, ""),  # above the last one alone
+        (FALLING[-1] - 9e-6, {}, f"the validation loss {CHANGED}"),
+        (FALLING[-1] - 2e-5, {}, ""),
+    ],
+)
+def test_each_rule(last, fields, rule):
+    assert stopping_rule(PAPER, [*epochs(FALLING), epoch(30, last, **fields)]) == rule
 
 
 def test_the_measures_are_fields():
@@ -103,7 +88,7 @@ def test_without_the_bold_driver_or_a_first_epoch_for_them_there_are_no_rules(lo
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=60), st.integers(1, 60))
 def test_a_run_ends_once(losses, first):
-    """Whatever the losses are, one epoch is the last, and it is not before the first allowed."""
+    """Any losses have a last epoch, which is not before `min_epochs`."""
     config = (
         dataclasses.replace(PAPER, min_epochs=first, epochs=len(losses))
         if first <= len(losses)

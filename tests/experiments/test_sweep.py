@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from sweeps import FEW, RUNS, Here, content, quiet, without_clock
 
-from manifoldnet.experiments import ConfigError, DataError, RecordError, folder, records
+from manifoldnet.experiments import ConfigError, DataError, RecordError, records, store
 from manifoldnet.experiments import sweep as sweeping
-from manifoldnet.experiments.loop import versions
 from manifoldnet.experiments.papers.symmetry.cells import AXES, TABLE2, configurations
-from manifoldnet.experiments.papers.symmetry.training import EXPERIMENT
+from manifoldnet.experiments.papers.symmetry.run import EXPERIMENT
 from manifoldnet.experiments.sweep import SweepError, sweep
+from manifoldnet.experiments.training import versions
 
 
 def test_a_second_call_does_what_is_missing(tmp_path):
@@ -22,7 +22,7 @@ def test_a_second_call_does_what_is_missing(tmp_path):
     assert first.calls == FEW
     assert [record.config for record in made] == FEW
     assert set(content(tmp_path)) == {f"{config.identity()}.jsonl" for config in FEW}
-    folder.path_of(tmp_path, FEW[1]).unlink()
+    store.path_of(tmp_path, FEW[1]).unlink()
     kept = content(tmp_path)
     second = Here()
     again = quiet(FEW, tmp_path, second)
@@ -98,7 +98,7 @@ def test_a_sweep_in_which_everything_fails_stops_early_and_says_it_once(tmp_path
 
 
 def test_two_parents_do_not_share_a_folder(tmp_path):
-    with folder.lock(tmp_path), pytest.raises(RecordError, match="another process is at work in"):
+    with store.lock(tmp_path), pytest.raises(RecordError, match="another process is at work in"):
         quiet(FEW, tmp_path)
     quiet(FEW[:1], tmp_path)
 
@@ -122,8 +122,8 @@ def one_run(tmp_path_factory):
 
 @pytest.fixture
 def started(tmp_path, one_run):
-    folder.path_of(tmp_path, FEW[0]).parent.mkdir()
-    folder.keep(tmp_path, one_run)
+    store.path_of(tmp_path, FEW[0]).parent.mkdir()
+    store.keep(tmp_path, one_run)
     return tmp_path
 
 
@@ -133,38 +133,38 @@ def test_foreign_files_are_named(started):
 
 
 def test_a_damaged_record_is_named(started):
-    path = folder.path_of(started, FEW[0])
+    path = store.path_of(started, FEW[0])
     path.write_text(path.read_text()[:-9])
     message = refused(FEW, started)
     assert "is damaged: it is cut off; move it away, and the same command trains" in message
 
 
 def test_a_renamed_record_is_named(started):
-    path = folder.path_of(started, FEW[0])
+    path = store.path_of(started, FEW[0])
     path.rename(path.with_name("0" * 16 + ".jsonl"))
-    assert "does not hold the run that its name promises" in refused(FEW, started)
+    assert "does not hold the run of its name" in refused(FEW, started)
 
 
 def test_a_record_of_another_version_is_named(started, one_run):
-    folder.keep(started, dataclasses.replace(one_run, versions={"manifoldnet": "0.0.1"}))
+    store.keep(started, dataclasses.replace(one_run, versions={"manifoldnet": "0.0.1"}))
     assert "is of manifoldnet 0.0.1, this is " in refused(FEW, started)
 
 
 def test_a_record_that_has_not_ended_is_named(started, one_run):
-    folder.keep(started, dataclasses.replace(one_run, result=None))
+    store.keep(started, dataclasses.replace(one_run, result=None))
     assert "is of a run that has not ended" in refused(FEW, started)
 
 
 def test_records_of_another_protocol_are_named_and_those_of_other_cells_are_not(started):
     longer = [dataclasses.replace(config, epochs=5) for config in FEW]
     message = refused(longer, started, axes=AXES)
-    assert "belongs to another sweep (epochs 4 there, 5 here)" in message
+    assert "does not belong with the runs of this command (epochs 4 there, 5 here)" in message
     quiet(FEW[1:2], started, axes=AXES)
     assert len(content(started)) == 2
 
 
 def test_records_of_other_data_are_named(started, one_run):
-    folder.keep(started, dataclasses.replace(one_run, data="00000000"))
+    store.keep(started, dataclasses.replace(one_run, data="00000000"))
     assert "was trained on other data" in refused(FEW, started)
 
 
@@ -206,7 +206,7 @@ def test_a_folder_for_records_that_cannot_be_written_is_found_first(tmp_path, mo
     def denied(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(folder.tempfile, "TemporaryFile", denied)
+    monkeypatch.setattr(store.tempfile, "TemporaryFile", denied)
     assert "cannot be written (Permission denied): choose another" in refused(FEW, tmp_path)
 
 

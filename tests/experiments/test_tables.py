@@ -1,48 +1,15 @@
+"""Tables of a comparison, and the CSV file that collects comparisons."""
+
 import csv
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import run
 
-from manifoldnet.experiments import (
-    Epoch,
-    Record,
-    RecordError,
-    Result,
-    TrainConfig,
-    merge_csv,
-    summary,
-)
+from manifoldnet.experiments import Record, RecordError, TrainConfig, merge_csv, summary
 from manifoldnet.experiments.papers.symmetry import tables
-
-
-def run(update="un", seed=0, errors=(0.5, 0.1), status="finished", **fields):
-    """A made-up run with the given test errors."""
-    config = TrainConfig(update=update, seed=seed, epochs=len(errors), **fields)
-    epochs = tuple(
-        Epoch(
-            epoch=n,
-            lr=0.01,
-            train_loss=1.0,
-            train_error=0.5,
-            validation_error=0.4,
-            test_error=error,
-            violation=0.0,
-            train_seconds=1.5,
-            seconds=2.0,
-        )
-        for n, error in enumerate(errors, 1)
-    )
-    result = Result(
-        status=status,
-        reason="",
-        epochs=len(errors),
-        test_error=errors[-1],
-        validation_error=0.25,
-        seconds=2.0 * len(errors),
-    )
-    return Record(config, {}, "00", epochs, result)
 
 
 def read(path):
@@ -56,7 +23,7 @@ def test_the_summary_gives_mean_and_deviation_and_leaves_out_what_diverged():
             run("sm", 0, (0.5, 0.1)),
             run("un", 0, (0.5, 0.3)),
             run("sm", 1, (0.5, 0.2)),
-            run("un", 1, (0.5, 0.9), "diverged"),
+            run("un", 1, (0.5, 0.9), diverged=True),
         ]
     )
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
@@ -67,11 +34,11 @@ def test_the_summary_gives_mean_and_deviation_and_leaves_out_what_diverged():
 
 
 def test_the_summary_of_nothing_but_divergence():
-    assert "| un     |          – |" in summary([run(status="diverged")])
+    assert "| un     |          – |" in summary([run(diverged=True)])
 
 
 def test_the_csv_has_exactly_these_columns(tmp_path):
-    tables.write_csv([run(seed=3)], tmp_path / "results.csv")
+    tables.write_report([run(seed=3)], tmp_path)
     header, row = (tmp_path / "results.csv").read_text().splitlines()
     assert header == "architecture,depth,update,schedule,lr,seed,epochs,test_error,seconds"
     assert row == "arch2,2,un,exponential,0.01,3,2,0.1,4.00"

@@ -1,8 +1,11 @@
+"""Training, its record and its checkpoint: bit for bit, resumed, damaged, refused."""
+
 import dataclasses
 import math
 import os
-import re
+import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +15,17 @@ from manifoldnet.experiments import (
     ConfigError,
     RecordError,
     TrainConfig,
+    checkpoint,
     records,
-    rundir,
     train,
+    training,
 )
-from manifoldnet.experiments.files import write_bytes
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION
+from manifoldnet.experiments.files import held, write_bytes
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION
 from manifoldnet.experiments.papers.symmetry.run import evaluate
 
 SMALL = TrainConfig(dataset="tiny", features=8, batch_size=25, epochs=4, lr=1e-2)
+UNIT = dataclasses.replace(SMALL, update="un")
 
 
 def numbers(record):
@@ -31,7 +36,7 @@ def numbers(record):
 
 
 def states(directory):
-    return torch.load(rundir.checkpoint_path(directory), weights_only=True)["states"]
+    return torch.load(checkpoint.checkpoint_path(directory), weights_only=True)["states"]
 
 
 def equal(one, other):
@@ -73,8 +78,8 @@ def test_every_update_learns(digits, tmp_path, update, architecture):
 def test_balanced_sgd_is_torchs_sgd(tiny, tmp_path):
     """The loop is a few lines of plain torch, written out."""
     from manifoldnet.experiments.data import seeded_generator, split
-    from manifoldnet.experiments.loop import limited_threads
     from manifoldnet.experiments.papers.symmetry.networks import Arch2
+    from manifoldnet.experiments.training import limited_threads
 
     config = dataclasses.replace(SMALL, momentum=0.9)
     train(config, tmp_path, tiny)
@@ -180,121 +185,170 @@ def test_temporary_files_of_a_killed_process_go_away(tiny, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "record.jsonl"]
 
 
-def test_a_write_that_fails_leaves_the_last_version(tiny, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def after_two_epochs(tiny, tmp_path_factory):
+    where = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Stop):
+        train(UNIT, where, tiny, on_epoch=stop_after(2))
+    return where
+
+
+@pytest.fixture
+def stopped(after_two_epochs, tmp_path):
+    """The directory of a run that was stopped after two epochs."""
+    return Path(shutil.copytree(after_two_epochs, tmp_path / "run"))
+
+
+def test_a_write_that_fails_leaves_the_last_version(tiny, stopped, monkeypatch):
     def broken(content, stream):
         stream.write(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(Stop):
-        train(SMALL, tmp_path, tiny, on_epoch=stop_after(2))
-    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    before = content(stopped)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", broken)
         with pytest.raises(OSError, match="disk full"):
-            train(SMALL, tmp_path, tiny, resume=True)
-    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
-    train(SMALL, tmp_path, tiny, resume=True)
+            train(UNIT, stopped, tiny, resume=True)
+    assert content(stopped) == before
+    train(UNIT, stopped, tiny, resume=True)
+
+
+def content(directory):
+    return {p: p.read_bytes() for p in directory.iterdir()}
 
 
 def refused(config, directory, data, **how):
     """The message of a refusal, which must not have touched a file."""
-    before = {p: p.read_bytes() for p in directory.iterdir()}
+    before = content(directory)
     with pytest.raises(RecordError) as caught:
         train(config, directory, data, **how)
-    assert {p: p.read_bytes() for p in directory.iterdir()} == before
+    assert content(directory) == before
     return str(caught.value)
 
 
-def test_a_run_that_is_there_is_not_written_over(tiny, tmp_path):
-    train(SMALL, tmp_path, tiny)
-    assert "already holds a run: go on with it by --resume" in refused(SMALL, tmp_path, tiny)
-    train(SMALL, tmp_path, tiny, overwrite=True)
+def test_a_run_that_is_there_is_not_written_over(tiny, stopped):
+    assert "go on with it by --resume" in refused(UNIT, stopped, tiny)
+    train(UNIT, stopped, tiny, overwrite=True)
 
 
-@pytest.mark.parametrize("kept", ["record.jsonl", "checkpoint.pt"])
-def test_a_directory_of_another_configuration(tiny, tmp_path, kept):
-    with pytest.raises(Stop):
-        train(SMALL, tmp_path, tiny, on_epoch=stop_after(1))
-    for path in tmp_path.iterdir():
-        if path.name != kept:
-            path.unlink()
-    other = dataclasses.replace(SMALL, lr=0.5)
-    message = refused(other, tmp_path, tiny, resume=True)
-    assert "belongs to another configuration (lr 0.01 there, 0.5 here)" in message
+@pytest.mark.parametrize("lost", ["record.jsonl", "checkpoint.pt"])
+def test_a_directory_of_another_configuration(tiny, stopped, lost):
+    (stopped / lost).unlink()
+    message = refused(dataclasses.replace(UNIT, lr=0.5), stopped, tiny, resume=True)
+    assert "(lr 0.01 there, 0.5 here)" in message
 
 
 def test_a_directory_that_is_a_file(tiny, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RecordError, match="file is a file; a run needs a directory"):
+    with pytest.raises(RecordError, match="is a file"):
         train(SMALL, tmp_path / "file", tiny)
 
 
-def test_other_data(tiny, digits, tmp_path):
-    with pytest.raises(Stop):
-        train(SMALL, tmp_path, tiny, on_epoch=stop_after(1))
-    assert "was trained on other data" in refused(SMALL, tmp_path, digits, resume=True)
+def test_other_data(tiny, digits, stopped):
+    assert "was trained on other data" in refused(UNIT, stopped, digits, resume=True)
 
 
-@pytest.mark.parametrize("keep", [0, 100, 0.5])
-def test_a_truncated_checkpoint(tiny, tmp_path, keep):
-    with pytest.raises(Stop):
-        train(SMALL, tmp_path, tiny, on_epoch=stop_after(1))
-    path = tmp_path / "checkpoint.pt"
-    content = path.read_bytes()
-    path.write_bytes(content[: int(keep * len(content)) if keep == 0.5 else keep])
-    message = refused(SMALL, tmp_path, tiny, resume=True)
-    assert "checkpoint.pt is truncated or damaged" in message
-    assert "train the run again with --overwrite" in message
+def cut(name, keep):
+    def damage(directory):
+        whole = (directory / name).read_bytes()
+        (directory / name).write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
+
+    return damage
 
 
-def stopped_after_an_epoch(tiny, directory):
-    with pytest.raises(Stop):
-        train(SMALL, directory, tiny, on_epoch=stop_after(1))
-    return rundir.checkpoint_path(directory)
+def change(edit):
+    def damage(directory):
+        state = torch.load(directory / "checkpoint.pt", weights_only=True)
+        edit(state)
+        torch.save(state, directory / "checkpoint.pt")
+
+    return damage
 
 
-def test_a_flipped_bit_of_a_checkpoint_is_refused_or_changes_nothing(tiny, tmp_path):
-    path = stopped_after_an_epoch(tiny, tmp_path)
-    whole, found = path.read_bytes(), rundir.load_checkpoint(path, CLASSIFICATION)
-    outcomes = []
-    for i in range(7, len(whole), len(whole) // 80):
-        path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
-        try:
-            again = rundir.load_checkpoint(path, CLASSIFICATION)
-        except RecordError as error:
-            message = str(error)
-            outcomes.append("checkpoint.pt" in message and "put an intact copy there" in message)
-        else:
-            outcomes.append(equal(again.states, found.states) and again.record() == found.record())
-    assert all(outcomes)
-    weights = found.states["model"]["head.weight"].numpy().tobytes()
-    at = whole.index(weights)
+def write(state):
+    return lambda directory: torch.save(state, directory / "checkpoint.pt")
+
+
+def flip_a_weight(directory):
+    path = directory / "checkpoint.pt"
+    found = checkpoint.load_checkpoint(path, CLASSIFICATION)
+    whole = path.read_bytes()
+    at = whole.index(found.states["model"]["head.weight"].numpy().tobytes())
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    message = refused(SMALL, tmp_path, tiny, resume=True)
-    assert "checkpoint.pt is truncated or damaged (BadZipFile" in message
+
+
+def tell_of_other_epochs(directory):
+    path = directory / "record.jsonl"
+    record = records.read(path, CLASSIFICATION)
+    changed = dataclasses.replace(record.epochs[0], test_error=0.0625)
+    records.write(dataclasses.replace(record, epochs=(changed, record.epochs[1])), path)
+
+
+def first_weight(value):
+    return lambda state: state["states"]["model"]["hidden.0.weight"][0].fill_(value)
+
+
+DAMAGED = "checkpoint.pt is truncated or damaged"
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(math.nan, "values that are not finite"), (3.0, "is not on Oblique")]
+    ("damage", "messages"),
+    [
+        (cut("checkpoint.pt", 0), [DAMAGED, "--overwrite"]),
+        (cut("checkpoint.pt", 100), [DAMAGED]),
+        (cut("checkpoint.pt", 0.5), [DAMAGED]),
+        (flip_a_weight, [DAMAGED, "BadZipFile"]),
+        (write({}), [DAMAGED]),
+        (write([1]), [DAMAGED]),
+        (write({"format": 0}), ["format 0"]),
+        (write({"format": 1, "config": {"lr": -1}}), ["does not describe a run"]),
+        (change(first_weight(math.nan)), ["(hidden.0.weight", "not finite", "--overwrite"]),
+        (change(first_weight(3.0)), ["(hidden.0.weight", "is not on Oblique", "--overwrite"]),
+        (
+            change(lambda state: state["states"].pop("optimizer")),
+            ["does not hold the state of this run", "--overwrite"],
+        ),
+        (
+            lambda directory: (directory / "checkpoint.pt").unlink(),
+            ["checkpoint.pt is missing, without which this run of 2 epochs cannot go on"],
+        ),
+        (cut("record.jsonl", 0.99), ["record.jsonl, line 3 is damaged", "--resume"]),
+        (tell_of_other_epochs, ["different epochs"]),
+    ],
 )
-def test_weights_that_training_cannot_go_on_from(tiny, tmp_path, value, message):
-    config = dataclasses.replace(SMALL, update="un")
-    with pytest.raises(Stop):
-        train(config, tmp_path, tiny, on_epoch=stop_after(1))
-    path = rundir.checkpoint_path(tmp_path)
-    content = torch.load(path, weights_only=True)
-    content["states"]["model"]["hidden.0.weight"][0] = value
-    torch.save(content, path)
-    said = refused(config, tmp_path, tiny, resume=True)
-    assert "checkpoint.pt holds weights that training cannot go on from (hidden.0.weight" in said
-    assert message in said
-    assert "--overwrite" in said
+def test_a_damaged_run_is_refused_and_left_alone(tiny, stopped, damage, messages):
+    damage(stopped)
+    said = refused(UNIT, stopped, tiny, resume=True)
+    assert all(message in said for message in messages), said
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_refused_or_changes_nothing(stopped):
+    path = stopped / "checkpoint.pt"
+    whole, found = path.read_bytes(), checkpoint.load_checkpoint(path, CLASSIFICATION)
+    for i in range(7, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
+        refused = None
+        try:
+            again = checkpoint.load_checkpoint(path, CLASSIFICATION)
+        except RecordError as error:
+            refused = str(error)
+        if refused is None:
+            assert equal(again.states, found.states)
+            assert again.record() == found.record()
+        else:
+            assert "put an intact copy there" in refused
+
+
+def test_without_its_garbled_record_a_run_goes_on(tiny, stopped, tmp_path):
+    (stopped / "record.jsonl").unlink()
+    whole = train(UNIT, tmp_path / "whole", tiny)
+    assert numbers(train(UNIT, stopped, tiny, resume=True)) == numbers(whole)
 
 
 def test_two_processes_do_not_share_a_directory(tiny, tmp_path):
-    with rundir.held(tmp_path / "run"):
+    with held(tmp_path / "run"):
         message = refused(SMALL, tmp_path / "run", tiny)
-    assert re.match(rf"process {os.getpid()} on .+ is at work in .*run: wait for it", message)
+    assert f"process {os.getpid()} on " in message
     train(SMALL, tmp_path / "run", tiny)
 
 
@@ -302,16 +356,16 @@ def test_two_processes_do_not_share_a_directory(tiny, tmp_path):
 def test_a_run_that_another_process_has_trained_meanwhile_is_kept(
     tiny, tmp_path, monkeypatch, options
 ):
-    held, records_of_others = rundir.held, []
+    records_of_others = []
 
     @contextmanager
     def overtaken(directory):
-        monkeypatch.setattr(rundir, "held", held)
+        monkeypatch.setattr(training, "held", held)
         records_of_others.append(train(SMALL, directory, tiny))
         with held(directory):
             yield
 
-    monkeypatch.setattr(rundir, "held", overtaken)
+    monkeypatch.setattr(training, "held", overtaken)
     if options:
         assert repr(train(SMALL, tmp_path, tiny, **options)) == repr(records_of_others[0])
     else:
@@ -333,43 +387,6 @@ def test_what_cannot_be_written_is_named(tmp_path):
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
-@pytest.mark.parametrize("content", [{}, {"format": 0}, {"format": 1, "config": {"lr": -1}}, [1]])
-def test_a_checkpoint_that_is_something_else(tiny, tmp_path, content):
-    torch.save(content, tmp_path / "checkpoint.pt")
-    assert "checkpoint.pt" in refused(SMALL, tmp_path, tiny, resume=True)
-
-
-def test_a_missing_checkpoint(tiny, tmp_path):
-    with pytest.raises(Stop):
-        train(SMALL, tmp_path, tiny, on_epoch=stop_after(2))
-    (tmp_path / "checkpoint.pt").unlink()
-    message = refused(SMALL, tmp_path, tiny, resume=True)
-    assert "checkpoint.pt is missing, without which this run of 2 epochs cannot go on" in message
-
-
-def test_a_garbled_record_and_the_way_out_that_its_error_names(tiny, tmp_path):
-    whole = train(SMALL, tmp_path / "whole", tiny)
-    with pytest.raises(Stop):
-        train(SMALL, tmp_path / "run", tiny, on_epoch=stop_after(2))
-    path = tmp_path / "run" / "record.jsonl"
-    path.write_text(path.read_text()[:-20])
-    message = refused(SMALL, tmp_path / "run", tiny, resume=True)
-    assert "record.jsonl, line 3 is damaged" in message
-    assert "delete record.jsonl and go on with the run (--resume)" in message
-    path.unlink()
-    assert numbers(train(SMALL, tmp_path / "run", tiny, resume=True)) == numbers(whole)
-
-
-def test_a_record_that_tells_of_other_epochs(tiny, tmp_path):
-    with pytest.raises(Stop):
-        train(SMALL, tmp_path, tiny, on_epoch=stop_after(2))
-    path = tmp_path / "record.jsonl"
-    record = records.read(path, CLASSIFICATION)
-    changed = dataclasses.replace(record.epochs[0], test_error=0.0625)
-    records.write(dataclasses.replace(record, epochs=(changed, record.epochs[1])), path)
-    assert "tell of different epochs" in refused(SMALL, tmp_path, tiny, resume=True)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tiny, tmp_path):
@@ -421,14 +438,3 @@ def test_a_diverged_run_that_was_stopped_before_its_result_is_completed(tiny, tm
     record = train(config, tmp_path, tiny, resume=True)
     assert record.result is not None
     assert record.result.diverged
-
-
-def test_a_checkpoint_without_all_its_states_is_refused(tiny, tmp_path):
-    with pytest.raises(Stop):
-        train(SMALL, tmp_path, tiny, on_epoch=stop_after(2))
-    path = rundir.checkpoint_path(tmp_path)
-    content = torch.load(path, weights_only=True)
-    del content["states"]["optimizer"]
-    torch.save(content, path)
-    with pytest.raises(RecordError, match=r"does not hold the state of this run.*--overwrite"):
-        train(SMALL, tmp_path, tiny, resume=True)

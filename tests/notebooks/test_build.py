@@ -107,7 +107,7 @@ CHANGES = [
     "notebooks/matplotlibrc",
     "constraints.txt",
     "manifoldnet/geometry/sphere.py",
-    "docs/results/symmetry-paper/records/0.jsonl",
+    "docs/results/symmetry-paper/records.jsonl.gz",
     "docs/notebooks/1-good.md",
     "docs/notebooks/1-good/1.png",
 ]

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from manifoldnet import cli, experiments, symmetry
-from manifoldnet.experiments.status import StatusLine
+from manifoldnet.experiments.progress import StatusLine
 from manifoldnet.symmetry import factory
 
 SOURCE = """
@@ -257,7 +257,7 @@ def test_interruption_promises_no_resume(capsys, monkeypatch):
 def test_command_needs_no_extra(capsys, monkeypatch):
     for name in ("sklearn", "datasets", "matplotlib", "tqdm", "PIL"):
         monkeypatch.setitem(sys.modules, name, None)
-    for package, name in ((symmetry, "factory"), (experiments, "status")):
+    for package, name in ((symmetry, "factory"), (experiments, "progress")):
         monkeypatch.delattr(package, name)  # imported again, without them
         monkeypatch.delitem(sys.modules, f"{package.__name__}.{name}")
     out, _ = run(capsys, "network:make", "--quiet")

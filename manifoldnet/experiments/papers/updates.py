@@ -1,7 +1,7 @@
-"""The weight updates that are compared, as data: the training loops know none of them by name.
+"""The weight updates that the papers compare, as data.
 
-A row says which rule of `manifoldnet.rules` declares the weights, with which options. They are
-those of Table 1 of [badrinarayanan2015symmetry], and the scaled metric with its exact geodesics.
+Each names the rule of `manifoldnet.rules` that declares the weights, and its options: those of
+Table 1 of [badrinarayanan2015symmetry], and the scaled metric with its exact geodesics.
 """
 
 from __future__ import annotations
@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+
+from torch import nn
+
+from manifoldnet import rules
+from manifoldnet.declarations import declare_all
 
 
 @dataclass(frozen=True)
@@ -48,3 +53,10 @@ UPDATES: Mapping[str, Update] = MappingProxyType(
     }
 )
 """The updates of the comparison, by name."""
+
+
+def declare(network: nn.Module, update: str) -> None:
+    """Declare the weights of a network, whose classifier is `head`, for an update."""
+    row = UPDATES[update]
+    if row.rule is not None:
+        declare_all(network, getattr(rules, row.rule)(classifier="head", **row.options))

@@ -1,30 +1,34 @@
-"""One run of the scale-invariant paper as data.
+"""Runs of the scale-invariant paper as data: one run, and the grids that make its experiments.
 
 Section 5 of [tygert2015scale]: convolutional networks with complex moduli, trained together with a
 classification stage by SGD in minibatches of 100, one learning rate h everywhere, no augmentation,
 no regularization. What it leaves open (h, m, the loss over a minibatch, the start, how MNIST's
-28x28 becomes 32x32) is a field or a documented choice.
+28x28 becomes 32x32) is a field or a documented choice. The experiments:
+
+    figure      every rate h and dimension m on the test images, as the paper draws them
+    choice      a grid of short runs, judged by validation images
+    comparison  each method at its choice, on all images, three seeds
+    robustness  wrong labels and outliers, each method at every h; validation images choose
+    stability   one pass at every power of ten
+
+A preset says how much of all this is run: ``"paper"`` all images and as many epochs as its figures
+have room for, ``"cpu"`` what ends on two cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from manifoldnet.experiments.configuration import (
-    Bounds,
-    Configuration,
-    check_choice,
-    check_integer,
-    checked_real,
-)
+from manifoldnet.experiments.configuration import Configuration, field
 from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.nn.simplex import Simplex
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(NamedTuple):
     """A network of Tables 1-4.
 
     Attributes:
@@ -59,12 +63,8 @@ METHODS: Mapping[str, str] = MappingProxyType(
 )
 """Classification stages by name; the last three are not the paper's."""
 
-_BOUNDS: Mapping[str, Bounds] = {
-    "lr": (0.0, False, float("inf"), False),
-    "wrong_labels": (0.0, True, 1.0, True),
-    "outliers": (0.0, True, 1.0, True),
-    "outlier_scale": (0.0, False, float("inf"), False),
-}
+PAPERS = ("rescaled", "logistic")
+"""The methods that the paper compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +77,10 @@ class StageConfig(Configuration):
         architecture: a key of `ARCHITECTURES`.
         method: a key of `METHODS`.
         lr: h, for the loss *averaged* over a minibatch, the same for all weights.
-        embedding_dim: m, rows of the stage's matrix; None is as many as classes, which is all
-            that methods other than ``"rescaled"`` know.
-        spheres: whether the kernels of each convolution are declared on a sphere of the size they
-            start with. Not the paper's.
+        embedding_dim: m, rows of the stage's matrix; None is the number of classes, the only one
+            for methods other than ``"rescaled"``.
+        spheres: declare the kernels of each convolution on a sphere of the size they start with.
+            Not the paper's.
         simplex: targets of ``"rescaled"``: ``"regular"``, as in the paper's figures, or
             ``"standard"``.
         batch_size: images per minibatch.
@@ -93,48 +93,32 @@ class StageConfig(Configuration):
         outliers: share of the training images that are made outliers.
         outlier_kind: ``"noise"`` replaces them by uniform noise, ``"contrast"`` leaves them as they
             are; either way they are multiplied by `outlier_scale`.
-        outlier_scale: how gross they are.
+        outlier_scale: factor of the outliers.
         threads: torch's threads.
     """
 
     experiment: ClassVar[str] = "scale-invariant"
 
     dataset: str = "mnist"
-    architecture: str = "smaller"
-    method: str = "rescaled"
-    lr: float | None = 0.1
-    embedding_dim: int | None = None
+    architecture: str = field("smaller", choices=ARCHITECTURES)
+    method: str = field("rescaled", choices=METHODS)
+    lr: float = field(0.1, above=0)
+    embedding_dim: int | None = field(None, at_least=1)
     spheres: bool = False
-    simplex: str = "regular"
-    batch_size: int = 100
-    epochs: int = 10
-    seed: int = 0
-    train_size: int | None = None
-    validation_size: int = 0
-    wrong_labels: float = 0.0
-    outliers: float = 0.0
-    outlier_kind: str = "noise"
-    outlier_scale: float = 100.0
-    threads: int = 1
+    simplex: Simplex = field("regular", choices=("regular", "standard"))  # noqa: RUF009
+    batch_size: int = field(100, at_least=1)
+    epochs: int = field(10, at_least=1)
+    seed: int = field(0, at_least=0)
+    train_size: int | None = field(None, at_least=1)
+    validation_size: int = field(0, at_least=0)
+    wrong_labels: float = field(0.0, at_least=0, at_most=1)
+    outliers: float = field(0.0, at_least=0, at_most=1)
+    outlier_kind: str = field("noise", choices=("noise", "contrast"))
+    outlier_scale: float = field(100.0, above=0)
+    threads: int = field(1, at_least=1)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dataset, str) or not self.dataset:
-            raise ConfigError(f"dataset is {self.dataset!r}; give a name such as 'mnist'")
-        check_choice("architecture", self.architecture, tuple(ARCHITECTURES))
-        check_choice("method", self.method, tuple(METHODS))
-        check_choice("simplex", self.simplex, ("regular", "standard"))
-        check_choice("outlier_kind", self.outlier_kind, ("noise", "contrast"))
-        for name in ("batch_size", "epochs", "threads"):
-            check_integer(name, getattr(self, name), at_least=1)
-        for name in ("seed", "validation_size"):
-            check_integer(name, getattr(self, name), at_least=0)
-        for name in ("train_size", "embedding_dim"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), at_least=1)
-        if not isinstance(self.spheres, bool):
-            raise ConfigError(f"spheres is {self.spheres!r}; it must be True or False")
-        for name, bounds in _BOUNDS.items():
-            object.__setattr__(self, name, checked_real(name, getattr(self, name), bounds))
+        super().__post_init__()
         if self.embedding_dim is not None and self.method != "rescaled":
             raise ConfigError(
                 f"embedding_dim is {self.embedding_dim}, but {self.method} has as many outputs as "
@@ -142,8 +126,252 @@ class StageConfig(Configuration):
             )
 
     @property
+    def side(self) -> int:
+        """Height and width of the images, in pixels."""
+        return ARCHITECTURES[self.architecture].side
+
+    @property
     def label(self) -> str:
         """``mnist-smaller-rescaled-h1-m64``."""
         m = "" if self.embedding_dim is None else f"-m{self.embedding_dim}"
         kernels = "-spheres" if self.spheres else ""
         return f"{self.dataset}-{self.architecture}-{self.method}{kernels}-h{self.lr:g}{m}"
+
+
+class Choice(NamedTuple):
+    """A rate h and a dimension m, which is 0 where it is the number of classes."""
+
+    h: float
+    m: int
+
+    def __str__(self) -> str:
+        return f"h = {self.h:g}" + (f", m = {self.m}" if self.m else "")
+
+    def of(self, base: StageConfig, method: str) -> StageConfig:
+        """A method at this choice."""
+        return replace(base, method=method, lr=self.h, embedding_dim=self.m or None)
+
+
+class Figure(NamedTuple):
+    """A data set and a network of Figures 1-6, and its title in the paper."""
+
+    dataset: str
+    architecture: str
+    title: str
+
+
+FIGURES: Mapping[int, Figure] = MappingProxyType(
+    {
+        1: Figure("cifar10", "larger", "CIFAR-10 — larger architecture"),
+        2: Figure("mnist", "larger", "MNIST — larger architecture"),
+        3: Figure("imagenet10", "imagenet-larger", "ImageNet subset — larger architecture"),
+        4: Figure("cifar10", "smaller", "CIFAR-10 — smaller architecture"),
+        5: Figure("mnist", "smaller", "MNIST — smaller architecture"),
+        6: Figure("imagenet10", "imagenet-smaller", "ImageNet subset — smaller architecture"),
+    }
+)
+
+
+class Preset(NamedTuple):
+    """Amount of work.
+
+    Attributes:
+        epochs: of a figure's runs.
+        train_size: images of a figure's runs; None takes all.
+        rates: h, the same for every method.
+        dimensions: m of ``"rescaled"``.
+    """
+
+    epochs: int
+    train_size: int | None
+    rates: tuple[float, ...]
+    dimensions: tuple[int, ...]
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "paper": Preset(100, None, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), (10, 32, 128)),
+        "cpu": Preset(6, 5000, (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), (10, 128)),
+    }
+)
+
+_LARGER = Preset(5, 2000, (0.03, 0.1, 0.3, 1.0), PRESETS["cpu"].dimensions)
+"""``"cpu"`` for the larger network, a step of which costs many times as much."""
+
+_IMAGENET = Preset(5, None, (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), (128,))
+"""``"cpu"`` for the 1000 images of ImageNet, each of which takes tens of milliseconds."""
+
+CHOICE = StageConfig(epochs=3, train_size=5000, validation_size=2000)
+"""Short runs, from which h and m are chosen; never on test images."""
+
+CHOICE_DIMENSIONS = (10, 128, 1024)
+"""m of the short runs, from the number of classes on. Runs that chose of (10, 128) took 128, the
+largest."""
+
+WRONG_LABELS = (0.0, 0.2, 0.4, 0.6)
+"""Shares of wrong labels."""
+
+CLAIMED = 0.4
+"""The share of wrong labels that is run with several seeds."""
+
+OUTLIERS = (0.1, 0.3)
+"""Shares of training images that are gross outliers."""
+
+OUTLIER_RATES = (1e-5, 1e-4, 1e-3, 3e-3)
+"""h besides the preset's for outliers: a gross outlier's gradient is as large as the outlier."""
+
+ROBUSTNESS_VALIDATION = 2000
+"""Images with right labels by which rates are chosen when the training data are corrupted."""
+
+COMPARISON = "comparison"
+"""Beginning of the names of folders of comparisons."""
+
+
+def figure(number: int, preset: str) -> list[StageConfig]:
+    """The runs of a figure: panel (a) over h and m, panel (b) over h.
+
+    Raises:
+        ConfigError: for an unknown figure or preset.
+    """
+    if number not in FIGURES:
+        raise ConfigError(f"there is no figure {number}, only {', '.join(map(str, FIGURES))}")
+    dataset, architecture, _ = FIGURES[number]
+    amount = _preset(preset)
+    if preset == "cpu" and dataset == "imagenet10":
+        amount = _IMAGENET
+    elif preset == "cpu" and architecture == "larger":
+        amount = _LARGER
+    base = StageConfig(
+        dataset=dataset,
+        architecture=architecture,
+        epochs=amount.epochs,
+        train_size=amount.train_size,
+    )
+    return grid(base, PAPERS, amount.rates, amount.dimensions)
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset {name!r}, only {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def grid(
+    base: StageConfig, methods: Sequence[str], rates: Sequence[float], dimensions: Sequence[int]
+) -> list[StageConfig]:
+    """Every method at every rate, and every dimension where it has one."""
+    return [
+        Choice(h, m).of(base, method)
+        for method in methods
+        for h, m in product(rates, dimensions if method == "rescaled" else (0,))
+    ]
+
+
+def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]:
+    """Runs with several seeds, seed by seed.
+
+    Raises:
+        ConfigError: when there would be none.
+    """
+    if repetitions < 1:
+        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
+    return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
+
+
+def stability() -> list[StageConfig]:
+    """500 steps on MNIST, the smaller network, for h from 1e-6 to 1e6.
+
+    The rescaled stage on plain kernels and on kernels that are on spheres, and logistic regression.
+    """
+    base = StageConfig(epochs=1, train_size=50_000)
+    variants = [replace(base, spheres=spheres) for spheres in (False, True)]
+    variants.append(replace(base, method="logistic"))
+    return [replace(one, lr=10.0**power) for power in range(-6, 7) for one in variants]
+
+
+def robustness(preset: str) -> list[StageConfig]:
+    """Wrong labels and outliers on MNIST, the smaller network, each method over its grid.
+
+    Raises:
+        ConfigError: for an unknown preset.
+    """
+    amount = _preset(preset)
+    base = StageConfig(
+        epochs=min(amount.epochs, 10),
+        train_size=amount.train_size,
+        validation_size=ROBUSTNESS_VALIDATION,
+    )
+    settings = [(replace(base, wrong_labels=share), amount.rates) for share in WRONG_LABELS]
+    lower = (*OUTLIER_RATES, *amount.rates)
+    settings += [(replace(base, outliers=share), lower) for share in OUTLIERS]
+    return [run for one, rates in settings for run in grid(one, PAPERS, rates, amount.dimensions)]
+
+
+def choice(
+    dataset: str,
+    architecture: str,
+    methods: Sequence[str],
+    *,
+    train_size: int | None = None,
+    epochs: int | None = None,
+) -> list[StageConfig]:
+    """Runs of every method over its grid, judged by validation images.
+
+    Args:
+        dataset: of the comparison.
+        architecture: the network.
+        methods: to choose a rate for.
+        train_size: images to train on; by default few, for short runs. A rate that is the best of
+            short runs may be too large for long ones.
+        epochs: of each run; by default few.
+
+    Raises:
+        ConfigError: for numbers that are not positive.
+    """
+    base, rates = replace(CHOICE, dataset=dataset, architecture=architecture), PRESETS["cpu"].rates
+    if dataset == "imagenet10":  # 1000 images
+        base, rates = replace(base, train_size=800, validation_size=200, epochs=5), _LARGER.rates
+    base = replace(
+        base,
+        train_size=base.train_size if train_size is None else train_size,
+        epochs=base.epochs if epochs is None else epochs,
+    )
+    return grid(base, methods, rates, CHOICE_DIMENSIONS)
+
+
+def comparison(
+    chosen: Mapping[str, Choice],
+    dataset: str,
+    architecture: str,
+    epochs: int,
+    repetitions: int,
+    train_size: int | None = None,
+) -> list[StageConfig]:
+    """Each method at its choice, seed by seed, on all training images or so many.
+
+    Raises:
+        ConfigError: when there would be no runs.
+    """
+    base = StageConfig(
+        dataset=dataset, architecture=architecture, epochs=epochs, train_size=train_size
+    )
+    return repeated([one.of(base, method) for method, one in chosen.items()], repetitions)
+
+
+def folder_names(dataset: str, train_size: int | None, *length: int | None) -> tuple[str, str]:
+    """The folders of a choice and of its comparison: each way of choosing has its own.
+
+    Args:
+        dataset: of the comparison.
+        train_size: images of the comparison.
+        *length: images and epochs of the short runs, where they are not the usual ones.
+    """
+    how = "".join(f"-{n}" for n in length if n is not None)
+    size = "" if train_size is None else f"-{train_size}"
+    return f"choice-{dataset}{how}", f"{COMPARISON}-{dataset}{size}" + (how and f"-by{how}")
+
+
+def choice_of(comparison: str, dataset: str) -> str:
+    """The folder of the short runs that choose for a comparison in a folder of that name."""
+    _, _, how = comparison.partition("-by")
+    return f"choice-{dataset}{how}"

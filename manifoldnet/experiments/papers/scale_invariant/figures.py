@@ -1,20 +1,31 @@
-"""Figures 1-6 as the paper draws them: (a) rescaled, (b) logistic, (c) the best of both.
+"""Pictures of the scale-invariant paper's runs. Reads records only.
 
-Reads records, trains nothing.
+Figures 1-6 as the paper draws them; errors over the share of corrupted data, and over every
+learning rate; accuracy over confidence. A cross marks a run that overflowed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from manifoldnet.experiments.canvas import INK, MUTED, new_figure, png, style
-from manifoldnet.experiments.papers.scale_invariant.curves import Curve, best
+import pandas as pd
+
+from manifoldnet.experiments.papers.scale_invariant.config import PAPERS, Choice
+from manifoldnet.experiments.papers.scale_invariant.records import (
+    Settings,
+    at,
+    best,
+    choices,
+    reliability,
+)
+from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, png, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 # From small h to large, from light to dark; colour-blind readers see the order. As many as the
@@ -29,14 +40,23 @@ COLOURS = {
     "etf": "#CC79A7",
 }
 """Of the methods, in every picture."""
-_PAPERS = ("rescaled", "logistic")
+
+VARIANTS = {
+    "rescaled": ("#D55E00", "-", "#D55E00"),
+    "rescaled, kernels on spheres": ("#D55E00", "--", "white"),
+    "logistic": ("#0072B2", "-", "#0072B2"),
+}
+"""Colour, dashes and filling of the points of the runs at every learning rate."""
+
+DRAWN = 10
+"""Least samples of a bin that is drawn: a share of fewer says nothing."""
 
 
-def draw(found: Sequence[Curve], title: str) -> bytes:
-    """The three panels, side by side, as a PNG.
+def draw_grid(runs: pd.DataFrame, title: str) -> bytes:
+    """Test error by epoch: (a) rescaled, (b) logistic, (c) the best of both.
 
     Args:
-        found: curves of one data set and network.
+        runs: of one data set and network.
         title: the heading.
 
     Raises:
@@ -45,17 +65,17 @@ def draw(found: Sequence[Curve], title: str) -> bytes:
     figure = new_figure(11.0, 5.6)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=INK)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    for axes, method, letter in zip(panels, _PAPERS, "ab", strict=False):
-        own = [curve for curve in found if curve.method == method]
-        _finish(axes, f"({letter}) {method}", _grid(axes, own))
+    for axes, method, letter in zip(panels, PAPERS, "ab", strict=False):
+        _finish(axes, f"({letter}) {method}", _curves(axes, runs, method))
     both = [
-        [_line(panels[2], chosen, COLOURS[method], "-", f"{method}, {chosen.label}")]
-        for method in _PAPERS
-        if (chosen := best(found, method)) is not None
+        [_curve(panels[2], at(runs, method, chosen), COLOURS[method], "-", f"{method}, {chosen}")]
+        for method in PAPERS
+        if (chosen := best(runs, method)) is not None
     ]
     _finish(panels[2], "(c) best of both", both)
-    errors = [100 * e for curve in found for e in curve.errors() if not math.isnan(e)]
-    panels[0].set_ylim(0, min(100, 1.05 * max(errors, default=100)))
+    errors = [y for axes in panels[:2] for line in axes.lines for y in line.get_ydata()]
+    highest = max((y for y in errors if not math.isnan(y)), default=100)
+    panels[0].set_ylim(0, min(100, 1.05 * highest))
     panels[0].set_ylabel("test error (%)", color=INK)
     figure.supxlabel(
         "a line ends where a number in the network was not finite; best: lowest mean error after "
@@ -66,43 +86,38 @@ def draw(found: Sequence[Curve], title: str) -> bytes:
     return png(figure)
 
 
-def _grid(axes: Axes, own: Sequence[Curve]) -> list[list[Line2D]]:
-    """Draws the curves of a method; gives their lines, a column of the legend for each m."""
+def _curves(axes: Axes, runs: pd.DataFrame, method: str) -> list[list[Line2D]]:
+    """Draw the curves of a method; gives their lines, a column of the legend for each m."""
     from matplotlib.lines import Line2D
 
-    rates = sorted({curve.lr for curve in own})
-    shades = dict(zip(rates, _spread(_SHADES, len(rates)), strict=True))
+    tried = choices(runs, method)
+    rates = sorted({choice.h for choice in tried})
+    spread = (len(_SHADES) - 1) / max(len(rates) - 1, 1)
     columns = []
-    dimensions = sorted({curve.embedding_dim or 0 for curve in own})
-    for m, dashes in zip(dimensions, cycle(_DASHES), strict=False):
-        of_m = {curve.lr: curve for curve in own if (curve.embedding_dim or 0) == m}
+    for m, dashes in zip(sorted({choice.m for choice in tried}), cycle(_DASHES), strict=False):
         columns.append(
             [
-                _line(axes, of_m[h], shades[h], dashes, of_m[h].label)
-                if h in of_m
+                _curve(axes, at(runs, method, one), _SHADES[round(i * spread)], dashes, str(one))
+                if (one := Choice(h, m)) in tried
                 else Line2D([], [], linestyle="none", label=" ")  # keeps its place
-                for h in rates
+                for i, h in enumerate(rates)
             ]
         )
     return columns
 
 
-def _spread(shades: Sequence[str], count: int) -> list[str]:
-    """So many of them, from the first to the last."""
-    return [shades[round(i * (len(shades) - 1) / max(count - 1, 1))] for i in range(count)]
-
-
-def _line(axes: Axes, curve: Curve, colour: str, dashes: str, label: str) -> Line2D:
-    percent = [100 * error for error in curve.errors()]
-    alone = sum(not math.isnan(error) for error in percent) == 1
-    ended = f" ({curve.diverged} of {len(curve.runs)} diverged)" if curve.diverged else ""
+def _curve(axes: Axes, curve: pd.DataFrame, colour: str, dashes: str, label: str) -> Line2D:
+    """Mean test error after each epoch that all runs have; a diverged run has none from there."""
+    percent = 100 * pd.DataFrame(curve["errors"].tolist()).mean(skipna=False)
+    diverged = curve["diverged"].sum()
+    ended = f" ({diverged} of {len(curve)} diverged)" if diverged else ""
     (line,) = axes.plot(
         range(1, len(percent) + 1),
         percent,
         color=colour,
         linestyle=dashes,
         linewidth=1.6,
-        marker="o" if alone else None,
+        marker="o" if percent.count() == 1 else None,
         label=label + ended,
     )
     return line
@@ -112,9 +127,7 @@ def _finish(axes: Axes, title: str, columns: Sequence[Sequence[Line2D]]) -> None
     """Title, axes, and the legend below the panel, where it covers no curve."""
     from matplotlib.ticker import MaxNLocator
 
-    style(axes)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel("epoch", color=INK)
+    _panel(axes, title, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not columns:
         axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center")
@@ -129,4 +142,129 @@ def _finish(axes: Axes, title: str, columns: Sequence[Sequence[Line2D]]) -> None
         frameon=False,
         fontsize=7.5,
         labelcolor=INK,
+    )
+
+
+def draw_robustness(settings: Settings) -> bytes:
+    """Test error at the chosen rates against the share of corrupted data, a panel for each kind.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    kinds = sorted({kind for kind, _ in settings})
+    figure = new_figure(4.4 * len(kinds), 4.2)
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        _panel(axes, kind, "share of the training images (%)")
+        for method, colour in COLOURS.items():
+            points, lost = [], []
+            for (of, share), runs in settings.items():
+                if of == kind and (runs["method"] == method).any():
+                    error = at(runs, method, best(runs, method))["error"].mean()
+                    points += [] if math.isnan(error) else [(100 * share, 100 * error)]
+                    lost += [100 * share] if math.isnan(error) else []
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, marker="o", label=method)
+            _crosses(axes, lost, colour, f"{method}: overflow at every rate")
+        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylabel("test error (%), chosen rate", color=INK)
+    _legend_below(figure, figure.axes)
+    return png(figure)
+
+
+def draw_stability(runs: pd.DataFrame) -> bytes:
+    """Test error, largest loss and relative step over h, where every `VARIANTS` stayed finite.
+
+    A point for each run, a line through the median of each rate at which none overflowed.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    figure = new_figure(11.5, 4.3)
+    error, loss, step = figure.subplots(1, 3)
+    shown = {
+        error: ("test error (%)", 100 * runs["test_error"]),
+        loss: ("largest loss of a minibatch", runs["largest_loss"]),
+        step: ("mean ‖ΔA‖/‖A‖ of a step", runs["step_ratio"]),
+    }
+    finite = runs["overflow"] == ""
+    for axes, (title, values) in shown.items():
+        _panel(axes, title, "learning rate h")
+        axes.set_xscale("log")
+        for name, (colour, dashes, face) in VARIANTS.items():
+            own = runs["variant"] == name
+            whole = finite.groupby(runs["h"].where(own)).all()
+            middle = values.groupby(runs["h"].where(own)).median()[whole]
+            if len(middle):
+                axes.plot(middle.index, middle, dashes, color=colour, label=name)
+            if (own & finite).any():
+                points = runs["h"][own & finite], values[own & finite]
+                axes.plot(*points, "o", color=colour, mfc=face, markersize=3.5)
+    for name, (colour, *_) in VARIANTS.items():
+        lost = runs["h"][(runs["variant"] == name) & ~finite].unique()
+        _crosses(error, lost, colour, f"{name}: overflow", height=100.0)
+    error.set_ylim(0, 105)
+    loss.set_yscale("log")
+    loss.axhline(4, color=MUTED, linewidth=0.8, linestyle=":")
+    loss.annotate("4", (1, 4), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED)
+    step.set_yscale("log")
+    _legend_below(figure, [error])
+    return png(figure)
+
+
+def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
+    """A reliability diagram for each data set.
+
+    Args:
+        found: runs with a confidence, by title and method.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    figure = new_figure(4.4 * len(found), 4.2)
+    for axes, (title, methods) in zip(
+        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
+    ):
+        _panel(axes, title, "confidence (%)")
+        axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
+        for method, runs in methods.items():
+            bins = reliability(runs)
+            drawn = [i for i, n in enumerate(bins.count) if n >= DRAWN]
+            axes.plot(
+                [100 * bins.confidence[i] for i in drawn],
+                [100 * bins.accuracy[i] for i in drawn],
+                color=COLOURS[method],
+                marker="o",
+                markersize=4,
+                label=f"{method}, error {100 * bins.error:.2f} %",
+            )
+        axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    figure.axes[0].set_ylabel("right answers (%)", color=INK)
+    return png(figure)
+
+
+def _panel(axes: Axes, title: str, x: str) -> None:
+    style(axes)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(x, color=INK)
+
+
+def _crosses(
+    axes: Axes, where: Sequence[float], colour: str, label: str, height: float | None = None
+) -> None:
+    """Crosses for what overflowed, at a height; by default at the top, whatever the errors."""
+    top: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    if len(where):
+        y = [1.0 if height is None else height] * len(where)
+        axes.plot(where, y, "x", color=colour, label=label, **(top if height is None else {}))
+
+
+def _legend_below(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend of several panels, a name once."""
+    named: dict[str, Any] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named[name] = handle
+    figure.legend(
+        named.values(), named, loc="outside lower center", ncols=len(named), frameon=False
     )

@@ -3,17 +3,46 @@
     <folder>/<sweep>/records/*.jsonl, <folder>/stage_cost.csv
     -> scale_invariant.csv, .md, .html, scale_invariant_figure1.png …, label_noise.csv, .png
 
-What there is comes out, answers first: comparisons, wrong labels and outliers, every learning rate,
-figures whose runs are there, how rates were chosen, confidence, and what a step costs.
+It begins with answers: claims, comparisons, corrupted data, every learning rate, figures, how rates
+were chosen, confidence, and what a step costs, each where there are records on it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from manifoldnet.experiments.document import (
+import numpy as np
+import pandas as pd
+
+from manifoldnet.experiments.errors import RecordError
+from manifoldnet.experiments.papers.scale_invariant import claims
+from manifoldnet.experiments.papers.scale_invariant.claims import Comparison, error_text, lost
+from manifoldnet.experiments.papers.scale_invariant.config import METHODS, PAPERS, Choice
+from manifoldnet.experiments.papers.scale_invariant.figures import (
+    DRAWN,
+    VARIANTS,
+    draw_grid,
+    draw_reliability,
+    draw_robustness,
+    draw_stability,
+)
+from manifoldnet.experiments.papers.scale_invariant.records import (
+    COST_BASE,
+    COSTS,
+    Section,
+    Settings,
+    at,
+    best,
+    by_setting,
+    choices,
+    edge_label,
+    read,
+    read_costs,
+    reliability,
+)
+from manifoldnet.experiments.report import (
     Block,
     Heading,
     Paragraph,
@@ -22,31 +51,27 @@ from manifoldnet.experiments.document import (
     Table,
     publish,
 )
-from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.papers.scale_invariant import (
-    answers,
-    comparisons,
-    costs,
-    figures,
-    grids,
-    noise,
-    reliability,
-    stability,
-)
-from manifoldnet.experiments.papers.scale_invariant.config import METHODS
-from manifoldnet.experiments.papers.scale_invariant.costs import Costs
-from manifoldnet.experiments.papers.scale_invariant.curves import Curve, best, curves
-from manifoldnet.experiments.papers.scale_invariant.sections import Section, read, titles
-from manifoldnet.experiments.spreadsheet import csv_text
+from manifoldnet.experiments.statistics import estimate, paired
 
-COLUMNS = (
-    *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch"),
-    "test_error",
+EPOCH_COLUMNS = (
+    *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch", "test_error"),
+)
+RUN_COLUMNS = (
+    *("dataset", "architecture", "method", "h", "m", "seed", "kind", "share", "test_error"),
+    *("gradient_norm", "largest_gradient_norm", "step_ratio", "largest_step_ratio"),
+)
+_BLOCK = 10
+
+_DECIDED = (
+    "Of several rows of a method, the one that the short runs choose now (lowest validation error, "
+    "see the rates and dimensions chosen) counts; those from before are of earlier choices among "
+    "fewer h and m. Where the short runs are not known, or what they choose has not been run, a "
+    "method's only row counts, and of several none."
 )
 
 
 def write_stage_report(folder: str | Path, output: str | Path | None = None) -> Report:
-    """Writes the report on the sweeps below a folder, or on the one in it.
+    """Write the report on the sweeps below a folder, or on the one in it.
 
     Args:
         folder: with the records of a sweep, or with folders of sweeps.
@@ -58,88 +83,83 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
         MissingExtraError: without matplotlib.
     """
     folder = Path(folder)
-    output = folder if output is None else Path(output)
     sections = read(folder)
-    parts = [section for section in sections if section.kind != "choice"]
-    if not parts:
+    judged = [section for section in sections if section.kind != "choice"]
+    if not judged:
         raise RecordError(
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
-            f"figure5 --out {folder}"
+            f"scale-invariant figure5 --out {folder}"
         )
-    tables = {"scale_invariant.csv": to_csv([part for part in parts if part.kind != "label noise"])}
-    for part in parts:
-        if part.kind == "label noise":
-            name = _file("label_noise", part, sections)
-            tables[f"{name}.csv"] = noise.to_csv(noise.by_setting(part.runs))
-    blocks = list(_blocks(sections, costs.read(folder)))
+    tables = {"scale_invariant.csv": epochs_csv([s for s in judged if s.kind != "label noise"])}
+    for section in judged:
+        if section.kind == "label noise":
+            text = settings_csv(by_setting(section.runs))
+            tables[f"{_file('label_noise', section, sections)}.csv"] = text
+    blocks = list(_blocks(sections, read_costs(folder)))
+    output = folder if output is None else Path(output)
     return publish(blocks, output, "scale_invariant", tables)
 
 
-def to_csv(sections: Sequence[Section]) -> str:
-    """One row per epoch, under `COLUMNS`; an error that is not known is empty."""
-    return csv_text(
-        COLUMNS,
-        [
-            {
-                "figure": section.name.removeprefix("figure"),
-                "dataset": record.config.dataset,
-                "architecture": record.config.architecture,
-                "method": record.config.method + ("-spheres" if record.config.spheres else ""),
-                "h": f"{record.lr:g}",
-                "m": "" if record.config.embedding_dim is None else record.config.embedding_dim,
-                "seed": record.config.seed,
-                "epoch": epoch.epoch,
-                "test_error": "" if math.isnan(epoch.test_error) else f"{epoch.test_error:.6g}",
-            }
-            for section in sections
-            for record in sorted(section.runs, key=lambda r: (r.config.label, r.config.seed))
-            for epoch in record.epochs
-        ],
-    )
-
-
-def _blocks(sections: Sequence[Section], measured: Costs | None) -> Iterator[Block]:
-    made = {
-        ", ".join(f"{k} {v}" for k, v in sorted(run.versions.items()))
+def epochs_csv(sections: Sequence[Section]) -> str:
+    """One row per epoch, under `EPOCH_COLUMNS`; an error that is not known is empty."""
+    rows = [
+        section.runs.assign(figure=section.name.removeprefix("figure"))
+        .sort_values(["label", "seed"])
+        .assign(
+            method=lambda runs: runs["method"] + runs["spheres"].map({True: "-spheres", False: ""}),
+            epoch=lambda runs: [range(1, n + 1) for n in runs["errors"].map(len)],
+            test_error=lambda runs: runs["errors"],
+        )
+        .explode(["epoch", "test_error"])
         for section in sections
-        for run in section.runs
-    }
+    ]
+    return _csv(rows, EPOCH_COLUMNS)
+
+
+def settings_csv(settings: Settings) -> str:
+    """One row per run, under `RUN_COLUMNS`, with the gradients and steps of its last epoch."""
+    rows = [runs.assign(kind=kind, share=share) for (kind, share), runs in settings.items()]
+    return _csv(rows, RUN_COLUMNS)
+
+
+def _csv(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> str:
+    if not tables:
+        return ",".join(columns) + "\n"
+    rows = pd.concat([table[[*columns]] for table in tables])
+    rows["m"] = rows["m"].astype(str).where(rows["m"] > 0, "")
+    numbers = [name for name in columns[7:] if name not in ("epoch", "kind", "share")]
+    rows = rows.astype(dict.fromkeys(numbers, float))
+    return rows.to_csv(columns=columns, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _blocks(sections: Sequence[Section], costs: pd.DataFrame | None) -> Iterator[Block]:
+    made = {text for section in sections for text in section.runs["versions"]}
     yield Heading("Scale-invariant learning and convolutional networks", 1)
     yield Paragraph(
         "Errors are rates on the test images after the last epoch. A run diverged when a number in "
         "the network was not finite. "
         f"Made with {'; '.join(sorted(made))}."
     )
-    compared = comparisons.comparisons(sections)
-    yield from answers.blocks(sections, compared)
-    yield from comparisons.blocks(compared, measured)
-    names = titles(sections)
+    compared = claims.comparisons(sections)
+    yield from claims.blocks(sections, compared)
+    yield from _comparisons(compared, costs)
     for section in sections:
         if section.kind == "label noise":
-            corrupted = noise.by_setting(section.runs)
-            yield Heading(f"Wrong labels and outliers: {names[section.name]}")
-            yield from noise.blocks(corrupted)
-            text = "Test error against corrupted data"
-            name = _file("label_noise", section, sections)
-            yield Picture(f"{name}.png", noise.draw(corrupted), text)
+            yield from _robustness(section, _file("label_noise", section, sections))
     for section in sections:
         if section.kind == "stability":
-            name = _file("scale_invariant_stability", section, sections)
-            yield from stability.blocks(section.runs, f"{name}.png")
+            yield from _stability(section, _file("scale_invariant_stability", section, sections))
     for section in sections:
         if section.kind == "grid":
-            title = f"{answers.figure_of(section) or 'Grid'}: {names[section.name]}"
-            found = curves(section.runs)
+            title = f"{claims.figure_of(section) or 'Grid'}: {section.title}"
             yield Heading(title)
-            yield Picture(f"scale_invariant_{section.name}.png", figures.draw(found, title), title)
-            yield _grid(found)
+            name = f"scale_invariant_{section.name}.png"
+            yield Picture(name, draw_grid(section.runs, title), title)
+            yield from _grid(section.runs)
     yield from _choices([section for section in sections if section.kind == "choice"])
-    current = {one.title: [one.current(method) for method in one.methods] for one in compared}
-    yield from reliability.blocks(
-        {title: [curve for curve in members if curve] for title, members in current.items()}
-    )
-    if measured is not None:
-        yield from costs.blocks(measured)
+    yield from _confidence(compared)
+    if costs is not None:
+        yield from cost_blocks(costs)
 
 
 def _file(name: str, section: Section, sections: Sequence[Section]) -> str:
@@ -148,33 +168,207 @@ def _file(name: str, section: Section, sections: Sequence[Section]) -> str:
     return f"{name}_{section.name}" if several else name
 
 
-def _grid(found: Sequence[Curve]) -> Table:
+def _table(rows: Sequence[Mapping[str, str]], words: int = 1) -> Iterator[Table]:
+    """A table of rows that are cells by the name of their column; none without rows."""
+    if rows:
+        yield Table(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), words)
+
+
+def _comparisons(compared: Sequence[Comparison], costs: pd.DataFrame | None) -> Iterator[Block]:
+    """A section on the paper's two methods, and one for each comparison with others."""
+    papers = [one for one in compared if set(one.methods) <= set(PAPERS)]
+    if papers:
+        yield Heading("Test error at the chosen rates")
+        yield Paragraph(_DECIDED)
+        rows = [
+            {"data": one.title, "method": method} | row
+            for one in papers
+            for method, row, _ in _rows(one)
+        ]
+        yield from _table(rows, words=2)
+        yield from _differences(papers)
+    for one in compared:
+        if one in papers:
+            continue
+        yield Heading(f"Beyond the paper: {one.title}")
+        yield Paragraph(
+            "Other stages on the same network, their rates chosen alike. "
+            + _DECIDED
+            + " Calibration error is that of the confidence; ms/step is the median of "
+            f"{COSTS}, measured on the smaller MNIST network."
+        )
+        rows = [
+            {"stage": method} | row | _quality(method, curve, costs)
+            for method, row, curve in _rows(one)
+        ]
+        yield from _table(rows)
+        yield from _differences([one])
+
+
+def _rows(one: Comparison) -> Iterator[tuple[str, dict[str, str], pd.DataFrame]]:
+    """Cells and runs of each choice, and of a choice that was not run."""
+    for method in one.methods:
+        own, chosen = choices(one.runs, method), one.chosen.get(method)
+        for choice in [*own, *([chosen] if chosen and chosen not in own else [])]:
+            curve = at(one.runs, method, choice)
+            row = {
+                "h": f"{choice.h:g}",
+                "m": str(choice.m or "–"),
+                "chosen": "–" if chosen is None else "now" if choice == chosen else "before",
+                "test error": error_text(curve),
+                "n": str(curve["error"].count()),
+                "diverged": str(curve["diverged"].sum()),
+            }
+            yield method, row, curve
+
+
+def _quality(method: str, curve: pd.DataFrame, costs: pd.DataFrame | None) -> dict[str, str]:
+    """Calibration error and milliseconds of a step; ``–`` where they were not measured."""
+    sure, m = _confident(curve), "".join(str(m or "") for m in curve["m"].head(1))
+    found = {"calibration error": f"{_calibration_error(sure):.4f}" if len(sure) else "–"}
+    if costs is None or curve.empty or (method, m) not in costs:
+        return found | {"ms/step": "–"}
+    return found | {"ms/step": f"{1000 * costs[method, m].median():.1f}"}
+
+
+def _differences(compared: Sequence[Comparison]) -> Iterator[Block]:
+    rows = []
+    for one in compared:
+        for method, rescaled, other, difference in one.differences():
+            if difference.n > 1:
+                mean, interval = difference.signed()
+                name = f"rescaled ({rescaled}) − {method} ({other})"
+                row = {"data": one.title, "difference, paired over seeds": name, "test error": mean}
+                rows.append(row | {"95 % interval": interval, "n": str(difference.n)})
+    yield from _table(rows, words=2)
+
+
+def _robustness(section: Section, name: str) -> Iterator[Block]:
+    """Errors of each method at its best rate, and what they lost against clean data."""
+    settings = by_setting(section.runs)
+    yield Heading(f"Wrong labels and outliers: {section.title}")
+    yield Paragraph(
+        "Each method at the rate and dimension that its own validation images (with right labels) "
+        "choose for each share, of so many combinations. Lost: against the same on clean training "
+        "data; where there are several seeds, what the rescaled stage lost less what logistic "
+        "regression lost, paired over seeds, stands in the second table."
+    )
+    rows, differences = [], []
+    for setting, runs in settings.items():
+        where = {"training data": setting.kind, "share": f"{100 * setting.share:g} %"}
+        for method in METHODS:
+            if (choice := best(runs, method)) is None:
+                continue
+            curve, cost = at(runs, method, choice), lost(settings, setting, method)
+            rows.append(
+                {
+                    **where,
+                    "method": method,
+                    "chosen": edge_label(runs, method, choice),
+                    "of": str(len(choices(runs, method))),
+                    "test error": f"{curve['error'].mean():.4f}",
+                    "lost": estimate([*cost.values()]).signed()[0],
+                    "n": str(curve["error"].count()),
+                    "mean ‖gradient‖": f"{curve['gradient_norm'].mean():.2g}",
+                    "largest": f"{curve['largest_gradient_norm'].max():.2g}",
+                }
+            )
+        apart = paired(*(lost(settings, setting, method) for method in PAPERS))
+        if setting.share and apart.n > 1:
+            mean, interval = apart.signed()
+            row = {"rescaled − logistic": mean, "95 % interval": interval, "n": str(apart.n)}
+            differences.append(where | row)
+    yield from _table(rows, words=4)
+    yield from _table(differences, words=2)
+    picture = draw_robustness(settings)
+    yield Picture(f"{name}.png", picture, "Test error against corrupted data")
+
+
+def _stability(section: Section, name: str) -> Iterator[Block]:
+    """One pass of 500 minibatches for every power of ten: loss, step and what overflowed.
+
+    The paper says that its stage is "stable for all values of h", and has "precise control over the
+    actual rate of learning": ‖ΔA‖/‖A‖ is the rate at which the stage's matrix is replaced.
+    """
+    runs, config = section.runs, section.runs["config"].iloc[0]
+    yield Heading("Every learning rate")
+    yield Paragraph(
+        f"{config.dataset}, {config.architecture}: one pass over {config.train_size:,} images in "
+        f"minibatches of {config.batch_size}, float32. A run ends at the first number in the "
+        "network (features, scores, loss, gradients, weights) that is not finite. ‖z‖ is that of "
+        "the stage's direction, which is 1; ‖ΔA‖/‖A‖ is the mean step of the stage's matrix. The "
+        "largest and smallest numbers are over the runs that stayed finite."
+    )
+    variants = {name: own for name in VARIANTS if len(own := runs[runs["variant"] == name])}
+    yield from _table([_extremes(name, own) for name, own in variants.items()])
+    yield Paragraph(
+        "Rate by rate (the median of several seeds), or which number was the first that was not "
+        "finite:"
+    )
+    rows = [
+        {"h": f"{h:g}"}
+        | {
+            f"{name}, {variant.removeprefix('rescaled, kernels ')}": _at_rate(
+                own[own["h"] == h], measure, form
+            )
+            for name, measure, form in (
+                ("test error", "test_error", ".4f"),
+                ("‖ΔA‖/‖A‖", "step_ratio", ".2g"),
+            )
+            for variant, own in variants.items()
+        }
+        for h in sorted(runs["h"].unique())
+    ]
+    yield from _table(rows, words=0)
+    text = "Test error, largest loss and relative step against the learning rate"
+    yield Picture(f"{name}.png", draw_stability(runs), text)
+
+
+def _extremes(name: str, own: pd.DataFrame) -> dict[str, str]:
+    kept = own[own["overflow"] == ""]
+    lowest, highest = kept["step_ratio"].min(), kept["step_ratio"].max()
+    cells = {
+        "lowest test error": f"{kept['test_error'].min():.4f}",
+        "largest loss": f"{kept['largest_loss'].max():.3g}",
+        "largest ‖z‖ − 1": "–" if name == "logistic" else f"{kept['norm_error'].max():.1e}",
+        "largest kernel entry": f"{kept['largest_weight'].max():.2g}",
+        "‖ΔA‖/‖A‖": f"{lowest:.2g} to {highest:.2g}",
+    }
+    counts = {"method": name, "runs": str(len(own)), "not finite": str(len(own) - len(kept))}
+    return counts | (dict.fromkeys(cells, "–") if kept.empty else cells)
+
+
+def _at_rate(runs: pd.DataFrame, measure: str, form: str) -> str:
+    """The median over the runs at a rate, or what overflowed first, said once with the errors."""
+    overflows = runs.loc[runs["overflow"] != "", "overflow"]
+    if len(overflows) and measure == "test_error":
+        return (f"{len(overflows)} of {len(runs)}: " if len(runs) > 1 else "") + overflows.iloc[0]
+    return "–" if len(overflows) or runs.empty else format(runs[measure].median(), form)
+
+
+def _grid(runs: pd.DataFrame) -> Iterator[Block]:
     """Test errors, a row for each h, a column for each method and m."""
-    stages = sorted(
-        {(list(METHODS).index(c.method), c.embedding_dim or 0, c.method) for c in found}
-    )
-    cells = {(c.method, c.embedding_dim or 0, c.lr): c for c in found}
 
-    def cell(curve: Curve | None) -> str:
-        if curve is None:
-            return "–"
-        if len(curve.runs) == curve.diverged:
-            return "diverged"
-        lost = f" ({curve.diverged} of {len(curve.runs)} diverged)" if curve.diverged else ""
-        return comparisons.error(curve) + lost
+    def cell(curve: pd.DataFrame) -> str:
+        diverged = curve["diverged"].sum()
+        if diverged == len(curve):
+            return "–" if curve.empty else "diverged"
+        return error_text(curve) + (f" ({diverged} of {len(curve)} diverged)" if diverged else "")
 
-    return Table(
-        ("h", *(method + (f", m = {m}" if m else "") for _, m, method in stages)),
-        tuple(
-            (f"{h:g}", *(cell(cells.get((method, m, h))) for _, m, method in stages))
-            for h in sorted({curve.lr for curve in found})
-        ),
-        words=0,
-    )
+    rows = [
+        {"h": f"{h:g}"}
+        | {
+            method + (f", m = {m}" if m else ""): cell(at(runs, method, Choice(h, m)))
+            for method in METHODS
+            for m in sorted({choice.m for choice in choices(runs, method)})
+        }
+        for h in sorted(runs["h"].unique())
+    ]
+    yield from _table(rows, words=0)
 
 
 def _choices(sections: Sequence[Section]) -> Iterator[Block]:
-    """What the validation images chose, of what."""
+    """The choices of the validation images, and the grids they are of."""
     if not sections:
         return
     yield Heading("Rates and dimensions chosen")
@@ -183,23 +377,89 @@ def _choices(sections: Sequence[Section]) -> Iterator[Block]:
         "images nothing is known there. Beyond an h or m at the edge of those tried there may be "
         "a better one; m cannot be below the number of classes."
     )
-    rows, names = [], titles(sections)
+    rows = []
     for section in sections:
-        found = curves(section.runs)
         for method in METHODS:
-            own = [curve for curve in found if curve.method == method]
-            if (curve := best(found, method)) is not None:
-                rates = sorted({c.lr for c in own})
-                dimensions = sorted({c.embedding_dim for c in own if c.embedding_dim is not None})
+            if (choice := best(section.runs, method)) is not None:
+                curve = at(section.runs, method, choice)
+                rates, dimensions = map(set, zip(*choices(section.runs, method), strict=True))
                 rows.append(
-                    (
-                        names[section.name],
-                        method,
-                        grids.edge_label(curve, found),
-                        f"{rates[0]:g} to {rates[-1]:g}",
-                        ", ".join(map(str, dimensions)) or "–",
-                        f"{curve.score({run.config.seed for run in curve.runs}):.4f}",
-                    )
+                    {
+                        "data": section.title,
+                        "method": method,
+                        "chosen": edge_label(section.runs, method, choice),
+                        "h tried": f"{min(rates):g} to {max(rates):g}",
+                        "m tried": ", ".join(map(str, sorted(dimensions - {0}))) or "–",
+                        "validation error": f"{curve['score'].mean():.4f}",
+                    }
                 )
-    header = ("data", "method", "chosen", "h tried", "m tried", "validation error")
-    yield Table(header, tuple(rows), words=5)
+    yield from _table(rows, words=5)
+
+
+def _confidence(compared: Sequence[Comparison]) -> Iterator[Block]:
+    """Accuracy against confidence, whose κ is fitted on every other test image.
+
+    For the softmax methods κ is the reciprocal of a temperature.
+    """
+    found: dict[str, dict[str, pd.DataFrame]] = {}
+    for one in compared:
+        for method in one.methods:
+            sure = _confident(at(one.runs, method, one.current(method)))
+            if len(sure):
+                found.setdefault(one.title, {})[method] = sure
+    if not found:
+        return
+    yield Heading("Confidence")
+    yield Paragraph(
+        "One number κ is fitted on every other test image; on the rest, samples are binned by "
+        "their confidence, and the share that is right is set against it. Calibration error is "
+        "the mean of the difference over samples. Means over seeds; the diagrams pool them, and "
+        f"leave out bins of fewer than {DRAWN} samples."
+    )
+    rows = [
+        {
+            "data": title,
+            "method": method,
+            "κ": f"{sure['concentration'].mean():.3g}",
+            "calibration error": f"{_calibration_error(sure):.4f}",
+        }
+        for title, methods in found.items()
+        for method, sure in methods.items()
+    ]
+    yield from _table(rows, words=2)
+    picture = draw_reliability(found)
+    yield Picture("scale_invariant_reliability.png", picture, "Accuracy against confidence")
+
+
+def _confident(curve: pd.DataFrame) -> pd.DataFrame:
+    return curve[curve["bin_count"].map(len) > 0]
+
+
+def _calibration_error(sure: pd.DataFrame) -> float:
+    return float(np.mean([reliability(sure.iloc[[i]]).error for i in range(len(sure))]))
+
+
+def cost_blocks(costs: pd.DataFrame) -> Iterator[Block]:
+    """A section: median milliseconds, and the ratio to logistic regression."""
+    yield Heading("What a training step costs")
+    yield Paragraph(
+        "Smaller MNIST network, minibatches of 100, one thread, stages in turn. The ratio is the "
+        f"geometric mean over blocks of {_BLOCK} steps (neighbours are alike), with its 95 % "
+        "interval."
+    )
+    size = _BLOCK if len(costs) >= 2 * _BLOCK else 1
+    logarithms = np.log(costs).groupby((costs.index - 1) // size).mean()
+    rows = []
+    for method, m in costs:
+        ratio = paired(logarithms[method, m].to_dict(), logarithms[COST_BASE].to_dict())
+        low, high = math.exp(ratio.low), math.exp(ratio.high)
+        rows.append(
+            {
+                "stage": method + (f", m = {m}" if m else ""),
+                "ms/step (median)": f"{1000 * costs[method, m].median():.1f}",
+                "ratio to logistic": f"{math.exp(ratio.mean):.3f}",
+                "95 % interval": f"{low:.3f} to {high:.3f}",
+                "blocks": str(ratio.n),
+            }
+        )
+    yield from _table(rows)

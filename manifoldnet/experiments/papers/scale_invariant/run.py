@@ -1,92 +1,339 @@
-"""A convnet and a classification stage under training, for the loop of all experiments.
+"""A convnet and a classification stage under training.
 
-    images -> `ModulusFeatures` -> stage -> scores
+    images, some corrupted -> `ModulusFeatures` -> stage -> scores
 
-trained by SGD with one learning rate for all weights, without momentum. For ``"rescaled"`` the
-stage's matrix is on its sphere, where `RiemannianSGD` is the paper's step and rescaling.
+trained by SGD with one learning rate for all weights, without momentum. The stages:
+
+    rescaled    z = Ax/‖Ax‖, ‖A‖_F = √m       ‖z − t_j‖²              (`manifoldnet.nn`)
+    logistic    y = Ax                        −ln softmax(y)_j
+    smoothing   y = Ax                        the same, 0.1 of each label spread over all classes
+    cosine      s · cos(x, a_i)               −ln softmax             s learned, in its logarithm
+    etf         y = Px, P fixed               −ln softmax
+
+In each the class is that of the largest score. The matrix of ``"rescaled"`` is on its sphere, where
+`RiemannianSGD` is the paper's step and rescaling. P has the k vertices of a regular simplex for
+rows, turned at random into the space of the features: an equiangular tight frame that is not
+trained, after [zhu2021geometric]; its rows are as long as those of the logistic start on average.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
 
 import manifoldnet as mn
-from manifoldnet.experiments import sources
+from manifoldnet.experiments import training
 from manifoldnet.experiments.data import Dataset, Images, seeded_generator
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.loop import Experiment, Notice, Stateful
 from manifoldnet.experiments.papers.scale_invariant.config import ARCHITECTURES, StageConfig
-from manifoldnet.experiments.papers.scale_invariant.parts import Parts, make_parts
-from manifoldnet.experiments.papers.scale_invariant.rows import (
+from manifoldnet.experiments.papers.scale_invariant.records import (
     SCALE_INVARIANT,
     StageEpoch,
     StageResult,
 )
-from manifoldnet.experiments.papers.scale_invariant.stages import build_stage
-from manifoldnet.experiments.papers.scale_invariant.watch import Watch
-from manifoldnet.nn import Confidence, ModulusFeatures, SimplexClassifier
+from manifoldnet.nn import (
+    Confidence,
+    ModulusFeatures,
+    SimplexClassifier,
+    SimplexLoss,
+    simplex_targets,
+)
+from manifoldnet.nn.direction import direction
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+_SMOOTHING = 0.1
 _EVALUATION_BATCH = 200
 _BINS = 15
 
 
-class Run:
-    """What changes while a run goes on: network, optimizer, source of randomness.
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The images of a run.
+
+    Attributes:
+        train: images to train on.
+        gain: factor of each of them.
+        validation: images that choose; None without any.
+        test: images that judge.
+        size: channels, height and width.
+    """
+
+    train: Images
+    gain: Tensor
+    validation: Images | None
+    test: Images
+    size: tuple[int, ...]
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Training images as they are shown: float32, ``(rows, channels, height, width)``."""
+        pixels = self.train.vectors(rows)
+        if self.gain.ne(1).any():
+            pixels *= self.gain[rows, None]
+        return pixels.reshape(-1, *self.size)
+
+
+def make_parts(config: StageConfig, data: Dataset) -> Parts:
+    """The images of a configuration, corrupted as it says.
+
+    The seed decides which images train, and which of these are corrupted; the images that are
+    corrupted at a smaller share are among those at a larger one.
+
+    Raises:
+        ConfigError: when there are not that many images.
+    """
+    available, held_out = len(data.train_labels), config.validation_size
+    count = available - held_out if config.train_size is None else config.train_size
+    if count < 1 or count + held_out > available:
+        raise ConfigError(
+            f"{data.name} has {available} images outside its test set, which does not leave room "
+            f"for {count} training and {held_out} validation images: lower train_size or "
+            "validation_size"
+        )
+    order = torch.randperm(available, generator=seeded_generator(config.seed, "split"))
+    pixels = data.train_images.flatten(1)
+
+    def select(rows: Tensor) -> Images:
+        return Images(pixels[rows], data.train_labels[rows], data.white)
+
+    train = select(order[held_out : held_out + count])  # a copy, which is corrupted in place
+    _replace_labels(train.labels, len(data.classes), config)
+    return Parts(
+        train=train,
+        gain=_make_outliers(train, config),
+        validation=select(order[:held_out]) if held_out else None,
+        test=Images(data.test_images.flatten(1), data.test_labels, data.white),
+        size=tuple(data.train_images.shape[1:]),
+    )
+
+
+def _replace_labels(labels: Tensor, classes: int, config: StageConfig) -> None:
+    source = seeded_generator(config.seed, "wrong labels")
+    order = torch.randperm(len(labels), generator=source)
+    shift = torch.randint(1, classes, (len(labels),), generator=source)
+    wrong = order[: round(config.wrong_labels * len(labels))]
+    labels[wrong] = (labels[wrong] + shift[wrong]) % classes
+
+
+def _make_outliers(images: Images, config: StageConfig) -> Tensor:
+    """Overwrite the pixels of outliers; gives the factor of each image."""
+    source = seeded_generator(config.seed, "outliers")
+    outliers = torch.randperm(len(images), generator=source)[: round(config.outliers * len(images))]
+    if config.outlier_kind == "noise" and len(outliers):
+        shape = (len(outliers), images.pixels.shape[1])
+        images.pixels[outliers] = torch.randint(
+            0, images.white + 1, shape, generator=source, dtype=torch.uint8
+        )
+    gain = torch.ones(len(images))
+    gain[outliers] = config.outlier_scale
+    return gain
+
+
+def build_stage(
+    config: StageConfig, features: int, classes: int, generator: torch.Generator
+) -> tuple[nn.Module, Loss]:
+    """The stage of a configuration, and its loss, averaged over a minibatch.
+
+    Raises:
+        ConfigError: (a ValueError) when the targets do not fit into `embedding_dim`.
+    """
+    if config.method == "rescaled":
+        stage = SimplexClassifier(
+            features, classes, config.embedding_dim, config.simplex, generator=generator
+        )
+        return stage, SimplexLoss()
+    if config.method == "cosine":
+        return CosineScores(features, classes, generator), cross_entropy
+    if config.method == "etf":
+        return FixedFrame(features, classes, generator), cross_entropy
+    scores = nn.utils.skip_init(nn.Linear, features, classes, bias=False)
+    with torch.no_grad():
+        scores.weight.normal_(generator=generator).div_(features**0.5)
+    if config.method == "smoothing":
+        return scores, lambda y, labels: cross_entropy(y, labels, label_smoothing=_SMOOTHING)
+    return scores, cross_entropy
+
+
+@final
+class CosineScores(nn.Module):
+    """Cosines of the features with a learned vector for each class, times a learned scale."""
+
+    def __init__(self, features: int, classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        start = torch.empty(classes, features).normal_(generator=generator)
+        self.weight = nn.Parameter(start.div_(features**0.5))
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The scores."""
+        return self.log_scale.exp() * linear(direction(features), direction(self.weight))
+
+
+@final
+class FixedFrame(nn.Module):
+    """Scores of a matrix that is not trained: a regular simplex in the space of the features."""
+
+    frame: Tensor
+
+    def __init__(self, features: int, classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        turned = torch.empty(features, classes).normal_(generator=generator)
+        basis = torch.linalg.qr(turned).Q  # classes orthonormal directions
+        self.register_buffer("frame", simplex_targets(classes) @ basis.T)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The scores."""
+        return linear(features, self.frame)
+
+
+class Metrics:
+    """Measurements over the steps of an epoch.
+
+    The methods ``after_…`` give False once a number that they were shown is not finite.
 
     Args:
-        config: what is trained.
+        stage: the classification stage; of its ``weight``, if it has one, the steps are measured.
+        others: the weights before the stage.
+    """
+
+    def __init__(self, stage: nn.Module, others: list[nn.Parameter]) -> None:
+        self._others = others
+        self._weights = [*others, *stage.parameters()]
+        self._matrix: Tensor | None = getattr(stage, "weight", None)
+        self._before: Tensor | None = None
+        self._losses: list[float] = []
+        self._counts: list[int] = []
+        self._norms: list[float] = []
+        self._ratios: list[float] = []
+        self._wrong = 0
+        self._norm_error = 0.0
+        self._overflow = ""
+
+    def after_forward(
+        self, features: Tensor, z: Tensor | None, scores: Tensor, labels: Tensor, loss: Tensor
+    ) -> bool:
+        """After the loss of a minibatch; ``z`` are the stage's directions, if it has some."""
+        self._losses.append(loss.item())
+        self._counts.append(len(labels))
+        self._wrong += int((scores.detach().argmax(1) != labels).sum())
+        if z is not None:
+            off = (z.detach().norm(dim=1) - 1).abs()
+            self._norm_error = max(self._norm_error, off.max().item())
+        return self._finite("features", features) and self._finite("loss", scores, loss)
+
+    def after_backward(self) -> bool:
+        """After the gradient, before the step."""
+        gradients = [w.grad for w in self._weights if w.grad is not None]
+        self._norms.append(torch.stack([_norm(g) for g in gradients]).norm().item())
+        self._before = None if self._matrix is None else self._matrix.detach().clone()
+        return self._finite("gradients", *gradients)
+
+    def after_step(self) -> bool:
+        """After the step."""
+        if self._matrix is not None and self._before is not None:
+            moved = _norm(self._matrix.detach() - self._before)
+            self._ratios.append((moved / _norm(self._before)).item())
+        return self._finite("weights", *self._weights)
+
+    def row(self) -> dict[str, Any]:
+        """The measurements, as `StageEpoch` names them."""
+        seen = sum(self._counts)
+        total = sum(n * loss for n, loss in zip(self._counts, self._losses, strict=True))
+        largest = max((float(w.detach().abs().max()) for w in self._others), default=0.0)
+        return {
+            "train_loss": total / seen,
+            "largest_loss": max(self._losses, key=lambda x: math.inf if math.isnan(x) else x),
+            "train_error": self._wrong / seen,
+            "gradient_norm": sum(self._norms) / max(len(self._norms), 1),
+            "largest_gradient_norm": max(self._norms, default=math.nan),
+            "step_ratio": sum(self._ratios) / max(len(self._ratios), 1),
+            "largest_step_ratio": max(self._ratios, default=0.0),
+            "norm_error": self._norm_error,
+            "largest_weight": largest,
+            "overflow": self._overflow,
+        }
+
+    def _finite(self, name: str, *tensors: Tensor) -> bool:
+        if not all(bool(t.detach().isfinite().all()) for t in tensors):
+            self._overflow = f"{name}, minibatch {len(self._losses)}"
+        return not self._overflow
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=torch.float64)  # float32 would overflow first
+
+
+class Run(training.Run):
+    """A convnet and a stage under training.
+
+    Args:
+        config: of the run.
         data: decides the sizes of the network.
 
     Raises:
-        ConfigError: without a learning rate, or when stage or images do not fit.
+        ConfigError: when stage or images do not fit.
     """
 
+    row = StageEpoch
+    network: nn.Sequential
+
     def __init__(self, config: StageConfig, data: Dataset) -> None:
-        if config.lr is None:
-            raise ConfigError("lr is None; a run needs a number")
         self.config = config
         start = seeded_generator(config.seed, "start")
-        architecture = ARCHITECTURES[config.architecture]
+        _, widths, kernels = ARCHITECTURES[config.architecture]
+        shape = data.train_images.shape[1:]
         try:
-            features = ModulusFeatures(
-                data.train_images.shape[1:],
-                architecture.widths,
-                architecture.kernels,
-                generator=start,
-            )
+            features = ModulusFeatures(shape, widths, kernels, generator=start)
             stage, self.loss = build_stage(config, features.out_features, len(data.classes), start)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.network = nn.Sequential(features, stage)
         if config.spheres:
-            for name, kernels in list(features.named_parameters()):
-                sphere = mn.Sphere(float(kernels.detach().norm()))
+            for name, weight in list(features.named_parameters()):
+                sphere = mn.Sphere(float(weight.detach().norm()))
                 mn.declare(features, name, sphere, project=True)
         # The kernel where there is a compiler: the same update, at the price of a plain one.
         self.optimizer = mn.RiemannianSGD(self.network.named_parameters(), lr=config.lr, fused=True)
         self.generator = seeded_generator(config.seed, "order")
 
-    @property
-    def stateful(self) -> Stateful:
-        """See `loop.Run`."""
-        return {
-            "model": self.network,
-            "optimizer": self.optimizer,
-            "generator": self.generator,
-        }
+    def train_pass(self, parts: Parts) -> dict[str, Any]:
+        """One pass over the training images; its measurements, as `StageEpoch` names them.
 
-    def epoch(self, number: int, parts: Parts) -> StageEpoch:
-        """Trains one epoch and evaluates."""
-        began = time.perf_counter()
-        measured = self.train_pass(parts)
-        trained = time.perf_counter()
+        It ends at the first number that is not finite.
+        """
+        features, stage = self.network
+        metrics = Metrics(stage, list(features.parameters()))
+        self.network.train()
+        order = torch.randperm(len(parts.train), generator=self.generator)
+        for rows in order.split(self.config.batch_size):
+            labels = parts.train.labels[rows]
+            self.optimizer.zero_grad()
+            x = features(parts.batch(rows))
+            z: Tensor | None = None
+            if isinstance(stage, SimplexClassifier):
+                z = stage.embed(x)
+                scores = stage.cosines(z)
+            else:
+                scores = stage(x)
+            loss = self.loss(scores, labels)
+            if not metrics.after_forward(x, z, scores, labels, loss):
+                break
+            loss.backward()
+            if not metrics.after_backward():
+                break
+            self.optimizer.step()
+            if not metrics.after_step():
+                break
+        return metrics.row()
+
+    def evaluate(self, number: int, parts: Parts, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """Errors, and calibration after the last epoch; none after an overflow."""
+        measured: dict[str, Any] = {"test_error": math.nan, "overflow": trained["overflow"]}
         last = number == self.config.epochs
         judged = [("validation", parts.validation)] if parts.validation is not None else []
         if last or not judged:
@@ -102,44 +349,7 @@ class Run:
             measured[f"{name}_error"] = float(wrong.double().mean())
             if last and name == "test":
                 measured |= _calibration(scores, images.labels)
-        return StageEpoch(
-            epoch=number,
-            lr=self.optimizer.param_groups[0]["lr"],
-            **({"test_error": math.nan} | measured),
-            violation=max(map(float, mn.violations(self.network).values()), default=0.0),
-            train_seconds=trained - began,
-            seconds=time.perf_counter() - began,
-        )
-
-    def train_pass(self, parts: Parts) -> dict[str, Any]:
-        """One pass over the training images; what was measured, as `StageEpoch` names it.
-
-        It ends at the first number that is not finite.
-        """
-        features, stage = self.network
-        watch = Watch(stage, list(features.parameters()))
-        self.network.train()
-        order = torch.randperm(len(parts.train), generator=self.generator)
-        for rows in order.split(self.config.batch_size):
-            labels = parts.train.labels[rows]
-            self.optimizer.zero_grad()
-            x = features(parts.batch(rows))
-            z: Tensor | None = None
-            if isinstance(stage, SimplexClassifier):
-                z = stage.embed(x)
-                scores = stage.cosines(z)
-            else:
-                scores = stage(x)
-            loss = self.loss(scores, labels)
-            if not watch.answered(x, z, scores, labels, loss):
-                break
-            loss.backward()
-            if not watch.differentiated():
-                break
-            self.optimizer.step()
-            if not watch.stepped():
-                break
-        return watch.row()
+        return measured
 
     def scores(self, images: Images, size: tuple[int, ...]) -> Tensor:
         """The scores of some images, ``(images, classes)``."""
@@ -154,55 +364,29 @@ class Run:
 def _calibration(scores: Tensor, labels: Tensor) -> dict[str, Any]:
     """Confidence fitted on every other image, judged on the rest."""
     confidence = Confidence.fit(scores[::2], labels[::2])
-    found = confidence.reliability(scores[1::2], labels[1::2], _BINS)
-    sums = [
-        (round(n * right), n * sure) if n else (0, 0.0)
-        for right, sure, n in zip(found.accuracy, found.confidence, found.count, strict=True)
-    ]
+    bins = confidence.reliability(scores[1::2], labels[1::2], _BINS)
+    pairs = list(zip(bins.count, bins.accuracy, bins.confidence, strict=True))
     return {
         "concentration": confidence.concentration,
-        "bin_count": found.count,
-        "bin_right": tuple(right for right, _ in sums),
-        "bin_sure": tuple(sure for _, sure in sums),
+        "bin_count": bins.count,
+        "bin_right": tuple(round(n * right) if n else 0 for n, right, _ in pairs),
+        "bin_sure": tuple(n * sure if n else 0.0 for n, _, sure in pairs),
     }
 
 
-def verdict(config: StageConfig, epochs: Sequence[StageEpoch]) -> StageResult | None:
-    """The result of a run: after all epochs, or when a number in the network is not finite."""
-    if not epochs:
-        return None
-    last = epochs[-1]
-    finite = not last.overflow
-    if finite and last.epoch < config.epochs:
-        return None
-    return StageResult(
-        status="finished" if finite else "diverged",
-        reason="" if finite else f"not finite in epoch {last.epoch}: {last.overflow}",
-        epochs=last.epoch,
-        seconds=sum(epoch.seconds for epoch in epochs),
-        test_error=last.test_error,
-    )
+def _fault(last: StageEpoch) -> str:
+    return f"not finite in epoch {last.epoch}: {last.overflow}" if last.overflow else ""
 
 
-def _source(config: StageConfig) -> tuple[str, int]:
-    return config.dataset, ARCHITECTURES[config.architecture].side
+def _outcome(config: StageConfig, last: StageEpoch) -> dict[str, float]:
+    return {"test_error": last.test_error}
 
 
-def _load(source: tuple[Any, ...], data_dir: str | Path | None, notice: Notice | None) -> Dataset:
-    name, side = source
-    return sources.load(name, data_dir, notice, side)
-
-
-def _sizes(config: StageConfig) -> tuple[Any, ...]:
-    return config.train_size, config.validation_size
-
-
-EXPERIMENT: Experiment[StageConfig, StageEpoch, StageResult] = Experiment(
-    kind=SCALE_INVARIANT,
-    source=_source,
-    load=_load,
-    parts=make_parts,
-    sizes=_sizes,
+EXPERIMENT: training.Experiment[StageConfig, StageEpoch, StageResult] = training.Experiment(
+    schema=SCALE_INVARIANT,
     start=Run,
-    verdict=verdict,
+    parts=make_parts,
+    outcome=_outcome,
+    data_fields=("dataset", "side"),
+    fault=_fault,
 )

@@ -1,13 +1,13 @@
-"""SegNet: an encoder of convolutions and pooling, and its mirror image, which undoes the pooling.
+"""SegNet: an encoder of convolutions and max-pooling, and a decoder that mirrors it.
 
     encoder   [ (Conv 3x3 -> BatchNorm -> ReLU) x n -> 2x2 max-pooling ]   n = 2, 2, 3, 3, 3
     decoder   [ 2x2 unpooling -> (Conv 3x3 -> BatchNorm -> ReLU) x n ]     the other way round
     head        Conv 3x3 -> a score per class and pixel
 
 The 13 convolutions of the encoder are those of VGG-16, with 1, 2, 4, 8 and 8 times `width` filters
-(64 in the papers). Pooling remembers where each maximum was, and the unpooling of the same stage
-puts its values back there, with zeros around them. No layer has a bias, and the start is that of
-the symmetry paper's other networks: Gaussian filters of unit norm.
+(64 in the papers). The unpooling of a stage puts its values back to the indices of the maxima of
+the pooling of that stage, with zeros around them. No layer has a bias, and the start is that of the
+symmetry paper's other networks: Gaussian filters of unit norm.
 
 A batch normalization follows each convolution but the head, so scaling a filter by α > 0 changes
 nothing: the symmetries are those of Arch2, (3) of [badrinarayanan2015symmetry].
@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.papers.symmetry.networks import convolution, scaled_filter
+from manifoldnet.experiments.papers.layers import convolution, scaled_filter
 from manifoldnet.symmetry import ScalingGroup
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
-"""How many there are in each stage of the encoder."""
+"""Convolutions in each stage of the encoder."""
 
 WIDENING = (1, 2, 4, 8, 8)
 """Filters of each stage, over those of the first."""
@@ -40,11 +40,11 @@ class SegNet(nn.Module):
     """The encoder-decoder with pooling indices.
 
     Args:
-        classes: scores to give for each pixel.
+        classes: number of scores of each pixel.
         width: filters of the first stage.
         channels: of an image.
-        standardize: whether each channel of each image is brought to mean 0 and variance 1 first.
-        generator: where the start is drawn from; torch's global one by default.
+        standardize: bring each channel of each image to mean 0 and variance 1 first.
+        generator: source of the random start; torch's global one by default.
 
     Attributes:
         encoder: stages of convolutions, each followed by a pooling.
@@ -95,19 +95,19 @@ class SegNet(nn.Module):
         for stage in self.encoder:
             features = stage(features)
             size = features.shape
-            features, where = self._pool(features)
-            pooled.append((where, size))
+            features, indices = self._pool(features)
+            pooled.append((indices, size))
         for stage in self.decoder:
-            where, size = pooled.pop()
-            features = stage(self._unpool(features, where, output_size=size))
+            indices, size = pooled.pop()
+            features = stage(self._unpool(features, indices, output_size=size))
         scores: Tensor = self.head(features)
         return scores
 
     def symmetries(self) -> ScalingGroup:
         """The paper's group (3): each filter before a batch normalization, by a positive factor.
 
-        Its running average is scaled along, so that evaluation is invariant too; exact up to batch
-        normalization's ε (`manifoldnet.symmetry.without_eps`).
+        The running average of that normalization is scaled with the filter, so that evaluation is
+        invariant too; exact up to the normalization's ε (`manifoldnet.symmetry.without_eps`).
         """
         return ScalingGroup.of(
             self,

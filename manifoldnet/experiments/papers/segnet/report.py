@@ -2,24 +2,30 @@
 
 <folder>/records/*.jsonl -> segnet.csv, segnet.png, segnet.md, segnet.html
 
-Of the pictures of predictions that `pictures` left in the folder, the one with the photographs is
-shown if the report stays there, the other one if it goes elsewhere (and if it has been there from
-an earlier report, when records alone are in the folder).
+Of the pictures of predictions in the folder, the one with the photographs is shown if the report
+stays there, the other one if it goes elsewhere (and if it is there from an earlier report, when
+records alone are in the folder).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
-import torch
+import pandas as pd
 
-from manifoldnet.experiments import folder as folders
-from manifoldnet.experiments.canvas import COLOURS, INK, MUTED, new_figure, png, style
-from manifoldnet.experiments.document import (
+from manifoldnet.experiments import store
+from manifoldnet.experiments.errors import RecordError
+from manifoldnet.experiments.papers.segnet.config import (
+    CLASSES,
+    SEGMENTATION,
+    SegmentationRecord,
+    scores,
+)
+from manifoldnet.experiments.papers.updates import UPDATES
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, style
+from manifoldnet.experiments.records import check_together
+from manifoldnet.experiments.report import (
     Block,
     Heading,
     Paragraph,
@@ -28,18 +34,13 @@ from manifoldnet.experiments.document import (
     Table,
     publish,
 )
-from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.papers.segnet.images import CLASSES
-from manifoldnet.experiments.papers.segnet.rows import (
-    PREDICTIONS,
-    SEGMENTATION,
-    WITHOUT_PHOTOGRAPHS,
-    SegmentationRecord,
-)
-from manifoldnet.experiments.papers.segnet.scores import Scores, scores
-from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.experiments.spreadsheet import csv_text
-from manifoldnet.experiments.statistics import paired
+from manifoldnet.experiments.statistics import mean_and_deviation, paired
+
+PREDICTIONS = "segnet_predictions.png"
+"""Image, ground truth and predictions; of CamVid, not to be published."""
+
+WITHOUT_PHOTOGRAPHS = "segnet_predictions_only.png"
+"""Predictions and their errors."""
 
 COLUMNS = ("update", "seed", "global_accuracy", "class_accuracy", "mean_iou", "seconds")
 _MEASURES = {
@@ -47,11 +48,10 @@ _MEASURES = {
     "class_accuracy": "class average accuracy",
     "mean_iou": "mean IoU",
 }
-Runs = Mapping[str, Sequence[SegmentationRecord]]
 
 
 def write_scene_report(folder: str | Path, output: str | Path | None = None) -> Report:
-    """Writes the report on the runs of a sweep.
+    """Write the report on the runs of a sweep.
 
     Args:
         folder: with the records.
@@ -64,164 +64,132 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    found = list(folders.read_all(folder, SEGMENTATION, exact=False).values())
-    if not found:
+    records = store.read_all(folder, SEGMENTATION, exact=False)
+    if not records:
         raise RecordError(
-            f"{folder} holds no records: make some with manifoldnet reproduce segnet --out {folder}"
+            f"{folder} holds no records: make some with "
+            f"manifoldnet reproduce symmetry segnet --out {folder}"
         )
-    _check_alike(folder, found)
-    runs = {
-        update: sorted((r for r in found if r.config.update == update), key=_seed)
-        for update in UPDATES
-        if any(r.config.update == update for r in found)
-    }
-    pictures = [Picture("segnet.png", _draw(runs), "Validation scores by epoch")]
+    paths = {folder / "records" / f"{name}.jsonl": record for name, record in records.items()}
+    check_together(paths, ("update", "lr", "seed"))
+    order = list(UPDATES)
+    found = sorted(records.values(), key=lambda r: (order.index(r.config.update), r.config.seed))
+    runs = _frame(found)
+    if (again := runs.duplicated(["update", "seed"])).any():
+        update, seed = runs.loc[again, ["update", "seed"]].iloc[0]
+        raise RecordError(
+            f"{folder} holds two runs of {update} with seed {seed}: move one of them to another "
+            "folder"
+        )
+    pictures = [Picture("segnet.png", _draw(found), "Validation scores by epoch")]
     name = PREDICTIONS if output.absolute() == folder.absolute() else WITHOUT_PHOTOGRAPHS
     drawn = next((path for path in (folder / name, output / name) if path.exists()), None)
     if drawn is not None:
         pictures.append(Picture(name, drawn.read_bytes(), "Predictions on test images"))
-    return publish(list(_blocks(runs, pictures)), output, "segnet", {"segnet.csv": to_csv(runs)})
+    rows = runs.assign(seconds=runs["seconds"].map("{:.1f}".format))
+    text = rows.to_csv(columns=COLUMNS, index=False, float_format="%.6g", lineterminator="\n")
+    blocks = list(_blocks(found[0], runs, pictures))
+    return publish(blocks, output, "segnet", {"segnet.csv": text})
 
 
-def _check_alike(folder: Path, found: Sequence[SegmentationRecord]) -> None:
-    first = found[0]
-    seen: set[tuple[str, int]] = set()
-    for record in found:
-        config = record.config
-        same = replace(first.config, update=config.update, lr=config.lr, seed=config.seed)
-        apart = same.differences(config)
-        if record.data != first.data:
-            apart = f"data of checksum {record.data} there, {first.data} here"
-        if not apart and (config.update, config.seed) in seen:
-            apart = f"another run of {config.update} with seed {config.seed} is there"
-        if apart:
-            raise RecordError(
-                f"{folder / 'records' / config.identity()}.jsonl cannot stand in one report with "
-                f"the others ({apart}): move one of them to another folder"
-            )
-        seen.add((config.update, config.seed))
-
-
-def to_csv(runs: Runs) -> str:
-    """One row per run, under `COLUMNS`; scores of a diverged run are empty."""
+def _frame(found: Sequence[SegmentationRecord]) -> pd.DataFrame:
+    """A row for each run: `COLUMNS` (scores of a diverged run are NaN), and what tables need."""
     rows = []
-    for update, records in runs.items():
-        for record in records:
-            result = record.result
-            if result is None:
-                continue
-            values = {name: getattr(result, name) for name in _MEASURES}
-            rows.append(
-                {
-                    "update": update,
-                    "seed": record.config.seed,
-                    **{k: "" if math.isnan(v) else f"{v:.6g}" for k, v in values.items()},
-                    "seconds": f"{result.seconds:.1f}",
-                }
-            )
-    return csv_text(COLUMNS, rows)
+    for record in found:
+        assert record.result is not None  # a folder holds finished runs only
+        test = record.epochs[-1].test_confusion
+        rows.append(
+            {
+                **{name: getattr(record.result, name) for name in _MEASURES},
+                "update": record.config.update,
+                "seed": record.config.seed,
+                "seconds": record.result.seconds,
+                "lr": record.lr,
+                "diverged": record.result.diverged,
+                "train_seconds": [epoch.train_seconds for epoch in record.epochs],
+                "ious": None if test is None else scores(test).ious,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def _blocks(runs: Runs, pictures: Sequence[Picture]) -> Iterator[Block]:
-    config = next(iter(runs.values()))[0].config
-    versions = next(iter(runs.values()))[0].versions
+def _blocks(
+    first: SegmentationRecord, runs: pd.DataFrame, pictures: Sequence[Picture]
+) -> Iterator[Block]:
+    config = first.config
     yield Heading("SegNet on road scenes", 1)
     yield Paragraph(
         f"{config.dataset} at {config.height}x{config.width}, {config.filters} filters in the "
         f"first stage, {config.epochs} epochs, minibatches of {config.batch_size}, momentum "
         f"{config.momentum:g}, rate × {config.decay:g} per epoch. Scores are those of the test "
         "images after the last epoch, void pixels left out; mean ± standard deviation over seeds. "
-        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}."
+        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(first.versions.items()))}."
     )
+    by_update = runs.groupby("update", sort=False)
     yield Table(
         ("update", "λ", *_MEASURES.values(), "n", "diverged", "s/epoch"),
-        tuple(_summary(update, records) for update, records in runs.items()),
+        tuple(
+            (
+                str(update),
+                ", ".join(sorted({f"{lr:g}" for lr in own["lr"]})),
+                *(mean_and_deviation(own.loc[~own["diverged"], name], 3) for name in _MEASURES),
+                str((~own["diverged"]).sum()),
+                str(own["diverged"].sum()),
+                f"{own['train_seconds'].explode().quantile(interpolation='higher'):.1f}",
+            )
+            for update, own in by_update
+        ),
     )
     yield from pictures
-    if differences := tuple(_against(runs)):
+    if differences := tuple(_differences(runs)):
         yield Heading("Updates against B-SGD, paired over seeds")
         yield Paragraph("Differences with 95 % intervals; not corrected for their number.")
         yield Table(("difference", "in", "mean", "95 % interval", "n"), differences, words=2)
     yield Heading("Classes: IoU on the test images")
-    yield _by_class(runs)
-
-
-def _summary(update: str, records: Sequence[SegmentationRecord]) -> tuple[str, ...]:
-    ended = [record.result for record in records if record.result is not None]
-    finished = [result for result in ended if not result.diverged]
-    seconds = [epoch.train_seconds for record in records for epoch in record.epochs]
-    return (
-        update,
-        ", ".join(sorted({f"{record.lr:g}" for record in records})),
-        *(_mean([getattr(result, name) for result in finished]) for name in _MEASURES),
-        str(len(finished)),
-        str(len(ended) - len(finished)),
-        f"{sorted(seconds)[len(seconds) // 2]:.1f}",
+    ious = {str(update): pd.DataFrame(own["ious"].dropna().tolist()) for update, own in by_update}
+    rows = (
+        (name, *(mean_and_deviation(own.get(i, ()), 3) for own in ious.values()))
+        for i, name in enumerate(CLASSES[config.dataset])
     )
+    yield Table(("class", *ious), tuple(rows))
 
 
-def _against(runs: Runs) -> Iterator[tuple[str, ...]]:
-    base = runs.get("b-sgd", ())
-    for update, records in runs.items():
-        if update == "b-sgd" or not base:
-            continue
-        for name, words in _MEASURES.items():
-            difference = paired(_by_seed(records, name), _by_seed(base, name))
-            interval = "–"
-            if difference.n > 1:
-                interval = f"{difference.low:+.3f} to {difference.high:+.3f}"
-            mean = f"{difference.mean:+.3f}" if difference.n else "–"
-            yield (f"{update} − b-sgd", words, mean, interval, str(difference.n))
+def _differences(runs: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    def by_seed(update: str, name: str) -> dict[int, float]:
+        own = runs[(runs["update"] == update) & ~runs["diverged"]]
+        return dict(zip(own["seed"], own[name], strict=True))
+
+    updates = [*runs["update"].unique()]
+    for update in updates if "b-sgd" in updates else ():
+        for name, words in _MEASURES.items() if update != "b-sgd" else ():
+            difference = paired(by_seed(update, name), by_seed("b-sgd", name))
+            yield (f"{update} − b-sgd", words, *difference.signed(3), str(difference.n))
 
 
-def _by_seed(records: Sequence[SegmentationRecord], name: str) -> dict[int, float]:
-    return {
-        record.config.seed: getattr(record.result, name)
-        for record in records
-        if record.result is not None and not record.result.diverged
-    }
-
-
-def _by_class(runs: Runs) -> Table:
-    found = {update: _test_scores(records) for update, records in runs.items()}
-    names = CLASSES[next(iter(runs.values()))[0].config.dataset]
-    rows = tuple(
-        (name, *(_mean([score.ious[i] for score in found[update]]) for update in runs))
-        for i, name in enumerate(names)
-    )
-    return Table(("class", *runs), rows)
-
-
-def _test_scores(records: Sequence[SegmentationRecord]) -> list[Scores]:
-    matrices = [record.epochs[-1].test_confusion for record in records if record.epochs]
-    return [_scores(matrix) for matrix in matrices if matrix is not None]
-
-
-def _scores(matrix: Sequence[int]) -> Scores:
-    classes = math.isqrt(len(matrix))
-    return scores(torch.tensor(matrix).reshape(classes, classes))
-
-
-def _draw(runs: Runs) -> bytes:
+def _draw(found: Sequence[SegmentationRecord]) -> bytes:
+    """Validation scores by epoch, a panel for each score."""
     figure = new_figure(9.6, 3.6)
-    for axes, name in zip(figure.subplots(1, 3), _MEASURES, strict=True):
+    epochs = pd.DataFrame(
+        [
+            {"update": record.config.update, "epoch": epoch.epoch}
+            | vars(scores(epoch.validation_confusion))
+            for record in found
+            if record.result is not None and not record.result.diverged
+            for epoch in record.epochs
+        ],
+        columns=["update", "epoch", *_MEASURES],
+    )
+    for axes, (name, title) in zip(figure.subplots(1, 3), _MEASURES.items(), strict=True):
         style(axes)
-        axes.set_title(_MEASURES[name], loc="left", fontsize=10, color=INK)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("epoch", color=INK)
-        for update, records in runs.items():
-            lines = [
-                [100 * getattr(_scores(e.validation_confusion), name) for e in record.epochs]
-                for record in records
-                if record.result is not None and not record.result.diverged
-            ]
-            if not lines:
-                continue
-            columns = list(zip(*lines, strict=True))
-            epochs, colour = range(1, len(columns) + 1), COLOURS.get(update, INK)
+        for update, own in epochs.groupby("update", sort=False):
+            percent = 100 * own.groupby("epoch")[name].agg(["min", "max", "mean"])
+            colour = COLOURS.get(str(update), INK)
             axes.fill_between(
-                epochs, *map(list, (map(min, columns), map(max, columns))), color=colour, alpha=0.13
+                percent.index, percent["min"], percent["max"], color=colour, alpha=0.13
             )
-            axes.plot(epochs, [fmean(c) for c in columns], color=colour, label=update, lw=1.4)
+            axes.plot(percent.index, percent["mean"], color=colour, label=update, lw=1.4)
         axes.set_ylim(0, 100)
     figure.axes[0].set_ylabel("validation images (%)", color=INK)
     if figure.axes[0].lines:
@@ -230,14 +198,3 @@ def _draw(runs: Runs) -> bytes:
         "lines: mean over seeds; bands: from the worst to the best seed", fontsize=8, color=MUTED
     )
     return png(figure)
-
-
-def _mean(values: Sequence[float]) -> str:
-    known = [value for value in values if not math.isnan(value)]
-    if not known:
-        return "–"
-    return f"{fmean(known):.3f}" + (f" ± {stdev(known):.3f}" if len(known) > 1 else "")
-
-
-def _seed(record: SegmentationRecord) -> int:
-    return record.config.seed

@@ -1,51 +1,60 @@
-"""SegNet under training, for the training loop (`manifoldnet.experiments.loop`).
+"""SegNet under training, and pictures of its predictions.
 
 The loss is the class-balanced cross-entropy; void pixels have no part in it. Images are scaled to
-[0, 1]; whether they are standardized then, the network knows. It is on the GPU if torch sees one,
-and images and masks come to it minibatch by minibatch.
+[0, 1] and, if the configuration says so, standardized by the network. The network is on the GPU if
+torch sees one; images and masks follow minibatch by minibatch.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
+from manifoldnet.experiments import store, training
+from manifoldnet.experiments.checkpoint import checkpoint_path, load_checkpoint
 from manifoldnet.experiments.data import seeded_generator
-from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.loop import Experiment, Stateful
-from manifoldnet.experiments.papers.segnet import images
-from manifoldnet.experiments.papers.segnet.config import SegmentationConfig
-from manifoldnet.experiments.papers.segnet.images import Scenes
-from manifoldnet.experiments.papers.segnet.network import SegNet
-from manifoldnet.experiments.papers.segnet.rows import (
+from manifoldnet.experiments.errors import ConfigError, DataError
+from manifoldnet.experiments.files import write_bytes
+from manifoldnet.experiments.papers.segnet import data as scenes
+from manifoldnet.experiments.papers.segnet.config import (
     SEGMENTATION,
+    SegmentationConfig,
     SegmentationEpoch,
+    SegmentationRecord,
     SegmentationResult,
+    confusion,
+    scores,
 )
-from manifoldnet.experiments.papers.segnet.scores import confusion, scores
-from manifoldnet.experiments.papers.symmetry.networks import declare
+from manifoldnet.experiments.papers.segnet.data import Scenes, augment, class_weights
+from manifoldnet.experiments.papers.segnet.network import SegNet
+from manifoldnet.experiments.papers.segnet.report import PREDICTIONS, WITHOUT_PHOTOGRAPHS
+from manifoldnet.experiments.papers.updates import declare
+from manifoldnet.experiments.plotting import new_figure, png
 
 _EVALUATION_BATCH = 8
 
 
-class Run:
-    """What changes while a run goes on: network, optimizer, schedule, source of randomness.
+class Run(training.Run):
+    """SegNet under training.
 
     Args:
-        config: what is trained.
-        data: decides how many classes there are, and what they weigh.
+        config: of the run.
+        data: decides the number of classes, and their weights.
     """
 
+    row = SegmentationEpoch
+    network: SegNet
+
     def __init__(self, config: SegmentationConfig, data: Scenes) -> None:
-        assert config.lr is not None  # SegmentationConfig sees to it
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # torch types no overload of a module's `to` with a memory format.
@@ -64,46 +73,17 @@ class Run:
         power = {"median-frequency": 1.0, "root-median-frequency": 0.5}.get(config.class_balance)
         self.weights = None if power is None else (class_weights(data) ** power).to(self.device)
 
-    @property
-    def stateful(self) -> Stateful:
-        """See `loop.Run`."""
-        return {
-            "model": self.network,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "generator": self.generator,
-        }
-
-    def epoch(self, number: int, data: Scenes) -> SegmentationEpoch:
-        """Trains one epoch, evaluates, and moves the schedule on."""
-        began = time.perf_counter()
-        lr = self.optimizer.param_groups[0]["lr"]
-        loss, accuracy = self.train_pass(*data.part("train"))
-        trained = time.perf_counter()
-        self.scheduler.step()
-        last = number == self.config.epochs and math.isfinite(loss)
-        return SegmentationEpoch(
-            epoch=number,
-            lr=lr,
-            train_loss=loss,
-            train_accuracy=accuracy,
-            validation_confusion=self._judge(data, "validation"),
-            test_confusion=self._judge(data, "test") if last else None,
-            violation=max(map(float, mn.violations(self.network).values()), default=0.0),
-            train_seconds=trained - began,
-            seconds=time.perf_counter() - began,
-        )
-
-    def train_pass(self, pictures: Tensor, masks: Tensor) -> tuple[float, float]:
+    def train_pass(self, data: Scenes) -> dict[str, Any]:
         """One pass over the training images; their mean loss and global accuracy as they came."""
+        pictures, masks = data.part("train")
         self.network.train()
         order = torch.randperm(len(pictures), generator=self.generator)
         losses, right, labelled = [], 0, 0
         for rows in order.split(self.config.batch_size):
-            chosen, labels = varied(pictures[rows], masks[rows], self.config, self.generator)
+            images, labels = augment(pictures[rows], masks[rows], self.config, self.generator)
             labels = labels.long().to(self.device)
             self.optimizer.zero_grad()
-            result = self.network(_pixels(chosen, self.device))
+            result = self.network(_pixels(images, self.device))
             classes = result.shape[1]
             loss = cross_entropy(result, labels, self.weights, ignore_index=classes)
             loss.backward()
@@ -111,12 +91,21 @@ class Run:
             losses.append(loss.detach() * len(rows))
             matrix = confusion(labels, result.detach().argmax(1), classes)
             right, labelled = right + int(matrix.diagonal().sum()), labelled + int(matrix.sum())
-        return torch.stack(losses).sum().item() / len(pictures), right / max(labelled, 1)
+        mean = torch.stack(losses).sum().item() / len(pictures)
+        return {"train_loss": mean, "train_accuracy": right / max(labelled, 1)}
 
-    def _judge(self, data: Scenes, split: str) -> tuple[int, ...]:
+    def evaluate(self, number: int, data: Scenes, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """Confusion matrices, of the test images after the last epoch only."""
+        last = number == self.config.epochs and math.isfinite(trained["train_loss"])
+        return {
+            "validation_confusion": self._confusion(data, "validation"),
+            "test_confusion": self._confusion(data, "test") if last else None,
+        }
+
+    def _confusion(self, data: Scenes, split: str) -> tuple[int, ...]:
         pictures, masks = data.part(split)
-        called = predict(self.network, pictures)
-        return tuple(confusion(masks, called, len(data.classes)).flatten().tolist())
+        predicted = predict(self.network, pictures)
+        return tuple(confusion(masks, predicted, len(data.classes)).flatten().tolist())
 
 
 def predict(network: SegNet, pictures: Tensor) -> Tensor:
@@ -128,105 +117,132 @@ def predict(network: SegNet, pictures: Tensor) -> Tensor:
         return torch.cat([network(_pixels(b, device)).argmax(1).byte().cpu() for b in batches])
 
 
-def varied(
-    pictures: Tensor, masks: Tensor, config: SegmentationConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Images and masks (their own copies) as they are shown once; see `SegmentationConfig`."""
-    count = len(pictures)
-    if config.mirror:
-        turned = torch.rand(count, generator=generator) < 0.5
-        pictures[turned], masks[turned] = pictures[turned].flip(-1), masks[turned].flip(-1)
-    if config.zoom > 1:
-        for i, (cut, by, down, right) in enumerate(torch.rand(count, 4, generator=generator)):
-            if cut < 0.5:
-                factor = 1 + (config.zoom - 1) * by
-                pictures[i], masks[i] = _enlarged(pictures[i], masks[i], factor, down, right)
-    if config.gamma > 1:
-        power = config.gamma ** (2 * torch.rand(count, generator=generator) - 1)
-        raised = (pictures.float() / 255) ** power[:, None, None, None]
-        pictures = (255 * raised).round().byte()
-    return pictures, masks
-
-
-def _enlarged(
-    picture: Tensor, mask: Tensor, factor: Tensor, down: Tensor, right: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A window of 1/``factor`` of the size, ``down`` and ``right`` in [0, 1], at full size."""
-    height, width = mask.shape
-    h, w = round(height / float(factor)), round(width / float(factor))
-    top, left = round(float(down) * (height - h)), round(float(right) * (width - w))
-    cut = picture[:, top : top + h, left : left + w].float()
-    labels = mask[top : top + h, left : left + w].float()
-    image = interpolate(cut[None], (height, width), mode="bilinear")[0].round()
-    known = interpolate(labels[None, None], (height, width), mode="nearest-exact")[0, 0]
-    return image.to(picture.dtype), known.to(mask.dtype)
-
-
-def class_weights(data: Scenes) -> Tensor:
-    """Median-frequency weights of the classes on the training masks; see `SegmentationConfig`.
-
-    A class that no mask holds weighs 1: it is in no loss.
-    """
-    masks = data.train_masks.flatten(1).long()
-    classes = len(data.classes)
-    counts = torch.stack([torch.bincount(m, minlength=classes + 1) for m in masks])[:, :classes]
-    seen_in = (counts > 0).sum(0) * masks.shape[1]
-    frequency = counts.sum(0) / seen_in  # 0/0 is NaN: a class that is nowhere
-    weights = frequency.nanmedian() / frequency
-    return torch.where(weights.isnan(), 1.0, weights).float()
-
-
-def verdict(
-    config: SegmentationConfig, epochs: Sequence[SegmentationEpoch]
-) -> SegmentationResult | None:
-    """The result of a run: after all epochs, or when the loss is not finite."""
-    if not epochs:
-        return None
-    last = epochs[-1]
-    finite = math.isfinite(last.train_loss)
-    if finite and last.epoch < config.epochs:
-        return None
-    classes = math.isqrt(len(last.validation_confusion))
-    found = None
-    if last.test_confusion is not None:
-        found = scores(torch.tensor(last.test_confusion).reshape(classes, classes))
-    return SegmentationResult(
-        status="finished" if finite else "diverged",
-        reason="" if finite else f"the training loss was not finite in epoch {last.epoch}",
-        epochs=last.epoch,
-        seconds=sum(epoch.seconds for epoch in epochs),
-        global_accuracy=math.nan if found is None else found.global_accuracy,
-        class_accuracy=math.nan if found is None else found.class_accuracy,
-        mean_iou=math.nan if found is None else found.mean_iou,
-    )
-
-
 def _pixels(pictures: Tensor, device: torch.device) -> Tensor:
     pixels = pictures.to(device).float().div_(255)
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def _source(config: SegmentationConfig) -> tuple[Any, ...]:
-    return config.dataset, config.height, config.width
+def _outcome(config: SegmentationConfig, last: SegmentationEpoch) -> dict[str, float]:
+    found = None if last.test_confusion is None else scores(last.test_confusion)
+    names = ("global_accuracy", "class_accuracy", "mean_iou")
+    return {name: getattr(found, name, math.nan) for name in names}
 
 
 def _parts(config: SegmentationConfig, data: Scenes) -> Scenes:
-    for split in images.SPLITS:
+    for split in scenes.SPLITS:
         if len(data.part(split)[0]) == 0:
             raise ConfigError(f"{data.name}: there are no {split} images")
     return data
 
 
-def _sizes(config: SegmentationConfig) -> tuple[Any, ...]:
-    return ()
-
-
-EXPERIMENT: Experiment[SegmentationConfig, SegmentationEpoch, SegmentationResult] = Experiment(
-    kind=SEGMENTATION,
-    source=_source,
-    load=images.load,
-    parts=_parts,
-    sizes=_sizes,
-    start=Run,
-    verdict=verdict,
+EXPERIMENT: training.Experiment[SegmentationConfig, SegmentationEpoch, SegmentationResult] = (
+    training.Experiment(
+        schema=SEGMENTATION,
+        start=Run,
+        parts=_parts,
+        outcome=_outcome,
+        load=scenes.load,
+        data_fields=("dataset", "height", "width"),
+        size_fields=(),
+    )
 )
+
+
+# The colours of CamVid's classes in the SegNet papers; void is black.
+COLOURS = (
+    *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
+    *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192), (0, 0, 0)),
+)
+_WRONG = (200, 30, 30)
+_SHOWN = 4
+
+
+def write_predictions(
+    folder: Path, records: Sequence[SegmentationRecord], data_dir: str | Path | None = None
+) -> Path | None:
+    """Draw some test images with the predictions of the first seed's networks.
+
+    ``segnet_predictions.png`` shows image, ground truth and predictions;
+    ``segnet_predictions_only.png`` what can be shown where the photographs may not be: predictions,
+    and their errors.
+
+    Args:
+        folder: of a sweep with checkpoints that has ended.
+        records: its runs; those that diverged are left out.
+        data_dir: the folder of data sets.
+
+    Returns:
+        The first picture; None when there is nothing to draw it from: all runs diverged, or the
+        weights are not here (they stay with the workers of a cluster that does not share the
+        folder).
+
+    Raises:
+        DataError: when the data cannot be loaded, or are not those of the records.
+        RecordError: when a checkpoint is damaged.
+        MissingExtraError: without matplotlib.
+    """
+    first = [
+        record.config
+        for record in records
+        if record.config.seed == records[0].config.seed
+        and record.result is not None
+        and not record.result.diverged
+    ]
+    weights = [checkpoint_path(store.run_directory(folder, config)) for config in first]
+    if not first or not all(path.exists() for path in weights):
+        return None
+    data = scenes.load(EXPERIMENT.source(first[0]), data_dir)
+    if data.fingerprint() != records[0].data:
+        raise DataError(
+            f"no picture is drawn: the runs in {folder} were trained on other data than this "
+            f"{data.name!r} (checksum {records[0].data}, now {data.fingerprint()})"
+        )
+    count = len(data.test_images)
+    rows = torch.arange(_SHOWN) * count // _SHOWN + count // (2 * _SHOWN)
+    pictures, masks = data.test_images[rows], data.test_masks[rows]
+    truth = _coloured(masks, COLOURS)
+    seen = {"image": pictures.permute(0, 2, 3, 1).numpy(), "ground truth": truth}
+    alone = {}
+    for config, path in zip(first, weights, strict=True):
+        with training.limited_threads(first[0].threads):
+            network = Run(config, data).network
+            network.load_state_dict(load_checkpoint(path, SEGMENTATION).states["model"])
+            classes = predict(network, pictures)
+        errors = torch.where(masks == classes, 0, 1)
+        errors[masks == len(data.classes)] = 2
+        seen[config.update] = alone[config.update] = _coloured(classes, COLOURS)
+        alone[f"{config.update}: wrong"] = _coloured(errors, ((255, 255, 255), _WRONG, (0, 0, 0)))
+    _draw(folder / PREDICTIONS, seen, data)
+    _draw(folder / WITHOUT_PHOTOGRAPHS, alone, data)
+    return folder / PREDICTIONS
+
+
+def _coloured(numbers: Tensor, colours: Sequence[tuple[int, int, int]]) -> Any:
+    return np.asarray(colours, dtype=np.uint8)[numbers.numpy()]
+
+
+def _draw(path: Path, columns: dict[str, Any], data: Scenes) -> None:
+    rows = len(next(iter(columns.values())))
+    height, width = data.test_masks.shape[1:]
+    figure = new_figure(2.2 * len(columns), 2.2 * rows * height / width + 0.9, dpi=130)
+    every_axes = figure.subplots(rows, len(columns), squeeze=False)
+    for j, (name, pictures) in enumerate(columns.items()):
+        every_axes[0, j].set_title(name, fontsize=10)
+        for i in range(rows):
+            every_axes[i, j].imshow(pictures[i], interpolation="nearest")
+            every_axes[i, j].set_axis_off()
+    from matplotlib.patches import Patch  # `new_figure` has seen that it is installed
+
+    legend = dict(zip([*data.classes, "void"], COLOURS, strict=True))
+    legend |= {"wrong": _WRONG} if any("wrong" in name for name in columns) else {}
+    figure.legend(
+        handles=[
+            Patch(facecolor=(red / 255, green / 255, blue / 255), label=name)
+            for name, (red, green, blue) in legend.items()
+        ],
+        loc="outside lower center",
+        ncols=6,
+        fontsize=8,
+        frameon=False,
+    )
+    write_bytes(path, png(figure))

@@ -1,7 +1,7 @@
-"""The paper's claims, each tested on records. Trains nothing.
+"""The claims of the paper, tested on records.
 
 A claim is a list of comparisons, each a paired difference that the claim says lies below a bound.
-Its verdict is a rule, not a reading:
+Its verdict follows by rule:
 
     holds                every comparison's 95 % interval lies below its bound
     contradicted         none does, and at least one lies above; of a claim about every update, as
@@ -22,19 +22,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import fmean
+from typing import TYPE_CHECKING
 
 from manifoldnet.experiments.papers.symmetry.cells import DEPTHS, PAPER_UPDATES, Cell
 from manifoldnet.experiments.papers.symmetry.config import SCHEDULES
-from manifoldnet.experiments.papers.symmetry.costs import NETWORKS, Costs, log_ratio
-from manifoldnet.experiments.papers.symmetry.results import CellRuns, Table
-from manifoldnet.experiments.statistics import Estimate, paired
+from manifoldnet.experiments.papers.symmetry.results import BASE, NETWORKS, Costs
+from manifoldnet.experiments.statistics import Estimate, log_ratio, paired
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOTICEABLE = 1.25
-"""How many times B-SGD's seconds are a noticeable cost; the paper gives no number."""
+"""The ratio to B-SGD's seconds from which a cost is noticeable; the paper gives no number."""
 
 ENOUGH = 0.8
-"""The part of its pairs that divergence must leave a comparison."""
+"""The share of the pairs of a comparison that must not have diverged."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class Comparison:
     """One difference that a claim says lies below a bound.
 
     Attributes:
-        text: what is subtracted from what.
-        difference: over the pairs that are left, with its interval.
-        pairs: how many there are, with those lost to divergence.
-        diverged: how many pairs are lost on the first side, and on the second; some on both.
-        bound: of error rates 0, of a time the logarithm of a ratio.
+        text: the two sides.
+        difference: over the pairs that did not diverge, with its interval.
+        pairs: the number of all pairs.
+        diverged: the number of pairs that diverged on the first side, and on the second; some on
+            both.
+        bound: 0 for error rates, the logarithm of a ratio for times.
     """
 
     text: str
@@ -57,12 +60,12 @@ class Comparison:
 
     @property
     def below(self) -> bool:
-        """Whether the whole interval lies below the bound."""
+        """True if the whole interval lies below the bound."""
         return self.difference.high < self.bound
 
     @property
     def above(self) -> bool:
-        """Whether the whole interval lies above the bound."""
+        """True if the whole interval lies above the bound."""
         return self.difference.low > self.bound
 
 
@@ -71,10 +74,10 @@ class Claim:
     """One claim, tested.
 
     Attributes:
-        text: what the paper says.
-        comparisons: what it comes down to; none where they would need a measurement.
-        note: how it was read, where that was not plain.
-        every: whether a single comparison can contradict it.
+        text: in the words of the paper.
+        comparisons: all must lie below their bounds; none where a measurement is missing.
+        note: the interpretation, where the paper leaves one open.
+        every: True if a single comparison can contradict it.
         unit: ``"error"`` for differences of error rates, ``"time"`` for logarithms of ratios.
     """
 
@@ -107,12 +110,12 @@ class Claim:
         return "in part" if below else "undecided"
 
 
-def claims(table: Table, costs: Costs | None = None) -> list[Claim]:
+def claims(table: pd.DataFrame, costs: Costs | None = None) -> list[Claim]:
     """The five claims of Section 5 and of the abstract.
 
     Args:
-        table: the runs.
-        costs: what the updates cost, for the last claim; None where it was not measured.
+        table: the runs (`results.run_table`).
+        costs: the cost of the updates, for the last claim; None where it was not measured.
     """
     return [
         Claim(
@@ -166,30 +169,26 @@ def claims(table: Table, costs: Costs | None = None) -> list[Claim]:
     ]
 
 
-def compare(table: Table, text: str, pairs: Sequence[tuple[Cell, Cell]]) -> Comparison:
+def compare(table: pd.DataFrame, text: str, pairs: Sequence[tuple[Cell, Cell]]) -> Comparison:
     """The mean over pairs of cells of ``one − other``, seed by seed.
 
     Only seeds that have a run of every cell are compared, so that each mean is of the same cells.
     """
-    sides = [
-        [table.get(cell, CellRuns(cell, ())) for cell in side] for side in zip(*pairs, strict=True)
-    ]
-    seeds = set.intersection(*(runs.seeds for side in sides for runs in side))
-    one, other = (_means([runs.test_errors for runs in side], seeds) for side in sides)
-    lost = (len(seeds) - len(one), len(seeds) - len(other))
-    return Comparison(text, paired(one, other), len(seeds), lost)
+    sides = [[cell.name for cell in side] for side in zip(*pairs, strict=True)]
+    errors = table.pivot(index="seed", columns="label", values="test_error")
+    diverged = table.pivot(index="seed", columns="label", values="diverged")
+    diverged = diverged.reindex(columns=sides[0] + sides[1]).dropna().astype(bool)
+    errors = errors.reindex(index=diverged.index, columns=diverged.columns).mask(diverged)
+    one, other = (errors[side].mean(axis=1, skipna=False).dropna() for side in sides)
+    lost = (len(errors) - len(one), len(errors) - len(other))
+    return Comparison(text, paired(one.to_dict(), other.to_dict()), len(errors), lost)
 
 
-def _means(errors: Sequence[dict[int, float]], seeds: set[int]) -> dict[int, float]:
-    whole = [seed for seed in seeds if all(seed in each for each in errors)]
-    return {seed: fmean(each[seed] for each in errors) for seed in whole}
-
-
-def _difference(table: Table, one: Cell, other: Cell) -> Comparison:
+def _difference(table: pd.DataFrame, one: Cell, other: Cell) -> Comparison:
     return compare(table, f"{one.name} − {other.name}", [(one, other)])
 
 
-def _architectures(table: Table) -> tuple[Comparison, ...]:
+def _architectures(table: pd.DataFrame) -> tuple[Comparison, ...]:
     pairs = [
         (Cell("arch2", *setting), Cell("arch1", *setting))
         for setting in product(DEPTHS, PAPER_UPDATES, SCHEDULES)
@@ -208,7 +207,7 @@ def _architectures(table: Table) -> tuple[Comparison, ...]:
 def _times(costs: Costs) -> tuple[Comparison, ...]:
     found = []
     for (architecture, depth), update in product(NETWORKS, PAPER_UPDATES[1:]):
-        ratio = log_ratio(costs[architecture, depth], update)
+        ratio = log_ratio(costs[architecture, depth][update], costs[architecture, depth][BASE])
         text = f"{update} ÷ b-sgd: {architecture}, {depth} layers"
         found.append(Comparison(text, ratio, ratio.n, bound=math.log(NOTICEABLE)))
     return tuple(found)

@@ -1,25 +1,24 @@
 """Several updates on several seeds, one run after the other, each in a directory of its own.
 
     <output>/<update>/seed-<seed>/{record.jsonl, checkpoint.pt}
-    <output>/{table.md, results.csv, test_error.png}                   (`report`)
+    <output>/{table.md, results.csv, test_error.png}                   (`tables.write_report`)
 
-Updates that share a seed share the split of the images, the start and the order of the minibatches,
-so what differs between them is the update. Seeds are the outer loop: a comparison that is stopped
-early has all updates side by side.
+Updates that share a seed share the split of the images, the start and the order of the minibatches.
+Seeds are the outer loop: a comparison that is stopped early has all updates side by side.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from manifoldnet.experiments import rundir, sources
-from manifoldnet.experiments.data import Dataset
+from manifoldnet.experiments import checkpoint
+from manifoldnet.experiments.data import Dataset, load
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.papers.symmetry.config import TrainConfig
-from manifoldnet.experiments.papers.symmetry.rows import CLASSIFICATION, Record
-from manifoldnet.experiments.papers.symmetry.training import train
+from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION, Record, TrainConfig
+from manifoldnet.experiments.papers.symmetry.run import train
 from manifoldnet.experiments.progress import Progress
 from manifoldnet.experiments.records import RunRecord
 
@@ -38,41 +37,21 @@ def configurations(
             raise ConfigError(f"there are no {name} to compare")
         if len(set(values)) < len(values):
             raise ConfigError(f"the {name} name one twice: {', '.join(map(str, values))}")
-    return [
-        dataclasses.replace(base, update=update, seed=seed) for seed in seeds for update in updates
-    ]
-
-
-def run_directory(output: Path, config: TrainConfig) -> Path:
-    """Where one run of a comparison is kept."""
-    return output / config.update / f"seed-{config.seed}"
+    return [replace(base, update=update, seed=seed) for seed in seeds for update in updates]
 
 
 def compare(
     configs: Sequence[TrainConfig],
     output: str | Path,
     data: Dataset | None = None,
-    *,
-    data_dir: str | Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
-    notice: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> list[Record]:
-    """Trains several configurations of one data set, each in its own directory below ``output``.
+    """Train several configurations of one data set, each in its own directory below ``output``.
 
-    Args and errors are those of `train_all`.
+    Options and errors are those of `train_all`.
     """
-    runs = [(config, run_directory(Path(output), config)) for config in configs]
-    return train_all(
-        runs,
-        data,
-        data_dir=data_dir,
-        resume=resume,
-        overwrite=overwrite,
-        progress=progress,
-        notice=notice,
-    )
+    runs = [(config, Path(output) / config.update / f"seed-{config.seed}") for config in configs]
+    return train_all(runs, data, **options)
 
 
 def train_all(
@@ -85,12 +64,12 @@ def train_all(
     progress: bool = True,
     notice: Callable[[str], None] | None = None,
 ) -> list[Record]:
-    """Trains configurations of one data set one after the other, with progress bars on stderr.
+    """Train configurations of one data set one after the other, with progress bars on stderr.
 
     All directories are checked before the first run begins.
 
     Args:
-        runs: what to train, and where each run is kept.
+        runs: configurations with their directories.
         data: the data set, when it is loaded already.
         data_dir: the folder of data sets, for loading.
         resume: leave runs that have ended, go on with the one that was stopped, begin the others.
@@ -104,15 +83,15 @@ def train_all(
     Raises:
         ConfigError: when a configuration does not fit the data.
         DataError: when the data cannot be loaded.
-        RecordError: when a directory cannot be used (`rundir.inspect`).
+        RecordError: when a directory cannot be used (`checkpoint.inspect`).
     """
     found = [
-        rundir.inspect(where, config, CLASSIFICATION, resume=resume, overwrite=overwrite)
+        checkpoint.inspect(where, config, CLASSIFICATION, resume=resume, overwrite=overwrite)
         for config, where in runs
     ]
     done = [0 if run is None else len(run.epochs) for run in found]
     if data is None and not all(isinstance(run, RunRecord) for run in found):
-        data = sources.load(runs[0][0].dataset, data_dir, notice)
+        data = load(runs[0][0].dataset, data_dir, notice)
     result = []
     with Progress(sum(config.epochs for config, _ in runs), sum(done), enabled=progress) as bars:
         for number, (config, where) in enumerate(runs):

@@ -1,4 +1,4 @@
-"""One run of image classification as data.
+"""A run of image classification as data: its configuration and the rows of its record.
 
 The setting is that of Badrinarayanan, Mishra and Cipolla, "Symmetry-invariant optimization in deep
 networks", Sections 2-4. What the paper leaves open is a field with a documented default.
@@ -6,44 +6,18 @@ networks", Sections 2-4. What the paper leaves open is a field with a documented
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from manifoldnet.experiments.configuration import (
-    Bounds,
-    Configuration,
-    check_choice,
-    check_integer,
-    checked_real,
-)
+from manifoldnet.experiments.configuration import Configuration, field
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.updates import UPDATES
+from manifoldnet.experiments.records import EpochRow, ResultRow, RunRecord, Schema
 
 ARCHITECTURES = ("arch1", "arch2")
 SCHEDULES = ("exponential", "bold-driver")
 MEASURES = ("loss", "error")
 SELECTION_SCHEDULES = ("constant", "own")
-
-
-_COUNTS = (
-    *("depth", "features", "batch_size", "epochs", "threads"),
-    *("selection_epochs", "selection_train_size", "selection_validation_size"),
-    "stop_validation_epochs",
-)
-_BOUNDS: Mapping[str, Bounds] = {
-    "lr": (0.0, False, math.inf, False),
-    "momentum": (0.0, True, 1.0, False),
-    "decay": (0.0, False, 1.0, True),
-    "grow": (1.0, True, math.inf, False),
-    "shrink": (0.0, False, 1.0, False),
-    "stop_train_error": (0.0, True, math.inf, False),
-    "stop_validation_change": (0.0, True, math.inf, False),
-    "diverged_above": (0.0, False, 1.0, True),
-}
-_DATASET_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +33,7 @@ class TrainConfig(Configuration):
         update: a key of `UPDATES`.
         schedule: ``"exponential"`` (the rate times `decay` after each epoch) or ``"bold-driver"``.
         lr: base learning rate λ, for the loss *summed* over a minibatch. None chooses one of
-            `lr_candidates` for each run, as the paper does (`selection`).
+            `lr_candidates` for each run, as the paper does (`run.select`).
         momentum: 0, plain SGD, in the paper.
         batch_size: images per minibatch. A smaller last minibatch is used as it is.
         epochs: passes through the training images; the most of them when rules may end the run.
@@ -79,12 +53,12 @@ class TrainConfig(Configuration):
             say; listed from large to small, it is the one that learns faster).
         selection_epochs: passes through the images of the choice.
         selection_train_size: images to train on for the choice, drawn from the run's training
-            images, so that its validation images stay unseen.
+            images, which leaves its validation images unseen.
         selection_validation_size: other training images whose error decides.
         selection_schedule: ``"constant"`` trains with each candidate as it is, which is what the
             paper's words say; ``"own"`` lets the run's schedule change it.
-        min_epochs: the rules of `stopping` may end a run with the bold driver from this epoch on
-            (25 in the paper); None never asks them.
+        min_epochs: the first epoch at which the rules of `run.stopping_rule` may end a run with the
+            bold driver (25 in the paper); None tests none of them.
         stop_train_error: a run ends when its training error falls below this.
         stop_validation_epochs: it ends when the validation error is above that of so many epochs
             earlier.
@@ -101,64 +75,50 @@ class TrainConfig(Configuration):
 
     experiment: ClassVar[str] = "classification"
 
-    dataset: str = "digits"
-    architecture: str = "arch2"
-    depth: int = 2
-    features: int = 64
-    update: str = "b-sgd"
-    schedule: str = "exponential"
-    lr: float | None = 1e-2
-    momentum: float = 0.0
-    batch_size: int = 100
-    epochs: int = 30
-    seed: int = 0
-    train_size: int | None = None
-    validation_size: int | None = None
-    decay: float = 0.95
-    grow: float = 1.05
-    shrink: float = 0.5
-    threads: int = 1
-    lr_candidates: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
-    selection_epochs: int = 50
-    selection_train_size: int = 1000
-    selection_validation_size: int = 500
-    selection_schedule: str = "constant"
-    min_epochs: int | None = None
-    stop_train_error: float = 1e-5
-    stop_validation_epochs: int = 5
-    stop_validation_change: float = 1e-5
-    training_measure: str = "error"
-    validation_measure: str = "loss"
-    diverged_above: float = 0.5
+    dataset: str = field(
+        "digits",
+        pattern=r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?",
+        example="'digits', 'mnist', or 'owner/name' on the hub",
+    )
+    architecture: str = field("arch2", choices=ARCHITECTURES)
+    depth: int = field(2, at_least=1)
+    features: int = field(64, at_least=1)
+    update: str = field("b-sgd", choices=UPDATES)
+    schedule: str = field("exponential", choices=SCHEDULES)
+    lr: float | None = field(1e-2, above=0)
+    momentum: float = field(0.0, at_least=0, below=1)
+    batch_size: int = field(100, at_least=1)
+    epochs: int = field(30, at_least=1)
+    seed: int = field(0, at_least=0)
+    train_size: int | None = field(None, at_least=1)
+    validation_size: int | None = field(None, at_least=1)
+    decay: float = field(0.95, above=0, at_most=1)
+    grow: float = field(1.05, at_least=1)
+    shrink: float = field(0.5, above=0, below=1)
+    threads: int = field(1, at_least=1)
+    lr_candidates: tuple[float, ...] = field((1e-2, 1e-3, 1e-4, 1e-5), above=0)
+    selection_epochs: int = field(50, at_least=1)
+    selection_train_size: int = field(1000, at_least=1)
+    selection_validation_size: int = field(500, at_least=1)
+    selection_schedule: str = field("constant", choices=SELECTION_SCHEDULES)
+    min_epochs: int | None = field(None, at_least=1)
+    stop_train_error: float = field(1e-5, at_least=0)
+    stop_validation_epochs: int = field(5, at_least=1)
+    stop_validation_change: float = field(1e-5, at_least=0)
+    training_measure: str = field("error", choices=MEASURES)
+    validation_measure: str = field("loss", choices=MEASURES)
+    diverged_above: float = field(0.5, above=0, at_most=1)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dataset, str) or not _DATASET_NAME.fullmatch(self.dataset):
-            raise ConfigError(
-                f"dataset is {self.dataset!r}; give a name such as 'digits', 'mnist', or "
-                "'owner/name' on the hub"
-            )
-        check_choice("architecture", self.architecture, ARCHITECTURES)
-        check_choice("update", self.update, tuple(UPDATES))
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("selection_schedule", self.selection_schedule, SELECTION_SCHEDULES)
-        check_choice("training_measure", self.training_measure, MEASURES)
-        check_choice("validation_measure", self.validation_measure, MEASURES)
-        for name in _COUNTS:
-            check_integer(name, getattr(self, name), at_least=1)
-        check_integer("seed", self.seed, at_least=0)
-        for name in ("train_size", "validation_size", "min_epochs"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), at_least=1)
+        super().__post_init__()
         if self.features % 2:
             raise ConfigError(
                 f"features is {self.features}; it must be even, because 2x1 max-pooling pairs "
                 "features"
             )
-        for name, bounds in _BOUNDS.items():
-            if name != "lr" or self.lr is not None:
-                value = checked_real(name, getattr(self, name), bounds)
-                object.__setattr__(self, name, value)
-        self._check_candidates()
+        rates = self.lr_candidates
+        if not rates or len(set(rates)) < len(rates):
+            raise ConfigError(f"lr_candidates is {rates}; it must name different rates")
         if self.min_epochs is not None and self.min_epochs > self.epochs:
             raise ConfigError(
                 f"min_epochs is {self.min_epochs}; it must not exceed epochs, which is "
@@ -171,13 +131,45 @@ class TrainConfig(Configuration):
 
     @property
     def label(self) -> str:
-        """The cell of Table 2 that a run is of: ``arch1-2-b-sgd-exponential``."""
+        """The cell of Table 2 that a run belongs to: ``arch1-2-b-sgd-exponential``."""
         return f"{self.architecture}-{self.depth}-{self.update}-{self.schedule}"
 
-    def _check_candidates(self) -> None:
-        if isinstance(self.lr_candidates, str) or not isinstance(self.lr_candidates, Sequence):
-            raise ConfigError(f"lr_candidates is {self.lr_candidates!r}; it must be a tuple")
-        rates = tuple(checked_real("lr_candidates", r, _BOUNDS["lr"]) for r in self.lr_candidates)
-        if not rates or len(set(rates)) < len(rates):
-            raise ConfigError(f"lr_candidates is {rates}; it must name different rates")
-        object.__setattr__(self, "lr_candidates", rates)
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(EpochRow):
+    """One epoch of image classification. The loss is the cross-entropy in nats.
+
+    Attributes:
+        train_error: error rate on the training images, in [0, 1], as they came up.
+        validation_error: error rate on the validation images after the epoch.
+        test_error: error rate on the test images after the epoch.
+        validation_loss: mean loss of a validation image after the epoch; None in records of
+            format 1.
+    """
+
+    train_error: float
+    validation_error: float
+    test_error: float
+    validation_loss: float | None = None
+
+    def summary(self) -> str:
+        """The errors to show while the run goes on."""
+        return f"validation {self.validation_error:.2%}, test {self.test_error:.2%}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(ResultRow):
+    """The end of a run of image classification.
+
+    Attributes:
+        test_error: error rate on the test images after the last epoch.
+        validation_error: the same for the validation images.
+    """
+
+    test_error: float
+    validation_error: float
+
+
+CLASSIFICATION = Schema(TrainConfig, Epoch, Result)
+Record = RunRecord[TrainConfig, Epoch, Result]
+"""A run of image classification."""

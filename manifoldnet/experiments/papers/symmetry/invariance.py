@@ -1,35 +1,39 @@
-"""Which updates train a network in the same way from w and from g·w, the same network rescaled?
+"""Training from weights w and from g·w, the same network rescaled: equal losses or not.
 
     one start, one order of minibatches, 200 steps; for each update, from w and from g·w
       -> trajectory_invariance.csv     both losses at every step
-      -> trajectory_invariance.png     both curves: one on the other, or not
+      -> trajectory_invariance.png     both curves, one on the other if the update is invariant
 
     python -m manifoldnet.experiments.papers.symmetry.invariance --out docs/results
 
 The setting is that of the symmetry paper [badrinarayanan2015symmetry]: Arch1 and Arch2 with two
 hidden layers of 64 filters, unit-norm start, minibatches of 100, the loss summed over them; here on
-scikit-learn's digits and in float64, so that what is equal up to rounding can be told from what is
-not. Batch normalization's ε is taken out: filters that are scaled down to 1e-3 have variances of
-its size.
+scikit-learn's digits and in float64, which separates equality up to rounding from inequality.
+Batch normalization's ε is taken out: filters that are scaled down to 1e-3 have variances of its
+size.
 
 The scalings are random elements of a group, each generator with a factor between 1e-3 and 1e3:
 
-    paper            the network's own group (`models`): (1)-(2) for Arch1, (3) for Arch2
-    between-layers   rows of W1 against columns of W2 in Arch1, discovered, which no metric on rows
-                     alone is invariant under: what the scaled metric does not promise
+    paper            the network's own group (`networks`): (1)-(2) for Arch1, (3) for Arch2
+    between-layers   rows of W1 against columns of W2 in Arch1, discovered; no metric on rows alone
+                     is invariant under these, and the scaled metric is not
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import csv
+import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import log
+from itertools import zip_longest
+from math import inf, isfinite, log
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +41,23 @@ from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet import symmetry
-from manifoldnet.experiments import sources
-from manifoldnet.experiments.data import Dataset, seeded_generator, split
+from manifoldnet.experiments.data import Dataset, load, seeded_generator, split
 from manifoldnet.experiments.errors import ExperimentError
-from manifoldnet.experiments.loop import limited_threads
-from manifoldnet.experiments.papers.symmetry import networks as models
-from manifoldnet.experiments.papers.symmetry.invariance_report import Pair, draw, summary, write_csv
-from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.experiments.status import StatusLine
-from manifoldnet.optim.growth import NormGrowthWarning, ZeroSliceWarning
+from manifoldnet.experiments.files import write_bytes, write_text
+from manifoldnet.experiments.papers.symmetry import networks
+from manifoldnet.experiments.papers.updates import declare
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, style
+from manifoldnet.experiments.progress import StatusLine
+from manifoldnet.experiments.training import limited_threads
+from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
 from manifoldnet.symmetry.batches import Batch
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 COMPARED = ("sm", "sm-geodesic", "b-sgd", "adamw")
-"""What is compared: updates of `manifoldnet.experiments.papers.updates`, and torch's AdamW."""
+"""The optimizers: updates of `manifoldnet.experiments.papers.updates`, and torch's AdamW."""
 
 _LARGEST_FACTOR = 1e3
 _BATCH = 100
@@ -63,20 +70,81 @@ class Setting:
     Attributes:
         architecture: "arch1" or "arch2".
         symmetry: "paper" or "between-layers".
-        lr: learning rate of all updates but AdamW, whose own default is used.
+        lr: learning rate of all updates but AdamW, whose own default is used; one that the network
+            trains well with.
+        heading: of the row in the picture.
     """
 
     architecture: str
     symmetry: str
     lr: float
+    heading: str
 
 
 SETTINGS = (
-    Setting("arch1", "paper", 1e-3),
-    Setting("arch2", "paper", 1e-2),
-    Setting("arch1", "between-layers", 1e-3),
+    Setting(
+        *("arch1", "paper", 1e-3),
+        "Arch1, the paper's symmetry (1)–(2): W1 and pairs of filters of W2 × s, head ÷ s",
+    ),
+    Setting(
+        *("arch2", "paper", 1e-2),
+        "Arch2, the paper's symmetry (3): each filter of W1 and W2 × s",
+    ),
+    Setting(
+        *("arch1", "between-layers", 1e-3),
+        "Arch1, a symmetry that the scaled metric does not cover: "
+        "pairs of filters of W1 × s, columns of W2 ÷ s",
+    ),
 )
-"""What is run, with the rates that the two networks train well with (one of the paper's each)."""
+
+COLUMNS = ("architecture", "symmetry", "update", "step", "loss", "loss_scaled", "difference")
+
+# Relative difference that rounding in float64 explains after hundreds of steps.
+SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Losses of one update from w and from g·w, before each step.
+
+    Attributes:
+        setting: network and group.
+        update: its name.
+        losses: from w.
+        scaled: from g·w; shorter if that run diverges, and the last loss is not finite then.
+    """
+
+    setting: Setting
+    update: str
+    losses: tuple[float, ...]
+    scaled: tuple[float, ...]
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """|difference| of both losses relative to the larger, by step; ∞ from divergence on."""
+        return tuple(_relative(a, b) for a, b in zip_longest(self.losses, self.scaled))
+
+    @property
+    def difference(self) -> float:
+        """The largest of the differences."""
+        return max(self.differences)
+
+    @property
+    def quotient(self) -> float:
+        """The largest quotient of both losses at one step, 1 or more."""
+        both = zip(self.losses, self.scaled, strict=False)
+        return max(max(a, b) / min(a, b) if min(a, b) > 0 else inf for a, b in both)
+
+    @property
+    def diverged(self) -> int | None:
+        """The step at which the scaled run's loss is not finite; None if there is none."""
+        return None if isfinite(self.scaled[-1]) else len(self.scaled) - 1
+
+
+def _relative(a: float | None, b: float | None) -> float:
+    if a is None or b is None or not (isfinite(a) and isfinite(b)):
+        return inf
+    return 0.0 if a == b else abs(a - b) / max(abs(a), abs(b))
 
 
 def trajectories(
@@ -88,7 +156,7 @@ def trajectories(
     settings: Sequence[Setting] = SETTINGS,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Pair]:
-    """Trains every pair: all updates in all settings.
+    """Train every pair: all updates in all settings.
 
     Args:
         data: images; the training images are used.
@@ -96,12 +164,12 @@ def trajectories(
         features: filters per hidden layer.
         seed: decides start, order of the images and scalings.
         settings: which networks and groups.
-        on_progress: called with (what is done, how many before it, of how many).
+        on_progress: called before each pair with its name, its index, and the number of pairs.
     """
     result = []
     batches = _batches(data, seed)
     for i, setting in enumerate(settings):
-        network = models.build(
+        network = networks.build(
             setting.architecture,
             data.inputs,
             len(data.classes),
@@ -129,14 +197,10 @@ def _pair(
     steps: int,
 ) -> Pair:
     model = copy.deepcopy(network)
-    if update == "adamw":
-        make = _adamw
-    else:
+    make: Callable[[nn.Module], torch.optim.Optimizer] = _adamw
+    if update != "adamw":
         make = partial(_riemannian_sgd, lr=setting.lr)
-        rule = UPDATES[update].rule
-        if rule is not None:
-            declare = getattr(mn.rules, rule)(classifier="head", **UPDATES[update].options)
-            mn.declare_all(model, declare)
+        declare(model, update)
     losses = []
     with symmetry.without_eps(model), limited_threads(1), warnings.catch_warnings():
         # A run that diverges is one of the results.
@@ -145,7 +209,7 @@ def _pair(
         for start in (model, symmetry.reparameterize(model, element)):
             run = invariance_error.run(start, _loss, batches, make, steps=steps)
             losses.append(run.losses)
-    return Pair(setting.architecture, setting.symmetry, update, *losses)
+    return Pair(setting, update, *losses)
 
 
 def _riemannian_sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -160,7 +224,7 @@ def _loss(scores: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(scores, labels, reduction="sum")
 
 
-def _group(network: models.Arch1 | models.Arch2, setting: Setting, seed: int) -> ScalingGroup:
+def _group(network: networks.Arch1 | networks.Arch2, setting: Setting, seed: int) -> ScalingGroup:
     if setting.symmetry == "paper":
         return network.symmetries()
     # Looked for on noise: a pixel that is black in all images would be a symmetry of its own.
@@ -183,8 +247,111 @@ def _batches(data: Dataset, seed: int) -> list[Batch]:
     ]
 
 
+def write_csv(pairs: Sequence[Pair], path: Path) -> None:
+    """Write a row per pair and step; steps that a run did not reach are empty."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for pair in pairs:
+        rows = zip_longest(pair.losses, pair.scaled, pair.differences, fillvalue="")
+        for step, (loss, scaled, difference) in enumerate(rows):
+            name = (pair.setting.architecture, pair.setting.symmetry, pair.update)
+            writer.writerow([*name, step, loss, scaled, f"{difference:.2e}"])
+    write_text(path, stream.getvalue())
+
+
+def summary(pairs: Sequence[Pair]) -> str:
+    """A line per pair: the largest difference of the losses."""
+    return "\n".join(
+        f"{p.setting.architecture}  {p.setting.symmetry:14}  {p.update:11}  {_verdict(p)}"
+        for p in pairs
+    )
+
+
+def _verdict(pair: Pair) -> str:
+    if pair.diverged is not None:
+        return f"rescaled: diverges at step {pair.diverged}"
+    if pair.difference <= SAME:
+        return f"same losses, to {pair.difference:.0e}"
+    return f"up to {pair.quotient:.2g} times apart"
+
+
+def draw(pairs: Sequence[Pair], path: Path) -> None:
+    """Draw the losses of all pairs as a PNG: a row per setting, a panel per update.
+
+    Args:
+        pairs: of one or more settings, each with its updates in the same order.
+        path: the picture, written in one atomic step.
+
+    Raises:
+        MissingExtraError: without matplotlib.
+    """
+    rows: dict[Setting, list[Pair]] = {}
+    for pair in pairs:
+        rows.setdefault(pair.setting, []).append(pair)
+    columns = max(map(len, rows.values()))
+    figure = new_figure(2.7 * columns, 0.8 + 2.3 * len(rows), dpi=130)
+    figure.suptitle(_headline(pairs), x=0.01, ha="left", fontsize=11.5, color=INK)
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, (setting, members) in zip(parts, rows.items(), strict=True):
+        part.suptitle(setting.heading, x=0.01, ha="left", fontsize=10, color=MUTED)
+        panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
+        # Runs that leap up leave the frame, to show the rest of them larger.
+        losses = [x for pair in members for x in pair.losses if isfinite(x) and x > 0]
+        scaled = [x for pair in members for x in pair.scaled if isfinite(x) and x > 0]
+        bottom, top = 0.5 * min(losses + scaled, default=1), 30 * max(losses, default=1)
+        for axes, pair in zip_longest(panels, members):
+            if pair is None:
+                axes.set_visible(False)
+                continue
+            _panel(axes, pair, highest=10 * top)
+            if setting == list(rows)[-1]:
+                axes.set_xlabel("step", fontsize=9, color=INK)
+        panels[0].set_ylim(bottom, top)
+        panels[0].set_yscale("log")
+        panels[0].set_ylabel("loss of a minibatch", fontsize=9, color=INK)
+    write_bytes(path, png(figure))
+
+
+def _headline(pairs: Sequence[Pair]) -> str:
+    """The result in words, and the legend."""
+    same: dict[str, bool] = {}
+    for pair in pairs:
+        if pair.setting.symmetry == "paper":
+            same[pair.update] = same.get(pair.update, True) and pair.difference <= SAME
+    keep = " and ".join(update for update, yes in same.items() if yes) or "no update"
+    lose = " and ".join(update for update, yes in same.items() if not yes) or "any other"
+    return (
+        "Rescaled by the paper's symmetries, a network trains in the same way with "
+        f"{keep}, not with {lose}\n"
+        "(wide line: from the original weights; thin line: rescaled by factors 1/1000 … 1000)"
+    )
+
+
+def _panel(axes: Axes, pair: Pair, highest: float) -> None:
+    """Draw both curves of a pair, the scaled one on top, cut off above `highest`."""
+    colour = COLOURS[pair.update]
+    style(axes)
+    axes.plot(pair.losses, color=colour, alpha=0.5, linewidth=5, solid_capstyle="butt")
+    axes.plot([min(loss, highest) for loss in pair.scaled], color=INK, linewidth=0.9)
+    axes.set_xlim(0, max(len(pair.losses) - 1, 1))
+    axes.set_title(pair.update, loc="left", fontsize=10, fontweight="bold", color=colour, pad=3)
+    same = pair.difference <= SAME
+    axes.text(
+        0.98,
+        0.97,
+        _verdict(pair),
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=9,
+        fontweight="bold" if same else "normal",
+        color=INK,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the experiment and writes both files.
+    """Run the experiment and write both files.
 
     Args:
         argv: the arguments, without the program's name; by default those of the process.
@@ -210,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with StatusLine(enabled=not arguments.quiet) as status:
             pairs = trajectories(
-                sources.load("digits"),
+                load("digits"),
                 steps=arguments.steps,
                 seed=arguments.seed,
                 on_progress=status,

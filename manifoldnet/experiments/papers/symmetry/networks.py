@@ -6,13 +6,12 @@
     ConvArch2  [ Conv   -> BatchNorm -> ReLU -> 2x2 max-pooling ] x depth -> flatten -> head
 
 from images to class scores, with 64 filters a layer and no biases. 2x1 pooling takes pairs of
-features and halves what the next layer sees, so W1 is 64 x inputs, W2 and every later one 64 x 32,
-and the classifier `head` classes x 32 (the paper prints W2 as 32 x 64, which its own pooling
-contradicts). 2x2 pooling is over space and leaves 64 channels. The networks differ from what is
-usual in their *start*: weights drawn from a standard Gaussian, then each filter and each class
-vector (a row either way) scaled to unit norm.
+features and halves the inputs of the next layer, so W1 is 64 x inputs, W2 and every later one
+64 x 32, and the classifier `head` classes x 32 (the paper prints W2 as 32 x 64, which its own
+pooling contradicts). 2x2 pooling is over space and leaves 64 channels. The start is that of
+`papers.layers`: Gaussian weights, each filter and class vector scaled to unit norm.
 
-Each knows scalings that leave its loss as it is, `network.symmetries()`:
+`network.symmetries()` is the group of scalings that leave the loss invariant:
 
     without batch normalization, (1)-(2) of the paper: for each hidden layer but the last
         its weight × α, head ÷ α
@@ -31,18 +30,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, TypeVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from manifoldnet import rules
-from manifoldnet.declarations import declare_all
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.papers.updates import UPDATES
+from manifoldnet.experiments.papers.layers import convolution, linear, scaled_filter
+from manifoldnet.experiments.papers.updates import declare as declare
 from manifoldnet.symmetry import Generator, ScalingGroup, Slice
 
-_Layer = TypeVar("_Layer", nn.Linear, nn.Conv2d)
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
@@ -56,13 +53,14 @@ class MaxPoolPairs(nn.Module):
 
 
 class _Network(nn.Module):
-    """What the four share: the order of things, and the group.
+    """Base of the four networks: the order of the layers, and the symmetry group.
 
     Attributes:
         normalized: whether a batch normalization follows each hidden layer.
-        hidden: everything up to the head.
+        hidden: all layers before the head.
         head: the classifier.
-        channels: what the last pooling leaves; filters are tied if they are pooled into one.
+        channels: number of channels after the last pooling; filters that are pooled into one
+            channel are tied.
     """
 
     normalized: ClassVar[bool]
@@ -76,7 +74,7 @@ class _Network(nn.Module):
         return scores
 
     def symmetries(self) -> ScalingGroup:
-        """The paper's group of this network: scalings that leave its loss as it is.
+        """The paper's group of this network: scalings that leave its loss invariant.
 
         Without batch normalization the group has dimension depth − 1 + channels, and the network
         has more symmetries than those (rows of one layer against columns of the next). With it,
@@ -135,9 +133,9 @@ class _Dense(_Network):
         super().__init__()
         self.channels = features // 2
         widths = [inputs] + [self.channels] * (depth - 1)
-        layers = (_linear(features, width, generator) for width in widths)
+        layers = (linear(features, width, generator) for width in widths)
         self.hidden = self._stack(layers, nn.BatchNorm1d, MaxPoolPairs)
-        self.head = _linear(classes, self.channels, generator)
+        self.head = linear(classes, self.channels, generator)
 
 
 class _Convolutional(_Network):
@@ -165,7 +163,7 @@ class _Convolutional(_Network):
         layers = (convolution(features, width, generator) for width in widths)
         self.hidden = self._stack(layers, nn.BatchNorm2d, partial(nn.MaxPool2d, 2))
         self.hidden.append(nn.Flatten())
-        self.head = _linear(classes, features * pixels, generator)
+        self.head = linear(classes, features * pixels, generator)
 
 
 @final
@@ -174,10 +172,10 @@ class Arch1(_Dense):
 
     Args:
         inputs: pixels of an image, rasterized.
-        classes: scores to give.
+        classes: number of class scores.
         depth: hidden layers.
         features: filters per hidden layer; even.
-        generator: where the start is drawn from; torch's global one by default.
+        generator: source of the start; torch's global one by default.
     """
 
     normalized = False
@@ -200,10 +198,10 @@ class ConvArch1(_Convolutional):
 
     Args:
         image: channels, height and width of an image.
-        classes: scores to give.
+        classes: number of class scores.
         depth: hidden layers; each halves height and width.
         features: filters per hidden layer.
-        generator: where the start is drawn from; torch's global one by default.
+        generator: source of the start; torch's global one by default.
 
     Raises:
         ConfigError: if pooling leaves nothing of such images.
@@ -234,48 +232,6 @@ def build(
     return network(inputs, classes, depth=depth, features=features, generator=generator)
 
 
-def declare(network: nn.Module, update: str) -> None:
-    """Declares the weights of a network, whose classifier is `head`, as an update wants them."""
-    row = UPDATES[update]
-    if row.rule is not None:
-        rule = getattr(rules, row.rule)
-        declare_all(network, rule(classifier="head", **row.options))
-
-
-def scaled_filter(layer: str, norm: str, i: int) -> Generator:
-    """A filter of a layer that a batch normalization follows, with its running averages."""
-    return Generator(
-        {
-            Slice(f"{layer}.weight", 0, i): 1,
-            Slice(f"{norm}.running_mean", 0, i): 1,
-            Slice(f"{norm}.running_var", 0, i): 2,
-        }
-    )
-
-
 def _against_head(weight: str, filters: range, columns: range) -> Generator:
     up = {Slice(weight, 0, i): 1 for i in filters}
     return Generator(up | {Slice("head.weight", 1, j): -1 for j in columns})
-
-
-# skip_init: the layers' own initialization would draw from torch's global generator only to be
-# overwritten.
-
-
-def _linear(rows: int, columns: int, generator: torch.Generator | None) -> nn.Linear:
-    return _start(nn.utils.skip_init(nn.Linear, columns, rows, bias=False), generator)
-
-
-def convolution(filters: int, channels: int, generator: torch.Generator | None) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size, without biases, with the papers' start."""
-    layer = nn.utils.skip_init(nn.Conv2d, channels, filters, 3, padding=1, bias=False)
-    return _start(layer, generator)
-
-
-def _start(layer: _Layer, generator: torch.Generator | None) -> _Layer:
-    """Gaussian filters of unit norm."""
-    weight = layer.weight
-    with torch.no_grad():
-        weight.normal_(generator=generator)
-        weight /= torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
-    return layer

@@ -1,168 +1,154 @@
-"""Finished runs by cell, and what is asked of them. Reads records, trains nothing."""
+"""Tables of finished runs, and the measured cost of the updates, read from files.
+
+The seconds in the records were measured while other runs were at work, which slows one update and
+not the next. Those of ``times.csv`` were measured for the purpose, the updates taking turns
+(`manifoldnet.experiments.papers.symmetry.times`), so their ratio within a turn is meaningful.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
+from typing import TYPE_CHECKING
 
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.papers.symmetry.cells import AXES, Cell
-from manifoldnet.experiments.papers.symmetry.config import SCHEDULES, TrainConfig
-from manifoldnet.experiments.papers.symmetry.rows import Record
+from manifoldnet.experiments.papers.symmetry.cells import DEPTHS, FIGURE3, PAPER_UPDATES, Cell
+from manifoldnet.experiments.papers.symmetry.config import ARCHITECTURES, SCHEDULES, Record
 from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.experiments.spreadsheet import csv_text
+from manifoldnet.experiments.records import epochs_frame, runs_frame
+from manifoldnet.experiments.report import csv_text, read_csv
 from manifoldnet.experiments.statistics import Estimate, estimate
 
-COLUMNS = (
-    *("architecture", "depth", "update", "schedule", "seed", "lr", "epochs"),
-    *("test_error", "diverged", "seconds"),
-)
+if TYPE_CHECKING:
+    import pandas as pd
+
+CELL = ("architecture", "depth", "update", "schedule")
+COLUMNS = (*CELL, "seed", "lr", "epochs", "test_error", "diverged", "seconds")
+FIGURE3_COLUMNS = ("architecture", "update", "seed", "epoch", "test_error")
+
+TIMES = "times.csv"
+BASE = "b-sgd"
+TIMES_COLUMNS = ("architecture", "depth", "update", "pass", "seconds")
+NETWORKS = tuple(product(ARCHITECTURES, DEPTHS))
+
+Key = tuple[str, int, str, int]
+"""Architecture, depth, update, pass."""
+
+Costs = Mapping[tuple[str, int], Mapping[str, Mapping[int, float]]]
+"""Seconds by network (architecture and depth), update and pass."""
 
 
-@dataclass(frozen=True)
-class CellRuns:
-    """The runs of one cell, in the order of their seeds.
+def run_table(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per run: the columns of `records.runs_frame` and these.
 
-    Attributes:
-        cell: which.
-        runs: all of them, the diverged ones too.
+    Runs are ordered so that the updates of one setting stand together. `pass_seconds` is the median
+    time of a training pass, `loss_finite` whether the last training loss is.
     """
-
-    cell: Cell
-    runs: tuple[Record, ...]
-
-    @property
-    def finished(self) -> tuple[Record, ...]:
-        """Those that did not diverge: as in the paper, means are over these."""
-        return tuple(run for run in self.runs if run.result and not run.result.diverged)
-
-    @property
-    def diverged(self) -> int:
-        """How many are set aside."""
-        return len(self.runs) - len(self.finished)
-
-    @property
-    def seeds(self) -> set[int]:
-        """Of all runs."""
-        return {run.config.seed for run in self.runs}
-
-    @property
-    def test_errors(self) -> dict[int, float]:
-        """Final test error of the finished runs, by seed."""
-        return {run.config.seed: run.epochs[-1].test_error for run in self.finished}
-
-    @property
-    def test_error(self) -> Estimate:
-        """Mean of the final test errors."""
-        return estimate(list(self.test_errors.values()))
-
-    @property
-    def epochs(self) -> float:
-        """Mean number of epochs of the finished runs; NaN without any."""
-        return fmean(len(run.epochs) for run in self.finished) if self.finished else math.nan
-
-    @property
-    def pass_seconds(self) -> list[float]:
-        """Median seconds of a training pass of each run."""
-        return [median(epoch.train_seconds for epoch in run.epochs) for run in self.runs]
-
-    @property
-    def rates(self) -> Counter[float]:
-        """How many runs chose which base learning rate."""
-        return Counter(run.lr for run in self.runs)
-
-    @property
-    def rules(self) -> Counter[str]:
-        """How many finished runs were ended by which rule; "" for those that had all epochs."""
-        return Counter(run.result.stopped for run in self.finished if run.result)
-
-    @property
-    def reasons(self) -> Counter[str]:
-        """How many runs diverged, and in which way: those of `stopping.verdict`."""
-        return Counter(
-            "validation error too high"
-            if math.isfinite(run.epochs[-1].train_loss)
-            else "loss not finite"
-            for run in self.runs
-            if run.result and run.result.diverged
-        )
+    ordered = sorted(records, key=order)
+    table = runs_frame(ordered)
+    table["pass_seconds"] = [median(e.train_seconds for e in run.epochs) for run in ordered]
+    table["loss_finite"] = [math.isfinite(run.epochs[-1].train_loss) for run in ordered]
+    return table
 
 
-Table = Mapping[Cell, CellRuns]
+def order(record: Record) -> tuple[str, int, int, int, int]:
+    """Sort key: network, schedule, update, seed."""
+    config = record.config
+    update, schedule = list(UPDATES).index(config.update), SCHEDULES.index(config.schedule)
+    return config.architecture, config.depth, schedule, update, config.seed
 
 
-def protocol(found: Mapping[Path, Record]) -> TrainConfig:
-    """The configuration that all runs share, but for `AXES`.
+def by_cell(table: pd.DataFrame) -> dict[Cell, pd.DataFrame]:
+    """The runs of each cell."""
+    return {Cell(*key): runs for key, runs in table.groupby(list(CELL), sort=False)}
 
-    Args:
-        found: at least one record, by its file.
+
+def test_error(runs: pd.DataFrame) -> Estimate:
+    """Mean test error after the last epoch; as in the paper, of the runs that did not diverge."""
+    return estimate(runs.test_error[~runs.diverged].tolist())
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """One row per run, under `COLUMNS`; `seconds` is the wall clock of its epochs."""
+    shown = table.assign(
+        lr=table.chosen_lr.map(repr),
+        epochs=table.trained,
+        test_error=table.test_error.map("{:.6g}".format),
+        diverged=table.diverged.map({True: "true", False: "false"}),
+        seconds=table.seconds.map("{:.2f}".format),
+    )
+    text: str = shown.to_csv(columns=COLUMNS, index=False, lineterminator="\n")
+    return text
+
+
+def figure3_table(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per epoch of each run of Figure 3 that did not diverge, with these columns.
+
+    `architecture` and `update` are those of the run; the others come from `records.epochs_frame`.
+    """
+    names = {cell.name: cell for cell in FIGURE3}
+    shown = [r for r in records if r.config.label in names and r.result and not r.result.diverged]
+    table = epochs_frame(sorted(shown, key=order))
+    if not shown:
+        return table.reindex(columns=[*FIGURE3_COLUMNS, "label"])
+    for column in ("architecture", "update"):
+        table[column] = [getattr(names[label], column) for label in table.label]
+    return table
+
+
+def figure3_csv(table: pd.DataFrame) -> str:
+    """The errors of `figure3_table` as measured, under `FIGURE3_COLUMNS`."""
+    shown = table.reindex(columns=FIGURE3_COLUMNS)
+    shown["test_error"] = shown.test_error.map("{:.6g}".format)
+    text: str = shown.to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def times_csv(seconds: Mapping[Key, float]) -> str:
+    """The text of ``times.csv``: one row per pass, under `TIMES_COLUMNS`."""
+    rows = [dict(zip(TIMES_COLUMNS, (*key, f"{s:.6f}"), strict=True)) for key, s in seconds.items()]
+    return csv_text(TIMES_COLUMNS, rows)
+
+
+def read_times(folder: Path) -> Costs | None:
+    """The measurement in a folder; None where there is none.
 
     Raises:
-        RecordError: when two differ in another field or in their data, or are of the same run.
+        RecordError: when the file is damaged, or not the whole measurement.
     """
-    first_path, first = next(iter(found.items()))
-    seen: dict[tuple[Cell, int], Path] = {}
-    shared = _shared(first.config)
-    for path, record in found.items():
-        here = _shared(record.config)
-        odd = [f"{k} {v} there, {shared[k]} here" for k, v in here.items() if v != shared[k]]
-        if record.data != first.data:
-            odd.append(f"data {record.data} there, {first.data} here")
-        if odd:
-            raise RecordError(
-                f"{path} cannot stand in one report with {first_path.name} ({', '.join(odd)}): "
-                "move the runs of the other protocol away"
-            )
-        run = (Cell.of(record.config), record.config.seed)
-        if run in seen:
-            raise RecordError(
-                f"{path} is of the same run as {seen[run].name} ({run[0].name}, seed {run[1]}): "
-                "move one of them away"
-            )
-        seen[run] = path
-    return first.config
+    path = folder / TIMES
+    if not path.exists():
+        return None
+    way_out = "delete it, or measure again"
+    seconds: dict[Key, float] = {}
 
+    def parse(row: dict[str, str]) -> None:
+        key = (row["architecture"], int(row["depth"]), row["update"], int(row["pass"]))
+        if key[:2] not in NETWORKS:
+            raise ValueError(f"the paper has no network {key[0]} with {key[1]} layers")
+        if key[3] < 1:
+            raise ValueError(f"pass is {key[3]}; they count from 1")
+        if key in seconds:
+            raise ValueError(f"it is the second of {_words(key)}")
+        seconds[key] = float(row["seconds"])
+        if not 0 < seconds[key] < math.inf:
+            raise ValueError(f"seconds is {row['seconds']}, not a positive number")
 
-def _shared(config: TrainConfig) -> dict[str, object]:
-    return {name: value for name, value in config.to_dict().items() if name not in AXES}
-
-
-def by_cell(records: Iterable[Record]) -> dict[Cell, CellRuns]:
-    """Groups records: runs by seed, cells so that the updates of one setting stand together."""
-    groups: dict[Cell, list[Record]] = {}
-    for record in records:
-        groups.setdefault(Cell.of(record.config), []).append(record)
+    read_csv(path, TIMES_COLUMNS, parse, way_out)
+    updates = dict.fromkeys((*(update for _, _, update, _ in seconds), *PAPER_UPDATES))
+    passes = range(1, 1 + max([2, *(number for *_, number in seconds)]))
+    for network, update, number in product(NETWORKS, updates, passes):
+        if (*network, update, number) not in seconds:
+            raise RecordError(f"{path} lacks {_words((*network, update, number))}: {way_out}")
     return {
-        cell: CellRuns(cell, tuple(sorted(groups[cell], key=lambda run: run.config.seed)))
-        for cell in sorted(groups, key=_order)
+        network: {u: {n: seconds[*network, u, n] for n in passes} for u in updates}
+        for network in NETWORKS
     }
 
 
-def _order(cell: Cell) -> tuple[str, int, int, int]:
-    update = list(UPDATES).index(cell.update)
-    return cell.architecture, cell.depth, SCHEDULES.index(cell.schedule), update
-
-
-def to_csv(table: Table) -> str:
-    """One row per run, under `COLUMNS`; `seconds` is the wall clock of its epochs."""
-    rows = [
-        {
-            "architecture": cell.architecture,
-            "depth": cell.depth,
-            "update": cell.update,
-            "schedule": cell.schedule,
-            "seed": run.config.seed,
-            "lr": repr(run.lr),
-            "epochs": len(run.epochs),
-            "test_error": f"{run.epochs[-1].test_error:.6g}",
-            "diverged": str(bool(run.result and run.result.diverged)).lower(),
-            "seconds": f"{run.result.seconds:.2f}" if run.result else "",
-        }
-        for cell, runs in table.items()
-        for run in runs.runs
-    ]
-    return csv_text(COLUMNS, rows)
+def _words(key: Key) -> str:
+    architecture, depth, update, number = key
+    return f"{architecture}, {depth} layers, {update}, pass {number}"

@@ -1,16 +1,37 @@
-"""One network under training: what changes from epoch to epoch, and how it is judged.
+"""Training for the symmetry paper: a run, the choice of its learning rate, and when it ends.
 
 The loss is the cross-entropy *summed* over a minibatch, as in the paper; a learning rate for the
-mean would be as many times larger as there are images in a minibatch. A step of these networks
-takes about a millisecond, most of it Python, so the loop does no more than it must: no data loader,
-and no number leaves its tensor before the epoch is over.
+mean would be as many times larger as there are images in a minibatch.
+
+The base learning rate is chosen as in Section 4 of [badrinarayanan2015symmetry]: every candidate
+trains for 50 epochs on 1,000 of the run's training images, and the one with the lowest error on 500
+others is used. All candidates have the run's own start, and see the images in the same order. What
+the paper leaves open is in the fields ``lr_candidates`` and ``selection_…`` of `TrainConfig`.
+
+A run ends by its configuration and its epochs alone:
+
+    a training loss that is not finite          -> diverged
+    the last of ``config.epochs``               -> finished, or diverged if the validation error is
+    one of three rules, with the bold driver       above ``config.diverged_above``
+
+The rules are those of Section 4, tested after each epoch from ``config.min_epochs`` on, in this
+order:
+
+    (i)   the training error is below ``stop_train_error``
+    (ii)  the validation error is above the one ``stop_validation_epochs`` earlier
+    (iii) it differs from the one before by less than ``stop_validation_change``
+
+Only the values at the end of that epoch count. With exponential decay the paper names no rule, so
+those runs train all their epochs.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,32 +40,44 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ExponentialLR
 
 import manifoldnet as mn
-from manifoldnet.experiments.data import Dataset, Images, Split, seeded_generator
+from manifoldnet.experiments import training
+from manifoldnet.experiments.data import Dataset, Images, Split, seeded_generator, split
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.loop import Stateful
-from manifoldnet.experiments.papers.symmetry import networks as models
-from manifoldnet.experiments.papers.symmetry.config import TrainConfig
-from manifoldnet.experiments.papers.symmetry.rows import Epoch
+from manifoldnet.experiments.papers.symmetry import networks
+from manifoldnet.experiments.papers.symmetry.config import (
+    CLASSIFICATION,
+    Epoch,
+    Record,
+    Result,
+    TrainConfig,
+)
+from manifoldnet.experiments.papers.updates import declare
+from manifoldnet.experiments.records import Selection
 
 _EVALUATION_BATCH = 1000
 
 
-class Run:
-    """What changes while a run goes on: network, optimizer, schedule, source of randomness.
+class Run(training.Run):
+    """A network of the paper under training.
+
+    A step takes about a millisecond, most of it Python: there is no data loader, and no number
+    leaves its tensor before the epoch is over.
 
     Args:
-        config: what is trained; its learning rate is given (not None).
+        config: of the run, with a learning rate.
         data: decides the sizes of the network.
 
     Raises:
         ConfigError: when the learning rate is still to be chosen.
     """
 
+    row = Epoch
+
     def __init__(self, config: TrainConfig, data: Dataset) -> None:
         if config.lr is None:
-            raise ConfigError("lr is None, to be chosen by selection.select; a run needs a number")
-        self.config = config
-        self.network = models.build(
+            raise ConfigError("lr is None, to be chosen by `select`; a run needs a number")
+        self.batch_size = config.batch_size
+        self.network = networks.build(
             config.architecture,
             data.inputs,
             len(data.classes),
@@ -52,61 +85,22 @@ class Run:
             features=config.features,
             generator=seeded_generator(config.seed, "start"),
         )
-        models.declare(self.network, config.update)
-        self.optimizer: torch.optim.Optimizer = mn.RiemannianSGD(
+        declare(self.network, config.update)
+        self.optimizer = mn.RiemannianSGD(
             self.network.named_parameters(), lr=config.lr, momentum=config.momentum, fused=True
         )
         self.scheduler = _SCHEDULES[config.schedule](self.optimizer, config)
         self.generator = seeded_generator(config.seed, "order")
 
-    @property
-    def stateful(self) -> Stateful:
-        """See `loop.Run`."""
-        return {
-            "model": self.network,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "generator": self.generator,
-        }
-
-    def epoch(self, number: int, images: Split) -> Epoch:
-        """Trains one epoch, evaluates, and moves the schedule on."""
-        began = time.perf_counter()
-        lr = self.optimizer.param_groups[0]["lr"]
-        loss, train_error = self.train_pass(images.train)
-        trained = time.perf_counter()
-        if math.isfinite(loss):
-            self.move_schedule(loss)
-        validation_loss, validation_error = evaluate(self.network, images.validation)
-        _, test_error = evaluate(self.network, images.test)
-        return Epoch(
-            epoch=number,
-            lr=lr,
-            train_loss=loss,
-            train_error=train_error,
-            validation_error=validation_error,
-            test_error=test_error,
-            violation=max(map(float, mn.violations(self.network).values()), default=0.0),
-            train_seconds=trained - began,
-            seconds=time.perf_counter() - began,
-            validation_loss=validation_loss,
-        )
-
-    def move_schedule(self, loss: float) -> None:
-        """Ends an epoch of the given mean training loss for the learning rate."""
-        if isinstance(self.scheduler, mn.optim.BoldDriver):
-            self.scheduler.step(loss)
-        else:
-            self.scheduler.step()
-
-    def train_pass(self, images: Images) -> tuple[float, float]:
+    def train_pass(self, parts: Split) -> dict[str, float]:
         """One pass over the training images; their mean loss and error rate as they came up."""
+        images = parts.train
         self.network.train()
         order = torch.randperm(len(images), generator=self.generator)
         labels = images.labels[order]
         losses: list[Tensor] = []
         answers: list[Tensor] = []
-        batch = self.config.batch_size
+        batch = self.batch_size
         for rows, targets in zip(order.split(batch), labels.split(batch), strict=True):
             self.optimizer.zero_grad()
             scores = self.network(images.vectors(rows))
@@ -117,11 +111,18 @@ class Run:
             answers.append(scores.detach().argmax(1))
         total = torch.stack(losses).double().sum().item()
         wrong = int((torch.cat(answers) != labels).sum())
-        return total / len(images), wrong / len(images)
+        return {"train_loss": total / len(images), "train_error": wrong / len(images)}
+
+    def evaluate(self, number: int, parts: Split, trained: object) -> dict[str, float]:
+        """Loss and error rate on the validation images, error rate on the test images."""
+        validation_loss, validation_error = evaluate(self.network, parts.validation)
+        return {
+            "validation_loss": validation_loss,
+            "validation_error": validation_error,
+            "test_error": evaluate(self.network, parts.test)[1],
+        }
 
 
-# How a schedule is made. The bold driver is told the epoch's mean training loss, the exponential
-# one nothing.
 _SCHEDULES: dict[str, Callable[[Any, TrainConfig], Any]] = {
     "exponential": lambda optimizer, config: ExponentialLR(optimizer, config.decay),
     "bold-driver": lambda optimizer, config: mn.optim.BoldDriver(
@@ -140,3 +141,142 @@ def evaluate(network: nn.Module, images: Images) -> tuple[float, float]:
             loss += cross_entropy(scores, labels, reduction="sum").item()
             wrong += int((scores.argmax(1) != labels).sum())
     return loss / len(images), wrong / len(images)
+
+
+def images_for(config: TrainConfig, data: Dataset) -> Split:
+    """The images that a run trains and is evaluated on.
+
+    Raises:
+        ConfigError: when there are not that many, also for the choice of the learning rate, or they
+            leave a minibatch that cannot be used.
+    """
+    images = split(data, config.seed, config.train_size, config.validation_size)
+    _check_minibatches(config, len(images.train), "train_size")
+    if config.lr is None:
+        images_of_choice(config, images.train)
+    return images
+
+
+def select(config: TrainConfig, data: Dataset, images: Split) -> Selection:
+    """Choose the learning rate of a run.
+
+    With the constant schedule, runs that differ in nothing but the schedule make the same choice.
+    It is made again for each, so that a run depends on nothing but its configuration.
+
+    Args:
+        config: the run, whose `lr` is None.
+        data: the whole data set.
+        images: those of the run.
+
+    Raises:
+        ConfigError: when there are not enough training images.
+    """
+    began = time.perf_counter()
+    parts = images_of_choice(config, images.train)
+    errors = tuple(_final_error(replace(config, lr=lr), data, parts) for lr in config.lr_candidates)
+    return Selection(
+        candidates=config.lr_candidates,
+        errors=errors,
+        lr=config.lr_candidates[errors.index(min(errors))],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def images_of_choice(config: TrainConfig, training: Images) -> Split:
+    """Two random parts of the training images: to train on, and to judge the candidates by.
+
+    Raises:
+        ConfigError: when there are not that many, or they leave a last minibatch of one.
+    """
+    train, judge = config.selection_train_size, config.selection_validation_size
+    if train + judge > len(training):
+        raise ConfigError(
+            f"choosing the learning rate takes {train} and {judge} of the training images, of "
+            f"which there are {len(training)}: lower selection_train_size or "
+            "selection_validation_size, or give lr a number"
+        )
+    _check_minibatches(config, train, "selection_train_size")
+    order = torch.randperm(len(training), generator=seeded_generator(config.seed, "selection"))
+    one, other = (
+        Images(training.pixels[rows], training.labels[rows], training.white)
+        for rows in (order[:train], order[train : train + judge])
+    )
+    return Split(train=one, validation=other, test=other)
+
+
+def _check_minibatches(config: TrainConfig, images: int, remedy: str) -> None:
+    """Raise ConfigError when the last minibatch of an epoch cannot be normalized over."""
+    if config.architecture == "arch2" and images % config.batch_size == 1:
+        raise ConfigError(
+            f"{images} training images leave a last minibatch of one, over which "
+            f"arch2 cannot normalize: change batch_size or {remedy}"
+        )
+
+
+def _final_error(config: TrainConfig, data: Dataset, parts: Split) -> float:
+    run = Run(config, data)
+    for _ in range(config.selection_epochs):
+        loss = run.train_pass(parts)["train_loss"]
+        if not math.isfinite(loss):
+            return 1.0
+        if config.selection_schedule == "own":
+            run.move_schedule(loss)
+    return evaluate(run.network, parts.validation)[1]
+
+
+def stopping_rule(config: TrainConfig, epochs: Sequence[Epoch]) -> str:
+    """The rule that ends a run after these epochs, in words; empty when none does."""
+    if config.min_epochs is None or config.schedule != "bold-driver":
+        return ""
+    if len(epochs) < max(config.min_epochs, 1):
+        return ""
+    last, back = epochs[-1], config.stop_validation_epochs
+    training_error = last.train_loss if config.training_measure == "loss" else last.train_error
+    if training_error < config.stop_train_error:
+        return f"the training {config.training_measure} fell below {config.stop_train_error:g}"
+    name = "validation_error" if config.validation_measure == "error" else "validation_loss"
+    measured = [getattr(epoch, name) for epoch in epochs]
+    validation = [math.nan if value is None else value for value in measured]  # records of format 1
+    if len(epochs) > back and validation[-1] > validation[-1 - back]:
+        return f"the validation {config.validation_measure} rose over {back} epochs"
+    if len(epochs) > 1 and abs(validation[-1] - validation[-2]) < config.stop_validation_change:
+        return (
+            f"the validation {config.validation_measure} changed by less than "
+            f"{config.stop_validation_change:g}"
+        )
+    return ""
+
+
+def _outcome(config: TrainConfig, last: Epoch) -> dict[str, Any]:
+    bad = last.validation_error > config.diverged_above
+    return {
+        "test_error": last.test_error,
+        "validation_error": last.validation_error,
+        "reason": f"the validation error ended at {last.validation_error:.2f}" if bad else "",
+    }
+
+
+EXPERIMENT: training.Experiment[TrainConfig, Epoch, Result] = training.Experiment(
+    schema=CLASSIFICATION,
+    start=Run,
+    parts=images_for,
+    outcome=_outcome,
+    size_fields=(
+        *("architecture", "batch_size", "train_size", "validation_size", "lr"),
+        *("selection_train_size", "selection_validation_size"),
+    ),
+    choose=select,
+    stopping_rule=stopping_rule,
+)
+
+
+def train(
+    config: TrainConfig, directory: str | Path, data: Dataset | None = None, **options: Any
+) -> Record:
+    """Train one configuration; write its record and checkpoint after every epoch.
+
+    Options (`data_dir`, `resume`, `overwrite`, `on_epoch`), result and errors are those of
+    `manifoldnet.experiments.training.train_in`; `data` is by default what `load` gives for
+    ``config.dataset``.
+    """
+    return training.train_in(EXPERIMENT, config, directory, data, **options)

@@ -1,45 +1,56 @@
-"""Finished runs as tables: a summary for people, rows for a spreadsheet.
-
-Reads records, trains nothing.
-"""
+"""The files of a comparison: ``table.md``, ``results.csv`` and ``test_error.png``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import TypeVar
+from statistics import fmean
 
-from manifoldnet.experiments.document import Table, to_markdown
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.files import write_text
-from manifoldnet.experiments.papers.symmetry.rows import Record
-from manifoldnet.experiments.spreadsheet import csv_text, read_csv
+from manifoldnet.experiments.papers.symmetry.config import Record, TrainConfig
+from manifoldnet.experiments.papers.symmetry.figures import plot_test_error
+from manifoldnet.experiments.records import runs_frame
+from manifoldnet.experiments.report import Report, Table, csv_text, read_csv, to_markdown
+from manifoldnet.experiments.statistics import mean_and_deviation
 
-COLUMNS = (
-    "architecture",
-    "depth",
-    "update",
-    "schedule",
-    "lr",
-    "seed",
-    "epochs",
-    "test_error",
-    "seconds",
-)
 # Two rows that agree in these are of the same run.
-_KEY = COLUMNS[:7]
+_KEY = ("architecture", "depth", "update", "schedule", "lr", "seed", "epochs")
+COLUMNS = (*_KEY, "test_error", "seconds")
 
-T = TypeVar("T")
 
+def write_report(records: Sequence[Record], directory: Path) -> Report:
+    """Write ``table.md``, ``results.csv`` and ``test_error.png`` into ``directory``.
 
-def by_update(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Groups records by update, in the order in which the updates first come."""
-    groups: dict[str, list[Record]] = {}
+    Args:
+        records: runs of one configuration but for update and seed; at least one.
+        directory: where the three files go.
+    """
+    config = records[0].config
+    heading = describe(config)
+    seeds = sorted({record.config.seed for record in records})
+    text = f"{heading}\nepochs: {config.epochs}, seeds: {', '.join(map(str, seeds))}\n\n"
+    text += summary(records)
     for record in records:
-        groups.setdefault(record.config.update, []).append(record)
-    return groups
+        if record.result is not None and record.result.diverged:
+            run = f"{record.config.update}, seed {record.config.seed}"
+            text += f"\n{run}: diverged, {record.result.reason}\n"
+    names = ("table.md", "results.csv", "test_error.png")
+    table, csv, picture = (directory / name for name in names)
+    write_text(table, text)
+    write_text(csv, csv_text(COLUMNS, rows(records)))
+    plot_test_error(records, picture, heading)
+    return Report(text, (table, csv, picture))
+
+
+def describe(config: TrainConfig) -> str:
+    """The settings that the runs of a comparison share, in one line."""
+    rate = "λ chosen for each run" if config.lr is None else f"λ = {config.lr:g}"
+    bold = config.schedule == "bold-driver"
+    schedule = f"{rate}, bold driver" if bold else f"{rate} × {config.decay:g} per epoch"
+    layers = "1 hidden layer" if config.depth == 1 else f"{config.depth} hidden layers"
+    return f"{config.dataset}, {config.architecture.capitalize()} with {layers}, {schedule}"
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -49,35 +60,30 @@ def summary(records: Sequence[Record]) -> str:
     paper, those that diverged are left out and counted. Errors are rates after the last epoch, not
     the best one along the way.
     """
-    rows = [("update", "test error", "validation error", "n", "diverged", "s/epoch")]
-    for update, runs in by_update(records).items():
-        results = [run.result for run in runs if run.result is not None]
-        finished = [result for result in results if not result.diverged]
-        seconds = [epoch.train_seconds for run in runs for epoch in run.epochs]
-        rows.append(
+    lines = []
+    for update in dict.fromkeys(record.config.update for record in records):
+        own = [record for record in records if record.config.update == update]
+        ended = runs_frame(record for record in own if record.result is not None)
+        finished = ended[~ended.diverged] if len(ended) else ended
+        errors = [finished.get(name, []) for name in ("test_error", "validation_error")]
+        seconds = [epoch.train_seconds for record in own for epoch in record.epochs]
+        lines.append(
             (
-                update,
-                _mean_and_deviation([result.test_error for result in finished]),
-                _mean_and_deviation([result.validation_error for result in finished]),
-                str(len(finished)),
-                str(len(results) - len(finished)),
+                *(update, *map(mean_and_deviation, errors)),
+                *(str(len(finished)), str(len(ended) - len(finished))),
                 f"{fmean(seconds):.3f}" if seconds else "–",
             )
         )
-    return to_markdown([Table(rows[0], tuple(rows[1:]))])
+    header = ("update", "test error", "validation error", "n", "diverged", "s/epoch")
+    return to_markdown([Table(header, tuple(lines))])
 
 
 def rows(records: Iterable[Record]) -> list[dict[str, str]]:
     """One row per ended run, under `COLUMNS`; ``seconds`` is the wall clock of the whole run."""
     return [
         {
-            "architecture": record.config.architecture,
-            "depth": str(record.config.depth),
-            "update": record.config.update,
-            "schedule": record.config.schedule,
+            **{name: str(getattr(record.config, name)) for name in _KEY},
             "lr": repr(record.lr),
-            "seed": str(record.config.seed),
-            "epochs": str(record.config.epochs),
             "test_error": f"{record.result.test_error:.6g}",
             "seconds": f"{record.result.seconds:.2f}",
         }
@@ -86,13 +92,8 @@ def rows(records: Iterable[Record]) -> list[dict[str, str]]:
     ]
 
 
-def write_csv(records: Iterable[Record], path: Path) -> None:
-    """Writes the rows of ``records`` as a CSV file, in one atomic step."""
-    write_text(path, csv_text(COLUMNS, rows(records)))
-
-
 def merge_csv(records: Iterable[Record], path: Path) -> None:
-    """Puts the rows of ``records`` into an existing CSV file (or a new one), in one atomic step.
+    """Put the rows of ``records`` into an existing CSV file (or a new one), in one atomic step.
 
     A row that agrees with a new one in all columns but the test error and the seconds is replaced
     where it stands; others are kept; new ones follow. The columns do not name the data set, the
@@ -107,7 +108,7 @@ def merge_csv(records: Iterable[Record], path: Path) -> None:
 
 
 def check_csv(path: Path) -> None:
-    """Raises what `merge_csv` would raise, before there is anything to merge."""
+    """Raise the errors of `merge_csv` before there is anything to merge."""
     if path.exists():
         _by_key(path)
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
@@ -121,14 +122,6 @@ def _by_key(path: Path) -> dict[tuple[str | float, ...], dict[str, str]]:
 
 
 def _key(row: Mapping[str, str]) -> tuple[str | float, ...]:
-    """What tells runs apart; numbers as numbers, so that 0.01 and 1e-2 are the same rate."""
-    return tuple(
-        float(row[name]) if name in ("depth", "lr", "seed", "epochs") else row[name]
-        for name in _KEY
-    )
-
-
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+    """The identity of a run; numbers as numbers, so that 0.01 and 1e-2 are the same rate."""
+    numbers = ("depth", "lr", "seed", "epochs")
+    return tuple(float(row[name]) if name in numbers else row[name] for name in _KEY)

@@ -1,0 +1,143 @@
+"""The experiments of the scale-invariant paper as commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifoldnet.experiments.configuration import field
+from manifoldnet.experiments.papers.scale_invariant import config
+from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
+from manifoldnet.experiments.study import Options, Steps, Study, Sweep
+
+EXPERIMENT = StageConfig.experiment
+SCHEMA = "scale_invariant.records:SCALE_INVARIANT"
+REPORT = "scale_invariant.report:write_stage_report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions(Options):
+    """Options of all experiments of the paper; each has a folder of its own in `out`.
+
+    Attributes:
+        out: records go into a folder in this one.
+    """
+
+    out: Path = Path("runs") / "scale-invariant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetOptions(StageOptions):
+    """Options of experiments that are run in two sizes.
+
+    Attributes:
+        preset: how many images, epochs, rates and dimensions.
+    """
+
+    preset: str = field("cpu", choices=config.PRESETS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseOptions(PresetOptions):
+    """Options of corrupted data.
+
+    Attributes:
+        repetitions: runs of the chosen rates, for no and for 40 % wrong labels.
+    """
+
+    repetitions: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonOptions(StageOptions):
+    """Options of the comparison of stages.
+
+    Attributes:
+        dataset: with the smaller network.
+        methods: classification stages.
+        epochs: of the comparison.
+        train_size: training images of the comparison; by default all.
+        choice_size: training images of the short runs; by default few.
+        choice_epochs: epochs of the short runs; by default few.
+    """
+
+    repetitions: int = 3
+    dataset: str = field("mnist", choices=("mnist", "cifar10", "imagenet10"))
+    methods: tuple[str, ...] = field(("rescaled", "logistic"), choices=METHODS)
+    epochs: int = 10
+    train_size: int | None = None
+    choice_size: int | None = None
+    choice_epochs: int | None = None
+
+
+def _sweep(
+    options: StageOptions, name: str, runs: Sequence[StageConfig], title: str, **purpose: str
+) -> Sweep:
+    return Sweep(options.out / name, runs, title, purpose)
+
+
+def _figure(number: int) -> Callable[[PresetOptions], Steps]:
+    def steps(options: PresetOptions) -> Steps:
+        runs = config.repeated(config.figure(number, options.preset), options.repetitions)
+        name, title = f"figure{number}", f"Figure {number}"
+        yield _sweep(options, name, runs, title, purpose="grid", figure=str(number))
+
+    return steps
+
+
+def _stages(options: ComparisonOptions) -> Steps:
+    architecture = "imagenet-smaller" if options.dataset == "imagenet10" else "smaller"
+    size, epochs = options.choice_size, options.choice_epochs
+    short = config.choice(
+        options.dataset, architecture, options.methods, train_size=size, epochs=epochs
+    )
+    sizes = options.epochs, options.repetitions, options.train_size
+    config.comparison({}, options.dataset, architecture, *sizes)  # complains before any run
+    choice, name = config.folder_names(options.dataset, options.train_size, size, epochs)
+    records = yield _sweep(options, choice, short, "short runs", purpose="choice")
+    from manifoldnet.experiments.papers.scale_invariant.records import chosen, edge_label, frame
+
+    picked, found = chosen(records, options.methods), frame(records)
+    for method, pick in picked.items():
+        yield f"{method}: {edge_label(found, method, pick)}"
+    runs = config.comparison(picked, options.dataset, architecture, *sizes)
+    yield _sweep(options, name, runs, "the comparison", purpose="comparison", chosen_by=choice)
+
+
+def _noise(options: NoiseOptions) -> Steps:
+    runs = config.robustness(options.preset)
+    records = yield _sweep(options, "label-noise", runs, "corrupted data", purpose="label noise")
+    from manifoldnet.experiments.papers.scale_invariant.records import robustness_again
+
+    again = robustness_again(records, options.repetitions)
+    yield _sweep(options, "label-noise", again, "chosen rates", purpose="label noise")
+
+
+def _stability(options: StageOptions) -> Steps:
+    runs = config.repeated(config.stability(), options.repetitions)
+    yield _sweep(options, "stability", runs, "every learning rate", purpose="stability")
+
+
+def _experiment() -> Any:
+    from manifoldnet.experiments.papers.scale_invariant.run import EXPERIMENT
+
+    return EXPERIMENT
+
+
+STUDIES: dict[str, Study] = {
+    f"figure{number}": Study(figure.title, _experiment, _figure(number), PresetOptions)
+    for number, figure in config.FIGURES.items()
+} | {
+    "stages": Study(
+        "classification stages: rates chosen on short runs, then compared",
+        *(_experiment, _stages, ComparisonOptions),
+    ),
+    "label-noise": Study(
+        "MNIST with wrong labels and gross outliers", _experiment, _noise, NoiseOptions
+    ),
+    "stability": Study(
+        "500 steps at rates from 1e-6 to 1e6", _experiment, _stability, StageOptions
+    ),
+}

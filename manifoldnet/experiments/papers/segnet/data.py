@@ -1,0 +1,188 @@
+"""Road scenes with a class for every pixel: loading, class weights, augmentation.
+
+A set is a folder of parquet files with the splits `train`, `validation` and `test`; in each a
+column `image` (RGB) and a column `mask` (8-bit gray, the number of a class at each pixel). Images
+are reduced with a triangle filter as wide as the reduction, masks by taking the nearest pixel, and
+both are kept so on disk (`cache`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from manifoldnet.experiments import hub
+from manifoldnet.experiments.data import cached, find
+from manifoldnet.experiments.errors import DataError
+from manifoldnet.experiments.papers.segnet.config import CLASSES, SegmentationConfig
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """Images and masks in three parts.
+
+    Attributes:
+        name: of the set.
+        classes: names of the classes; the number after the last is void.
+        train_images: images to train on: uint8, ``(images, 3, height, width)``.
+        train_masks: their masks: uint8, ``(images, height, width)``.
+        validation_images: images that choose.
+        validation_masks: their masks.
+        test_images: images that judge.
+        test_masks: their masks.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train_images: Tensor
+    train_masks: Tensor
+    validation_images: Tensor
+    validation_masks: Tensor
+    test_images: Tensor
+    test_masks: Tensor
+
+    def fingerprint(self) -> str:
+        """A checksum of every pixel (CRC-32), which identifies the data of a run."""
+        checksum = 0
+        for split in SPLITS:
+            for tensor in self.part(split):
+                checksum = zlib.crc32(tensor.contiguous().numpy().data, checksum)
+        return f"{checksum:08x}"
+
+    def part(self, split: str) -> tuple[Tensor, Tensor]:
+        """Images and masks of one of `SPLITS`."""
+        return getattr(self, f"{split}_images"), getattr(self, f"{split}_masks")
+
+
+def load(source: tuple[Any, ...], data_dir: Any = None, notice: Any = None) -> Scenes:
+    """Load a set in some size.
+
+    Args:
+        source: its name (a key of `CLASSES`), height and width.
+        data_dir: a folder of Hugging Face data sets, one folder each; by default what the
+            environment variable MANIFOLDNET_DATA names.
+        notice: called with a line of text before anything slow.
+
+    Raises:
+        DataError: when it is unknown, missing, lacks a split or a column, holds images of different
+            sizes or a mask that does not fit.
+        MissingExtraError: when the package that reads it is not installed.
+    """
+    name, height, width = source
+    if name not in CLASSES:
+        raise DataError(
+            f"the classes of {name!r} are not known, only those of {', '.join(CLASSES)}: add them "
+            f"to {SegmentationConfig.__module__}.CLASSES"
+        )
+    return cached(
+        find(name, data_dir),
+        Scenes,
+        partial(read, height=height, width=width),
+        notice or (lambda line: None),
+        variant=f"-{height}x{width}",
+    )
+
+
+def read(source: hub.Source, height: int, width: int) -> Scenes:
+    """Read, decode and reduce a whole set; errors are those of `load`."""
+    classes = CLASSES[source.name]
+    tensors: dict[str, Tensor] = {}
+    first: tuple[str, tuple[int, ...]] | None = None  # where the first image is, and its size
+    for name, split in hub.open_splits(source, SPLITS).items():
+        where = f"{source.location}, split {name!r}"
+        encoded = (hub.encoded(split, (column,), where) for column in ("image", "mask"))
+        images, masks = [], []
+        for index, (image, mask) in enumerate(zip(*encoded, strict=True)):
+            row = f"{where}, row {index}"
+            pixels = hub.decode(image, row, {"RGB": "RGB"})
+            labels = hub.decode(mask, f"{row}, mask", {"L": "L", "P": "P"})[..., 0]
+            first = first or (where, pixels.shape[:2])
+            _check(row, pixels, labels, first, len(classes))
+            if labels.shape != (height, width):
+                from PIL import Image  # `hub.decode` has seen that it is installed
+
+                size = width, height
+                pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+                labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+            images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+            masks.append(torch.from_numpy(labels.copy()))
+        tensors |= {f"{name}_images": torch.stack(images), f"{name}_masks": torch.stack(masks)}
+    return Scenes(source.name, classes, **tensors)
+
+
+def _check(row: str, pixels: Any, labels: Any, first: tuple[str, Any], void: int) -> None:
+    """DataError for an image or a mask that does not fit; ``first`` names a place and a size."""
+    place, size = first
+    for what, shape in (("image", pixels.shape[:2]), ("mask", labels.shape)):
+        if shape != size:
+            raise DataError(
+                f"{row}: the {what} is {shape[0]}x{shape[1]} (height x width), row 0 of "
+                f"{place} {size[0]}x{size[1]}; they must agree: resize them first"
+            )
+    if labels.max() > void:
+        raise DataError(
+            f"{row}: the mask holds the number {labels.max()}, but there are {void} classes "
+            f"from 0, and {void} for void"
+        )
+    if labels.min() == void:
+        raise DataError(
+            f"{row}: every pixel of the mask is void, so there is nothing to learn from it: "
+            "leave the row out"
+        )
+
+
+def class_weights(data: Scenes) -> Tensor:
+    """Median-frequency weights of the classes on the training masks; see `SegmentationConfig`.
+
+    A class that no mask holds weighs 1: it is in no loss.
+    """
+    masks = data.train_masks.flatten(1).long()
+    classes = len(data.classes)
+    counts = torch.stack([torch.bincount(m, minlength=classes + 1) for m in masks])[:, :classes]
+    pixels = (counts > 0).sum(0) * masks.shape[1]
+    frequency = counts.sum(0) / pixels  # 0/0 is NaN: a class of no image
+    weights = frequency.nanmedian() / frequency
+    return torch.where(weights.isnan(), 1.0, weights).float()
+
+
+def augment(
+    pictures: Tensor, masks: Tensor, config: SegmentationConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Augment a minibatch of images and masks, in place, as `SegmentationConfig` says."""
+    count = len(pictures)
+    if config.mirror:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        pictures[mirrored], masks[mirrored] = pictures[mirrored].flip(-1), masks[mirrored].flip(-1)
+    if config.zoom > 1:
+        for i, (cut, by, down, right) in enumerate(torch.rand(count, 4, generator=generator)):
+            if cut < 0.5:
+                factor = 1 + (config.zoom - 1) * by
+                pictures[i], masks[i] = _enlarged(pictures[i], masks[i], factor, down, right)
+    if config.gamma > 1:
+        power = config.gamma ** (2 * torch.rand(count, generator=generator) - 1)
+        raised = (pictures.float() / 255) ** power[:, None, None, None]
+        pictures = (255 * raised).round().byte()
+    return pictures, masks
+
+
+def _enlarged(
+    picture: Tensor, mask: Tensor, factor: Tensor, down: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A window of 1/``factor`` of the size, ``down`` and ``right`` in [0, 1], at full size."""
+    height, width = mask.shape
+    h, w = round(height / float(factor)), round(width / float(factor))
+    top, left = round(float(down) * (height - h)), round(float(right) * (width - w))
+    cut = picture[:, top : top + h, left : left + w].float()
+    labels = mask[top : top + h, left : left + w].float()
+    image = interpolate(cut[None], (height, width), mode="bilinear")[0].round()
+    known = interpolate(labels[None, None], (height, width), mode="nearest-exact")[0, 0]
+    return image.to(picture.dtype), known.to(mask.dtype)

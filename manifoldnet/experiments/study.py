@@ -1,0 +1,91 @@
+"""The protocol of an experiment of a paper: options, and steps that are sweeps.
+
+    options -> steps -> Sweep -> records -> Sweep -> ... ; lines of text in between
+
+A paper lists its experiments as `Study` values, which the command line walks: it makes the flags of
+a command from the options, runs each sweep that the steps yield, and sends its records back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifoldnet.experiments.configuration import Checked, Configuration
+from manifoldnet.experiments.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """The options that all experiments have; a study adds its own as fields of a subclass.
+
+    Attributes:
+        repetitions: runs of each configuration, with different seeds.
+        out: folder of the records; by default a folder below runs/.
+        jobs: worker processes; by default one for each processor.
+        cluster: address of a Dask scheduler, whose workers do the work instead.
+        data_dir: folder of Hugging Face data sets; by default $MANIFOLDNET_DATA, or else the hub.
+        quiet: no progress bar.
+    """
+
+    repetitions: int = 1
+    out: Path | None = None
+    jobs: int | None = None
+    cluster: str | None = None
+    data_dir: Path | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("repetitions", "jobs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; at least one is needed")
+        if self.jobs is not None and self.cluster is not None:
+            raise ConfigError("jobs are processes of this machine: give jobs or cluster, not both")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep of an experiment.
+
+    Attributes:
+        folder: of the records.
+        configs: the runs.
+        title: names the runs in the line at the end: ``"2 cells"``.
+        purpose: `RunRecord.sweep` of the records.
+        axes: the fields in which records of the folder may differ; None for any.
+        checkpoints: whether runs keep a checkpoint after every epoch.
+    """
+
+    folder: Path
+    configs: Sequence[Configuration]
+    title: str
+    purpose: Mapping[str, str]
+    axes: Sequence[str] | None = None
+    checkpoints: bool = True
+
+
+Steps = Generator[Sweep | str, Any, None]
+"""Yields sweeps, each of which it is sent the records of, and lines of text to print."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment of a paper, as a command.
+
+    Attributes:
+        summary: one line of help.
+        experiment: imports and returns what is trained; called when a sweep begins.
+        steps: the sweeps, for some options. Everything is checked before the first one is yielded.
+        options: the class of the options.
+        epilog: further lines of help.
+    """
+
+    summary: str
+    experiment: Callable[[], Any]
+    steps: Callable[[Any], Steps]
+    options: type[Options] = Options
+    epilog: str = ""

@@ -1,0 +1,375 @@
+"""The training loop of every experiment.
+
+    start (seeded) -> [choice of the learning rate]
+        -> [ epoch -> checkpoint and record ] until there is a verdict -> result
+
+An `Experiment` names its data, its `Run` and its rules as functions; a `Run` is a network under
+training. Numbers depend on the configuration and the data alone: a run that is resumed from a
+checkpoint (`manifoldnet.experiments.checkpoint`) gives the same bits as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import manifoldnet as mn
+from manifoldnet.experiments import checkpoint as checkpoints
+from manifoldnet.experiments import records
+from manifoldnet.experiments.checkpoint import Checkpoint
+from manifoldnet.experiments.data import load
+from manifoldnet.experiments.errors import RecordError
+from manifoldnet.experiments.files import held
+from manifoldnet.experiments.records import C, E, EpochRow, R, RunRecord, Schema, Selection
+
+_AGAIN = "train the run again with --overwrite, or delete its directory"
+
+
+class Data(Protocol):
+    """A data set."""
+
+    @property
+    def name(self) -> str:
+        """The name by which it was loaded."""
+
+    def fingerprint(self) -> str:
+        """A checksum of all of it."""
+
+
+Notice = Callable[[str], None]
+"""Called with a line of text before anything slow."""
+
+
+class Run(ABC):
+    """A network under training: everything that changes from epoch to epoch.
+
+    A subclass sets the attributes in its constructor, from a configuration with a learning rate and
+    the data.
+
+    Attributes:
+        row: class of the rows that `epoch` returns.
+        network: the model.
+        optimizer: of the network's parameters.
+        scheduler: of the learning rate; None keeps it constant.
+        generator: source of all randomness after the start.
+    """
+
+    row: ClassVar[type[EpochRow]]
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any = None
+    generator: torch.Generator
+
+    @abstractmethod
+    def train_pass(self, parts: Any) -> dict[str, Any]:
+        """Train one pass over the data; return `train_loss` and other fields of the row."""
+
+    @abstractmethod
+    def evaluate(self, number: int, parts: Any, trained: Mapping[str, Any]) -> dict[str, Any]:
+        """Evaluate the network after epoch ``number``; return the other fields of the row.
+
+        ``trained`` is what `train_pass` returned; its fields may be overwritten.
+        """
+
+    @property
+    def stateful(self) -> dict[str, Any]:
+        """The parts with a state, by their names in a checkpoint."""
+        parts = {"model": self.network, "optimizer": self.optimizer}
+        if self.scheduler is not None:
+            parts["scheduler"] = self.scheduler
+        return parts | {"generator": self.generator}
+
+    def epoch(self, number: int, parts: Any) -> Any:
+        """Train one epoch, evaluate, and move the schedule on; return the row of the record."""
+        began = time.perf_counter()
+        lr = self.optimizer.param_groups[0]["lr"]
+        trained = self.train_pass(parts)
+        train_seconds = time.perf_counter() - began
+        if math.isfinite(trained["train_loss"]):
+            self.move_schedule(trained["train_loss"])
+        measured = trained | self.evaluate(number, parts, trained)
+        return self.row(
+            epoch=number,
+            lr=lr,
+            **measured,
+            violation=max(map(float, mn.violations(self.network).values()), default=0.0),
+            train_seconds=train_seconds,
+            seconds=time.perf_counter() - began,
+        )
+
+    def move_schedule(self, loss: float) -> None:
+        """Tell the scheduler that an epoch ended with this mean training loss."""
+        if isinstance(self.scheduler, mn.optim.BoldDriver):
+            self.scheduler.step(loss)
+        elif self.scheduler is not None:
+            self.scheduler.step()
+
+
+def load_images(
+    source: tuple[Any, ...], data_dir: str | Path | None, notice: Notice | None
+) -> Data:
+    """The image-classification set ``(name,)`` or ``(name, side)``, as `load` loads it."""
+    name, *side = source
+    return load(name, data_dir, notice, *side)
+
+
+def not_finite(last: EpochRow) -> str:
+    """The reason why a run ends at an epoch as diverged; empty when it can go on."""
+    if math.isfinite(last.train_loss):
+        return ""
+    return f"the training loss was not finite in epoch {last.epoch}"
+
+
+def all_epochs(config: object, epochs: Sequence[EpochRow]) -> str:
+    """The rule of experiments that train all their epochs: none."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[C, E, R]):
+    """An experiment as functions of a module, which worker processes can import.
+
+    Attributes:
+        schema: of its records.
+        start: makes a run before its first epoch; the configuration has a learning rate.
+        parts: what a run trains on and is evaluated on; a ConfigError when the data do not fit.
+        outcome: the fields of the result besides those of `ResultRow`, from the last epoch. A
+            ``reason`` among them makes a run that trained to its end count as diverged.
+        load: loads the data for `source`, from a data folder if one is given.
+        data_fields: the attributes of a configuration that decide which data it needs.
+        size_fields: the attributes besides the seed that `parts` depends on.
+        choose: chooses the learning rate of configurations without one, from configuration, data
+            and parts.
+        fault: the reason why a run ends at an epoch as diverged, or "".
+        stopping_rule: the rule that ends a run early after these epochs, in words, or "".
+    """
+
+    schema: Schema[C, E, R]
+    start: Callable[[C, Any], Run]
+    parts: Callable[[C, Any], Any]
+    outcome: Callable[[C, E], Mapping[str, Any]]
+    load: Callable[[tuple[Any, ...], str | Path | None, Notice | None], Data] = load_images
+    data_fields: tuple[str, ...] = ("dataset",)
+    size_fields: tuple[str, ...] = ("train_size", "validation_size")
+    choose: Callable[[C, Any, Any], Selection] | None = None
+    fault: Callable[[E], str] = not_finite
+    stopping_rule: Callable[[C, Sequence[E]], str] = all_epochs
+
+    def source(self, config: C) -> tuple[Any, ...]:
+        """The first argument of `load`."""
+        return tuple(getattr(config, name) for name in self.data_fields)
+
+    def sizes(self, config: C) -> tuple[Any, ...]:
+        """A key: `parts` accepts either all or none of the configurations that share it."""
+        return tuple(getattr(config, name) for name in self.size_fields)
+
+    def verdict(self, config: C, epochs: Sequence[E]) -> R | None:
+        """The result of a run, from its epochs alone; None while it has to go on."""
+        if not epochs:
+            return None
+        last, rule = epochs[-1], ""
+        reason = self.fault(last)
+        if not reason and last.epoch < config.epochs:
+            rule = self.stopping_rule(config, epochs)
+            if not rule:
+                return None
+        outcome = {"reason": ""} | dict(self.outcome(config, last))
+        outcome["reason"] = reason or outcome["reason"]
+        return self.schema.result(
+            status="diverged" if outcome["reason"] else "finished",
+            epochs=last.epoch,
+            seconds=sum(epoch.seconds for epoch in epochs),
+            stopped=rule,
+            **outcome,
+        )
+
+
+def train_in(
+    experiment: Experiment[C, E, R],
+    config: C,
+    directory: str | Path,
+    data: Data | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_epoch: Callable[[E], None] | None = None,
+) -> RunRecord[C, E, R]:
+    """Train one configuration; write its record and checkpoint after every epoch.
+
+    A process that is killed loses the epoch it was in. A run whose loss stops being finite ends
+    there; it is recorded as diverged, which is no error.
+
+    Args:
+        experiment: of the configuration.
+        config: what to train.
+        directory: for the two files of the run.
+        data: the data set, when it is loaded already.
+        data_dir: the folder of data sets, for loading.
+        resume: go on with the run in `directory`, bit for bit; begin when there is none.
+        overwrite: remove the run in `directory`, if any, and begin.
+        on_epoch: called after each epoch that is trained, once it is on disk.
+
+    Returns:
+        The whole record, also when the run had ended before.
+
+    Raises:
+        ConfigError: when the data do not fit the configuration.
+        DataError: when the data cannot be loaded.
+        RecordError: when `directory` cannot be used (`checkpoint.inspect`), another process trains
+            in it, its run was of other data, or its weights are not finite or off their manifolds.
+    """
+    directory = Path(directory)
+
+    def inspect() -> RunRecord[C, E, R] | Checkpoint[C, E] | None:
+        return checkpoints.inspect(
+            directory, config, experiment.schema, resume=resume, overwrite=overwrite
+        )
+
+    found = inspect()
+    if isinstance(found, RunRecord):
+        return found
+    data = data if data is not None else experiment.load(experiment.source(config), data_dir, None)
+    parts = experiment.parts(config, data)
+    with held(directory):
+        found = inspect()  # again: another process may have been here meanwhile
+        if isinstance(found, RunRecord):
+            return found
+        state = start = _begun(found, config, directory, data)
+        with limited_threads(config.threads):
+            for state in _epochs(experiment, config, data, parts, start, directory):
+                checkpoints.save(state, directory)
+                if on_epoch is not None:
+                    on_epoch(state.epochs[-1])
+        result = experiment.verdict(config, state.epochs)
+        record = dataclasses.replace(state.record(), result=result)
+        records.write(record, checkpoints.record_path(directory))
+        return record
+
+
+def train_whole(experiment: Experiment[C, E, R], config: C, data: Data) -> RunRecord[C, E, R]:
+    """Train one configuration from start to end without files; the numbers are `train_in`'s.
+
+    Raises:
+        ConfigError: when the data do not fit the configuration.
+    """
+    parts = experiment.parts(config, data)
+    start: Checkpoint[C, E] = Checkpoint(
+        config, versions(), data.fingerprint(), epochs=(), states={}
+    )
+    with limited_threads(config.threads):
+        *_, last = _epochs(experiment, config, data, parts, start)
+    return dataclasses.replace(last.record(), result=experiment.verdict(config, last.epochs))
+
+
+def _begun(
+    found: Checkpoint[C, E] | None, config: C, directory: Path, data: Data
+) -> Checkpoint[C, E]:
+    """The checkpoint to go on from, in a directory that is held."""
+    fingerprint = data.fingerprint()
+    if found is None:
+        checkpoints.clear(directory)
+        found = Checkpoint(config, versions(), fingerprint, epochs=(), states={})
+        records.write(found.record(), checkpoints.record_path(directory))
+    elif found.data != fingerprint:
+        raise RecordError(
+            f"the run in {directory} was trained on other data than this {data.name!r} (checksum "
+            f"{found.data}, now {fingerprint}): use that data, or {_AGAIN}"
+        )
+    else:
+        checkpoints.tidy(directory)
+    return found
+
+
+def _epochs(
+    experiment: Experiment[C, E, R],
+    config: C,
+    data: Data,
+    parts: Any,
+    found: Checkpoint[C, E],
+    directory: Path | None = None,
+) -> Iterator[Checkpoint[C, E]]:
+    """Train until there is a verdict; yield the state after each epoch.
+
+    Without a `directory` the run is not to be saved, and the state has no weights.
+    """
+    selection = found.selection
+    if selection is None and config.lr is None and experiment.choose is not None:
+        selection = experiment.choose(config, data, parts)
+    decided = config if selection is None else dataclasses.replace(config, lr=selection.lr)
+    run = experiment.start(decided, data)
+    if found.epochs and directory is not None:
+        _restore(run, found, directory)
+        if experiment.verdict(config, found.epochs) is None:
+            _check_weights(run, directory)
+    epochs = found.epochs
+    while experiment.verdict(config, epochs) is None:
+        epochs += (run.epoch(len(epochs) + 1, parts),)
+        states = {} if directory is None else _states(run)
+        yield dataclasses.replace(found, epochs=epochs, states=states, selection=selection)
+
+
+def _states(run: Run) -> dict[str, Any]:
+    return {
+        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+        for name, part in run.stateful.items()
+    }
+
+
+def _restore(run: Run, found: Checkpoint[Any, Any], directory: Path) -> None:
+    try:
+        for name, part in run.stateful.items():
+            load = part.set_state if isinstance(part, torch.Generator) else part.load_state_dict
+            load(found.states[name])
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise RecordError(
+            f"the checkpoint in {directory} does not hold the state of this run "
+            f"({type(error).__name__}: {error}): put an intact one there, or {_AGAIN}"
+        ) from error
+
+
+def _check_weights(run: Run, directory: Path) -> None:
+    """RecordError if the run cannot go on from the weights and buffers of its checkpoint."""
+    try:
+        for name, tensor in run.network.state_dict().items():
+            if isinstance(tensor, Tensor) and not bool(tensor.isfinite().all()):
+                raise ValueError(f"{name} has values that are not finite")
+        mn.verify(run.network)
+    except ValueError as error:
+        raise RecordError(
+            f"{checkpoints.checkpoint_path(directory)} holds weights that training cannot go on "
+            f"from ({error}): put an intact copy there, or {_AGAIN}"
+        ) from error
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Limit torch to `count` threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def versions() -> dict[str, str]:
+    """The versions and the machine that decide the numbers besides the configuration."""
+    accelerator = f" {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "manifoldnet": mn.__version__,
+        "machine": f"{platform.system()} {platform.machine()}{accelerator}",
+    }
