@@ -104,8 +104,8 @@ def experiment(folder: Path) -> str:
     """
     for name, text in _texts(folder)[0].items():
         try:
-            return records.experiment_of(text.partition("\n")[0])
-        except (ValueError, AttributeError) as error:
+            return records.experiment_of(text)
+        except ValueError as error:
             where = _loose(folder, name)
             raise RecordError(f"{where}, line 1 is damaged ({error}): move it away") from error
     return ""

@@ -162,7 +162,7 @@ def test_the_command_line_loads_nothing_heavy_of_its_own():
     )
     loaded = output.stdout.split()
     assert "manifoldnet.cli" in loaded
-    assert not {"sklearn", "datasets", "matplotlib", "tqdm"} & set(loaded)
+    assert not {"sklearn", "datasets", "matplotlib", "pandas", "tqdm"} & set(loaded)
     assert "manifoldnet.experiments.papers.symmetry.run" not in loaded
 
 
