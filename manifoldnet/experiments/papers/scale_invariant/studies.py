@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.experiments.configuration import field
-from manifoldnet.experiments.papers.scale_invariant import config as grids
+from manifoldnet.experiments.papers.scale_invariant import config
 from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
@@ -36,7 +36,7 @@ class PresetOptions(StageOptions):
         preset: how many images, epochs, rates and dimensions.
     """
 
-    preset: str = field("cpu", choices=grids.PRESETS)
+    preset: str = field("cpu", choices=config.PRESETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def _sweep(
 
 def _figure(number: int) -> Callable[[PresetOptions], Steps]:
     def steps(options: PresetOptions) -> Steps:
-        runs = grids.repeated(grids.figure(number, options.preset), options.repetitions)
+        runs = config.repeated(config.figure(number, options.preset), options.repetitions)
         name, title = f"figure{number}", f"Figure {number}"
         yield _sweep(options, name, runs, title, purpose="grid", figure=str(number))
 
@@ -90,24 +90,24 @@ def _figure(number: int) -> Callable[[PresetOptions], Steps]:
 def _stages(options: ComparisonOptions) -> Steps:
     architecture = "imagenet-smaller" if options.dataset == "imagenet10" else "smaller"
     size, epochs = options.choice_size, options.choice_epochs
-    short = grids.choice(
+    short = config.choice(
         options.dataset, architecture, options.methods, train_size=size, epochs=epochs
     )
     sizes = options.epochs, options.repetitions, options.train_size
-    grids.comparison({}, options.dataset, architecture, *sizes)  # complains before any run
-    choice, name = grids.folder_names(options.dataset, options.train_size, size, epochs)
+    config.comparison({}, options.dataset, architecture, *sizes)  # complains before any run
+    choice, name = config.folder_names(options.dataset, options.train_size, size, epochs)
     records = yield _sweep(options, choice, short, "short runs", purpose="choice")
     from manifoldnet.experiments.papers.scale_invariant.records import chosen, edge_label, frame
 
     picked, found = chosen(records, options.methods), frame(records)
     for method, pick in picked.items():
         yield f"{method}: {edge_label(found, method, pick)}"
-    runs = grids.comparison(picked, options.dataset, architecture, *sizes)
+    runs = config.comparison(picked, options.dataset, architecture, *sizes)
     yield _sweep(options, name, runs, "the comparison", purpose="comparison", chosen_by=choice)
 
 
 def _noise(options: NoiseOptions) -> Steps:
-    runs = grids.robustness(options.preset)
+    runs = config.robustness(options.preset)
     records = yield _sweep(options, "label-noise", runs, "corrupted data", purpose="label noise")
     from manifoldnet.experiments.papers.scale_invariant.records import robustness_again
 
@@ -116,7 +116,7 @@ def _noise(options: NoiseOptions) -> Steps:
 
 
 def _stability(options: StageOptions) -> Steps:
-    runs = grids.repeated(grids.stability(), options.repetitions)
+    runs = config.repeated(config.stability(), options.repetitions)
     yield _sweep(options, "stability", runs, "every learning rate", purpose="stability")
 
 
@@ -128,7 +128,7 @@ def _experiment() -> Any:
 
 STUDIES: dict[str, Study] = {
     f"figure{number}": Study(figure.title, _experiment, _figure(number), PresetOptions)
-    for number, figure in grids.FIGURES.items()
+    for number, figure in config.FIGURES.items()
 } | {
     "stages": Study(
         "classification stages: rates chosen on short runs, then compared",
