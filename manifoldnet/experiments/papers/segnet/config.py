@@ -33,6 +33,16 @@ from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.records import EpochRow, ResultRow, RunRecord, Schema
 
+CLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "camvid": (
+            *("sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence"),
+            *("car", "pedestrian", "bicyclist"),
+        )
+    }
+)
+"""Names of the classes of the known sets; one number more is void."""
+
 BALANCES = ("median-frequency", "root-median-frequency", "none")
 
 

@@ -9,10 +9,8 @@ both are kept so on disk (`cache`).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,19 +21,9 @@ from torch.nn.functional import interpolate
 from manifoldnet.experiments import hub
 from manifoldnet.experiments.data import cached, find
 from manifoldnet.experiments.errors import DataError
-from manifoldnet.experiments.papers.segnet.config import SegmentationConfig
+from manifoldnet.experiments.papers.segnet.config import CLASSES, SegmentationConfig
 
 SPLITS = ("train", "validation", "test")
-
-CLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "camvid": (
-            *("sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence"),
-            *("car", "pedestrian", "bicyclist"),
-        )
-    }
-)
-"""Names of the classes of the known sets; one number more is void."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +81,7 @@ def load(source: tuple[Any, ...], data_dir: Any = None, notice: Any = None) -> S
     if name not in CLASSES:
         raise DataError(
             f"the classes of {name!r} are not known, only those of {', '.join(CLASSES)}: add them "
-            f"to {__name__}.CLASSES"
+            "to manifoldnet.experiments.papers.segnet.config.CLASSES"
         )
     return cached(
         find(name, data_dir),

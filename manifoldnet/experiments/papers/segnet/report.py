@@ -16,8 +16,12 @@ import pandas as pd
 
 from manifoldnet.experiments import store
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.papers.segnet.config import SEGMENTATION, SegmentationRecord, scores
-from manifoldnet.experiments.papers.segnet.data import CLASSES
+from manifoldnet.experiments.papers.segnet.config import (
+    CLASSES,
+    SEGMENTATION,
+    SegmentationRecord,
+    scores,
+)
 from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.records import check_together
