@@ -22,7 +22,7 @@ PACKAGE = "manifoldnet"
 
 # Rooms from left to right; `registry`, `foreign` and `rules` stand with `parameter`.
 ROOMS = [
-    {"geometry"},
+    {"geometry", "cache"},
     {"registry", "foreign", "parameter", "rules"},
     {"optim"},
     {"symmetry"},

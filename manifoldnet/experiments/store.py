@@ -169,7 +169,7 @@ def keep(folder: Path, record: RunRecord[Any, Any, Any]) -> None:
 
 def clean(folder: Path) -> None:
     """Removes the half-written files of a killed process; only under `lock`."""
-    for path in (folder / "records").iterdir():
+    for path in (folder / "records").glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
@@ -228,7 +228,7 @@ def pack(folder: Path, schema: Schema[C, E, R], sweep: Mapping[str, str] | None 
             raise RecordError(f"{path} does not hold what was written: check that disk")
         for name in texts:
             _loose(folder, name).unlink(missing_ok=True)
-    (folder / "records").rmdir()
+        (folder / "records").rmdir()
     return path
 
 
