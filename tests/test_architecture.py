@@ -22,7 +22,7 @@ PACKAGE = "manifoldnet"
 
 # Rooms from left to right.
 ROOMS = [
-    {"geometry"},
+    {"geometry", "cache"},
     {"registry"},
     {"declarations", "manifold_parameter", "foreign", "rules"},
     {"optim"},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.cli.options import add_options, notice_of, values
-from manifoldnet.experiments.configuration import Checked
+from manifoldnet.experiments.configuration import Checked, field
 from manifoldnet.experiments.errors import ConfigError, require
 from manifoldnet.experiments.papers.symmetry.config import TrainConfig
 from manifoldnet.experiments.papers.updates import UPDATES
@@ -70,7 +70,7 @@ class _Comparison(Checked):
     """
 
     updates: tuple[str, ...] = ("b-sgd", "sm", "un")
-    seeds: int = 5
+    seeds: int = field(5, at_least=1)
     first_seed: int = 0
     csv: Path | None = None
 
@@ -146,8 +146,6 @@ def _compare(arguments: argparse.Namespace) -> None:
     config, files = values(arguments, TrainConfig), values(arguments, _Files)
     chosen = values(arguments, _Comparison)
     output = files.out or _default_output(config)
-    if chosen.seeds < 1:
-        raise ConfigError(f"--seeds is {chosen.seeds}; at least one seed is needed")
     seeds = range(chosen.first_seed, chosen.first_seed + chosen.seeds)
     from manifoldnet.experiments.papers.symmetry.comparison import compare, configurations
     from manifoldnet.experiments.papers.symmetry.tables import check_csv, merge_csv, write_report

@@ -26,10 +26,10 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from manifoldnet.cache import cache_folder
 from manifoldnet.experiments import hub
 from manifoldnet.experiments.errors import ConfigError, DataError, MissingExtraError
 from manifoldnet.experiments.files import replacing
-from manifoldnet.optim.native.build import cache_folder
 
 _FORMAT = 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any
 
 from manifoldnet.experiments.configuration import Configuration
@@ -13,14 +12,13 @@ from manifoldnet.experiments.records import EpochRow, RunRecord
 
 
 class Progress:
-    """Two bars over a number of runs; use as a context manager.
+    """Bars over runs that are trained one after the other; use as a context manager.
 
-    Where stderr is no terminal there is only the bar of all runs, and it writes a line now and
-    then.
+    One bar counts the epochs of all runs, and on a terminal another one those of the current run.
 
     Args:
         total: epochs of all runs together.
-        done: how many of them were trained before (they do not count for the time left).
+        done: the epochs that were trained before (they do not count for the time left).
         enabled: False shows nothing.
 
     Raises:
@@ -29,66 +27,46 @@ class Progress:
 
     def __init__(self, total: int, done: int = 0, enabled: bool = True) -> None:
         self._enabled = enabled
-        self._terminal = sys.stderr.isatty()
-        self._all: Any = self._make("all runs", total, done, position=0, leave=True)
-        self._run: Any = None
+        self._all = _bar("all runs", total, done, enabled, position=0)
+        self._run: Any = _NoBar()
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        """Shows the bar of the next run, of which ``done`` epochs were trained before."""
-        if not self._enabled:
-            return
-        if self._terminal:
-            self._run = self._make(name, total, done, position=1, leave=False)
+        """Show the bar of the next run, of which ``done`` epochs were trained before."""
+        if sys.stderr.isatty():
+            self._run = _bar(name, total, done, self._enabled, position=1, leave=False)
         else:
             self._all.set_postfix_str(name, refresh=False)
 
     def advance(self, epoch: EpochRow) -> None:
-        """Counts an epoch of the current run and shows its errors."""
-        if not self._enabled:
-            return
+        """Count an epoch of the current run and show its scores."""
         self._all.update()
-        if self._run is not None:
-            self._run.set_postfix_str(epoch.summary(), refresh=False)
-            self._run.update()
+        self._run.set_postfix_str(epoch.summary(), refresh=False)
+        self._run.update()
 
     def end(self, record: RunRecord[Any, Any, Any]) -> None:
-        """Closes the bar of a run; what a diverged one did not train is not waited for."""
-        if not self._enabled:
-            return
-        if self._run is not None:
-            self._run.close()
+        """Close the bar of a run; the epochs that a diverged one did not train are left out."""
+        self._run.close()
         self._all.total -= record.config.epochs - len(record.epochs)
         self._all.refresh()
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for bar in (self._run, self._all):
-            if bar is not None:
-                bar.close()
-
-    def _make(self, name: str, total: int, done: int, position: int, leave: bool) -> Any:
-        if not self._enabled:
-            return None
-        return make_bar(name, total, done, position=position, leave=leave)
+    def __exit__(self, *_: object) -> None:
+        self._run.close()
+        self._all.close()
 
 
 class SweepProgress:
     """One bar over all runs of a sweep, with the time left; use as a context manager.
 
-    Runs are trained elsewhere: it counts their epochs when they have ended, or as far as their
-    directories tell. Runs that have not ended are taken to have the share of their epochs that the
-    ended ones had, since rules may end a run early.
+    The epochs of a run are counted when it has ended, or as far as its directory tells. The other
+    runs are taken to have the share of their epochs that the ended ones had, since rules may end a
+    run early.
 
     Args:
         pending: the runs to come.
-        ended: those that are there.
+        ended: the runs that have a record.
         enabled: False shows nothing.
 
     Raises:
@@ -103,33 +81,29 @@ class SweepProgress:
     ) -> None:
         self._pending = {config.identity(): config.epochs for config in pending}
         self._reached = dict.fromkeys(self._pending, 0)
-        self._trained = self._allowed = self._ended = self._failed = 0
-        for record in ended:
-            self._count(record)
+        self._ended = list(ended)
+        self._failed = 0
         # Workers finish side by side: only the mean over all of it says how long the rest takes.
-        self._bar: Any = None
-        if enabled:
-            self._bar = make_bar("sweep", self._total(), self._trained, smoothing=0.0)
+        trained, total = self._counts()
+        self._bar = _bar("sweep", total, trained, enabled, smoothing=0.0)
         self._show()
 
     def reach(self, config: Configuration, epochs: int) -> None:
-        """Counts the epochs of a run that goes on."""
-        new = epochs - self._reached[config.identity()]
+        """Count the epochs of a run that goes on."""
+        self._bar.update(epochs - self._reached[config.identity()])
         self._reached[config.identity()] = epochs
-        if self._bar is not None:
-            self._bar.update(new)
 
     def end(self, record: RunRecord[Any, Any, Any]) -> None:
-        """Counts a run that has ended."""
+        """Count a run that has ended."""
         self.reach(record.config, len(record.epochs))
-        self._forget(record.config)
-        self._count(record)
+        del self._pending[record.config.identity()]
+        self._ended.append(record)
         self._show()
 
     def fail(self, config: Configuration) -> None:
-        """Counts a run that will not end."""
+        """Count a run that will not end."""
         self.reach(config, 0)
-        self._forget(config)
+        del self._pending[config.identity()]
         self._failed += 1
         self._show()
 
@@ -137,58 +111,27 @@ class SweepProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
-    def _count(self, record: RunRecord[Any, Any, Any]) -> None:
-        self._ended += 1
-        self._trained += len(record.epochs)
-        self._allowed += record.config.epochs
-
-    def _forget(self, config: Configuration) -> None:
-        del self._pending[config.identity()], self._reached[config.identity()]
-
-    def _total(self) -> int:
-        share = self._trained / self._allowed if self._allowed else 1.0
-        return self._trained + round(share * sum(self._pending.values()))
+    def _counts(self) -> tuple[int, int]:
+        """Epochs of the ended runs, and those to expect of all runs."""
+        trained = sum(len(record.epochs) for record in self._ended)
+        allowed = sum(record.config.epochs for record in self._ended)
+        share = trained / allowed if allowed else 1.0
+        return trained, trained + round(share * sum(self._pending.values()))
 
     def _show(self) -> None:
-        if self._bar is not None:
-            runs = self._ended + self._failed + len(self._pending)
-            failed = f", {self._failed} failed" if self._failed else ""
-            self._bar.total = max(self._total(), self._bar.n)
-            self._bar.set_postfix_str(
-                f"{self._ended}/{runs} runs{failed}", refresh=sys.stderr.isatty()
-            )
-
-
-def make_bar(name: str, total: int, done: int, **options: Any) -> Any:
-    """A bar of `tqdm` that counts epochs.
-
-    Raises:
-        MissingExtraError: without that package.
-    """
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise MissingExtraError("tqdm", "a progress bar (all but --quiet)") from error
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        desc=name,
-        total=total,
-        initial=done,
-        unit="epoch",
-        file=sys.stderr,
-        mininterval=0.1 if terminal else 10.0,
-        dynamic_ncols=terminal,
-        **options,
-    )
+        self._bar.total = max(self._counts()[1], self._bar.n)
+        runs = len(self._ended) + self._failed + len(self._pending)
+        failed = f", {self._failed} failed" if self._failed else ""
+        text = f"{len(self._ended)}/{runs} runs{failed}"
+        self._bar.set_postfix_str(text, refresh=sys.stderr.isatty())
 
 
 class StatusLine:
     """A line about the work that goes on, overwritten and removed at the end; a context manager.
 
-    Where stderr is no terminal, each new thing to do is written once, on a line of its own.
+    Where stderr is no terminal, each new piece of work is written once, on a line of its own.
 
     Args:
         enabled: False shows nothing.
@@ -219,3 +162,34 @@ class StatusLine:
     def _write(self, text: str) -> None:
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+class _NoBar:
+    """A bar of `tqdm` that shows nothing, and does without the package."""
+
+    n = total = 0
+
+    def _ignore(self, *_: object, **__: object) -> None: ...
+
+    update = set_postfix_str = refresh = close = _ignore
+
+
+def _bar(name: str, total: int, done: int, enabled: bool, **options: Any) -> Any:
+    """A bar of `tqdm` that counts epochs."""
+    if not enabled:
+        return _NoBar()
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise MissingExtraError("tqdm", "a progress bar (all but --quiet)") from error
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=name,
+        total=total,
+        initial=done,
+        unit="epoch",
+        file=sys.stderr,
+        mininterval=0.1 if terminal else 10.0,
+        dynamic_ncols=terminal,
+        **options,
+    )

@@ -214,22 +214,16 @@ def from_text(text: str, schema: Schema[C, E, R], name: str, way_out: str) -> Ru
         raise RecordError(f"{name}, line {error.line} is damaged: {error}; {way_out}") from error
 
 
-def experiment(path: Path) -> str:
-    """The experiment that a record is of.
+def experiment_of(text: str) -> str:
+    """The experiment of a record, from its first line.
 
     Raises:
-        RecordError: when the file does not begin like a record.
+        ValueError: when the text does not begin like a record.
     """
-    try:
-        with path.open(encoding="utf-8") as stream:
-            return experiment_of(stream.readline())
-    except (OSError, ValueError, AttributeError) as error:
-        raise RecordError(f"{path}, line 1 is damaged ({error}): move it away") from error
-
-
-def experiment_of(line: str) -> str:
-    """The same, from the first line of a record."""
-    return str(json.loads(line).get("experiment", _UNNAMED))
+    head = json.loads(text.partition("\n")[0])
+    if not isinstance(head, dict):
+        raise ValueError("it is not a JSON object")
+    return str(head.get("experiment", _UNNAMED))
 
 
 def check_together(

@@ -104,8 +104,8 @@ def experiment(folder: Path) -> str:
     """
     for name, text in _texts(folder)[0].items():
         try:
-            return records.experiment_of(text.partition("\n")[0])
-        except (ValueError, AttributeError) as error:
+            return records.experiment_of(text)
+        except ValueError as error:
             where = _loose(folder, name)
             raise RecordError(f"{where}, line 1 is damaged ({error}): move it away") from error
     return ""
@@ -169,7 +169,7 @@ def keep(folder: Path, record: RunRecord[Any, Any, Any]) -> None:
 
 def clean(folder: Path) -> None:
     """Removes the half-written files of a killed process; only under `lock`."""
-    for path in (folder / "records").iterdir():
+    for path in (folder / "records").glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
@@ -228,7 +228,7 @@ def pack(folder: Path, schema: Schema[C, E, R], sweep: Mapping[str, str] | None 
             raise RecordError(f"{path} does not hold what was written: check that disk")
         for name in texts:
             _loose(folder, name).unlink(missing_ok=True)
-    (folder / "records").rmdir()
+        (folder / "records").rmdir()
     return path
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifoldnet.experiments.configuration import Checked, Configuration
+from manifoldnet.experiments.configuration import Checked, Configuration, field
 from manifoldnet.experiments.errors import ConfigError
 
 
@@ -30,19 +30,15 @@ class Options(Checked):
         quiet: no progress bar.
     """
 
-    repetitions: int = 1
+    repetitions: int = field(1, at_least=1)
     out: Path | None = None
-    jobs: int | None = None
+    jobs: int | None = field(None, at_least=1)
     cluster: str | None = None
     data_dir: Path | None = None
     quiet: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("repetitions", "jobs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; at least one is needed")
         if self.jobs is not None and self.cluster is not None:
             raise ConfigError("jobs are processes of this machine: give jobs or cluster, not both")
 

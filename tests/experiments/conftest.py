@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from manifoldnet.cache import cache_folder
 from manifoldnet.experiments import Dataset, load
 from manifoldnet.experiments.checkpoint import checkpoint_path
 from manifoldnet.experiments.training import train_in
-from manifoldnet.optim.native.build import cache_folder
 
 # Remembered before `_own_world` hides them from the tests.
 _REAL_DATA = os.environ.get("MANIFOLDNET_DATA")

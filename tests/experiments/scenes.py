@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from manifoldnet.experiments.papers.segnet.data import CLASSES, Scenes
+from manifoldnet.experiments.papers.segnet.config import CLASSES
+from manifoldnet.experiments.papers.segnet.data import Scenes
 
 SKY, ROAD, CAR, VOID = 0, 3, 8, 11
 

@@ -111,7 +111,7 @@ def test_quiet_is_quiet(capsys):
         (["train", "--update", "adam"], "choose one of b-sgd, sm, sm-geodesic, un"),
         (["compare", "--updates", "un", "un"], "the updates name one twice: un, un"),
         (["compare", "--updates", "no"], "update is 'no'; choose one of"),
-        (["compare", "--seeds", "0"], "--seeds is 0"),
+        (["compare", "--seeds", "0"], "seeds is 0; it must be an integer, 1 or more"),
         (["compare", "--first-seed", "-3"], "seed is -3"),
         (["train", "--train-size", "9999"], "digits has 1438 images outside its test set"),
         (["train", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere does not exist"),
@@ -163,7 +163,7 @@ def test_the_command_line_loads_nothing_heavy_of_its_own():
     )
     loaded = output.stdout.split()
     assert "manifoldnet.cli" in loaded
-    assert not {"sklearn", "datasets", "matplotlib", "tqdm"} & set(loaded)
+    assert not {"sklearn", "datasets", "matplotlib", "pandas", "tqdm"} & set(loaded)
     assert "manifoldnet.experiments.papers.symmetry.run" not in loaded
 
 

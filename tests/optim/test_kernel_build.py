@@ -20,9 +20,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from manifoldnet.cache import cache_folder
 from manifoldnet.cli import main
 from manifoldnet.optim.native import build as kernel
-from manifoldnet.optim.native.build import KernelError, build, cache_folder
+from manifoldnet.optim.native.build import KernelError, build
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="compilers are shell scripts here")
 as_root = pytest.mark.skipif(

@@ -43,7 +43,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-__all__ = ["KernelError", "build", "cache_folder", "library"]
+from manifoldnet.cache import cache_folder
+
+__all__ = ["KernelError", "build", "library"]
 
 _SOURCE = Path(__file__).with_name("step.cpp")
 _FLAGS = (
@@ -114,19 +116,6 @@ def build(*, force: bool = False, limit: float = _AHEAD) -> Path:
         KernelError: where it cannot be compiled or kept.
     """
     return _obtain(limit, force=force, anyway=True)
-
-
-def cache_folder() -> Path:
-    """The folder of compiled kernels: `MANIFOLDNET_CACHE`, or a folder in the user's cache.
-
-    Raises:
-        RuntimeError: if the user has no home folder.
-    """
-    if chosen := os.environ.get("MANIFOLDNET_CACHE"):
-        return Path(chosen).expanduser()
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # Relative paths are to be ignored there, says the specification of that variable.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "manifoldnet"
 
 
 def _load() -> ctypes.CDLL:

@@ -47,7 +47,7 @@ class NoiseOptions(PresetOptions):
         repetitions: runs of the chosen rates, for no and for 40 % wrong labels.
     """
 
-    repetitions: int = 3
+    repetitions: int = field(3, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class ComparisonOptions(StageOptions):
         choice_epochs: epochs of the short runs; by default few.
     """
 
-    repetitions: int = 3
+    repetitions: int = field(3, at_least=1)
     dataset: str = field("mnist", choices=("mnist", "cifar10", "imagenet10"))
     methods: tuple[str, ...] = field(("rescaled", "logistic"), choices=METHODS)
     epochs: int = 10

@@ -81,7 +81,7 @@ def load(source: tuple[Any, ...], data_dir: Any = None, notice: Any = None) -> S
     if name not in CLASSES:
         raise DataError(
             f"the classes of {name!r} are not known, only those of {', '.join(CLASSES)}: add them "
-            f"to {SegmentationConfig.__module__}.CLASSES"
+            "to manifoldnet.experiments.papers.segnet.config.CLASSES"
         )
     return cached(
         find(name, data_dir),

@@ -35,7 +35,7 @@ class SegNetOptions(Options):
         gamma: augmentation by pixels to powers up to X, at random. 1 leaves all.
     """
 
-    repetitions: int = 3
+    repetitions: int = field(3, at_least=1)
     preset: str = field("cpu", choices=PRESETS)
     updates: tuple[str, ...] = field(tuple(RATES), choices=RATES)
     epochs: int | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manifoldnet.experiments.configuration import field
 from manifoldnet.experiments.papers.symmetry.cells import (
     AXES,
     FIGURE3,
@@ -33,7 +34,7 @@ class CellOptions(Options):
         cells: these cells only; patterns such as 'arch1-*' work.
     """
 
-    repetitions: int = REPETITIONS
+    repetitions: int = field(REPETITIONS, at_least=1)
     out: Path = Path("runs") / "symmetry-paper"
     cells: tuple[str, ...] = ()
 
