@@ -819,7 +819,7 @@ def weight_norm() -> Net:
 
 @net
 def frozen() -> Net:
-    """What is frozen is a constant: no symmetry may scale it, and it has no trivial one."""
+    """A frozen bias is a constant: no symmetry may scale it, and none is trivial on it."""
     model = perceptron(nn.ReLU(), MaxPoolPairs(), hidden=8)
     model[3] = nn.Linear(4, CLASSES)
     model[0].bias.requires_grad_(False)
