@@ -63,7 +63,6 @@ class Import(NamedTuple):
     module: str
     name: str | None
     line: int
-    at_import: bool  # not inside a function, nor for type checkers only
 
 
 @dataclass
@@ -124,21 +123,18 @@ class Tree:
         return module.removeprefix(self.package).removeprefix(".")
 
 
-def statements(tree: ast.AST, package: str, at_import: bool = True) -> Iterator[Import]:
+def statements(tree: ast.AST, package: str) -> Iterator[Import]:
     """The import statements of a module, those inside functions included."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (Import(alias.name, None, node.lineno, at_import) for alias in node.names)
+            yield from (Import(alias.name, None, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package.split(".")[: len(package.split(".")) - node.level + 1]
             prefix = base if node.level else []
             module = ".".join([*prefix, *([node.module] if node.module else [])])
-            yield from (Import(module, a.name, node.lineno, at_import) for a in node.names)
+            yield from (Import(module, a.name, node.lineno) for a in node.names)
         else:
-            later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
-                isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-            )
-            yield from statements(node, package, at_import and not later)
+            yield from statements(node, package)
 
 
 def room(name: str) -> str:
@@ -218,10 +214,10 @@ def training_reports(tree: Tree) -> Iterator[str]:
 
 
 def circles(tree: Tree) -> Iterator[str]:
-    """Modules that cannot be imported without each other."""
+    """Modules that import each other, be it within a function or for type checkers only."""
     graph: dict[str, set[str]] = {}
     for module, target, each in tree.arrows():
-        if each.at_import and module != target:
+        if module != target:
             graph.setdefault(module, set()).add(target)
     try:
         TopologicalSorter(graph).prepare()
@@ -348,7 +344,7 @@ GOOD_TREE = {
     "optim/sgd.py": "import manifoldnet.declarations\nfrom manifoldnet import Sphere",
     "experiments/__init__.py": "from .training import train",
     "experiments/training.py": "import tqdm\nimport manifoldnet as mn\nfrom . import records",
-    "experiments/records.py": "def late():\n    from .plots import plot",
+    "experiments/records.py": "import json",
     "experiments/plots.py": "import matplotlib\nfrom .records import Record",
     "experiments/papers/updates.py": "",
     "experiments/papers/segnet/run.py": "from manifoldnet.experiments.papers import updates",

@@ -12,18 +12,14 @@ from manifoldnet.geometry.manifold import (
     Geodesic,
     Manifold,
     Projective,
+    Retraction,
     from_spec,
     register_manifold,
+    register_retraction,
     resolve_retraction,
 )
 from manifoldnet.geometry.oblique import Normalization, Oblique, Sphere, SphereGeodesics
-from manifoldnet.geometry.parts import (
-    Geodesics,
-    Metric,
-    Projection,
-    Retraction,
-    register_retraction,
-)
+from manifoldnet.geometry.parts import Geodesics, Metric, Projection
 from manifoldnet.geometry.product import Product
 from manifoldnet.geometry.scaled_euclidean import CylinderGeodesics, ScaledEuclidean, ScaledMetric
 from manifoldnet.geometry.slices import Slices

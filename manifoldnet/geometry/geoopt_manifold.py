@@ -27,11 +27,9 @@ from geoopt.manifolds.stiefel import CanonicalStiefel, EuclideanStiefel, Stiefel
 from torch import Tensor
 
 from manifoldnet.geometry.euclidean import Euclidean
-from manifoldnet.geometry.from_geoopt import from_geoopt
 from manifoldnet.geometry.geoopt_view import GeooptView
-from manifoldnet.geometry.manifold import Manifold, Projective, register_manifold
+from manifoldnet.geometry.manifold import Manifold, Projective, Retraction, register_manifold
 from manifoldnet.geometry.oblique import SphereGeodesics
-from manifoldnet.geometry.parts import Retraction
 from manifoldnet.geometry.slices import Slices, promote
 
 __all__ = ["GeooptManifold", "adapted"]
@@ -58,7 +56,9 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 
 def adapted(manifold: Any) -> Manifold | None:
-    """The value for an object of geoopt's (see `from_geoopt`); None if it is none."""
+    """The value for an object of geoopt's (see `from_geoopt`), or itself; None if it is neither."""
+    if isinstance(manifold, Manifold):
+        return manifold
     if isinstance(manifold, GeooptView):
         return manifold.manifold
     if isinstance(manifold, geoopt.Euclidean):
@@ -71,6 +71,14 @@ def adapted(manifold: Any) -> Manifold | None:
             "value: make it with learnable=False"
         )
     return GeooptManifold(manifold)
+
+
+def _part(manifold: Any) -> Manifold:
+    """The value for a factor of geoopt's product."""
+    found = adapted(manifold)
+    if found is None:
+        raise TypeError(f"{manifold!r} is not a manifold")
+    return found
 
 
 @final
@@ -285,7 +293,7 @@ class GeooptManifold(Manifold):
         return None if ok else f"is refused by geoopt: {reason}"
 
     def _factors(self, *tensors: Tensor) -> list[tuple[Any, ...]]:
-        return [(from_geoopt(part), *pieces) for part, *pieces in _taken_apart(self.base, *tensors)]
+        return [(_part(part), *pieces) for part, *pieces in _taken_apart(self.base, *tensors)]
 
     def _fields(self) -> dict[str, Any]:
         return _describe(self.base)
@@ -472,7 +480,7 @@ def _codimension(base: Any, shape: torch.Size) -> int | None:
         return math.prod(shape[: len(shape) - base.ndim]) * one
     if isinstance(base, geoopt.ProductManifold):
         parts = zip(base.manifolds, base.shapes, strict=True)
-        each = (from_geoopt(m).codimension(torch.Size(s)) for m, s in parts)
+        each = (_part(m).codimension(torch.Size(s)) for m, s in parts)
         return math.prod(shape[:-1]) * sum(each)
     if not isinstance(base, Stiefel):
         return None
@@ -490,7 +498,7 @@ def _typical_dist(base: Any, shape: tuple[int, ...], dimension: int) -> float:
         return math.sqrt(count) * base.manifold.typical_dist(base.shape)
     if isinstance(base, geoopt.ProductManifold):
         parts = zip(base.manifolds, base.shapes, strict=True)
-        each = (from_geoopt(part).typical_dist(tuple(size)) for part, size in parts)
+        each = (_part(part).typical_dist(tuple(size)) for part, size in parts)
         return math.sqrt(count) * math.hypot(*each)
     if isinstance(base, geoopt.Sphere):
         return math.pi * math.sqrt(count)

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict, final
 
@@ -25,27 +27,21 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry.geoopt_vocabulary import GeooptVocabulary
-from manifoldnet.geometry.parts import (
-    RETRACTIONS,
-    Geodesics,
-    Metric,
-    Projection,
-    Retraction,
-    name_of,
-    register,
-    register_retraction,
-)
+from manifoldnet.geometry.parts import Geodesics, Metric, Projection, name_of, register
 from manifoldnet.geometry.slices import Slices, promote
 from manifoldnet.geometry.validation import raise_if
 
 __all__ = [
+    "RETRACTIONS",
     "Additive",
     "Geodesic",
     "Manifold",
     "Projective",
+    "Retraction",
     "Spec",
     "from_spec",
     "register_manifold",
+    "register_retraction",
     "resolve_retraction",
 ]
 
@@ -377,6 +373,64 @@ class Manifold(GeooptVocabulary):
 
 
 # --- retractions ----------------------------------------------------------------------------------
+
+
+class Retraction(ABC):
+    """A map R_x from tangent vectors to points that agrees with exp to first order (or better).
+
+    It comes with a transport of tangent vectors along the step, for momentum, which is defined also
+    where the transport between the two end points is not. It is given the manifold that it steps
+    on, whose methods are unchecked here and may be called with any intermediate tensor.
+    """
+
+    #: True if the step back along the transported step ends at the start; None: unknown.
+    reversible: ClassVar[bool | None] = None
+    #: True if a step along a tangent vector that is orthogonal to a slice makes its norm larger.
+    grows_norms: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The name that its class is registered by; `module.Class` where it is not."""
+        return name_of(RETRACTIONS, type(self))
+
+    @abstractmethod
+    def step(self, manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
+        """The point R_x(u)."""
+
+    @abstractmethod
+    def step_transport(
+        self, manifold: Manifold, x: Tensor, u: Tensor, v: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The point R_x(u), and the tangent vector `v` transported to it along the step."""
+
+
+RETRACTIONS: dict[str, type[Retraction]] = {}
+"""Retractions by name, as constructors of manifolds and specs know them."""
+
+
+def register_retraction(name: str, cls: type[Retraction]) -> None:
+    """Register a class of retractions by the name for it in constructors and in specs.
+
+    Args:
+        name: not empty.
+        cls: a concrete subclass of `Retraction` whose constructor needs no arguments.
+
+    Raises:
+        TypeError: if `name` is no string, `cls` no such class, or its constructor needs arguments.
+        ValueError: for a name that another class has, and a class that has another name.
+    """
+    if isinstance(cls, type) and issubclass(cls, Retraction):
+        parameters = inspect.signature(cls).parameters.values()
+        needed = [p.name for p in parameters if p.default is p.empty]
+        if needed:
+            raise TypeError(
+                f"{cls.__name__} needs arguments ({', '.join(needed)}), which a name does not "
+                "give: register a subclass that sets them"
+            )
+        own = getattr(cls, "name", name)
+        if isinstance(own, str) and own != name:
+            raise ValueError(f"{cls.__name__}.name is {own!r}: register it by that name")
+    register(RETRACTIONS, name, cls, Retraction)
 
 
 @final

@@ -24,10 +24,11 @@ from manifoldnet.geometry.euclidean import EuclideanMetric
 from manifoldnet.geometry.manifold import (
     Additive,
     Manifold,
+    Retraction,
     register_manifold,
     resolve_retraction,
 )
-from manifoldnet.geometry.parts import Geodesics, Projection, Retraction
+from manifoldnet.geometry.parts import Geodesics, Projection
 from manifoldnet.geometry.slices import (
     Slices,
     check_radius,

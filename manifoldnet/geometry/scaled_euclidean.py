@@ -24,11 +24,12 @@ from manifoldnet.geometry.euclidean import NoProjection
 from manifoldnet.geometry.manifold import (
     Manifold,
     Projective,
+    Retraction,
     register_manifold,
     resolve_retraction,
 )
 from manifoldnet.geometry.oblique import angle, log_unit, parallel_transport, transport_along
-from manifoldnet.geometry.parts import Geodesics, Metric, Retraction
+from manifoldnet.geometry.parts import Geodesics, Metric
 from manifoldnet.geometry.slices import Slices, cos_sinc
 
 __all__ = ["CylinderGeodesics", "ScaledEuclidean", "ScaledMetric"]

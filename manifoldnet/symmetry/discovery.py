@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,7 +23,8 @@ from manifoldnet.symmetry.batches import Batch, cast, collect
 from manifoldnet.symmetry.group import Generator, ScalingGroup, trivial_generators
 from manifoldnet.symmetry.linear_system import Layout, LinearSystem
 from manifoldnet.symmetry.losses import LossFunction, RepeatableLoss, frozen_randomness
-from manifoldnet.symmetry.null_space import Gap, TrivialGenerator, row_space, sparse_basis
+from manifoldnet.symmetry.null_space import TrivialGenerator, row_space, sparse_basis
+from manifoldnet.symmetry.report import Discovery
 from manifoldnet.symmetry.scaling import Slice, describe_slices
 from manifoldnet.symmetry.verification import FAINT, FalseSymmetryError, Verifier
 from manifoldnet.symmetry.working_copy import eps_fields, working_copy, working_loss
@@ -58,63 +59,6 @@ _ADVICE = (
 
 class NoGapError(RuntimeError):
     """Singular values, or responses of the loss, that may or may not be zero: no decision."""
-
-
-@dataclass(frozen=True)
-class Discovery:
-    """Record of how a group was found: `group.report`. Its `str` is for printing.
-
-    Attributes:
-        slices: number of slices examined, the columns of M.
-        equations: number of rows of M.
-        coupled: True if samples are coupled, so that a row takes a minibatch.
-        gap: gap of the singular values.
-        dtype: type that gradients were computed in.
-        unreached: slices left out because no gradient reached them, formatted.
-        verified: largest relative change of the loss under random elements.
-        spread: largest |ln factor| of one generator in these.
-        eps: largest ε of normalization layers.
-        eps_kept: True if ε was left in place.
-        eps_effect: relative change of the loss under a small element with ε in place; equal to
-            `verified` if there is no ε.
-    """
-
-    slices: int
-    equations: int
-    coupled: bool
-    gap: Gap
-    dtype: torch.dtype
-    unreached: tuple[str, ...]
-    verified: float
-    spread: float
-    eps: float
-    eps_kept: bool
-    eps_effect: float
-
-    def __str__(self) -> str:
-        each = "minibatch" if self.coupled else "sample"
-        lines = [
-            f"found in {self.equations} equations (one per {each}, {str(self.dtype)[6:]}) for "
-            f"{self.slices} slices",
-            f"singular values, relative: {self.gap}",
-            f"verified: random elements, factors up to e^{self.spread:g} each, change the loss by "
-            f"{self.verified:.1e} relative",
-        ]
-        if self.gap.near_zero_count:
-            lines.append(
-                f"in {self.gap.near_zero_count} more directions the loss hardly changes: "
-                "symmetries but for an ε that is written into the model, or gradients that all but "
-                "vanish"
-            )
-        if self.eps:
-            lines.append(
-                f"normalization has ε up to {self.eps:g}, "
-                f"{'left in' if self.eps_kept else 'taken out'} while looking; with it, small "
-                f"elements (factors up to e^0.5) change the loss by {self.eps_effect:.1e}"
-            )
-        if self.unreached:
-            lines.append("left out, as no gradient reaches them: " + "; ".join(self.unreached))
-        return "\n".join(lines)
 
 
 def discover(

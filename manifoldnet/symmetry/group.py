@@ -16,16 +16,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from manifoldnet.symmetry.reparameterize import named_tensors
+from manifoldnet.symmetry.report import Discovery
 from manifoldnet.symmetry.scaling import ScalingElement, Slice, describe_slices
-
-if TYPE_CHECKING:
-    from manifoldnet.symmetry.discovery import Discovery
 
 __all__ = ["Generator", "ScalingGroup", "describe", "trivial_generators"]
 
