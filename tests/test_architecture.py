@@ -216,7 +216,7 @@ def training_reports(tree: Tree) -> Iterator[str]:
 def circles(tree: Tree) -> Iterator[str]:
     """Modules that import each other, be it within a function or for type checkers only."""
     graph: dict[str, set[str]] = {}
-    for module, target, each in tree.arrows():
+    for module, target, _ in tree.arrows():
         if module != target:
             graph.setdefault(module, set()).add(target)
     try:
