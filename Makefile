@@ -29,7 +29,7 @@ test: lint types tests ## style, types, tests: minutes, without notebooks, site 
 	$(call step,all good)
 
 .PHONY: check
-check: test evidence ## `make test`, and all the rest
+check: test evidence laws ## `make test`, and all the rest
 	$(call step,all good)
 
 .PHONY: lint
@@ -52,9 +52,14 @@ tests: $(INSTALLED) ## tests and README examples (pytest); each law on a few exa
 	$(PYTEST) -m "not thorough" --hypothesis-profile quick
 
 .PHONY: evidence
-evidence: $(INSTALLED) docs ## slow tests, each law on more examples, the site in a browser
-	$(call step,thorough tests)
-	MANIFOLDNET_SITE=build/site $(PYTEST) -m "thorough or hypothesis" --hypothesis-profile ci
+evidence: $(INSTALLED) docs ## slow tests, and the site in a browser
+	$(call step,slow tests)
+	MANIFOLDNET_SITE=build/site $(PYTEST) -m thorough --hypothesis-profile ci
+
+.PHONY: laws
+laws: $(INSTALLED) ## each law on more examples
+	$(call step,laws)
+	$(PYTEST) -m "hypothesis and not thorough" --hypothesis-profile ci
 
 .PHONY: notebooks
 notebooks: $(INSTALLED) ## run the notebooks that changed, into docs/notebooks
