@@ -2,13 +2,13 @@
 
 from manifoldnet.geometry.euclidean import (
     Euclidean,
-    EuclideanMetric,
     FlatGeodesics,
     NoProjection,
 )
 from manifoldnet.geometry.from_geoopt import from_geoopt, to_geoopt
 from manifoldnet.geometry.manifold import (
     Additive,
+    EuclideanMetric,
     Geodesic,
     Manifold,
     Projective,

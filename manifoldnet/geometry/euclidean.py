@@ -8,29 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry.manifold import Additive, Manifold, register_manifold
-from manifoldnet.geometry.parts import Geodesics, Metric, Projection
-from manifoldnet.geometry.slices import Slices, promote
+from manifoldnet.geometry.manifold import Additive, EuclideanMetric, Manifold, register_manifold
+from manifoldnet.geometry.parts import Geodesics, Projection
+from manifoldnet.geometry.slices import ELEMENTS, Slices, promote
 
-__all__ = ["Euclidean", "EuclideanMetric", "FlatGeodesics", "NoProjection"]
-
-_ELEMENTS = Slices("elements")
-
-
-@final
-@dataclass(frozen=True)
-class EuclideanMetric(Metric):
-    """The dot product of each slice; the Riemannian gradient is `g` itself, projected."""
-
-    slices: Slices = _ELEMENTS
-
-    def component_inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """`⟨u, v⟩` of each slice."""
-        return self.slices.inner(u, v)
-
-    def sharp(self, x: Tensor, g: Tensor) -> Tensor:
-        """`g` itself."""
-        return g
+__all__ = ["Euclidean", "FlatGeodesics", "NoProjection"]
 
 
 @final
@@ -38,7 +20,7 @@ class EuclideanMetric(Metric):
 class NoProjection(Projection):
     """Every vector is tangent; every point is in the set, or (`nonzero`) all but the zero slice."""
 
-    slices: Slices = _ELEMENTS
+    slices: Slices = ELEMENTS
     nonzero: bool = False
 
     def to_set(self, x: Tensor) -> Tensor:
@@ -109,7 +91,7 @@ class Euclidean(Manifold):
 
     def __init__(self) -> None:
         metric, projection = EuclideanMetric(), NoProjection()
-        super().__init__(_ELEMENTS, metric, projection, Additive(), FlatGeodesics())
+        super().__init__(ELEMENTS, metric, projection, Additive(), FlatGeodesics())
 
     def origin(
         self,

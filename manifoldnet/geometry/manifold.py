@@ -28,12 +28,13 @@ from torch import Tensor
 
 from manifoldnet.geometry.geoopt_vocabulary import GeooptVocabulary
 from manifoldnet.geometry.parts import Geodesics, Metric, Projection, name_of, register
-from manifoldnet.geometry.slices import Slices, promote
+from manifoldnet.geometry.slices import ELEMENTS, Slices, promote
 from manifoldnet.geometry.validation import raise_if
 
 __all__ = [
     "RETRACTIONS",
     "Additive",
+    "EuclideanMetric",
     "Geodesic",
     "Manifold",
     "Projective",
@@ -372,7 +373,23 @@ class Manifold(GeooptVocabulary):
         return None
 
 
-# --- retractions ----------------------------------------------------------------------------------
+# --- the metric and the retractions of several manifolds ------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class EuclideanMetric(Metric):
+    """The dot product of each slice; the Riemannian gradient is `g` itself, projected."""
+
+    slices: Slices = ELEMENTS
+
+    def component_inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """`⟨u, v⟩` of each slice."""
+        return self.slices.inner(u, v)
+
+    def sharp(self, x: Tensor, g: Tensor) -> Tensor:
+        """`g` itself."""
+        return g
 
 
 class Retraction(ABC):

@@ -20,9 +20,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry.euclidean import EuclideanMetric
 from manifoldnet.geometry.manifold import (
     Additive,
+    EuclideanMetric,
     Manifold,
     Retraction,
     register_manifold,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "ELEMENTS",
     "Dim",
     "Slices",
     "check_radius",
@@ -128,6 +129,10 @@ class Slices:
     def label(self, index: int, ndim: int) -> str:
         """The name of slice number `index` in messages: "row 3", "column 5", "filter 7", …"""
         return "the whole tensor" if self.dim is None else f"{nouns(ndim, self.dim)[0]} {index}"
+
+
+ELEMENTS = Slices("elements")
+"""Each number is a slice, as in Euclidean space."""
 
 
 def _wrong_dim(dim: object) -> TypeError:
