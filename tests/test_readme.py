@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
-from manifoldnet.geometry import manifold, parts
+from manifoldnet.geometry import manifold
 
 ROOT = Path(__file__).parents[1]
 # Pages of docs/notebooks are made by running the notebooks, which has tested them.
@@ -124,10 +124,10 @@ def check(words: list[str]) -> None:
 def test_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # Names that other tests of this process have registered are no reader's.
-    for module, known in ((manifold, "_MANIFOLDS"), (parts, "RETRACTIONS")):
-        names = getattr(module, known)
+    for known in ("_MANIFOLDS", "RETRACTIONS"):
+        names = getattr(manifold, known)
         ours = {n: c for n, c in names.items() if c.__module__.startswith("manifoldnet.")}
-        monkeypatch.setattr(module, known, ours)
+        monkeypatch.setattr(manifold, known, ours)
     run(path)
 
 
