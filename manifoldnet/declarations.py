@@ -598,11 +598,11 @@ def param_groups(
         raise ValueError(f"{type(model).__name__} has no parameters")
     if not found:
         warnings.warn(
-            f"nothing is declared in this {type(model).__name__}, so that an optimizer steps all "
-            "of it in flat space. Declarations do not travel with weights: after from_pretrained, "
-            "or a state dict into a new model, declare again (manifoldnet.declare_all, or "
-            "declare_from with what manifoldnet.spec gave). For a model without declarations give "
-            "model.named_parameters() to the optimizer",
+            f"nothing is declared in this {type(model).__name__}, so that an optimizer takes "
+            "Euclidean steps on all of it. Declarations do not travel with weights: after "
+            "from_pretrained, or a state dict into a new model, declare again "
+            "(manifoldnet.declare_all, or declare_from with what manifoldnet.spec gave). For a "
+            "model without declarations give model.named_parameters() to the optimizer",
             NothingDeclaredWarning,
             stacklevel=2,
         )

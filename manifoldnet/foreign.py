@@ -1,6 +1,6 @@
 """A warning for optimizers that do not follow declarations, at their first step.
 
-`torch.optim.AdamW` steps a declared weight as if it were in flat space: it leaves its sphere, and
+`torch.optim.AdamW` steps a declared weight as if it were Euclidean: it leaves its sphere, and
 the scaled metric has no effect. Nothing fails, so each such optimizer is warned of once, by a step
 hook of torch, which is installed at the first declaration of a process. Further steps of an
 optimizer cost one look-up each, unless declarations change.
@@ -48,7 +48,7 @@ def _wrapped(optimizer: Any) -> Iterator[Optimizer]:
 
 
 class ForeignOptimizerWarning(UserWarning):
-    """An optimizer steps declared weights as if they were in flat space."""
+    """An optimizer steps declared weights as if they were Euclidean."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     _seen[optimizer] = None
     listed = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
     warnings.warn(
-        f"{type(optimizer).__name__} steps declared weights as if they were in flat space, so that "
+        f"{type(optimizer).__name__} steps declared weights as if they were Euclidean, so that "
         f"they leave their manifolds, and metrics have no effect: {listed}. Give them to "
         "manifoldnet.RiemannianSGD or manifoldnet.RiemannianAdam, call manifoldnet.project_(model) "
         "after each step, or manifoldnet.undeclare them",

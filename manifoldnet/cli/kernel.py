@@ -7,7 +7,7 @@ from typing import Any
 
 
 def add_kernel(commands: Any) -> None:
-    """Adds the command."""
+    """Add the command."""
     summary = "compile the kernel of fused=True ahead, and print its path"
     command = commands.add_parser(
         "build-kernel",

@@ -17,27 +17,27 @@ _METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 
 
 def add_options(parser: Any, cls: type[Any], names: Collection[str] | None = None) -> None:
-    """Adds a flag for each field of a dataclass.
+    """Add a flag for each field of a dataclass.
 
     Args:
-        parser: of a command, or a group of one.
+        parser: parser of a command, or one of its argument groups.
         cls: the dataclass; the first sentence of a field's description is the help.
-        names: of the fields; by default all.
+        names: names of the fields; by default all.
     """
     types, texts = declared(cls), descriptions(cls)
     for each in dataclasses.fields(cls):
         if names is not None and each.name not in names:
             continue
-        kind, _, accepted = types[each.name]
-        several = typing.get_origin(kind) is tuple
-        kind = kind.__args__[0] if several else kind
+        hint, _, accepted = types[each.name]
+        several = typing.get_origin(hint) is tuple
+        hint = hint.__args__[0] if several else hint
         text = texts[each.name].partition(". ")[0].rstrip(".")
         text = text.replace("`", "").replace("*", "").replace("%", "%%")
         flag: dict[str, Any] = {"default": each.default}
-        if kind is bool:
+        if hint is bool:
             flag["action"] = "store_true" if not each.default else argparse.BooleanOptionalAction
         else:
-            flag |= {"type": kind, "metavar": _METAVARS[kind]}
+            flag |= {"type": hint, "metavar": _METAVARS[hint]}
             if several:
                 flag["nargs"] = "+"
             if accepted.choices is not None:
@@ -55,5 +55,5 @@ def values(arguments: argparse.Namespace, cls: type[T]) -> T:
 
 
 def notice_of(options: Any) -> Callable[[str], None] | None:
-    """Prints a line before anything slow; None with ``--quiet``."""
+    """The function that prints a line before anything slow; None with ``--quiet``."""
     return None if options.quiet else lambda line: print(line, file=sys.stderr)

@@ -29,7 +29,7 @@ _REPORTS = {
 
 
 def add_papers(commands: Any) -> None:
-    """Adds the two commands."""
+    """Add the two commands."""
     summary = "run the papers' experiments, or what is missing of them"
     reproduce = commands.add_parser(
         "reproduce",

@@ -89,7 +89,7 @@ class _Timing(Checked):
 
 
 def add_training(commands: Any) -> None:
-    """Adds the three commands."""
+    """Add the three commands."""
     updates = "\n".join(f"  {name:12} {update.summary}" for name, update in UPDATES.items())
     for name, summary, run, flags in (
         ("train", "train one configuration", _train, [_Files]),

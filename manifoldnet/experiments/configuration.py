@@ -100,10 +100,10 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        for name, (kind, optional, accepted) in declared(type(self)).items():
+        for name, (hint, optional, accepted) in declared(type(self)).items():
             value = getattr(self, name)
             if not (optional and value is None):
-                object.__setattr__(self, name, _checked(name, value, kind, accepted))
+                object.__setattr__(self, name, _checked(name, value, hint, accepted))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class Configuration(Checked, ABC):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """Builds the configuration that `to_dict` described; absent fields take their defaults.
+        """Build the configuration that `to_dict` described; absent fields take their defaults.
 
         Raises:
             ConfigError: for a field that does not exist, or a value that is refused.
@@ -196,25 +196,25 @@ def declared(config: Any) -> dict[str, tuple[Any, bool, Range]]:
     return found
 
 
-def _checked(name: str, value: Any, kind: Any, accepted: Range) -> Any:
+def _checked(name: str, value: Any, hint: Any, accepted: Range) -> Any:
     """The value in the field's type; ConfigError for one that is not accepted."""
-    if typing.get_origin(kind) is tuple:
+    if typing.get_origin(hint) is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ConfigError(f"{name} is {value!r}; it must be a tuple")
-        return tuple(_checked(name, entry, kind.__args__[0], accepted) for entry in value)
+        return tuple(_checked(name, entry, hint.__args__[0], accepted) for entry in value)
     if accepted.choices is not None:
         check_choice(name, value, accepted.choices)
-    elif kind is str:
+    elif hint is str:
         if not isinstance(value, str) or not re.fullmatch(accepted.pattern, value):
             raise ConfigError(f"{name} is {value!r}; give a name such as {accepted.example}")
-    elif kind is bool:
+    elif hint is bool:
         if not isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r}; it must be True or False")
-    elif kind is int:
+    elif hint is int:
         if isinstance(value, bool) or not isinstance(value, int) or value not in accepted:
             least = "" if accepted.at_least is None else f", {accepted.at_least:g} or more"
             raise ConfigError(f"{name} is {value!r}; it must be an integer{least}")
-    elif kind is float:
+    elif hint is float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{name} is {value!r}; it must be a number")
         if value not in accepted:
@@ -224,6 +224,6 @@ def _checked(name: str, value: Any, kind: Any, accepted: Range) -> Any:
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises ConfigError unless ``value`` is one of ``choices``."""
+    """Raise ConfigError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")

@@ -39,7 +39,7 @@ class Dataset:
     """Labelled images, with the test images set apart.
 
     Attributes:
-        name: what it was asked for by.
+        name: the name by which it was loaded.
         train_images: uint8, ``(images, channels, height, width)``.
         train_labels: int64, ``(images,)``, in ``0 … len(classes) - 1``.
         test_images: as `train_images`.
@@ -62,7 +62,7 @@ class Dataset:
         return self.train_images[0].numel()
 
     def fingerprint(self) -> str:
-        """A checksum of every pixel and label (CRC-32), by which a run knows its data again."""
+        """A checksum (CRC-32) of every pixel and label, compared when a run is resumed."""
         checksum = 0
         for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             checksum = zlib.crc32(tensor.contiguous().numpy().data, checksum)
@@ -71,7 +71,7 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Rasterized images and their labels, as the training loop wants them.
+    """Rasterized images and their labels, as the training loop takes them.
 
     Attributes:
         pixels: uint8, ``(images, inputs)``.
@@ -103,7 +103,7 @@ class Split:
 def split(
     data: Dataset, seed: int, train_size: int | None = None, validation_size: int | None = None
 ) -> Split:
-    """Splits the training images at random into training and validation images.
+    """Split the training images at random into training and validation images.
 
     Args:
         data: the images; its test images are left as they are.
@@ -138,7 +138,7 @@ def split(
 
 
 def seeded_generator(seed: int, purpose: str) -> torch.Generator:
-    """A random generator of its own for each purpose, so that no draw moves another one's."""
+    """A random generator for one purpose, whose numbers do not depend on draws for others."""
     digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -149,7 +149,7 @@ def load(
     notice: Callable[[str], None] | None = None,
     side: int | None = None,
 ) -> Dataset:
-    """Loads a data set by its name.
+    """Load a data set by its name.
 
     Args:
         name: ``"digits"``; or the name of a folder in `data_dir`; or, without a `data_dir`, a set
@@ -229,19 +229,19 @@ def cache_path(source: hub.Source, variant: str = "") -> Path:
 
 def cached(
     source: hub.Source,
-    kind: type[D],
+    cls: type[D],
     read: Callable[[hub.Source], D],
     notice: Callable[[str], None] | None = None,
     variant: str = "",
 ) -> D:
-    """The data set of ``source``: from the cache, or else read, decoded and put there.
+    """The data set of ``source``: read from the cache, or else decoded and cached.
 
     Args:
         source: a folder or a repository.
-        kind: its class.
-        read: decodes it.
-        notice: called with a line of text before that.
-        variant: tells what `read` makes of the source, where there are several ways.
+        cls: class of the data set.
+        read: function that decodes the source.
+        notice: called with a line of text before the decoding.
+        variant: suffix of the file's name, which distinguishes decodings of the same source.
 
     Raises:
         DataError: when the source cannot be used, or when the cache file is damaged or cannot be
@@ -249,7 +249,7 @@ def cached(
     """
     path = cache_path(source, variant)
     if path.exists():
-        return _restore(path, kind)
+        return _restore(path, cls)
     if notice is not None:
         notice(f"decoding {source.name} once from {source.location} (kept in {path})")
     data = read(source)
@@ -274,14 +274,14 @@ def _save(data: _Data, path: Path) -> None:
         ) from error
 
 
-def _restore(path: Path, kind: type[D]) -> D:
+def _restore(path: Path, cls: type[D]) -> D:
     remedy = "delete that file, and it will be made again from its source"
     try:
         content = torch.load(path, weights_only=True)
         version = content.pop("format")
         fingerprint = content.pop("fingerprint")
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
-        data = kind(**fields)
+        data = cls(**fields)
     except Exception as error:  # torch, pickle, zip, a missing key: they all mean the same here
         raise DataError(
             f"the data cache {path} is damaged ({type(error).__name__}): {remedy}"

@@ -24,7 +24,7 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
-    """Opens a new version of ``path``, which takes the old one's place when the block ends well.
+    """Open a new version of ``path``, which takes the old one's place when the block ends well.
 
     Args:
         path: the file to write; its folder is created when missing.
@@ -59,25 +59,25 @@ def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole text file in one atomic step (UTF-8)."""
+    """Write a whole text file in one atomic step (UTF-8)."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
-    """Writes a whole file in one atomic step."""
+    """Write a whole file in one atomic step."""
     with replacing(path, durable) as stream:
         stream.write(content)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes the temporary files that a killed process left beside ``path``."""
+    """Remove the temporary files that a killed process left beside ``path``."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 @contextmanager
 def held(directory: Path, elsewhere: str = "--out") -> Iterator[None]:
-    """Makes a folder, and keeps other processes from writing into it within the block.
+    """Make a folder, and keep other processes from writing to it within the block.
 
     The lock is the operating system's and goes with the process, however that ends.
 

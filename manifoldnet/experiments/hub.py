@@ -76,9 +76,9 @@ def find(name: str, data_dir: Path | None) -> Source:
             f"the data folder {data_dir} does not exist: correct --data-dir or {DATA_VARIABLE}, "
             "or give neither to load from the Hugging Face hub"
         )
-    there = ", ".join(sorted(p.name for p in data_dir.iterdir() if p.is_dir())) or "no folders"
+    held = ", ".join(sorted(p.name for p in data_dir.iterdir() if p.is_dir())) or "no folders"
     raise DataError(
-        f"there is no folder {name!r} in the data folder {data_dir} (it holds {there}): put the "
+        f"there is no folder {name!r} in the data folder {data_dir} (it holds {held}): put the "
         "set there, or "
         f"give neither --data-dir nor {DATA_VARIABLE} to load from the Hugging Face hub"
     )
@@ -87,7 +87,7 @@ def find(name: str, data_dir: Path | None) -> Source:
 def read(
     source: Source, side: int | None = None
 ) -> tuple[str, Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]:
-    """Reads and decodes a whole set; returns the fields of a `Dataset`.
+    """Read and decode a whole set into the fields of a `Dataset`.
 
     Args:
         source: a folder or a repository.
@@ -122,7 +122,7 @@ def read(
 
 
 def open_splits(source: Source, wanted: Sequence[str]) -> dict[str, datasets.Dataset]:
-    """Opens a set, whose pictures are not decoded yet.
+    """Open a set, whose pictures are not decoded yet.
 
     Raises:
         DataError: when it cannot be opened or lacks one of the ``wanted`` splits.

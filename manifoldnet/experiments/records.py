@@ -43,13 +43,13 @@ class EpochRow:
     """One epoch of any experiment.
 
     Attributes:
-        epoch: counted from 1.
+        epoch: number of the epoch, from 1.
         lr: learning rate during this epoch.
-        train_loss: mean loss of the training data, when their minibatch came up.
-        violation: how far the worst declared weight is off its manifold (0 when nothing is
-            declared).
+        train_loss: mean loss of the training data, each minibatch before its step.
+        violation: largest relative distance of a declared weight from its manifold; 0 when
+            nothing is declared.
         train_seconds: wall clock of the training pass.
-        seconds: the same with the evaluation.
+        seconds: wall clock of the training pass and the evaluation.
     """
 
     epoch: int
@@ -60,7 +60,7 @@ class EpochRow:
     seconds: float
 
     def summary(self) -> str:
-        """The scores to show while the run goes on."""
+        """The scores that the progress bar shows."""
         return f"loss {self.train_loss:.4g}"
 
 
@@ -70,7 +70,7 @@ class ResultRow:
 
     Attributes:
         status: ``"finished"`` or ``"diverged"``.
-        reason: why it counts as diverged; empty otherwise.
+        reason: the reason of a divergence; empty otherwise.
         epochs: trained epochs.
         seconds: wall clock of all epochs, with evaluations, without interruptions.
         stopped: the rule that ended the run early; empty when none did.
@@ -95,8 +95,8 @@ class Selection:
     Attributes:
         candidates: the rates that were tried.
         errors: the error rate that each ended with; 1 where the loss was not finite.
-        lr: the chosen one.
-        seconds: wall clock of all of it.
+        lr: the chosen rate.
+        seconds: wall clock of the whole choice.
     """
 
     candidates: tuple[float, ...]
@@ -131,7 +131,7 @@ class RunRecord(Generic[C, E, R]):
 
     Attributes:
         config: the settings of the run.
-        versions: of Python and the packages that decide the numbers, when the run began.
+        versions: versions of Python and of the packages that the numbers depend on, at the start.
         data: checksum of the data set.
         epochs: the trained epochs.
         result: None while the run is unfinished.
@@ -178,18 +178,18 @@ def to_text(record: RunRecord[Any, Any, Any]) -> str:
 
 
 def write(record: RunRecord[Any, Any, Any], path: Path) -> None:
-    """Writes a record in one atomic step."""
+    """Write a record in one atomic step."""
     write_text(path, to_text(record))
 
 
 def read(path: Path, schema: Schema[C, E, R], way_out: str | None = None) -> RunRecord[C, E, R]:
-    """Reads a record back.
+    """Read a record.
 
     Args:
         path: the file.
-        schema: of its experiment.
-        way_out: advice in the message about a damaged one; by default what helps in a run's own
-            directory.
+        schema: schema of its experiment.
+        way_out: advice in the message about a damaged file; by default that for the directory of a
+            run.
 
     Raises:
         RecordError: naming the file, the line and the way out, when it is of another experiment, or
@@ -228,16 +228,16 @@ def experiment_of(text: str) -> str:
 
 def check_together(
     found: Mapping[str, RunRecord[C, E, R]] | Mapping[Path, RunRecord[C, E, R]],
-    free: Collection[str],
+    axes: Collection[str],
     config: C | None = None,
     *,
     way_out: str = "move one of them to another folder",
 ) -> None:
-    """Refuses records that do not belong into one report: one protocol, one data set, no run twice.
+    """Raise unless records fit in one report: one protocol, one data set, and no run twice.
 
     Args:
         found: records by their file or name.
-        free: the fields of the configuration in which they may differ.
+        axes: the fields of the configuration in which they may differ.
         config: the configuration that the others are compared with; by default that of the first
             record.
         way_out: advice at the end of the message.
@@ -250,16 +250,16 @@ def check_together(
     for name, record in found.items():
         assert first is not None
         base = config or first[1].config
-        same = {field: getattr(record.config, field) for field in free}
-        apart = [dataclasses.replace(base, **same).differences(record.config)]
+        own = {field: getattr(record.config, field) for field in axes}
+        differences = [dataclasses.replace(base, **own).differences(record.config)]
         if record.data != first[1].data:
-            apart.append(f"data {record.data} there, {first[1].data} here")
+            differences.append(f"data {record.data} there, {first[1].data} here")
         elif record.config in seen:
-            apart.append(f"the run of {seen[record.config]} again")
-        if any(apart):
+            differences.append(f"the run of {seen[record.config]} again")
+        if any(differences):
             others = Path(str(first[0])).name if config is None else "the runs of this command"
             raise RecordError(
-                f"{name} does not belong with {others} ({', '.join(filter(None, apart))}): "
+                f"{name} does not belong with {others} ({', '.join(filter(None, differences))}): "
                 f"{way_out}"
             )
         seen[record.config] = Path(str(name)).name
@@ -321,8 +321,8 @@ def _pandas() -> Any:
 
 
 class _DamageError(Exception):
-    def __init__(self, line: int, what: str) -> None:
-        super().__init__(what)
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
         self.line = line
 
 
@@ -335,17 +335,17 @@ def _record(text: str, schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
     result: R | None = None
     selection: Selection | None = None
     for number, line in enumerate(lines[1:], start=2):
-        what = line.pop("kind", None)
+        line_kind = line.pop("kind", None)
         if result is not None:
             raise _DamageError(number, "it comes after the result, which is the last line")
-        if what == "epoch":
+        if line_kind == "epoch":
             epoch = _row(schema.epoch, line, number)
             if epoch.epoch != len(epochs) + 1:
                 raise _DamageError(
                     number, f"it is epoch {epoch.epoch} where epoch {len(epochs) + 1} belongs"
                 )
             epochs.append(epoch)
-        elif what == "result":
+        elif line_kind == "result":
             result = _row(schema.result, line, number)
             if not epochs:
                 raise _DamageError(number, "it is the result of a run without epochs")
@@ -353,10 +353,10 @@ def _record(text: str, schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
                 raise _DamageError(
                     number, f"the result is of {result.epochs} epochs, there are {len(epochs)}"
                 )
-        elif what == "selection" and number == 2:
+        elif line_kind == "selection" and number == 2:
             selection = _row(Selection, line, number)
         else:
-            raise _DamageError(number, f"its kind is {what!r}, not 'epoch' or 'result'")
+            raise _DamageError(number, f"its kind is {line_kind!r}, not 'epoch' or 'result'")
     return dataclasses.replace(record, epochs=tuple(epochs), result=result, selection=selection)
 
 
@@ -379,8 +379,8 @@ def _header(line: dict[str, Any], schema: Schema[C, E, R]) -> RunRecord[C, E, R]
         raise _DamageError(1, what) from error
 
 
-# What JSON may hold for a field of each type; null is a float that is not finite.
-_WANTED: dict[str, tuple[type, ...]] = {
+# The types in JSON for a field of each type; null is a float that is not finite.
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float, type(None)),
     "float | None": (int, float, type(None)),
@@ -395,20 +395,20 @@ _Row = TypeVar("_Row", bound=EpochRow | ResultRow | Selection)
 def _row(cls: type[_Row], given: dict[str, Any], line: int) -> _Row:
     values = dict(given)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    wanted = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
-    odd = (wanted - set(values)) | (set(values) - set(fields))
-    if odd:
-        raise _DamageError(line, f"fields are missing or unknown: {', '.join(sorted(odd))}")
+    required = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
+    wrong = (required - set(values)) | (set(values) - set(fields))
+    if wrong:
+        raise _DamageError(line, f"fields are missing or unknown: {', '.join(sorted(wrong))}")
     for name, value in given.items():
-        kind = str(fields[name].type)
-        if isinstance(value, bool) or not isinstance(value, _WANTED[kind]):
-            raise _DamageError(line, f"{name} is {value!r}, not of type {kind}")
+        annotation = str(fields[name].type)
+        if isinstance(value, bool) or not isinstance(value, _JSON_TYPES[annotation]):
+            raise _DamageError(line, f"{name} is {value!r}, not of type {annotation}")
         if isinstance(value, list):
-            number = float if "float" in kind else int
+            number = float if "float" in annotation else int
             if not all(type(entry) is number for entry in value):
-                raise _DamageError(line, f"{name} is {value!r}, not of type {kind}")
+                raise _DamageError(line, f"{name} is {value!r}, not of type {annotation}")
             values[name] = tuple(value)
-        elif isinstance(value, (int, type(None))) and kind.startswith("float"):
+        elif isinstance(value, (int, type(None))) and annotation.startswith("float"):
             values[name] = math.nan if value is None else float(value)
     try:
         return cls(**values)

@@ -2,7 +2,7 @@
 
     blocks, tables -> <name>.md, <name>.html, the pictures, the tables
 
-The HTML page holds its pictures and its style, and asks the network for nothing.
+The HTML page contains its pictures and its style, and loads nothing from the network.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Table:
     Attributes:
         header: names of the columns.
         rows: cells as text.
-        words: how many columns, from the left, hold words; the others are set to the right.
+        words: number of text columns, from the left; the others are aligned to the right.
     """
 
     header: tuple[str, ...]
@@ -57,9 +57,9 @@ class Picture:
     """A PNG.
 
     Attributes:
-        name: of the file beside the Markdown.
-        content: its bytes.
-        text: what it shows, for who does not see it.
+        name: name of its file, which is beside the Markdown page.
+        content: bytes of the file.
+        text: alternative text, which describes it.
     """
 
     name: str
@@ -72,7 +72,7 @@ Block = Heading | Paragraph | Table | Picture
 
 @dataclass(frozen=True)
 class Report:
-    """A report that has been written.
+    """A report on disk.
 
     Attributes:
         text: the report as Markdown.
@@ -86,7 +86,7 @@ class Report:
 def publish(
     blocks: Sequence[Block], directory: Path, name: str, tables: Mapping[str, str]
 ) -> Report:
-    """Writes a report, its pictures, and tables (text by file name) into a folder."""
+    """Write a report, its pictures, and tables (text by file name) into a folder."""
     text = to_markdown(blocks)
     texts = {**tables, f"{name}.md": text, f"{name}.html": to_html(blocks)}
     pictures = [block for block in blocks if isinstance(block, Picture)]
@@ -99,7 +99,7 @@ def publish(
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """The blocks as Markdown; pictures are links to files beside it."""
+    """The blocks as Markdown, with links to the files of the pictures."""
     return "\n\n".join(map(_markdown, blocks)) + "\n"
 
 
@@ -131,8 +131,8 @@ def read_csv(
 
     Args:
         path: the file.
-        columns: that it must have, in this order.
-        parse: is given a row; raises ValueError for one that makes no sense.
+        columns: the columns that it must have, in this order.
+        parse: the conversion of a row; raises ValueError for an invalid one.
         way_out: advice in the message about a damaged file.
 
     Raises:
@@ -190,11 +190,11 @@ def _markdown(block: Block) -> str:
         ]
         return f"| {' | '.join(padded)} |"
 
-    ruler = [
+    separators = [
         "-" * (width + 2) if column < block.words else "-" * (width + 1) + ":"
         for column, width in enumerate(widths)
     ]
-    return "\n".join([line(block.header), f"|{'|'.join(ruler)}|", *map(line, block.rows)])
+    return "\n".join([line(block.header), f"|{'|'.join(separators)}|", *map(line, block.rows)])
 
 
 def _html(block: Block) -> str:

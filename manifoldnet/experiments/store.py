@@ -119,15 +119,15 @@ def check(
     versions: Mapping[str, str],
     purpose: Mapping[str, str],
 ) -> None:
-    """Refuses records that do not belong into one folder with those of ``configs``.
+    """Refuse records that cannot be in one folder with those of ``configs``.
 
     Args:
-        folder: for messages.
+        folder: folder that messages name.
         found: the records (`read_all`).
-        configs: the runs that are to be in the folder.
+        configs: configurations of the runs to be in the folder.
         axes: the fields in which runs of the folder may differ.
-        versions: of this process.
-        purpose: of the sweep.
+        versions: versions of this process.
+        purpose: purpose of the sweep.
 
     Raises:
         RecordError: when a record differs in another field or in its data, is of another version,
@@ -150,7 +150,7 @@ def check(
 
 
 def keep(folder: Path, record: RunRecord[Any, Any, Any]) -> None:
-    """Puts the record of a finished run into the folder, in one atomic step.
+    """Put the record of a finished run into the folder, in one atomic step.
 
     Raises:
         RecordError: when it cannot be written; the other records stay as they are.
@@ -168,7 +168,7 @@ def keep(folder: Path, record: RunRecord[Any, Any, Any]) -> None:
 
 
 def clean(folder: Path) -> None:
-    """Removes the half-written files of a killed process; only under `lock`."""
+    """Remove the half-written files of a killed process; only under `lock`."""
     for path in (folder / "records").glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -176,7 +176,7 @@ def clean(folder: Path) -> None:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Makes the folder, and keeps other processes from writing into it within the block.
+    """Make the folder, and keep other processes from writing to it within the block.
 
     Raises:
         RecordError: when another process has it, or the folder cannot be written.
@@ -184,7 +184,7 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         (folder / "records").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder / "records"):
-            pass  # is there a right to write?
+            pass  # raises without the permission to write
     except OSError as error:
         raise RecordError(
             f"{folder} cannot be written ({error.strerror}): choose another folder"
@@ -194,7 +194,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def pack(folder: Path, schema: Schema[C, E, R], sweep: Mapping[str, str] | None = None) -> Path:
-    """Puts all records of a folder into its packed file, and removes the loose ones.
+    """Put all records of a folder into its packed file, and remove the loose ones.
 
     The lines of the records are kept as they are. A loose record is removed only when the packed
     file has been written to the disk and read back. Packing the same records gives the same bytes.
@@ -251,7 +251,7 @@ class _Packed:
 
     @classmethod
     def read(cls, path: Path) -> _Packed:
-        """Raises RecordError when the file is damaged."""
+        """Raise RecordError when the file is damaged."""
         if not path.exists():
             return cls()
         try:

@@ -2,11 +2,11 @@
 
     configurations -> those without a record in the folder -> workers -> records (`store`)
 
-A sweep that is killed goes on with the same call, which trains the missing runs. A run is known by
-the hash of its configuration. It is trained in a worker, and its record is written by the parent
-when it has ended. Runs of a minute keep no checkpoints: a kill costs at most the runs that were in
-training. A long run keeps a checkpoint after every epoch and goes on from there. Numbers do not
-depend on the worker, nor on the runs beside it.
+A sweep that was killed is resumed by the same call, which trains the missing runs. A run is
+identified by the hash of its configuration. It is trained in a worker, and its record is written by
+the parent when it has ended. Runs of a minute keep no checkpoints: a kill costs at most the runs
+that were in training. A long run writes a checkpoint after every epoch and is resumed from it.
+Numbers do not depend on the worker, nor on the runs in other workers.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from manifoldnet.experiments.training import Data, Experiment, train_in, train_w
 from manifoldnet.experiments.workers import Processes, available
 from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
 
-# A run whose worker died, or failed in a way that is not the user's to mend, is tried once more.
+# A run is tried once more if its worker died, or if it raised no `ExperimentError`.
 ATTEMPTS = 2
 
 # After this many failures without a success the other runs are not tried.
 _MAX_INITIAL_FAILURES = 5
 
-# Between two looks at the progress of long runs.
+# Interval between two readings of the progress of long runs.
 _POLL_SECONDS = 5.0
 
 
 class SweepError(ExperimentError):
-    """Some runs of a sweep failed; the records of the others are there."""
+    """Some runs of a sweep failed; the records of the others have been written."""
 
 
 def sweep(
@@ -57,24 +57,24 @@ def sweep(
     progress: bool = True,
     notice: Callable[[str], None] | None = None,
 ) -> list[RunRecord[C, E, R]]:
-    """Trains what is missing of some configurations, all of one data set.
+    """Train the configurations, all of one data set, that have no record in a folder.
 
     Everything is checked before the first run begins. A script that calls this with worker
     processes does so below ``if __name__ == "__main__":``, since workers import it.
 
     Args:
-        experiment: of the configurations.
+        experiment: the experiment of the configurations.
         configs: the runs that are to be in the folder.
-        folder: of the records.
-        axes: the fields in which records of the folder may differ, besides those of `configs`; by
-            default any.
+        folder: folder of the records.
+        axes: the fields in which records of the folder may differ from the first of `configs`;
+            by default all.
         purpose: written into the records as `RunRecord.sweep`: ``{"purpose": "comparison", ...}``.
-        checkpoints: whether each run keeps a directory of its own in the folder, and goes on from
-            there. Workers on other machines need to see the same folder then.
+        checkpoints: give each run a directory of its own in the folder, from which it is resumed.
+            Workers on other machines need to see the same folder then.
         jobs: worker processes; by default one for each processor.
-        executor: does the work instead of processes; it is not shut down.
+        executor: executor to use instead of worker processes; it is not shut down.
         data_dir: the folder of data sets, for loading; workers are given the same name.
-        progress: whether to show a bar on stderr.
+        progress: show a progress bar on stderr.
         notice: called with a line of text before anything slow.
 
     Returns:
@@ -97,7 +97,7 @@ def sweep(
         raise ConfigError("a sweep needs configurations, each of them once")
     if len({experiment.source(config) for config in configs}) > 1:
         raise ConfigError("the configurations of a sweep are of one data set")
-    store.read_all(folder, experiment.schema)  # complains before anything is made
+    store.read_all(folder, experiment.schema)  # raises before the folder is made
     with store.lock(folder):
         store.clean(folder)
         found = store.read_all(folder, experiment.schema)
@@ -107,12 +107,12 @@ def sweep(
         missing = [config for identity, config in wanted.items() if identity not in found]
         if missing:
             fingerprint = _check_data(experiment, missing, data_dir, found, notice)
-            there = [found[identity] for identity in wanted if identity in found]
-            bar = SweepProgress(missing, there, enabled=progress)
+            ended = [found[identity] for identity in wanted if identity in found]
+            bar = SweepProgress(missing, ended, enabled=progress)
             workers: AbstractContextManager[Executor] = (
                 Processes(min(jobs, len(missing))) if executor is None else nullcontext(executor)
             )
-            place = None if data_dir is None else str(data_dir)
+            data_folder = None if data_dir is None else str(data_dir)
             with bar, workers as pool:
 
                 def begin(config: C) -> Future[RunRecord[C, E, R]]:
@@ -121,7 +121,7 @@ def sweep(
                         run_one,
                         experiment,
                         config,
-                        place,
+                        data_folder,
                         fingerprint,
                         own["manifoldnet"],
                         directory,
@@ -169,8 +169,8 @@ def _train(
     pending = {begin(config): (config, 1) for config in configs}
     try:
         while pending:
-            look = _POLL_SECONDS if checkpoints else None
-            for future in wait(pending, timeout=look, return_when=FIRST_COMPLETED).done:
+            timeout = _POLL_SECONDS if checkpoints else None
+            for future in wait(pending, timeout=timeout, return_when=FIRST_COMPLETED).done:
                 config, attempt = pending.pop(future)
                 error = _error(future)
                 if error is None:
@@ -184,7 +184,7 @@ def _train(
                     failed.setdefault(f"{type(error).__name__}: {error}", []).append(config)
                     bar.fail(config)
                     if not done and sum(map(len, failed.values())) >= _MAX_INITIAL_FAILURES:
-                        raise SweepError(_account(failed, 0, len(configs)))
+                        raise SweepError(_failure_message(failed, 0, len(configs)))
             if checkpoints:
                 for config, _ in pending.values():
                     bar.reach(config, _epochs_in(store.run_directory(folder, config)))
@@ -192,7 +192,7 @@ def _train(
         for future in pending:
             future.cancel()
     if failed:
-        raise SweepError(_account(failed, len(done), len(configs)))
+        raise SweepError(_failure_message(failed, len(done), len(configs)))
     return done
 
 
@@ -206,20 +206,20 @@ def _error(future: Future[Any]) -> BaseException | None:
         ) from error
 
 
-def _account(failed: Mapping[str, Sequence[Configuration]], done: int, runs: int) -> str:
-    """The reasons why runs failed, in words, the most common one first."""
+def _failure_message(failed: Mapping[str, Sequence[Configuration]], done: int, runs: int) -> str:
+    """The message about failed runs, with the most frequent reasons first."""
     reasons = sorted(failed.items(), key=lambda item: -len(item[1]))
-    words = []
+    parts = []
     for reason, configs in reasons[:3]:
         more = f" and {len(configs) - 1} more" if len(configs) > 1 else ""
-        words.append(f"{configs[0].label}, seed {configs[0].seed}{more}: {reason}")
+        parts.append(f"{configs[0].label}, seed {configs[0].seed}{more}: {reason}")
     if len(reasons) > 3:
-        words.append(f"{len(reasons) - 3} other reasons")
+        parts.append(f"{len(reasons) - 3} other reasons")
     count = sum(map(len, failed.values()))
     rest = "the others are done" if count + done == runs else "and none succeeded: stopped there"
     return (
         f"{count} of {runs} runs failed, {rest}; the same command tries them again. "
-        + "; ".join(words)
+        + "; ".join(parts)
     )
 
 
@@ -234,17 +234,17 @@ def run_one(
     """Train one run in a worker.
 
     Args:
-        experiment: of the run.
-        config: the run.
+        experiment: the experiment of the run.
+        config: configuration of the run.
         data_dir: the folder of data sets.
         fingerprint: checksum of the data that the sweep was checked with.
-        version: of manifoldnet in the process that started the sweep.
-        directory: of its checkpoint, which is written after every epoch; None writes none.
+        version: version of manifoldnet in the process that started the sweep.
+        directory: folder of its checkpoint, which is written after every epoch; None for none.
 
     Raises:
         ConfigError: when the worker has another version.
-        DataError: when its data are others.
-        RecordError: when what `directory` holds was begun by another version, or on other data.
+        DataError: when the worker has other data.
+        RecordError: when the run in `directory` was begun by another version, or on other data.
     """
     own = versions()["manifoldnet"]
     if own != version:
@@ -264,12 +264,16 @@ def run_one(
         warnings.simplefilter("ignore", ZeroSliceWarning)
         if directory is None:
             return train_whole(experiment, config, data)
-        how = {"resume": True, "overwrite": False}
-        left = checkpoint.inspect(directory, config, experiment.schema, **how)
-        if left is not None and (left.versions.get("manifoldnet"), left.data) != (own, fingerprint):
+        begun = checkpoint.inspect(
+            directory, config, experiment.schema, resume=True, overwrite=False
+        )
+        if begun is not None and (begun.versions.get("manifoldnet"), begun.data) != (
+            own,
+            fingerprint,
+        ):
             raise RecordError(
-                f"{directory} holds this run as manifoldnet {left.versions.get('manifoldnet')} "
-                f"began it on data of checksum {left.data}; this is {own}, on {fingerprint}: "
+                f"{directory} holds this run as manifoldnet {begun.versions.get('manifoldnet')} "
+                f"began it on data of checksum {begun.data}; this is {own}, on {fingerprint}: "
                 "delete that directory, or go on with what it was begun with"
             )
         return train_in(experiment, config, directory, data, resume=True)
@@ -281,7 +285,7 @@ def _load(load: Callable[..., Data], source: tuple[Any, ...], data_dir: str | No
 
 
 def _epochs_in(directory: Path) -> int:
-    """The number of epochs in the record of a run that goes on; 0 when it cannot be read."""
+    """The number of epochs in the record of a run in progress; 0 when it cannot be read."""
     try:
         return checkpoint.record_path(directory).read_bytes().count(b'{"kind": "epoch"')
     except OSError:

@@ -72,11 +72,11 @@ class Processes(Executor):
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if error_type is None:
             self.shutdown()
         else:
             self.kill()

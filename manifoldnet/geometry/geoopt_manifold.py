@@ -8,7 +8,7 @@ included.
 What they lack is added here: steps and geodesics end on the manifold to rounding, whatever the
 point they began at was off (geoopt's Cayley step and its great circles hand an error on), and
 vectors are transported to tangent ones. Results that are right to rounding are geoopt's bit for
-bit. Scaled and product manifolds are taken apart for this, down to manifolds of one kind.
+bit. Scaled and product manifolds are taken apart for this, down to manifolds of one class.
 """
 
 from __future__ import annotations

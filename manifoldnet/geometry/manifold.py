@@ -584,8 +584,8 @@ def resolve_retraction(
     if isinstance(retraction, str) and retraction in RETRACTIONS:
         retraction = RETRACTIONS[retraction]()
     if not isinstance(retraction, Retraction):
-        kind = ValueError if isinstance(retraction, str) else TypeError
-        raise kind(
+        error = ValueError if isinstance(retraction, str) else TypeError
+        raise error(
             f"{owner}: unknown retraction {retraction!r}; there are {offered}. One of your own is "
             "given as an object, or named with manifoldnet.geometry.register_retraction(name, cls)"
         )

@@ -42,7 +42,7 @@ __all__ = ["RiemannianAdam"]
 
 @final
 class RiemannianAdam(RiemannianOptimizer):
-    """Adam along the geometry of declared weights; exactly `torch.optim.Adam` for all others.
+    """Riemannian Adam for declared weights; exactly `torch.optim.Adam` for all others.
 
     Args:
         params: as in torch: tensors, named tensors, or groups (`manifoldnet.param_groups`).

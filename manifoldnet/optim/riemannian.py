@@ -683,7 +683,7 @@ def _declared(p: Tensor, manifold: Manifold | None) -> Declared:
 
 
 def _manifold(p: Tensor) -> Manifold | None:
-    """The manifold to step a tensor on; None for flat space, declared or not."""
+    """The manifold to step a tensor on; None for Euclidean space, declared or not."""
     manifold = registry.manifold_of(p)
     return None if isinstance(manifold, Euclidean) else manifold
 

@@ -41,7 +41,7 @@ __all__ = ["RiemannianSGD"]
 
 @final
 class RiemannianSGD(RiemannianOptimizer):
-    """SGD along the geometry of declared weights; exactly `torch.optim.SGD` for all others.
+    """Riemannian SGD for declared weights; exactly `torch.optim.SGD` for all others.
 
     Args:
         params: as in torch: tensors, named tensors, or groups (`manifoldnet.param_groups`).

@@ -133,10 +133,10 @@ def check_gradient(
         euclidean = case.gradient(at)
         grad = manifold.egrad2rgrad(at, euclidean)
         _check_tangent(manifold, at, grad, _size(manifold, at, euclidean), "gradient")
-        before, along = case.cost(at), float(manifold.inner(at, grad, u))
+        before, first = case.cost(at), float(manifold.inner(at, grad, u))
         slope = measure_slope(
-            lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along,
-            lambda t: abs(before) + t * abs(along) + float(at.norm() * euclidean.norm()),
+            lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * first,
+            lambda t: abs(before) + t * abs(first) + float(at.norm() * euclidean.norm()),
         )
     if slope.value < 2 - _SLACK:
         raise AssertionError(
@@ -198,11 +198,17 @@ def check_hessian(
         # The rounding of a point changes the function by its size times the derivative.
         rounding = [float(at.norm() * d.norm()) for d in (euclidean, case.hessian(at, u))]
         before = case.cost(at)
-        along, bend = float(manifold.inner(at, grad, u)), float(manifold.inner(at, hu, u))
+        first, second = float(manifold.inner(at, grad, u)), float(manifold.inner(at, hu, u))
         slope = measure_slope(
-            lambda t: case.cost(manifold.expmap(at, t * u)) - before - t * along - t * t / 2 * bend,
             lambda t: (
-                abs(before) + t * abs(along) + t * t / 2 * abs(bend) + rounding[0] + t * rounding[1]
+                case.cost(manifold.expmap(at, t * u)) - before - t * first - t * t / 2 * second
+            ),
+            lambda t: (
+                abs(before)
+                + t * abs(first)
+                + t * t / 2 * abs(second)
+                + rounding[0]
+                + t * rounding[1]
             ),
         )
         size = float(manifold.norm(at, hu) + manifold.norm(at, hv)) + slope_size

@@ -1,4 +1,6 @@
-"""Random points and tangent vectors from a seed and a size, which print, repeat and shrink.
+"""Random points and tangent vectors, each determined by a seed and a size.
+
+A failing example is printed, repeated and shrunk as these two numbers.
 
     x = point(Oblique(), (5, 4), seed=0)
     u = tangent(Oblique(), x, seed=1, size=0.5)      # its longest slice is half a radian long
@@ -22,9 +24,9 @@ __all__ = ["point", "point_with_tangents", "source", "tangent", "unit"]
 # squares are in the range of float32.
 _DECADES = 3.0
 
-# Mixed into the seeds of tangent vectors: with the seed of the point the vector would be parallel
-# to the point, and its projection 0. (torch uses 32 bits of a seed on the CPU.)
-_APART = 0x9E3779B9
+# Exclusive or with the seeds of tangent vectors: with the seed of the point the vector would be
+# parallel to the point, and its projection 0. (torch uses 32 bits of a seed on the CPU.)
+_TANGENT_SEEDS = 0x9E3779B9
 
 
 def unit(manifold: Manifold) -> float:
@@ -33,13 +35,13 @@ def unit(manifold: Manifold) -> float:
 
 
 def source(seed: int) -> torch.Generator:
-    """A new generator of random numbers; torch's default one is not used."""
+    """A new random generator; torch's default generator is not used."""
     return torch.Generator().manual_seed(seed)
 
 
 def tangent_source(seed: int) -> torch.Generator:
-    """A generator for tangent vectors, with other numbers than one for points."""
-    return source(seed ^ _APART)
+    """A new generator for tangent vectors; its numbers differ from those of `source(seed)`."""
+    return source(seed ^ _TANGENT_SEEDS)
 
 
 def point(
@@ -54,7 +56,7 @@ def point(
         manifold: its manifold.
         shape: its shape.
         seed: a whole number ≥ 0.
-        dtype: its type.
+        dtype: type of its entries.
 
     Raises:
         ValueError: if no tensor of this shape is a point.
@@ -98,7 +100,7 @@ def point_with_tangents(
 ) -> tuple[Tensor, ...]:
     """A random point and a random tangent vector of each size: (x, u₁, u₂, …).
 
-    `point` at the seed, `tangent` at those that follow it.
+    The point has the seed `seed`, the tangent vectors have `seed + 1`, `seed + 2`, …
 
     Args:
         manifold: its manifold.

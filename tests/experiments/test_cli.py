@@ -47,7 +47,7 @@ def test_compare_prints_the_table_and_names_the_picture(tmp_path, capsys):
     assert (tmp_path / "here" / folder / "table.md").read_text() in out
 
 
-def test_compare_goes_on_where_it_was_stopped(capsys, monkeypatch):
+def test_compare_resumes_after_an_interruption(capsys, monkeypatch):
     train, done = comparison.train, []
 
     def interrupted(config, *rest, **options):
@@ -77,7 +77,7 @@ def test_overwrite_trains_again(capsys):
     assert cli.main([*arguments, "--overwrite"]) == 0
 
 
-def test_a_wrong_directory_is_found_before_anything_is_trained(tmp_path, capsys):
+def test_a_wrong_directory_is_an_error_before_training(tmp_path, capsys):
     where = ["--out", str(tmp_path / "out"), "--quiet"]
     assert cli.main(["compare", "--epochs", "1", "--seeds", "1", "--updates", "un", *where]) == 0
     line = complaint(capsys, "compare", *SHORT, "--updates", "sm", "un", "--resume", *where)
@@ -98,7 +98,7 @@ def test_every_field_of_a_configuration_has_an_option_with_its_default():
     assert options.values(arguments, TrainConfig) == TrainConfig()
 
 
-def test_quiet_is_quiet(capsys):
+def test_quiet_prints_nothing(capsys):
     assert cli.main(["train", "--epochs", "1", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -117,12 +117,12 @@ def test_quiet_is_quiet(capsys):
         (["train", "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere does not exist"),
     ],
 )
-def test_a_wrong_request_is_one_line_and_leaves_nothing(tmp_path, capsys, arguments, message):
+def test_errors_are_one_line_and_leave_no_files(tmp_path, capsys, arguments, message):
     assert message in complaint(capsys, *arguments, "--quiet")
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_a_csv_that_cannot_be_merged_is_found_before_anything_is_trained(tmp_path, capsys):
+def test_a_csv_that_cannot_be_merged_is_an_error_before_training(tmp_path, capsys):
     (tmp_path / "mine.csv").write_text("a,b\n")
     line = complaint(capsys, "compare", *SHORT, "--csv", str(tmp_path / "mine.csv"))
     assert "mine.csv, line 1: the columns are a, b" in line
@@ -132,13 +132,13 @@ def test_a_csv_that_cannot_be_merged_is_found_before_anything_is_trained(tmp_pat
 @pytest.mark.parametrize(
     "arguments", [[], ["fly"], ["train", "--depth", "two"], ["train", "--lrr", "1"]]
 )
-def test_what_argparse_refuses_has_exit_code_2(arguments):
+def test_errors_of_argparse_have_exit_code_2(arguments):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
 
 
-def test_help_names_every_update(capsys):
+def test_help_lists_every_update(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(["compare", "--help"])
     assert caught.value.code == 0
@@ -147,7 +147,7 @@ def test_help_names_every_update(capsys):
 
 
 @pytest.mark.thorough
-def test_the_command_line_loads_nothing_heavy_of_its_own():
+def test_the_command_line_imports_no_heavy_package():
     """Time to the first progress bar: what only data, training or pictures need waits for them."""
     code = (
         "import sys, manifoldnet; before = set(sys.modules); import manifoldnet.cli; "
@@ -167,7 +167,7 @@ def test_the_command_line_loads_nothing_heavy_of_its_own():
     assert "manifoldnet.experiments.papers.symmetry.run" not in loaded
 
 
-def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(tmp_path, capsys):
+def test_an_unwritable_folder_is_an_error_before_training(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     below = str(tmp_path / "file" / "below")
     assert cli.main(["train", "--epochs", "1", "--out", below]) == 2
@@ -186,7 +186,7 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_trained(tmp_
         (["reproduce", "symmetry", "table2"], "pandas"),
     ],
 )
-def test_a_missing_package_is_named_with_its_extra_before_any_work(
+def test_a_missing_package_is_an_error_with_its_extra_before_training(
     tmp_path, monkeypatch, capsys, command, package
 ):
     monkeypatch.setitem(sys.modules, package, None)
@@ -196,6 +196,6 @@ def test_a_missing_package_is_named_with_its_extra_before_any_work(
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_bench_refuses_what_train_refuses(capsys):
+def test_bench_refuses_a_last_minibatch_of_one(capsys):
     assert cli.main(["bench-epoch", "--train-size", "101", "--epochs", "1"]) == 2
     assert "last minibatch of one" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def free_port():
 
 
 @pytest.mark.filterwarnings("ignore")  # distributed's own
-def test_a_sweep_on_a_cluster_that_loses_a_worker_is_the_sweep_of_one_process(tmp_path, dask):
+def test_a_cluster_that_loses_a_worker_gives_the_records_of_one_process(tmp_path, dask):
     address = f"tcp://127.0.0.1:{free_port()}"
     dask("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
     options = ["--nthreads", "1", "--no-nanny"]
@@ -78,7 +78,7 @@ def test_a_sweep_on_a_cluster_that_loses_a_worker_is_the_sweep_of_one_process(tm
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_address_where_nobody_answers():
+def test_an_address_without_a_scheduler_is_an_error():
     pytest.importorskip("distributed")
     address = f"tcp://127.0.0.1:{free_port()}"
     with pytest.raises(ConfigError, match="no Dask scheduler answers at"), cluster(address, 1):
@@ -86,7 +86,7 @@ def test_an_address_where_nobody_answers():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_scheduler_without_workers_is_not_waited_for(dask):
+def test_a_scheduler_without_workers_is_an_error(dask):
     address = f"tcp://127.0.0.1:{free_port()}"
     dask("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
     with pytest.raises(ConfigError, match="has no workers: start some with"), cluster(address, 20):

@@ -37,7 +37,7 @@ configurations = st.builds(
 
 
 @given(configurations)
-def test_json_gives_the_same_configuration_back(config):
+def test_json_round_trip(config):
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -78,7 +78,7 @@ def test_json_gives_the_same_configuration_back(config):
         ("diverged_above", 0, "diverged_above is 0"),
     ],
 )
-def test_nonsense_is_refused_by_name(field, value, message):
+def test_invalid_values_are_refused_by_field(field, value, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**{field: value})
 
@@ -88,7 +88,7 @@ def test_a_field_that_does_not_exist_is_named():
         TrainConfig.from_dict({"rate": 1})
 
 
-def test_differences_name_what_departs():
+def test_differences_list_the_fields_that_differ():
     one, other = TrainConfig(), TrainConfig(lr=0.1, seed=3)
     assert one.differences(other) == "lr 0.1 there, 0.01 here, seed 3 there, 0 here"
     assert one.differences(TrainConfig()) == ""

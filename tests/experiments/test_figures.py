@@ -70,7 +70,7 @@ def test_the_axes_begin_with_epoch_one_and_show_small_differences(drawn):
         assert axes.get_ylim() == pytest.approx((0.9, 44))  # from 1 % to 40 %
 
 
-def test_a_line_is_dashed_where_its_last_errors_are_carried_on(drawn):
+def test_a_line_is_dashed_where_final_errors_are_extended(drawn):
     solid, dashed, *_ = next(iter(drawn)).get_lines()
     assert (solid.get_linestyle(), list(solid.get_xdata())) == ("-", [1, 2])
     assert (dashed.get_linestyle(), list(dashed.get_xdata())) == ("--", [2, 3, 4])
@@ -85,7 +85,7 @@ def test_the_legend_counts_diverged_runs(drawn):
 
 
 @pytest.mark.parametrize("errors", [[0.1], [0.0]])
-def test_little_is_drawn_as_well(errors):
+def test_figures_of_few_points_are_drawn(errors):
     assert draw([record(ARCH1[0], 0, errors)]).startswith(b"\x89PNG")
     assert draw([record(FIGURE3[0], 0, errors, "loss")]).startswith(b"\x89PNG")
 
@@ -116,7 +116,7 @@ def test_the_picture_is_drawn_without_global_state(tmp_path, records):
     assert ("matplotlib.pyplot" in sys.modules) == before
 
 
-def test_a_report_is_a_table_a_spreadsheet_and_a_picture(tmp_path):
+def test_a_report_has_a_table_a_csv_and_a_picture(tmp_path):
     report = write_report([run("sm"), run("un", diverged=True)], tmp_path)
     assert report.files[0].read_text() == report.text
     assert "digits, Arch2 with 2 hidden layers, λ = 0.01 × 0.95 per epoch" in report.text

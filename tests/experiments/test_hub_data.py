@@ -69,7 +69,7 @@ def test_a_folder_becomes_tensors(shapes, capfd):
     assert capfd.readouterr() == ("", "")  # no bars, no chatter
 
 
-def test_the_environment_names_the_folder(shapes, monkeypatch):
+def test_the_environment_variable_sets_the_folder(shapes, monkeypatch):
     monkeypatch.setenv("MANIFOLDNET_DATA", str(shapes))
     assert load("shapes").inputs == 20
 
@@ -157,7 +157,7 @@ def test_a_failed_decoding_leaves_no_cache(tmp_path):
         ("mnist", "data", r"no folder 'mnist' in .* \(it holds shapes\)"),
     ],
 )
-def test_a_folder_that_is_not_there(shapes, tmp_path, name, where, message):
+def test_a_missing_folder(shapes, tmp_path, name, where, message):
     with pytest.raises(DataError, match=message):
         load(name, tmp_path / where)
 
@@ -196,7 +196,7 @@ BAD_SETS = {
 
 
 @pytest.mark.parametrize("case", BAD_SETS)
-def test_a_set_that_cannot_be_used_names_the_place(tmp_path, case):
+def test_errors_of_unusable_sets_name_the_place(tmp_path, case):
     train, test, columns, message = BAD_SETS[case]
     for split, content in (("train", train), ("test", test)):
         if content is not None:

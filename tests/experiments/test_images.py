@@ -7,7 +7,7 @@ from manifoldnet.experiments import ConfigError, Dataset
 from manifoldnet.experiments.data import Images, seeded_generator, split
 
 
-def test_digits_are_all_there_and_split_once_and_for_all(digits):
+def test_digits_are_complete_and_their_split_is_fixed(digits):
     assert len(digits.train_labels) == 1438
     assert len(digits.test_labels) == 359
     assert digits.inputs == 64
@@ -44,12 +44,12 @@ def test_a_sixth_is_for_validation_by_default(tiny):
 
 
 @pytest.mark.parametrize("sizes", [(151, 30), (None, 180), (200, None)])
-def test_a_split_that_asks_for_too_much_says_how_much_there_is(tiny, sizes):
+def test_a_split_larger_than_the_set_is_an_error_with_its_size(tiny, sizes):
     with pytest.raises(ConfigError, match="tiny has 180 images outside its test set"):
         split(tiny, 0, *sizes)
 
 
-def test_streams_of_random_numbers_are_apart():
+def test_random_streams_differ_by_seed_and_purpose():
     draws = {
         (seed, purpose): torch.rand(1, generator=seeded_generator(seed, purpose)).item()
         for seed in (0, 1)
@@ -58,6 +58,6 @@ def test_streams_of_random_numbers_are_apart():
     assert len(set(draws.values())) == len(draws)
 
 
-def test_a_minibatch_is_what_its_rows_say():
+def test_a_minibatch_has_the_given_rows():
     images = Images(torch.tensor([[0, 8], [16, 4]], dtype=torch.uint8), torch.tensor([0, 1]), 16)
     assert images.vectors(torch.tensor([1])).tolist() == [[1.0, 0.25]]

@@ -56,7 +56,7 @@ def goes_on_to_the_same_end(directory, whole):
     assert sorted(p.name for p in directory.iterdir()) == ["checkpoint.pt", "record.jsonl"]
 
 
-def test_after_kill_9_a_run_goes_on_bit_for_bit(tmp_path, whole):
+def test_a_run_resumes_bit_for_bit_after_kill_9(tmp_path, whole):
     process = start(tmp_path)
     process.kill()
     process.communicate(timeout=60)
@@ -66,7 +66,7 @@ def test_after_kill_9_a_run_goes_on_bit_for_bit(tmp_path, whole):
     goes_on_to_the_same_end(tmp_path, whole)
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path, whole):
+def test_ctrl_c_keeps_finished_epochs_and_prints_how_to_resume(tmp_path, whole):
     process = start(tmp_path)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

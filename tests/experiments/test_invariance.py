@@ -52,14 +52,14 @@ def test_every_update_is_run_in_every_setting_from_the_same_weights(pairs):
         assert pair.differences[0] < 1e-12  # the loss itself is invariant, also between layers
 
 
-def test_the_same_seed_gives_the_same_bits(digits, pairs):
+def test_runs_of_one_seed_are_equal_bit_for_bit(digits, pairs):
     again = trajectories(digits, steps=4, features=8, settings=SETTINGS[1:2])
     for pair, longer in zip(again, pairs[len(COMPARED) : 2 * len(COMPARED)], strict=True):
         assert pair.losses == longer.losses[:4]
         assert pair.scaled == longer.scaled[:4]
 
 
-def test_progress_is_told_before_each_pair(digits):
+def test_progress_is_reported_before_each_pair(digits):
     told = []
     trajectories(
         digits,
@@ -71,7 +71,7 @@ def test_progress_is_told_before_each_pair(digits):
     assert told == [(f"arch1, paper, {update}", i, 4) for i, update in enumerate(COMPARED)]
 
 
-def test_a_pair_knows_how_far_its_runs_are_apart():
+def test_differences_and_quotient_of_a_pair():
     pair = one()
     assert pair.differences == pytest.approx((0, 0.2, 0.5))
     assert pair.difference == 0.5
@@ -80,7 +80,7 @@ def test_a_pair_knows_how_far_its_runs_are_apart():
     assert one(losses=(1.0, 0.0), scaled=(1.0, 1.0)).quotient == inf
 
 
-def test_a_run_that_diverges_is_apart_from_there_on():
+def test_a_diverged_run_differs_from_its_step_on():
     pair = one(scaled=(3.0, nan))
     assert pair.differences == (0, inf, inf)
     assert pair.diverged == 1
@@ -93,7 +93,7 @@ def test_a_summary_has_a_line_for_each_pair():
     assert lines[1].endswith("same losses, to 1e-15")
 
 
-def test_the_table_has_every_digit_and_leaves_empty_what_was_not_reached(tmp_path):
+def test_the_csv_has_all_digits_and_empty_cells_after_divergence(tmp_path):
     pair = one(losses=(1 / 3, 0.1, 0.05), scaled=(1 / 3, inf))
     write_csv([pair], tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="") as stream:
@@ -129,7 +129,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_the_command_writes_both_files_and_says_what_came_out(tmp_path, capsys, monkeypatch):
+def test_the_command_writes_both_files_and_prints_the_summary(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         invariance,
         "trajectories",

@@ -17,7 +17,7 @@ def mnist(real_data, cache_home, monkeypatch):
     return load("mnist", real_data)
 
 
-def test_mnist_is_all_there(mnist):
+def test_mnist_is_complete(mnist):
     assert mnist.train_images.shape == (60_000, 1, 28, 28)
     assert mnist.test_images.shape == (10_000, 1, 28, 28)
     assert mnist.inputs == 784
@@ -30,6 +30,6 @@ def test_the_default_split_is_the_papers(mnist):
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (50_000, 10_000, 10_000)
 
 
-def test_one_epoch_is_worth_its_while(mnist, tmp_path):
+def test_one_epoch_reaches_88_percent(mnist, tmp_path):
     record = train(TrainConfig(dataset="mnist", update="sm", epochs=1), tmp_path, mnist)
     assert record.result.test_error < 0.12

@@ -76,13 +76,13 @@ def test_convolutions_keep_the_size_and_pooling_halves_it(network):
     assert model(torch.rand(7, 3, 32, 30)).shape == (7, 10)
 
 
-def test_images_that_pooling_uses_up_are_refused():
+def test_images_too_small_for_the_poolings_are_refused():
     with pytest.raises(ConfigError, match="depth is 4: .* leaves nothing of 8x32 images"):
         ConvArch1((1, 8, 32), 10, depth=4)
 
 
 @FOUR
-def test_only_normalized_ones_have_more_than_weights(network):
+def test_only_normalized_networks_have_scales_and_shifts(network):
     model = make(network, depth=3)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert len(norms) == (3 if network in NORMALIZED else 0)
@@ -97,7 +97,7 @@ def test_starts_with_unit_filters_and_unit_class_vectors(network):
 
 
 @FOUR
-def test_the_start_is_the_generators_and_leaves_the_global_one_alone(network):
+def test_initialization_uses_the_generator_given_only(network):
     before = torch.get_rng_state()
     one, same, other = (make(network, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
@@ -106,7 +106,7 @@ def test_the_start_is_the_generators_and_leaves_the_global_one_alone(network):
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**32))
-def test_pooling_is_torchs(rows, pairs, seed):
+def test_pooling_equals_torchs(rows, pairs, seed):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(rows, 2 * pairs, generator=generator)
     assert torch.equal(MaxPoolPairs()(features), max_pool1d(features, 2))
@@ -148,7 +148,7 @@ def test_each_generator_alone_is_a_symmetry_with_factors_of_a_thousand(network, 
     # depth − 1 + what pooling leaves of the last layer; or every filter of every hidden layer
     [(Arch1, 2 + FEATURES // 2), (ConvArch1, 2 + FEATURES), (Arch2, 18), (ConvArch2, 18)],
 )
-def test_dimensions(network, dimension):
+def test_dimensions_of_the_groups(network, dimension):
     group = make(network, depth=3).symmetries()
     assert group.dimension == dimension
     assert group.trivial_dimension == 0
@@ -191,7 +191,7 @@ def test_a_negative_factor_is_no_symmetry_unless_the_scale_takes_its_sign_back(n
         assert invariance_error.loss(model, negative * sign, loss_fn, batch(network)) <= 1e-9
 
 
-def test_arch1_has_not_the_symmetry_3_of_arch2():
+def test_arch1_lacks_the_symmetry_3_of_arch2():
     model = make(Arch1)
     one_row = ScalingElement({Slice("hidden.3.weight", 0, 0): 3.0})
     assert invariance_error.loss(model, one_row, loss_fn, batch(Arch1)) > 1e-3

@@ -48,7 +48,7 @@ def published(cell):
     return PUBLISHED[cell].mean
 
 
-def test_the_papers_own_means_bear_out_its_claims():
+def test_claims_hold_for_the_means_of_the_paper():
     """Its means with hardly any spread; its deviations are another matter."""
     assert verdicts(whole_table(published)) == ["holds"] * 5
 
@@ -96,7 +96,7 @@ BELOW, ABOVE, ACROSS = (-2, -1), (1, 2), (-1, 1)
         ((ACROSS, ACROSS), "undecided", "undecided"),
     ],
 )
-def test_the_rule(intervals, verdict, of_every):
+def test_verdicts_by_intervals(intervals, verdict, of_every):
     comparisons = tuple(comparison(*each) for each in intervals)
     assert Claim("", comparisons).verdict == verdict
     assert Claim("", comparisons, every=True).verdict == of_every
@@ -104,7 +104,7 @@ def test_the_rule(intervals, verdict, of_every):
     assert Claim("", shifted).verdict == verdict
 
 
-def test_verdicts_do_not_hide_divergence():
+def test_verdicts_count_diverged_runs():
     assert Claim("", (comparison(*BELOW, left=8),)).verdict == "holds"
     assert Claim("", (comparison(*BELOW, left=7),)).verdict == "holds among survivors"
     both = (comparison(*BELOW), comparison(*ABOVE, left=3))
@@ -115,7 +115,7 @@ def test_verdicts_do_not_hide_divergence():
     assert Claim("", few).verdict == "too few runs so far"
 
 
-def test_a_comparison_counts_its_pairs_and_what_divergence_took():
+def test_a_comparison_counts_its_pairs_and_diverged_runs():
     one, other = Cell("arch1", 2, "un", "exponential"), Cell("arch1", 2, "b-sgd", "exponential")
     runs = [record(one, seed, [0.1], "loss" if seed in (0, 1) else "") for seed in range(6)]
     runs += [record(other, seed, [0.1], "loss" if seed in (1, 2, 3) else "") for seed in range(5)]

@@ -27,7 +27,7 @@ from manifoldnet.experiments.papers.symmetry.report import write_paper_report
 FIXTURE = Path(__file__).parent / "fixtures" / "sweep"
 
 
-def test_the_papers_table_is_whole():
+def test_the_published_table_is_complete():
     assert set(PUBLISHED) == set(TABLE2)
     assert PUBLISHED[Cell("arch1", 2, "b-sgd", "exponential")] == (0.0263, 0.0079)
     assert PUBLISHED[Cell("arch1", 4, "un", "bold-driver")] == (0.0244, 0.0101)
@@ -136,7 +136,7 @@ def test_verdicts_come_first(by_hand):
     assert f"papers.symmetry.times --out {by_hand}" in text
 
 
-def test_the_updates_of_a_setting_stand_together():
+def test_rows_are_grouped_by_setting():
     table = results.run_table(record(cell, 0, [0.1]) for cell in reversed(TABLE2))
     order = list(results.by_cell(table))
     assert [(c.depth, c.schedule, c.update) for c in order[:4]] == [
@@ -181,7 +181,7 @@ def test_runs_of_two_protocols_are_refused(by_hand, change, message):
     assert not (by_hand / "table2.md").exists()
 
 
-def test_a_run_that_is_there_twice_is_refused(by_hand):
+def test_duplicate_runs_are_refused(by_hand):
     again = record(UPDATES["un"], 2, [0.5])
     records.write(again, by_hand / "records" / "0123456789abcdef.jsonl")
     with pytest.raises(RecordError, match=f"{again.config.identity()}|0123456789abcdef"):
@@ -244,7 +244,7 @@ class Links(HTMLParser):
         self.found += [value for name, value in attrs if name in ("src", "href", "srcset")]
 
 
-def test_the_page_stands_alone(report):
+def test_the_html_page_is_self_contained(report):
     page = (report[0] / "table2.html").read_text()
     links = Links()
     links.feed(page)
@@ -269,11 +269,11 @@ def test_the_report_trains_nothing_and_leaves_the_records_alone(tmp_path, monkey
     }
 
 
-def test_cells_with_the_geodesic_step_stand_beside_the_papers(tmp_path):
+def test_geodesic_cells_are_compared_with_the_papers(tmp_path):
     for cell, seed in product((GEODESIC[0], Cell("arch1", 2, "sm", "exponential")), (0, 1)):
         store.keep(tmp_path, record(cell, seed, [0.2, 0.02 + 0.001 * seed]))
     text = write_paper_report(tmp_path).text
-    assert "Does the exact retraction help?" in text
+    assert "Exponential map against additive retraction" in text
     assert "sm-geodesic − sm" in text
 
 
@@ -285,7 +285,7 @@ def test_cells_with_the_geodesic_step_stand_beside_the_papers(tmp_path):
         ("0123456789abcdef.jsonl", "{}\n", "line 1 is damaged: a record begins with"),
     ],
 )
-def test_a_folder_that_cannot_be_reported(tmp_path, capsys, name, content, message):
+def test_folders_without_intact_records_are_errors(tmp_path, capsys, name, content, message):
     if name:
         (tmp_path / "records").mkdir()
         (tmp_path / "records" / name).write_text(content)

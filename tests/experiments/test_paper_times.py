@@ -27,7 +27,7 @@ def measured():
     }
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_times_round_trip(tmp_path):
     assert results.read_times(tmp_path) is None
     (tmp_path / "times.csv").write_text(results.times_csv(measured()))
     found = results.read_times(tmp_path)
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_named(tmp_path, content, message):
         write_paper_report(tmp_path)
 
 
-def test_a_measurement_that_was_cut_is_named(tmp_path):
+def test_a_truncated_measurement_is_named(tmp_path):
     lines = results.times_csv(measured()).splitlines(keepends=True)
     (tmp_path / "times.csv").write_text("".join(lines[:-1]))
     with pytest.raises(RecordError, match="lacks arch2, 4 layers, un, pass 3"):
@@ -105,7 +105,7 @@ def test_the_protocol_of_the_paper_is_timed():
     assert dataclasses.replace(times.TIMED, lr=None) == times.PROTOCOL
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_times(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(times, "TIMED", SMALL)
     assert times.main(["--out", str(tmp_path), "--passes", "2", "--quiet"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'times.csv'}\n"

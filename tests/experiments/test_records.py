@@ -65,13 +65,13 @@ def record():
 
 
 @given(record=whole_records())
-def test_what_is_written_is_read(tmp_path_factory, record):
+def test_records_round_trip(tmp_path_factory, record):
     path = tmp_path_factory.mktemp("record") / "record.jsonl"
     records.write(record, path)
     assert records.read(path, CLASSIFICATION) == record
 
 
-def test_it_is_json_lines(tmp_path, record):
+def test_records_are_json_lines(tmp_path, record):
     path = tmp_path / "record.jsonl"
     records.write(record, path)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -80,7 +80,7 @@ def test_it_is_json_lines(tmp_path, record):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_number_that_is_not_finite_is_null_and_comes_back_as_nan(tmp_path, record, value):
+def test_nonfinite_numbers_are_null_and_read_as_nan(tmp_path, record, value):
     path = tmp_path / "record.jsonl"
     epoch = dataclasses.replace(record.epochs[0], train_loss=value)
     records.write(Record(TrainConfig(), {}, "00", (epoch,)), path)
@@ -117,7 +117,7 @@ def test_a_truncated_line_is_named(tmp_path, record, cut):
         (3, '{"kind": "other"}', "its kind is 'other'"),
     ],
 )
-def test_a_garbled_line_is_named_with_what_to_do(tmp_path, record, number, line, message):
+def test_a_damaged_line_is_named_with_the_way_out(tmp_path, record, number, line, message):
     path = tmp_path / "record.jsonl"
     records.write(record, path)
     lines = path.read_text().splitlines()
@@ -127,7 +127,7 @@ def test_a_garbled_line_is_named_with_what_to_do(tmp_path, record, number, line,
         records.read(path, CLASSIFICATION)
 
 
-def test_lines_that_do_not_follow_each_other_are_named(tmp_path, record):
+def test_lines_out_of_order_are_named(tmp_path, record):
     path = tmp_path / "record.jsonl"
     records.write(record, path)
     lines = path.read_text().splitlines(keepends=True)

@@ -71,7 +71,7 @@ def test_a_pattern_stays_within_its_experiment():
 
 
 @pytest.mark.thorough
-def test_the_command_runs_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_the_command_trains_and_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(studies, "configurations", lambda cells, n: configurations(cells, n, SHORT))
     command = [
         "reproduce",
@@ -102,7 +102,7 @@ def test_the_command_runs_and_goes_on(tmp_path, monkeypatch, capsys):
         (["figure3", "--data-dir", "nowhere"], "nowhere does not exist"),
     ],
 )
-def test_a_wrong_request_is_one_line(tmp_path, capsys, arguments, message):
+def test_errors_are_one_line(tmp_path, capsys, arguments, message):
     assert (
         cli.main(["reproduce", "symmetry", *arguments, "--out", str(tmp_path / "o"), "--quiet"])
         == 2
@@ -111,7 +111,7 @@ def test_a_wrong_request_is_one_line(tmp_path, capsys, arguments, message):
     assert message in line
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_prints_how_to_resume(tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
@@ -177,7 +177,9 @@ def test_the_runs_of_each_command(swept, command, runs, where, purpose):
         (["stability", "--jobs", "2", "--cluster", "tcp://x:1"], "give jobs or cluster"),
     ],
 )
-def test_nothing_is_swept_when_a_part_cannot_be(monkeypatch, capsys, arguments, message, tmp_path):
+def test_an_invalid_sweep_stops_all_sweeps_of_a_study(
+    monkeypatch, capsys, arguments, message, tmp_path
+):
     monkeypatch.setattr(papers, "_sweep", lambda *_: pytest.fail("swept"))
     command = ["reproduce", "scale-invariant", *arguments, "--out", str(tmp_path)]
     assert cli.main(command) == 2
@@ -203,7 +205,7 @@ def test_stages_are_compared_at_the_rates_of_their_short_runs(swept, capsys):
     assert {config.train_size for config in comparison.configs} == {500}
 
 
-def test_it_is_printed_which_of_rate_and_dimension_is_at_the_edge(swept, capsys):
+def test_rates_and_dimensions_at_the_edge_are_printed(swept, capsys):
     swept(["stages"], lambda c: abs(math.log10(c.lr)) / 10 + 1 / (c.embedding_dim or 10))
     printed = capsys.readouterr().out.splitlines()
     assert printed == ["rescaled: h = 1, m = 1024 (edge of the grid: m)", "logistic: h = 1"]

@@ -18,7 +18,7 @@ from manifoldnet.experiments.papers.scale_invariant.config import (
 )
 from manifoldnet.experiments.papers.scale_invariant.run import (
     EXPERIMENT,
-    Metrics,
+    EpochMeasurements,
     Run,
     build_stage,
     make_parts,
@@ -145,7 +145,7 @@ def test_outliers_are_scaled_and_noise_stays_with_its_image(squares, kind):
     assert torch.equal(squares.train_images, before)
 
 
-def test_the_seed_decides_all_that_is_random_each_by_itself(squares):
+def test_random_choices_are_seeded_separately(squares):
     alike = replace(squares, train_labels=torch.zeros_like(squares.train_labels))
     config = StageConfig(validation_size=12, wrong_labels=0.3, outliers=0.3)
     one, other, again = (make_parts(replace(config, seed=seed), alike) for seed in (0, 1, 0))
@@ -162,7 +162,7 @@ def test_the_seed_decides_all_that_is_random_each_by_itself(squares):
     assert not torch.equal(first.generator.get_state(), second.generator.get_state())
 
 
-def test_validation_images_are_no_others_and_have_right_labels(squares):
+def test_validation_images_are_held_out_and_have_right_labels(squares):
     config = StageConfig(validation_size=12, train_size=40)
     parts = make_parts(config, squares)
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (40, 12, 18)
@@ -177,7 +177,7 @@ def test_validation_images_are_no_others_and_have_right_labels(squares):
         make_parts(replace(config, train_size=65), squares)
 
 
-def test_validation_images_choose_and_test_images_judge_at_the_end(squares):
+def test_test_error_is_measured_at_the_end_if_images_are_held_out(squares):
     config = replace(TINY, train_size=40, validation_size=12)
     first, last = train_whole(EXPERIMENT, config, squares).epochs
     assert math.isnan(first.test_error)
@@ -208,9 +208,9 @@ def test_every_method_learns(squares, method):
     assert all(sure <= n for sure, n in zip(last.bin_sure, last.bin_count, strict=True))
 
 
-def test_metrics_neither_overflow_nor_hide_a_nan():
+def test_measurements_neither_overflow_nor_hide_a_nan():
     stage = torch.nn.Linear(2, 1, bias=False)
-    metrics = Metrics(stage, [])
+    metrics = EpochMeasurements(stage, [])
     one, labels = torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)
     assert metrics.after_forward(one, None, one, labels, torch.tensor(1.0))
     stage.weight.data.fill_(1.0)
@@ -226,7 +226,7 @@ def test_metrics_neither_overflow_nor_hide_a_nan():
     assert measured["overflow"] == "loss, minibatch 2"
 
 
-def test_metrics_of_an_epoch_are_over_its_minibatches(squares):
+def test_measurements_of_an_epoch_are_over_its_minibatches(squares):
     config = replace(TINY, batch_size=25, lr=0.5)  # the last one has ten
     run, parts = Run(config, squares), make_parts(config, squares)
     assert isinstance(mn.manifolds(run.network)["1.weight"], mn.Sphere)
@@ -277,7 +277,7 @@ def test_kernels_can_be_on_spheres(squares):
         assert torch.allclose(ours, theirs, rtol=1e-5)  # both start alike
 
 
-def test_the_confidence_is_fitted_on_half_of_the_test_images_and_judged_on_the_other(squares):
+def test_confidence_is_fitted_and_evaluated_on_separate_test_images(squares):
     config = replace(TINY, lr=0.02, epochs=1)
     run, parts = Run(config, squares), make_parts(config, squares)
     epoch = run.epoch(1, parts)
@@ -364,7 +364,7 @@ def test_scores_that_overflow_on_other_images_are_a_divergence(squares):
 # Resuming, refusing
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(squares, assert_resumes):
+def test_an_interrupted_run_resumes_bit_for_bit(squares, assert_resumes):
     assert_resumes(EXPERIMENT, TINY, squares)
 
 
@@ -393,11 +393,11 @@ def test_a_configuration_that_does_not_fit_the_data_is_refused(squares, fields, 
         ("embedding_dim", {"method": "logistic", "embedding_dim": 20}),
     ],
 )
-def test_a_bad_field_is_named(name, fields):
+def test_invalid_fields_are_named(name, fields):
     with pytest.raises(ConfigError, match=f"^{name} is"):
         StageConfig(**fields)
 
 
-def test_the_identity_of_a_configuration_stays():
+def test_identities_of_configurations_are_stable():
     config = StageConfig(lr=1, embedding_dim=128, train_size=5)
     assert config.identity() == "55e5b2016168db28"

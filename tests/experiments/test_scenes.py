@@ -36,7 +36,7 @@ def test_a_folder_becomes_tensors_in_its_own_size(folder):
     assert data.fingerprint() == expected.fingerprint()
 
 
-def test_reducing_keeps_classes_whole_and_averages_colours(folder):
+def test_reduction_keeps_labels_and_averages_colours(folder):
     data = images.load(("camvid", 16, 20), folder)
     image, mask = scene(1)
     assert data.train_masks.shape == (6, 16, 20)
@@ -78,7 +78,7 @@ TALL = tuple(map(png, scene(0, height=48)))
         ([(GOOD[0][:90], GOOD[1])], "row 0: the image cannot be decoded"),
     ],
 )
-def test_what_cannot_be_used_is_named(folder, pairs, message):
+def test_errors_of_unusable_sets_name_the_place(folder, pairs, message):
     write(folder / "camvid", "train", pairs)
     with pytest.raises(DataError, match=message):
         images.load(("camvid", 32, 40), folder)
@@ -96,14 +96,14 @@ def test_a_missing_split_is_named(folder):
         images.load(("camvid", 32, 40), folder)
 
 
-def test_a_set_whose_classes_are_unknown(folder):
+def test_a_set_with_unknown_classes_is_an_error(folder):
     with pytest.raises(
         DataError, match="the classes of 'mars' are not known, only those of camvid"
     ):
         images.load(("mars", 32, 40), folder)
 
 
-def test_camvid_itself(real_data):
+def test_camvid(real_data):
     data = images.load(("camvid", 48, 64), real_data)
     assert [len(data.part(split)[0]) for split in images.SPLITS] == [367, 101, 233]
     void = (data.train_masks == 11).double().mean()

@@ -277,7 +277,7 @@ def test_windows_are_enlarged_with_their_masks():
     assert min(sky) < (masks[0] == SKY).double().mean() < max(sky)
 
 
-def test_a_power_of_the_pixels_leaves_black_white_and_masks():
+def test_gamma_leaves_black_white_and_masks():
     shown = torch.arange(256, dtype=torch.uint8).expand(20, 3, 1, -1).clone()
     masks = torch.zeros(20, 1, 256, dtype=torch.uint8)
     config = replace(TINY, mirror=False, gamma=2.0)
@@ -320,7 +320,7 @@ def test_the_rate_decays_the_steps_have_momentum_and_the_last_epoch_is_tested(da
     assert EXPERIMENT.verdict(config, epochs[:2]) is None
 
 
-def test_a_prediction_depends_on_its_own_image_alone(data):
+def test_predictions_are_independent_of_the_batch(data):
     run = Run(TINY, data)
     run.train_pass(data)
     before = copy.deepcopy(run.network.state_dict())
@@ -360,7 +360,7 @@ def stop_after(number):
     return stop
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(data, assert_resumes):
+def test_an_interrupted_run_resumes_bit_for_bit(data, assert_resumes):
     assert_resumes(EXPERIMENT, replace(TINY, epochs=3), data)
 
 
@@ -374,13 +374,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, assert_resumes):
         *({"class_balance": "even"}, {"standardize": 1}, {"mirror": 1}, {"dataset": ""}),
     ],
 )
-def test_a_bad_field_is_named(field):
+def test_invalid_fields_are_named(field):
     (name,) = field
     with pytest.raises(ConfigError, match=f"^{name} is"):
         SegmentationConfig(**field)
 
 
-def test_the_identity_of_a_configuration_stays():
+def test_identities_of_configurations_are_stable():
     assert SegmentationConfig().identity() == "45ba31c2dddfe56e"
 
 
@@ -419,7 +419,7 @@ def go_on(small_preset, tmp_path):
     return run
 
 
-def test_the_command_trains_reports_and_goes_on(small_preset, tmp_path, capsys):
+def test_the_command_trains_reports_and_resumes(small_preset, tmp_path, capsys):
     command, out = (
         ["reproduce", "symmetry", "segnet", "--repetitions", "1", *small_preset],
         tmp_path / "out",
@@ -470,7 +470,7 @@ def test_the_command_passes_augmentation_on(monkeypatch, tmp_path, capsys):
     assert "zoom is 0.5" in capsys.readouterr().err
 
 
-def test_a_sweep_with_checkpoints_goes_on_inside_a_run(go_on, tmp_path):
+def test_a_sweep_with_checkpoints_resumes_within_a_run(go_on, tmp_path):
     (config,) = configurations(replace(TINY, epochs=3), ["un"], 1)
     data = load(EXPERIMENT.source(config), tmp_path / "data")
     where = store.run_directory(tmp_path / "out", config)
@@ -486,7 +486,7 @@ def test_a_sweep_with_checkpoints_goes_on_inside_a_run(go_on, tmp_path):
     ]
 
 
-def test_runs_of_an_old_version_or_other_data_are_not_gone_on_with(go_on, tmp_path):
+def test_runs_of_an_old_version_or_other_data_are_not_resumed(go_on, tmp_path):
     (config,) = configurations(replace(TINY, epochs=1), ["un"], 1)
     (record,) = go_on([config])
     (kept,) = (tmp_path / "out" / "records").iterdir()
@@ -559,7 +559,7 @@ def made_up(tmp_path, **fields):
     return tmp_path / "records" / f"{config.identity()}.jsonl"
 
 
-def test_a_report_is_on_one_protocol(tmp_path):
+def test_a_report_of_two_protocols_is_refused(tmp_path):
     with pytest.raises(RecordError, match="holds no records"):
         write_scene_report(tmp_path)
     for update in ("un", "b-sgd"):
@@ -583,7 +583,7 @@ def test_runs_that_all_diverged_are_reported(tmp_path):
     assert "| un − b-sgd | mean IoU | – | – | 0 |" in lines
 
 
-def test_photographs_stay_where_the_runs_are(tmp_path):
+def test_photographs_are_not_copied_to_other_folders(tmp_path):
     made_up(tmp_path / "runs")
     for name in (PREDICTIONS, WITHOUT_PHOTOGRAPHS):
         (tmp_path / "runs" / name).write_bytes(b"\x89PNG" + name.encode())
@@ -597,7 +597,7 @@ def test_photographs_stay_where_the_runs_are(tmp_path):
     assert write_scene_report(tmp_path / "runs", tmp_path / "out").text == away.text
 
 
-def test_a_matrix_that_is_not_square_is_damage(tmp_path):
+def test_a_confusion_matrix_that_is_not_square_is_refused(tmp_path):
     path = made_up(tmp_path)
     text = path.read_text()
     path.write_text(text.replace('"validation_confusion": [0, 1, ', '"validation_confusion": [0, '))
@@ -606,7 +606,7 @@ def test_a_matrix_that_is_not_square_is_damage(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_step_of_the_paper_preset():
+def test_the_paper_preset_takes_a_step():
     """13 + 13 convolutions of VGG-16's widths on 360x480: about 15 GB and a minute."""
     data = scenes((2, 1, 1), 360, 480)
     run = Run(replace(PRESETS["paper"], batch_size=2, threads=2), data)

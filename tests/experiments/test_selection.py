@@ -22,7 +22,7 @@ def without_clock(selection):
     return dataclasses.replace(selection, seconds=0.0)
 
 
-def test_the_lowest_error_wins_and_of_equals_the_first(tiny, monkeypatch):
+def test_the_first_rate_of_lowest_error_is_chosen(tiny, monkeypatch):
     errors = {1e-2: 0.3, 1e-3: 0.1, 1e-4: 0.1, 1e-5: 0.9}
     monkeypatch.setattr(choosing, "_final_error", lambda config, *_: errors[config.lr])
     chosen = select(CHOSEN, tiny, split(tiny, 0))
@@ -30,7 +30,7 @@ def test_the_lowest_error_wins_and_of_equals_the_first(tiny, monkeypatch):
     assert chosen.lr == 1e-3
 
 
-def test_a_rate_that_learns_is_chosen_over_one_that_does_not_and_one_that_explodes(tiny):
+def test_a_rate_that_learns_is_chosen_over_useless_and_divergent_ones(tiny):
     config = dataclasses.replace(
         CHOSEN, architecture="arch1", lr_candidates=(1e30, 1e-12, 1e-2), selection_epochs=20
     )
@@ -66,7 +66,7 @@ def test_the_two_schedules_make_the_same_choice_unless_it_follows_the_schedule(t
     assert len(moved) == 4 * 3
 
 
-def test_a_run_uses_and_records_what_was_chosen(tiny, tmp_path):
+def test_a_run_uses_and_records_the_chosen_rate(tiny, tmp_path):
     record = train(CHOSEN, tmp_path, tiny)
     assert record.config.lr is None
     assert record.lr == record.selection.lr == record.epochs[0].lr
@@ -82,7 +82,7 @@ def test_a_whole_run_in_memory_is_the_run_with_checkpoints(tiny, tmp_path):
     assert without_clock(in_memory.selection) == without_clock(on_disk.selection)
 
 
-def test_a_stopped_run_does_not_choose_again(tiny, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_choice(tiny, tmp_path, monkeypatch):
     whole = train_whole(EXPERIMENT, CHOSEN, tiny)
     with pytest.raises(Stop):
         train(CHOSEN, tmp_path, tiny, on_epoch=stop_after(2))
@@ -151,7 +151,7 @@ def test_a_record_of_format_1_is_read(tmp_path):
     assert (record.result.test_error, record.result.stopped) == (0.04, "")
 
 
-def test_a_candidate_is_judged_by_the_images_it_has_not_seen(tiny):
+def test_candidates_are_evaluated_on_held_out_images(tiny):
     config = dataclasses.replace(CHOSEN, lr_candidates=(1e-2,), selection_epochs=20)
     split_images = split(tiny, 0)
     images, one = split_images.train, images_of_choice(config, split_images.train).train

@@ -64,7 +64,7 @@ def test_a_timed_step_is_a_training_step(monkeypatch):
         assert torch.allclose(ours, theirs)
 
 
-def test_ratios_are_to_logistic_regression_within_a_turn_and_a_block(tmp_path):
+def test_ratios_to_logistic_regression_are_geometric_means_over_blocks(tmp_path):
     assert rows(tmp_path, MADE) == [
         "| rescaled, m = 128 | 250.0 | 2.000 | 2.000 to 2.000 | 2 |",
         "| logistic | 125.0 | 1.000 | 1.000 to 1.000 | 2 |",

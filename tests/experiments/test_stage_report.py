@@ -147,7 +147,7 @@ def test_unknown_figures_presets_and_no_repetitions_are_refused():
             wrong()
 
 
-def test_every_power_of_ten_is_500_steps():
+def test_the_stability_grid_has_500_steps_at_every_power_of_ten():
     runs = grids.stability()
     assert sorted({run.lr for run in runs}) == [10.0**power for power in range(-6, 7)]
     assert {(run.train_size // run.batch_size, run.epochs) for run in runs} == {(500, 1)}
@@ -156,7 +156,7 @@ def test_every_power_of_ten_is_500_steps():
     assert len(runs) == 39
 
 
-def test_choices_never_see_test_images():
+def test_choices_hold_out_validation_images():
     for dataset in ("mnist", "cifar10", "imagenet10"):
         runs = grids.choice(dataset, "smaller", ["rescaled", "logistic"])
         assert all(run.validation_size > 0 and run.train_size for run in runs)
@@ -386,7 +386,7 @@ def test_the_spreadsheets_have_a_row_per_epoch_or_run(some):
     assert [row["share"] for row in noisy] == ["0"] * 5 + ["0.4"] * 5
 
 
-def test_the_report_begins_with_answers(some):
+def test_answers_come_first(some):
     overflown = lost(lr=0.1, outliers=0.3, train_size=100)
     keep(some / "label-noise", overflown, rescaled(0.25, lr=0.1, outliers=0.3, train_size=100))
     _, *rows = table(text_of(some), "In short")
@@ -413,7 +413,7 @@ def test_the_report_begins_with_answers(some):
     }
 
 
-def test_an_answer_may_be_of_one_seed_or_a_no(some, tmp_path):
+def test_answers_of_one_seed_and_negative_answers(some, tmp_path):
     given = {"outliers": 0.3, "train_size": 100}
     keep(some / "label-noise", rescaled(0.25, lr=0.1, **given), logistic(0.75, lr=0.001, **given))
     told = {row[0]: row[2:] for row in table(text_of(some), "In short")}
@@ -469,7 +469,7 @@ def test_the_current_choice_counts_and_earlier_ones_stay(rechosen):
     assert "− logistic" not in alone
 
 
-def test_a_choice_that_has_not_been_run_is_a_row_without_runs(rechosen):
+def test_a_choice_without_runs_is_a_row_without_numbers(rechosen):
     keep(rechosen / "choice-mnist", short(0.05, method="logistic", lr=0.3))
     text = text_of(rechosen)
     _, *rows = table(text, "Test error at the chosen rates")
@@ -565,7 +565,7 @@ def test_a_sweep_is_of_one_protocol_and_one_set_of_images(some, odd, message):
         write_stage_report(some)
 
 
-def test_several_sweeps_of_a_kind_keep_their_files(some):
+def test_sweeps_with_one_purpose_have_separate_files(some):
     run = logistic(0.7, lr=0.1, wrong_labels=0.3)
     keep(some / "label-noise-again", replace(run, versions={"torch": "9"}))
     keep(some / "stability-again", stable(grids.stability()[0]))
@@ -583,13 +583,13 @@ def test_several_sweeps_of_a_kind_keep_their_files(some):
     assert len(set(keys)) == len(keys)
 
 
-def test_the_purpose_in_the_records_names_the_kind(tmp_path):
-    def kinds(**sweep):
+def test_sections_take_the_purpose_in_the_records(tmp_path):
+    def purposes(**sweep):
         keep(tmp_path / "runs", replace(logistic(0.1, lr=0.1), sweep=sweep))
-        return [section.kind for section in records.read(tmp_path)]
+        return [section.purpose for section in records.read(tmp_path)]
 
-    assert kinds() == ["comparison"]  # guessed: one choice of each method
-    assert kinds(purpose="grid") == ["grid"]
+    assert purposes() == ["comparison"]  # guessed: one choice of each method
+    assert purposes(purpose="grid") == ["grid"]
 
 
 def test_corrupted_runs_have_the_measurements_of_their_last_epoch(tmp_path):
@@ -630,7 +630,7 @@ def points(line):
 
 
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
-def test_the_legends_of_a_figure_cover_no_curve(drawn, preset):
+def test_legends_overlap_no_curve(drawn, preset):
     runs = [record([0.9, 0.1], config=config) for config in grids.figure(5, preset)]
     figures.draw_grid(frame(runs[1:]), "one combination is missing")
     (figure,) = drawn
@@ -645,7 +645,7 @@ def test_the_legends_of_a_figure_cover_no_curve(drawn, preset):
     assert first[: len(rates)] == [" ", *(f"h = {h:g}, m = 10" for h in rates[1:])]
 
 
-def test_a_figure_has_a_look_for_every_rate_and_means_over_seeds(drawn):
+def test_a_figure_has_a_line_style_for_every_rate_and_means_over_seeds(drawn):
     rates = grids.PRESETS["paper"].rates
     runs = [
         rescaled(0.5, 0.1 * n, lr=h, embedding_dim=m)

@@ -21,7 +21,7 @@ PRINTED = {
 
 
 @pytest.mark.parametrize(("freedom", "value"), PRINTED.items())
-def test_intervals_are_as_wide_as_tables_say(freedom, value):
+def test_intervals_match_tables_of_the_t_distribution(freedom, value):
     """Values of deviation √n around 0, where the interval is ± t."""
     n = freedom + 1
     values = [math.sqrt(n * freedom / 2), -math.sqrt(n * freedom / 2), *[0.0] * (n - 2)]
@@ -47,7 +47,7 @@ def test_a_paired_difference_by_hand():
     assert (found.low, found.high) == pytest.approx((-2 - half, -2 + half), abs=1e-6)
 
 
-def test_pairing_takes_away_what_both_share():
+def test_pairing_removes_variance_shared_by_a_pair():
     shared = [0.1, 0.5, 0.9]
     one = {seed: value - 0.01 for seed, value in enumerate(shared)}
     found = paired(one, dict(enumerate(shared)))
@@ -82,7 +82,7 @@ def test_mean_and_deviation(values, text):
     assert mean_and_deviation(values, 2) == text
 
 
-def test_callables_take_turns_and_each_is_first_once():
+def test_callables_are_interleaved_and_each_is_first_once():
     order = []
     works = {name: lambda number, name=name: order.append(f"{number}{name}") for name in "abc"}
     seconds = interleaved(works, 3, lambda number: order.append(str(number)))

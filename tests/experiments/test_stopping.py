@@ -49,11 +49,11 @@ ROSE, CHANGED = "the validation loss rose over 5 epochs", "changed by less than 
         (FALLING[-1] - 2e-5, {}, ""),
     ],
 )
-def test_each_rule(last, fields, rule):
+def test_each_rule_ends_a_run(last, fields, rule):
     assert stopping_rule(PAPER, [*epochs(FALLING), epoch(30, last, **fields)]) == rule
 
 
-def test_the_measures_are_fields():
+def test_measures_of_rules_are_fields_of_the_configuration():
     by_error = dataclasses.replace(PAPER, validation_measure="error")
     same_error = epochs(falling(25))  # 0.02 in every epoch
     assert stopping_rule(by_error, same_error).startswith("the validation error changed")
@@ -64,13 +64,13 @@ def test_the_measures_are_fields():
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=60))
-def test_no_rule_is_asked_before_the_first_epoch_for_it(losses):
+def test_no_rule_applies_before_its_first_epoch(losses):
     for count in range(1, min(len(losses), 24) + 1):
         assert verdict(PAPER, epochs(losses[:count], train_error=0.0)) is None
 
 
 @given(st.lists(st.floats(0, 10), min_size=25, max_size=60), st.sampled_from([1, 5, 24]))
-def test_the_rules_are_what_they_say(losses, back):
+def test_validation_rules_match_their_formulas(losses, back):
     config = dataclasses.replace(PAPER, stop_validation_epochs=back)
     stops = (losses[-1] > losses[-1 - back]) or abs(losses[-1] - losses[-2]) < 1e-5
     assert bool(stopping_rule(config, epochs(losses))) == stops
@@ -87,7 +87,7 @@ def test_without_the_bold_driver_or_a_first_epoch_for_them_there_are_no_rules(lo
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=60), st.integers(1, 60))
-def test_a_run_ends_once(losses, first):
+def test_every_run_ends_and_not_before_min_epochs(losses, first):
     """Any losses have a last epoch, which is not before `min_epochs`."""
     config = (
         dataclasses.replace(PAPER, min_epochs=first, epochs=len(losses))

@@ -27,7 +27,7 @@ def read(folder):
     return {name: repr(record) for name, record in store.read_all(folder, CLASSIFICATION).items()}
 
 
-def test_packed_records_are_the_loose_ones(loose):
+def test_packing_preserves_the_records(loose):
     before, texts = read(loose), content(loose)
     path = store.pack(loose, CLASSIFICATION)
     assert [p.name for p in loose.iterdir()] == [store.PACK]
@@ -42,7 +42,7 @@ def test_packing_again_gives_the_same_bytes(loose):
     assert store.pack(loose, CLASSIFICATION).read_bytes() == first
 
 
-def test_a_sweep_goes_on_from_packed_records(loose, made):
+def test_a_sweep_resumes_from_packed_records(loose, made):
     store.path_of(loose, FEW[1]).unlink()
     store.pack(loose, CLASSIFICATION)
     here = Here()
@@ -81,7 +81,7 @@ def test_a_loose_record_that_differs_from_the_packed_one_is_named(loose, made):
         read(loose)
 
 
-def test_a_disk_that_does_not_keep_the_file_keeps_the_loose_records(loose, monkeypatch):
+def test_loose_records_are_kept_if_the_packed_file_is_not_on_disk(loose, monkeypatch):
     texts = content(loose)
     monkeypatch.setattr(store, "write_bytes", lambda path, *_, **__: path.write_bytes(b""))
     with pytest.raises(RecordError, match="is damaged"):
@@ -109,7 +109,7 @@ def test_a_damaged_file_is_named_with_the_way_out(loose, damage):
         read(loose)
 
 
-def test_what_cannot_be_packed_is_left_as_it_is(loose, made):
+def test_a_refused_pack_changes_nothing(loose, made):
     with pytest.raises(RecordError, match="no records in .*nothing to pack"):
         store.pack(loose / "none", CLASSIFICATION)
     (loose / "records" / "notes.txt").write_text("mine")

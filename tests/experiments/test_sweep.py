@@ -16,7 +16,7 @@ from manifoldnet.experiments.sweep import SweepError, sweep
 from manifoldnet.experiments.training import versions
 
 
-def test_a_second_call_does_what_is_missing(tmp_path):
+def test_a_second_call_trains_the_missing_runs(tmp_path):
     first = Here()
     made = quiet(FEW, tmp_path, first)
     assert first.calls == FEW
@@ -42,7 +42,7 @@ def test_processes_give_the_records_of_one_process(tmp_path, capfd):
     assert "3/3 runs" in capfd.readouterr().err
 
 
-def test_a_run_whose_worker_died_is_tried_once_more(tmp_path):
+def test_a_run_whose_worker_died_is_retried_once(tmp_path):
     once = Here(BrokenExecutor("died"))
     quiet(FEW, tmp_path / "once", once)
     assert sorted(map(str, once.calls)) == sorted(map(str, [*FEW, FEW[0]]))
@@ -53,7 +53,7 @@ def test_a_run_whose_worker_died_is_tried_once_more(tmp_path):
     assert len(quiet(FEW, tmp_path / "twice")) == 3
 
 
-def test_a_request_that_is_wrong_is_not_tried_again(tmp_path):
+def test_an_invalid_request_is_not_retried(tmp_path):
     wrong = Here(DataError("a worker has other data"))
     with pytest.raises(SweepError, match="a worker has other data"):
         quiet(FEW, tmp_path, wrong)
@@ -70,7 +70,7 @@ def test_a_worker_of_another_version_is_refused():
         sweeping.run_one(EXPERIMENT, FEW[0], None, "", "9.9")
 
 
-def test_a_cluster_that_is_lost_is_told_as_such(tmp_path):
+def test_a_lost_cluster_is_an_error_of_its_own(tmp_path):
     class Lost(Here):
         def submit(self, *args, **kwargs):
             if len(self.calls) == 1:
@@ -86,7 +86,7 @@ def test_a_cluster_that_is_lost_is_told_as_such(tmp_path):
     assert len(quiet(FEW, tmp_path)) == 3
 
 
-def test_a_sweep_in_which_everything_fails_stops_early_and_says_it_once(tmp_path):
+def test_a_sweep_of_failures_stops_early_with_one_message(tmp_path):
     dead = Here(*(BrokenExecutor("died") for _ in range(99)))
     with pytest.raises(SweepError) as caught:
         quiet(RUNS, tmp_path, dead)
@@ -175,7 +175,7 @@ def test_data_that_are_too_small_are_refused_before_anything_starts(tmp_path):
     assert "takes 390 and 100 of the training images" in refused(greedy, tmp_path)
 
 
-def test_what_is_no_sweep_is_refused(tmp_path):
+def test_invalid_sweeps_are_refused(tmp_path):
     assert "each of them once" in refused([], tmp_path)
     assert "each of them once" in refused([FEW[0], FEW[0]], tmp_path)
     other = dataclasses.replace(FEW[0], dataset="mnist")
@@ -187,14 +187,14 @@ def test_what_is_no_sweep_is_refused(tmp_path):
         configurations([], 1)
 
 
-def test_a_folder_that_is_a_file(tmp_path):
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "file is a file; records need a folder" in refused(FEW, tmp_path / "file")
     (tmp_path / "records").write_text("mine")
     assert "records is a file; records need a folder" in refused(FEW, tmp_path)
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_an_error(tmp_path, monkeypatch):
     def read_only(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     assert "cannot be written (Read-only file system)" in refused(FEW, tmp_path / "new")
 
 
-def test_a_folder_for_records_that_cannot_be_written_is_found_first(tmp_path, monkeypatch):
+def test_an_unwritable_folder_of_records_is_an_error_before_training(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -237,7 +237,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(tmp_path, monkeyp
     assert len(quiet(FEW, tmp_path)) == 3
 
 
-def test_half_written_files_of_a_killed_parent_go_away(started):
+def test_temporary_files_of_a_killed_parent_are_removed(started):
     name = f".{FEW[0].identity()}.jsonl.abc.tmp"
     (started / "records" / name).write_text("half")
     quiet(FEW[:1], started)

@@ -33,7 +33,7 @@ def test_the_summary_gives_mean_and_deviation_and_leaves_out_what_diverged():
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
-def test_the_summary_of_nothing_but_divergence():
+def test_the_summary_of_diverged_runs_only():
     assert "| un     |          – |" in summary([run(diverged=True)])
 
 
@@ -64,7 +64,7 @@ def test_merging_replaces_rows_of_the_same_run_and_keeps_the_others(tmp_path):
 
 
 @given(st.lists(st.tuples(st.sampled_from(["sm", "un"]), st.integers(0, 3)), min_size=1))
-def test_merging_twice_is_merging_once(tmp_path_factory, runs):
+def test_merging_is_idempotent(tmp_path_factory, runs):
     path = tmp_path_factory.mktemp("csv") / "all.csv"
     merge_csv([run(*each) for each in runs], path)
     once = path.read_text()
@@ -83,7 +83,7 @@ def test_merging_twice_is_merging_once(tmp_path_factory, runs):
         (",".join(tables.COLUMNS) + "\na,x,un,e,1,1,1,1,1\n", "line 2: could not convert .*'x'"),
     ],
 )
-def test_a_file_that_is_not_such_a_table_is_left_as_it_is(tmp_path, content, message):
+def test_other_files_are_refused_and_unchanged(tmp_path, content, message):
     path = tmp_path / "mine.csv"
     path.write_text(content)
     for action in (lambda: merge_csv([run()], path), lambda: tables.check_csv(path)):

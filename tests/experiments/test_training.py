@@ -75,7 +75,7 @@ def test_every_update_learns(digits, tmp_path, update, architecture):
     assert [e.lr for e in record.epochs] == pytest.approx([lr * 0.95**n for n in range(3)])
 
 
-def test_balanced_sgd_is_torchs_sgd(tiny, tmp_path):
+def test_b_sgd_equals_torchs_sgd(tiny, tmp_path):
     """The loop is a few lines of plain torch, written out."""
     from manifoldnet.experiments.data import seeded_generator, split
     from manifoldnet.experiments.papers.symmetry.networks import Arch2
@@ -111,7 +111,7 @@ def test_the_same_configuration_gives_the_same_bits_and_another_seed_others(tiny
     assert equal(states(tmp_path / "a"), states(tmp_path / "b"))
 
 
-def test_the_record_on_disk_is_what_is_returned(tiny, tmp_path):
+def test_the_returned_record_equals_that_on_disk(tiny, tmp_path):
     record = train(SMALL, tmp_path, tiny)
     assert records.read(tmp_path / "record.jsonl", CLASSIFICATION) == record
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "record.jsonl"]
@@ -134,7 +134,7 @@ def test_errors_are_those_of_the_network(tiny, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["exponential", "bold-driver"])
 @pytest.mark.parametrize("update", UPDATES)
-def test_a_stopped_run_goes_on_bit_for_bit(tiny, tmp_path, update, schedule):
+def test_an_interrupted_run_resumes_bit_for_bit(tiny, tmp_path, update, schedule):
     config = dataclasses.replace(SMALL, update=update, schedule=schedule, momentum=0.5, epochs=6)
     whole = train(config, tmp_path / "whole", tiny)
     for count in (1, 4):
@@ -166,7 +166,7 @@ def test_a_finished_run_is_returned_and_left_alone(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["record.jsonl", "last epoch", "result"])
-def test_what_a_kill_left_out_of_the_record_is_written_again(tiny, tmp_path, missing):
+def test_the_record_is_completed_from_the_checkpoint(tiny, tmp_path, missing):
     whole = train(SMALL, tmp_path, tiny)
     path = tmp_path / "record.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -179,7 +179,7 @@ def test_what_a_kill_left_out_of_the_record_is_written_again(tiny, tmp_path, mis
     assert path.read_text() == "".join(lines)
 
 
-def test_temporary_files_of_a_killed_process_go_away(tiny, tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed(tiny, tmp_path):
     (tmp_path / ".record.jsonl.abc.tmp").write_text("half")
     train(SMALL, tmp_path, tiny)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "record.jsonl"]
@@ -226,25 +226,25 @@ def refused(config, directory, data, **how):
     return str(caught.value)
 
 
-def test_a_run_that_is_there_is_not_written_over(tiny, stopped):
+def test_an_existing_run_is_not_overwritten(tiny, stopped):
     assert "go on with it by --resume" in refused(UNIT, stopped, tiny)
     train(UNIT, stopped, tiny, overwrite=True)
 
 
 @pytest.mark.parametrize("lost", ["record.jsonl", "checkpoint.pt"])
-def test_a_directory_of_another_configuration(tiny, stopped, lost):
+def test_a_directory_of_another_configuration_is_refused(tiny, stopped, lost):
     (stopped / lost).unlink()
     message = refused(dataclasses.replace(UNIT, lr=0.5), stopped, tiny, resume=True)
     assert "(lr 0.01 there, 0.5 here)" in message
 
 
-def test_a_directory_that_is_a_file(tiny, tmp_path):
+def test_a_file_in_place_of_the_directory_is_refused(tiny, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RecordError, match="is a file"):
         train(SMALL, tmp_path / "file", tiny)
 
 
-def test_other_data(tiny, digits, stopped):
+def test_resuming_on_other_data_is_refused(tiny, digits, stopped):
     assert "was trained on other data" in refused(UNIT, stopped, digits, resume=True)
 
 
@@ -339,7 +339,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_refused_or_changes_nothing(stopped):
             assert "put an intact copy there" in refused
 
 
-def test_without_its_garbled_record_a_run_goes_on(tiny, stopped, tmp_path):
+def test_a_run_resumes_after_deletion_of_a_damaged_record(tiny, stopped, tmp_path):
     (stopped / "record.jsonl").unlink()
     whole = train(UNIT, tmp_path / "whole", tiny)
     assert numbers(train(UNIT, stopped, tiny, resume=True)) == numbers(whole)
@@ -353,9 +353,7 @@ def test_two_processes_do_not_share_a_directory(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}])
-def test_a_run_that_another_process_has_trained_meanwhile_is_kept(
-    tiny, tmp_path, monkeypatch, options
-):
+def test_a_run_finished_by_another_process_is_kept(tiny, tmp_path, monkeypatch, options):
     records_of_others = []
 
     @contextmanager
@@ -373,7 +371,7 @@ def test_a_run_that_another_process_has_trained_meanwhile_is_kept(
             train(SMALL, tmp_path, tiny)
 
 
-def test_what_cannot_be_written_is_named(tmp_path):
+def test_unwritable_files_are_named(tmp_path):
     resource = pytest.importorskip("resource")
     path = tmp_path / "checkpoint.pt"
     write_bytes(path, b"old")
@@ -414,7 +412,7 @@ def test_a_last_minibatch_of_one_is_refused_before_anything_is_written(tiny, tmp
     train(dataclasses.replace(config, architecture="arch1", lr=1e-3), tmp_path / "run", tiny)
 
 
-def test_threads_are_the_runs_own(tiny, tmp_path):
+def test_threads_are_set_for_the_run_and_restored(tiny, tmp_path):
     before = torch.get_num_threads()
     seen = []
     config = dataclasses.replace(SMALL, threads=before + 1)

@@ -55,7 +55,7 @@ def is_alive(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_sweep_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path, kills):
+def test_a_sweep_killed_repeatedly_gives_the_same_records(tmp_path, kills):
     script = tmp_path / "sweep.py"
     script.write_text(SWEEP.format(tests=str(Path(__file__).parent)))
     chance = random.Random(0)
@@ -108,7 +108,7 @@ def rest(seconds):
     return os.getpid()
 
 
-def test_a_worker_that_dies_takes_down_its_own_call_only(tmp_path):
+def test_the_death_of_a_worker_fails_its_own_call_only(tmp_path):
     with Processes(2) as pool:
         slow = pool.submit(rest, 1.0)
         dying = pool.submit(die_once, tmp_path / "mark")
@@ -118,7 +118,7 @@ def test_a_worker_that_dies_takes_down_its_own_call_only(tmp_path):
         assert pool.submit(die_once, tmp_path / "mark").result(timeout=60)
 
 
-def test_leaving_by_an_exception_kills_the_workers():
+def test_an_exception_in_the_block_kills_the_workers():
     began = time.monotonic()
 
     def interrupted():

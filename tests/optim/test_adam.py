@@ -39,7 +39,7 @@ def _gradients(shape: tuple[int, ...], count: int) -> list[Tensor]:
     ("amsgrad", "maximize", "scale"),
     [(False, False, "norm"), (True, True, "norm"), (False, False, "rms")],
 )
-def test_the_formula_in_the_vocabulary_of_the_manifold(
+def test_steps_match_the_formula_written_with_the_manifold(
     manifold: mn.Manifold, shape: tuple[int, ...], amsgrad: bool, maximize: bool, scale: Any
 ) -> None:
     module = _declared(manifold, shape, torch.float64)
@@ -85,7 +85,7 @@ def test_the_first_moment_stays_tangent_and_rows_on_the_manifold() -> None:
 
 
 @pytest.mark.parametrize("retraction", ["additive", "geodesic"])
-def test_scaling_rows_scales_the_run_bitwise(retraction: str) -> None:
+def test_trajectories_are_equivariant_under_powers_of_two_bit_for_bit(retraction: str) -> None:
     """With the scaled metric even Adam does not see by what powers of two rows are scaled."""
     factors = 2.0 ** torch.arange(-3, 3).unsqueeze(1)
     manifold = mn.ScaledEuclidean(retraction=retraction)
@@ -100,7 +100,7 @@ def test_scaling_rows_scales_the_run_bitwise(retraction: str) -> None:
     assert torch.equal(ends[1], ends[0] * factors)
 
 
-def test_it_learns() -> None:
+def test_adam_reduces_the_loss() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 32, bias=False), nn.ReLU(), nn.Linear(32, 3))
     mn.declare_all(model, mn.rules.unit_norm("2"), project=True)
@@ -128,6 +128,6 @@ def test_it_learns() -> None:
         ({"lr": torch.tensor(0.1), "foreach": True}, "capturable"),
     ],
 )
-def test_numbers_out_of_range(options: dict[str, Any], named: str) -> None:
+def test_hyperparameters_out_of_range_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         mn.RiemannianAdam([nn.Parameter(torch.zeros(3))], **options)

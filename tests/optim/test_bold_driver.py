@@ -35,7 +35,7 @@ def test_rates_follow_the_errors(errors: list[float]) -> None:
         assert driver.get_last_lr() == got
 
 
-def test_bounds_tensors_and_errors_that_are_nan() -> None:
+def test_rates_stay_in_bounds_and_a_nan_error_cuts_them() -> None:
     optimizer = _optimizer(torch.tensor(0.1, dtype=torch.float64))
     rate = optimizer.param_groups[0]["lr"]
     driver = BoldDriver(optimizer, grow=2.0, shrink=0.5, min_lr=0.04, max_lr=0.15)
@@ -57,7 +57,7 @@ def test_an_infinite_error_never_raises_the_rate() -> None:
     assert rates == pytest.approx([0.8, 0.4, 0.2, 0.1, 0.05, 0.0525])
 
 
-def test_it_goes_on_from_its_state() -> None:
+def test_state_dict_round_trip() -> None:
     def run(errors: list[float], resume: bool) -> list[float]:
         optimizer = _optimizer(0.1)
         driver = BoldDriver(optimizer)
@@ -91,7 +91,7 @@ def test_it_goes_on_from_its_state() -> None:
         {"min_lr": 0.5, "max_lr": 0.1},
     ],
 )
-def test_factors_out_of_range(options: dict[str, float]) -> None:
+def test_factors_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options)).split("_")[0]):
         BoldDriver(_optimizer(0.1), **options)
     with pytest.raises(ValueError, match="not an Optimizer"):

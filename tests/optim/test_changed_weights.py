@@ -86,7 +86,7 @@ def _zeroed(
 
 @each_optimizer
 @pytest.mark.parametrize("manifold", CURVED, ids=str)
-def test_a_zero_slice_stays_and_is_named(manifold: mn.Manifold, kind: str) -> None:
+def test_a_zero_slice_stays_zero_and_is_named(manifold: mn.Manifold, kind: str) -> None:
     ends = []
     for path in PATHS.values():
         with pytest.warns(mn.optim.ZeroSliceWarning, match=r"parameter 0 .*zero") as caught:
@@ -109,7 +109,7 @@ def test_the_warning_names_the_slice() -> None:
 
 
 @each_path
-def test_a_zero_slice_that_gets_values_goes_on(path: dict[str, Any]) -> None:
+def test_a_zero_slice_that_is_assigned_values_is_trained(path: dict[str, Any]) -> None:
     manifold = mn.Oblique()
     module = _layer(manifold, point(manifold, (5, 6), 0))
     optimizer = _optimizer(module, "momentum", path)
@@ -130,7 +130,7 @@ def test_a_zero_slice_that_gets_values_goes_on(path: dict[str, Any]) -> None:
 @each_path
 @given(kind=st.sampled_from(sorted(OPTIMIZERS)), seed=seeds)
 @few
-def test_weights_put_back_go_on_alike(
+def test_restored_weights_continue_the_same_run(
     manifold: mn.Manifold, shape: tuple[int, ...], path: dict[str, Any], kind: str, seed: int
 ) -> None:
     """The buffer of the weights that were there is made tangent at those that are."""
@@ -154,7 +154,7 @@ def test_weights_put_back_go_on_alike(
 
 
 @each_path
-def test_momentum_switched_off_and_on(path: dict[str, Any]) -> None:
+def test_momentum_can_be_switched_off_and_on(path: dict[str, Any]) -> None:
     manifold, ends = mn.Oblique(retraction="geodesic"), []
     for way in (path, {"foreach": False}):
         source = torch.Generator().manual_seed(10**6)
@@ -176,7 +176,7 @@ def test_momentum_switched_off_and_on(path: dict[str, Any]) -> None:
     begun=st.booleans(),
 )
 @few
-def test_no_rate_and_no_gradient_change_no_bit(
+def test_steps_of_length_zero_change_no_bit(
     manifold: mn.Manifold,
     shape: tuple[int, ...],
     path: dict[str, Any],
@@ -218,7 +218,7 @@ def test_a_slice_without_gradient_keeps_its_bits(kind: str, path: dict[str, Any]
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "nesterov", "adam"])
 @pytest.mark.parametrize("size", [1e20, 1e30, 1e150])
 @pytest.mark.parametrize("manifold", CURVED[:4], ids=str)
-def test_one_gradient_whose_square_overflows(
+def test_training_continues_after_a_gradient_whose_square_overflows(
     manifold: mn.Manifold, size: float, kind: str, path: dict[str, Any]
 ) -> None:
     """Training goes on from a point of the manifold."""
@@ -238,7 +238,7 @@ def test_one_gradient_whose_square_overflows(
 @pytest.mark.parametrize("length", [1.0, 1e3, 1e6])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("manifold", CURVED[:4], ids=str)
-def test_gradients_along_the_weight_end_on_the_sphere(
+def test_normal_gradients_leave_the_weight_on_the_sphere(
     manifold: mn.Manifold,
     dtype: torch.dtype,
     length: float,
@@ -279,7 +279,7 @@ def test_a_step_that_nearly_cancels_ends_on_the_sphere(
 
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
-def test_a_slice_that_shrinks_below_the_smallest_number(kind: str) -> None:
+def test_a_slice_that_underflows_is_zero_on_every_path(kind: str) -> None:
     """One step of the scaled metric's geodesic; all paths end at zero, and stay there."""
     manifold = mn.ScaledEuclidean()
     ends = []

@@ -116,7 +116,7 @@ def test_options_that_differ_between_the_saved_groups_stay_as_they_are_now() -> 
 
 @OPTIMIZERS
 @pytest.mark.parametrize("names", [False, True])
-def test_a_plain_torch_checkpoint_is_taken_over(make: Any, names: bool) -> None:
+def test_checkpoints_of_torch_optimizers_are_loaded(make: Any, names: bool) -> None:
     """Its buffers become tangent vectors, and one second moment per slice."""
     model = _model()
     plain_make = torch.optim.SGD if make is mn.RiemannianSGD else torch.optim.Adam
@@ -166,7 +166,7 @@ def test_a_state_of_other_manifolds_is_refused_and_changes_nothing(make: Any) ->
     assert not target.state
 
 
-def test_what_does_not_fit() -> None:
+def test_states_that_do_not_fit_are_refused() -> None:
     model = _model()
     optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.01, momentum=0.9)
     _train(model, optimizer, 1, seed=0)
@@ -212,7 +212,7 @@ def test_an_optimizer_is_copied_and_pickled_with_its_model() -> None:
     assert _train(model, optimizer, 3, seed=1) == _train(model2, optimizer2, 3, seed=1)
 
 
-def test_schedulers_and_gradient_scaler() -> None:
+def test_schedulers_and_gradient_scalers_work() -> None:
     model = _model()
     optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
@@ -337,7 +337,7 @@ def test_names_are_seen_through_wrappers_and_one_prefix(rename: Any, back: bool)
         lambda name: name.replace(".", ".submodule."),
     ],
 )
-def test_other_names_are_other_parameters(rename: Any) -> None:
+def test_states_of_renamed_parameters_are_refused(rename: Any) -> None:
     model, state = _saved(rename)
     optimizer = _resumed(model)
     with pytest.raises(ValueError, match="belongs to other parameters"):
@@ -345,7 +345,7 @@ def test_other_names_are_other_parameters(rename: Any) -> None:
     assert not optimizer.state
 
 
-def test_a_part_that_is_called_module_is_no_wrapper() -> None:
+def test_a_submodule_called_module_is_not_stripped_from_names() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -419,7 +419,7 @@ def test_a_hook_converts_a_foreign_state_before_it_is_checked() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_hooks_change_is_kept_for_declared_weights_too(dtype: torch.dtype) -> None:
+def test_changes_by_hooks_are_kept_for_declared_weights(dtype: torch.dtype) -> None:
     model = _model(dtype)
     optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.01, momentum=0.9)
     _train(model, optimizer, 2, seed=0)
@@ -455,7 +455,7 @@ def test_what_hooks_change_is_kept_for_declared_weights_too(dtype: torch.dtype) 
     assert len(optimizer._optimizer_load_state_dict_post_hooks) == 2
 
 
-def test_what_a_hook_gives_is_checked_and_nothing_is_loaded() -> None:
+def test_an_invalid_state_from_a_hook_is_refused() -> None:
     model, state = _saved()
     optimizer = _resumed(model)
 
@@ -551,7 +551,7 @@ def test_a_step_that_is_no_count_is_refused(step: Any) -> None:
         optimizer.load_state_dict(state)
 
 
-def test_the_state_of_undeclared_parameters_is_torchs_matter() -> None:
+def test_states_of_undeclared_parameters_are_not_checked() -> None:
     model, state = _saved()
     state["state"][2]["momentum_buffer"] = torch.full((8,), torch.nan)
     state["state"][3]["momentum_buffer"] = torch.ones(3, dtype=torch.int64)

@@ -63,7 +63,7 @@ def _same(ours: Any, torchs: Any, options: dict[str, Any], dtype: torch.dtype) -
     variant=VARIANTS,
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-def test_sgd(
+def test_sgd_equals_torchs_bit_for_bit(
     lr: float,
     momentum: float,
     dampening: float,
@@ -98,7 +98,7 @@ def test_sgd(
     variant=VARIANTS,
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_adam(
+def test_adam_equals_torchs_bit_for_bit(
     lr: float,
     betas: tuple[float, float],
     eps: float,
@@ -126,11 +126,11 @@ def test_adam(
     ("ours", "torchs"),
     [(mn.RiemannianSGD, torch.optim.SGD), (mn.RiemannianAdam, torch.optim.Adam)],
 )
-def test_a_tensor_as_learning_rate(ours: Any, torchs: Any) -> None:
+def test_tensor_learning_rates_equal_torchs(ours: Any, torchs: Any) -> None:
     _same(ours, torchs, {"lr": torch.tensor(0.1)}, torch.float32)
 
 
-def test_sparse_gradients_as_torch_takes_them() -> None:
+def test_sparse_gradients_equal_torchs() -> None:
     def run(make: Any) -> Tensor:
         embedding = torch.nn.Embedding(9, 4, sparse=True)
         with torch.no_grad():
@@ -146,7 +146,7 @@ def test_sparse_gradients_as_torch_takes_them() -> None:
 
 
 @pytest.mark.parametrize("make", [mn.RiemannianSGD, mn.RiemannianAdam])
-def test_declared_euclidean_is_undeclared(make: Any) -> None:
+def test_euclidean_declarations_change_no_bit(make: Any) -> None:
     """`Euclidean()` changes nothing, also for a ManifoldParameter with torch's fast paths."""
     torchs = torch.optim.SGD if make is mn.RiemannianSGD else torch.optim.Adam
     start = _parameters()[0].detach()

@@ -98,7 +98,7 @@ def world(tmp_path: Path, made: Callable[[str], Path], monkeypatch: pytest.Monke
     return World(tmp_path, made, monkeypatch)
 
 
-def test_it_is_compiled_once_into_a_private_folder(world: World) -> None:
+def test_the_kernel_is_compiled_once_into_a_private_folder(world: World) -> None:
     path = build()
     assert path.parent == world.cache
     assert path.read_bytes() == world.made(EMPTY).read_bytes()
@@ -160,7 +160,9 @@ def test_a_damaged_kernel_is_compiled_anew(world: World, damage: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["text", "symbols"])
-def test_what_is_whole_and_cannot_be_loaded_is_compiled_anew(world: World, content: str) -> None:
+def test_an_intact_kernel_that_cannot_be_loaded_is_compiled_anew(
+    world: World, content: str
+) -> None:
     junk = b"text" if content == "text" else world.made(WITHOUT_SYMBOLS).read_bytes()
     world.cache.mkdir(mode=0o700)
     name = f"step-{kernel._key()}-{hashlib.sha256(junk).hexdigest()[:32]}.so"
@@ -186,7 +188,7 @@ def test_what_is_whole_and_cannot_be_loaded_is_compiled_anew(world: World, conte
     ],
     ids=["junk", "no symbols", "kills its process", "nothing", "fails"],
 )
-def test_what_cannot_be_loaded_is_not_kept(
+def test_a_kernel_that_cannot_be_loaded_is_not_kept(
     world: World, source: str, write: str, message: str
 ) -> None:
     world.compiler(source, write=write)
@@ -241,7 +243,7 @@ _BUILD = "from manifoldnet.optim.native.build import build; print(build())"
 
 
 @pytest.mark.thorough
-def test_of_many_processes_one_compiles(world: World) -> None:
+def test_one_of_many_processes_compiles(world: World) -> None:
     # Left by one that was killed.
     leftover = world.cache / f"step-{kernel._key()}.abc.tmp"
     world.cache.mkdir(mode=0o700)
@@ -261,7 +263,7 @@ def test_of_many_processes_one_compiles(world: World) -> None:
     assert not leftover.exists()
 
 
-def test_waiting_for_another_process_has_an_end(world: World) -> None:
+def test_waiting_for_another_process_times_out(world: World) -> None:
     world.cache.mkdir(mode=0o700)
     with (
         kernel.FileLock(world.cache / f"step-{kernel._key()}.lock"),
@@ -332,13 +334,13 @@ def test_where_no_folder_is_safe_there_is_no_kernel(world: World) -> None:
     assert world.calls == 0
 
 
-def test_a_file_for_a_folder(world: World) -> None:
+def test_a_file_in_place_of_the_cache_folder(world: World) -> None:
     world.cache.write_text("a file")
     with pytest.warns(RuntimeWarning, match="cache is a file.*instead"):
         build()
 
 
-def test_a_home_that_cannot_be_written_is_done_without(world: World) -> None:
+def test_an_unwritable_home_is_replaced_by_a_private_folder(world: World) -> None:
     world.patch.delenv("MANIFOLDNET_CACHE")
     world.patch.delenv("XDG_CACHE_HOME", raising=False)
     world.patch.setenv("HOME", "/proc/none")
@@ -349,7 +351,7 @@ def test_a_home_that_cannot_be_written_is_done_without(world: World) -> None:
     assert world.calls == 1
 
 
-def test_a_folder_that_no_program_is_loaded_from(world: World) -> None:
+def test_a_noexec_folder_is_replaced(world: World) -> None:
     statvfs = os.statvfs
 
     def noexec(path: Path) -> object:
@@ -361,7 +363,7 @@ def test_a_folder_that_no_program_is_loaded_from(world: World) -> None:
     assert world.calls == 1
 
 
-def test_a_full_disk_is_called_that(world: World) -> None:
+def test_a_full_disk_is_named_in_the_warning(world: World) -> None:
     full = f'case "$2" in {world.cache}*) echo "No space left on device" >&2; exit 1;; esac\n'
     world.compiler(write=full + f'cp {world.made(EMPTY)} "$2"')
     with pytest.warns(RuntimeWarning, match="cache, or .*, is full .No space left.*instead"):
@@ -396,7 +398,7 @@ def test_cxx_may_be_a_path_with_spaces(world: World) -> None:
 
 
 @pytest.mark.parametrize("cxx", ["/nonexistent/g++", "ccash g++", "'g++"])
-def test_a_cxx_that_is_none_is_refused(world: World, cxx: str) -> None:
+def test_an_invalid_cxx_is_refused(world: World, cxx: str) -> None:
     world.compiler(name="g++")
     world.patch.setenv("PATH", str(world.folder))
     world.patch.setenv("CXX", cxx)
@@ -405,7 +407,7 @@ def test_a_cxx_that_is_none_is_refused(world: World, cxx: str) -> None:
     assert world.calls == 0
 
 
-def test_without_cxx_the_first_compiler_there_is(world: World) -> None:
+def test_without_cxx_the_first_compiler_found_is_used(world: World) -> None:
     world.patch.delenv("CXX")
     path = os.environ["PATH"]
     world.patch.setenv("PATH", f"{world.folder / 'bin'}")
@@ -435,7 +437,7 @@ print([w.category.__name__ for w in caught], caught[0].message, mn.violations(la
 
 @pytest.mark.parametrize("write", ["exit 1", 'echo junk > "$2"'])
 @pytest.mark.thorough
-def test_without_the_kernel_there_is_a_warning_and_a_step(world: World, write: str) -> None:
+def test_without_the_kernel_a_step_warns_and_is_taken(world: World, write: str) -> None:
     world.compiler(write=write)
     environment = os.environ | {"TMPDIR": str(world.folder / "tmp"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -446,7 +448,9 @@ def test_without_the_kernel_there_is_a_warning_and_a_step(world: World, write: s
     assert not list(world.cache.glob("*.so"))
 
 
-def test_the_command_compiles_ahead(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_compiles_before_the_first_step(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["build-kernel"]) == 0
     path = capsys.readouterr().out.strip()
     assert path == str(build())

@@ -145,7 +145,7 @@ def test_weights_in_another_form(
     assert _off(run, plain, manifold) < 1e-5
 
 
-def test_torchs_fused_step_leaves_what_lies_between() -> None:
+def test_torchs_fused_step_leaves_memory_between_strides() -> None:
     """Of an undeclared weight with holes in its memory; torch's own writes into them."""
     run = Training(None, "momentum", {"fused": True})
     around = torch.full((*SHAPE[:-1], 2 * SHAPE[-1]), 7.0)
@@ -158,7 +158,9 @@ def test_torchs_fused_step_leaves_what_lies_between() -> None:
 @each_path
 @each_algorithm
 @pytest.mark.parametrize("manifold", MANIFOLDS[:3], ids=str)
-def test_a_model_made_double(manifold: mn.Manifold, algorithm: str, path: dict[str, Any]) -> None:
+def test_a_model_converted_to_double(
+    manifold: mn.Manifold, algorithm: str, path: dict[str, Any]
+) -> None:
     run = Training(manifold, algorithm, path).step(3)
     run.module.double()
     run.weight.grad = None
@@ -172,7 +174,9 @@ def test_a_model_made_double(manifold: mn.Manifold, algorithm: str, path: dict[s
 @each_path
 @each_algorithm
 @pytest.mark.parametrize("manifold", MANIFOLDS[:3], ids=str)
-def test_compressed_state(manifold: mn.Manifold, algorithm: str, path: dict[str, Any]) -> None:
+def test_moments_rounded_to_bfloat16(
+    manifold: mn.Manifold, algorithm: str, path: dict[str, Any]
+) -> None:
     """Moments kept in bfloat16 between steps count as what they say."""
     ends = []
     for way in (path, {"foreach": False}):
@@ -236,7 +240,7 @@ def _unchanged(before: Any, now: Any) -> None:
         "capturable on a processor",
     ],
 )
-def test_a_step_that_raises_has_changed_nothing(
+def test_a_step_that_raises_changes_nothing(
     wrong: str, algorithm: str, path: dict[str, Any]
 ) -> None:
     """Whatever is wrong is in the last group; the first one must not have moved."""
@@ -314,7 +318,7 @@ def _pair(path: dict[str, Any], declared: bool = True) -> tuple[list[nn.Paramete
 
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_weights_of_one_form_take_turns(path: dict[str, Any], declared: bool) -> None:
+def test_each_weight_has_its_own_form(path: dict[str, Any], declared: bool) -> None:
     """Forms of one weight say nothing of another, nor of itself in other memory."""
     ends = []
     for way, forms in ((path, True), ({"foreach": False}, False)):
@@ -337,7 +341,7 @@ def test_weights_of_one_form_take_turns(path: dict[str, Any], declared: bool) ->
         assert float((one - other).abs().max()) < 1e-5
 
 
-def test_a_path_that_is_switched_to_later_checks_anew() -> None:
+def test_switching_paths_repeats_the_checks() -> None:
     ends = []
     for switched in (False, True):
         weights, optimizer, _ = _pair({})
@@ -353,7 +357,7 @@ def test_a_path_that_is_switched_to_later_checks_anew() -> None:
         assert float((one - other).abs().max()) < 1e-5
 
 
-def test_a_warning_that_is_an_error_comes_after_the_step() -> None:
+def test_a_warning_turned_error_is_raised_after_the_step() -> None:
     weights, optimizer, _ = _pair({})
     for step in range(2):
         if step:
@@ -383,7 +387,7 @@ def test_without_momentum_there_is_no_state() -> None:
         assert optimizer.state_dict()["state"] == {}
 
 
-def test_a_model_made_double_with_undeclared_weights() -> None:
+def test_a_model_with_undeclared_weights_converted_to_double() -> None:
     for path in PATHS.values():
         layer = nn.Linear(3, 4)
         mn.declare(layer, "weight", mn.Oblique(), project=True)
@@ -489,7 +493,7 @@ def test_seen_forms_differ_by_class_type_shape_order_and_device(
     assert not seen.same([x, x, x])
 
 
-def test_a_weight_that_is_no_plain_memory_takes_the_specification() -> None:
+def test_tensor_subclasses_take_the_reference_step() -> None:
     """Of a subclass (a shard, say) an address says nothing."""
 
     class Wrapped(Tensor):

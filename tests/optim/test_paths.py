@@ -109,7 +109,7 @@ def _relative(a: Tensor, b: Tensor) -> float:
 @each_path
 @settings(max_examples=5)
 @given(kind=st.sampled_from(sorted(OPTIMIZERS)), seed=seeds, size=sizes(1e-3, 1.0))
-def test_they_agree_with_the_specification(
+def test_paths_agree_with_the_reference_step(
     manifold: mn.Manifold,
     shape: tuple[int, ...],
     path: dict[str, bool],
@@ -127,7 +127,7 @@ def test_they_agree_with_the_specification(
 @each_path
 @settings(max_examples=5)
 @given(kind=st.sampled_from(sorted(OPTIMIZERS)), seed=seeds, size=sizes(1e-3, 1.0))
-def test_in_float32_they_are_as_exact_as_the_specification(
+def test_paths_are_as_exact_in_float32_as_the_reference_step(
     manifold: mn.Manifold,
     shape: tuple[int, ...],
     path: dict[str, bool],
@@ -154,7 +154,7 @@ def test_in_float32_they_are_as_exact_as_the_specification(
 @each_optimizer
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("manifold", [mn.Oblique(), mn.ScaledEuclidean(1)], ids=str)
-def test_half_types(
+def test_half_precision_weights(
     manifold: mn.Manifold, dtype: torch.dtype, kind: str, path: dict[str, bool]
 ) -> None:
     x = point(manifold, (6, 5), 0).to(dtype)
@@ -199,7 +199,7 @@ def test_large_weights(
 @each_path
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
 @pytest.mark.parametrize("dim", [0, 1])
-def test_any_order_of_memory(dim: int, kind: str, path: dict[str, bool]) -> None:
+def test_any_memory_format(dim: int, kind: str, path: dict[str, bool]) -> None:
     """Channels last, gradients and buffers in another order than the weight, and holes."""
     manifold = mn.Oblique(dim)
     x = point(manifold, (6, 4, 3, 3), 0)
@@ -224,7 +224,7 @@ def test_any_order_of_memory(dim: int, kind: str, path: dict[str, bool]) -> None
 
 @each_path
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
-def test_many_weights_are_stepped_as_each_alone(kind: str, path: dict[str, bool]) -> None:
+def test_many_weights_agree_with_the_reference_step(kind: str, path: dict[str, bool]) -> None:
     """Of several shapes, manifolds and types, some without a gradient, some that begin later."""
     rows = [row for row in MANIFOLDS if not isinstance(row[0], mn.Euclidean)] * 2
     ends = []
@@ -255,7 +255,7 @@ def test_many_weights_are_stepped_as_each_alone(kind: str, path: dict[str, bool]
 @pytest.mark.parametrize("dim", [0, 1, None])
 @given(seed=seeds, exponents=st.lists(st.integers(-9, 9), min_size=6, max_size=6))
 @few
-def test_powers_of_two_scale_the_run_bitwise(
+def test_trajectories_are_equivariant_under_powers_of_two_bit_for_bit(
     dim: int | None,
     retraction: str,
     kind: str,
@@ -278,7 +278,7 @@ def test_powers_of_two_scale_the_run_bitwise(
 @pytest.mark.parametrize("lr", [1e-30, 1e12, 1e28])
 @pytest.mark.parametrize("kind", ["sgd", "momentum"])
 @pytest.mark.parametrize("retraction", ["projective", "geodesic"])
-def test_absurd_rates_end_on_the_sphere(
+def test_steps_with_huge_rates_end_on_the_sphere(
     lr: float, kind: str, retraction: str, path: dict[str, bool]
 ) -> None:
     manifold = mn.Oblique(retraction=retraction)
@@ -303,7 +303,7 @@ def test_absurd_rates_end_on_the_sphere(
     ],
     ids=str,
 )
-def test_gradients_along_the_weight_leave_it_on_the_sphere(
+def test_normal_gradients_leave_the_weight_on_the_sphere(
     manifold: mn.Manifold,
     shape: tuple[int, ...],
     limit: float,
@@ -337,7 +337,7 @@ def test_buffers_stay_tangent(kind: str, path: dict[str, bool]) -> None:
 
 @each_path
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
-def test_not_a_number_stays_in_its_slice(kind: str, path: dict[str, bool]) -> None:
+def test_nan_does_not_spread_to_other_slices(kind: str, path: dict[str, bool]) -> None:
     manifold = mn.ScaledEuclidean()
     x = point(manifold, (4, 3), 0, torch.float32)
     g = torch.randn(4, 3)
@@ -360,7 +360,7 @@ def _run_once(
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
-def test_a_checkpoint_goes_on_by_another_path(kind: str) -> None:
+def test_checkpoints_continue_on_another_path(kind: str) -> None:
     manifold = mn.Oblique(1)
     x = point(manifold, (5, 7), 0)
     gradients = _gradients(manifold, x, 6, 0.3, 1)
@@ -379,7 +379,7 @@ def test_a_checkpoint_goes_on_by_another_path(kind: str) -> None:
     assert apart(module.weight.detach(), plain, 1) < 1e-12
 
 
-def test_the_kernel_warns_of_norms_that_grow() -> None:
+def test_the_kernel_warns_of_growing_norms() -> None:
     manifold = mn.ScaledEuclidean(retraction="additive")
     module = _layer(manifold, point(manifold, (4, 3), 0, torch.float32))
     optimizer = mn.RiemannianSGD(module.parameters(), lr=1.0, fused=True)
@@ -391,12 +391,12 @@ def test_the_kernel_warns_of_norms_that_grow() -> None:
         optimizer.step()
 
 
-def test_what_has_a_kind() -> None:
+def test_all_but_euclidean_manifolds_have_fast_paths() -> None:
     for manifold, _ in MANIFOLDS:
         assert (kind_of(manifold) is None) is isinstance(manifold, mn.Euclidean)
 
 
-def test_parts_that_do_not_belong_together_have_no_kind() -> None:
+def test_mixed_parts_take_the_reference_step() -> None:
     """A manifold composed of rows' projection and columns' metric takes the specification."""
 
     class Mixed(mn.Manifold):

@@ -72,7 +72,7 @@ def test_the_unit_norm_update_of_the_paper() -> None:
     ("dampening", "nesterov", "maximize"),
     [(0.0, False, False), (0.3, False, True), (0.0, True, False)],
 )
-def test_momentum_is_the_formula_in_the_vocabulary_of_the_manifold(
+def test_momentum_matches_the_formula_written_with_the_manifold(
     manifold: mn.Manifold,
     shape: tuple[int, ...],
     dampening: float,
@@ -100,7 +100,7 @@ def test_momentum_is_the_formula_in_the_vocabulary_of_the_manifold(
     torch.testing.assert_close(module.weight.detach(), x, rtol=1e-12, atol=1e-12)
 
 
-def test_closure_runs_with_gradients_and_gives_the_loss() -> None:
+def test_closure_runs_with_gradients_and_step_returns_the_loss() -> None:
     module = _layer(mn.Oblique(), (4, 3))
     optimizer = mn.RiemannianSGD(module.parameters(), lr=0.1)
 
@@ -180,7 +180,7 @@ def _train(
     return losses
 
 
-def test_additive_steps_grow_norms_as_computed_and_are_warned_of_in_time() -> None:
+def test_additive_steps_grow_norms_by_the_formula_and_warn_before_overflow() -> None:
     """‖w⁺‖² = ‖w‖² (1 + λ²‖w‖²‖g‖²), since ⟨w, g⟩ = 0 where the loss ignores the norm."""
     torch.manual_seed(0)
     model = BatchNormed("additive", torch.float64)
@@ -228,7 +228,9 @@ def test_geodesic_steps_keep_norms() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("retraction", ["additive", "geodesic"])
-def test_powers_of_two_scale_the_trajectory_bitwise(momentum: float, retraction: str) -> None:
+def test_trajectories_are_equivariant_under_powers_of_two_bit_for_bit(
+    momentum: float, retraction: str
+) -> None:
     """Rows of the hidden layer scaled by powers of two: same losses, scaled weights, to the bit."""
     torch.manual_seed(0)
     model = BatchNormed(retraction, torch.float32)
@@ -273,12 +275,12 @@ def test_powers_of_two_scale_the_trajectory_bitwise(momentum: float, retraction:
         ({"lr": 0.1, "fused": True, "foreach": True}, "fused"),
     ],
 )
-def test_numbers_out_of_range(options: dict[str, Any], named: str) -> None:
+def test_hyperparameters_out_of_range_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         mn.RiemannianSGD([nn.Parameter(torch.zeros(3))], **options)
 
 
-def test_a_step_without_batch_normalization_that_leaves_the_numbers_at_once_is_told_of() -> None:
+def test_overflow_within_two_steps_is_warned_of() -> None:
     """Norms can go from ordinary to infinite in a step or two; then, too, there is a warning."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False))
@@ -292,7 +294,7 @@ def test_a_step_without_batch_normalization_that_leaves_the_numbers_at_once_is_t
 
 @pytest.mark.parametrize("make", [mn.RiemannianSGD, mn.RiemannianAdam])
 @pytest.mark.parametrize("flag", ["foreach", "fused"])
-def test_variants_are_for_declared_weights_and_for_the_others(flag: str, make: Any) -> None:
+def test_foreach_and_fused_step_all_weights(flag: str, make: Any) -> None:
     model = nn.Linear(3, 4)
     mn.declare(model, "weight", mn.Oblique(), project=True)
     groups = mn.param_groups(model, lr=0.1, **{flag: True})
@@ -332,7 +334,7 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_gradients_that_are_not_finite(bad: float) -> None:
+def test_nonfinite_gradients_with_and_without_the_check(bad: float) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     mn.declare(model[1], "weight", mn.Oblique(), project=True)
     optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.1, error_if_nonfinite=True)
@@ -350,7 +352,7 @@ def test_gradients_that_are_not_finite(bad: float) -> None:
     assert model[1].weight[0].isfinite().all()
 
 
-def test_sparse_gradients_of_declared_weights() -> None:
+def test_sparse_gradients_of_declared_weights_are_refused() -> None:
     embedding = nn.Embedding(9, 4, sparse=True)
     mn.declare(embedding, "weight", mn.Oblique(), project=True)
     optimizer = mn.RiemannianSGD(mn.param_groups(embedding), lr=0.1)
@@ -371,7 +373,7 @@ def test_sparse_gradients_of_declared_weights() -> None:
     assert torch.equal(model["linear"].weight, before)
 
 
-def test_weights_off_their_manifold() -> None:
+def test_weights_off_their_manifold_are_refused() -> None:
     module = _layer(mn.Oblique(), (4, 3))
     optimizer = mn.RiemannianSGD(mn.param_groups(module), lr=0.1)
     with torch.no_grad():

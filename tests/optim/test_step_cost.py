@@ -51,7 +51,9 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("make", "options", "most"), STEPS)
-def test_one_weight_takes_few_operators(make: Any, options: dict[str, Any], most: int) -> None:
+def test_a_step_of_one_weight_takes_few_operators(
+    make: Any, options: dict[str, Any], most: int
+) -> None:
     assert _count(1, (64, 64), make, **options).calls <= most
 
 

@@ -79,7 +79,9 @@ def _run(make: Any, options: dict[str, Any], dtype: torch.dtype, form: Any) -> A
 
 
 @pytest.mark.parametrize(("torchs", "options"), _inputs(), ids=_name)
-def test_bit_for_bit(torchs: Any, options: dict[str, Any]) -> None:
+def test_undeclared_parameters_equal_torchs_bit_for_bit(
+    torchs: Any, options: dict[str, Any]
+) -> None:
     if options.get("differentiable"):
         with pytest.raises(ValueError, match="differentiable=True is not supported"):
             OURS[torchs]([torch.nn.Parameter(torch.zeros(2))], **options)
@@ -115,7 +117,7 @@ def _error_inputs() -> list[tuple[Any, Any]]:
     _error_inputs(),
     ids=lambda v: getattr(getattr(v, "optimizer_error_input", v), "desc", _name(v)),
 )
-def test_what_torch_refuses_is_refused(torchs: Any, case: Any) -> None:
+def test_options_that_torch_refuses_are_refused(torchs: Any, case: Any) -> None:
     given = case.optimizer_error_input
     if given.params is None:  # torch's suite fills in its own
         given.params = [torch.nn.Parameter(torch.randn(2, 3))]
@@ -129,7 +131,7 @@ def test_what_torch_refuses_is_refused(torchs: Any, case: Any) -> None:
 
 
 @pytest.mark.parametrize("make", OURS.values())
-def test_fused_refuses_what_torchs_does(make: Any) -> None:
+def test_fused_refuses_the_tensors_that_torchs_does(make: Any) -> None:
     """Weights on the meta device, and types that are no floating point."""
     for p in (torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.complex64)):
         parameter = torch.nn.Parameter(p)

@@ -38,7 +38,7 @@ def _model() -> nn.Module:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("whole", [False, True], ids=["step", "training step"])
 @pytest.mark.thorough
-def test_one_graph_for_every_rate(case: str, whole: bool) -> None:
+def test_a_compiled_step_is_not_recompiled_for_another_rate(case: str, whole: bool) -> None:
     make, options = CASES[case]
     ends = []
     for compiled in (False, True):

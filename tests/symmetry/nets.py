@@ -31,7 +31,7 @@ Batch = tuple[Any, Any]
 
 
 def classify(scores: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the last dimension, whatever stands before it."""
+    """Cross-entropy over the last dimension, averaged over all others."""
     return cross_entropy(scores.flatten(0, -2), labels.flatten())
 
 
@@ -153,7 +153,7 @@ def hidden_units(first: str, second: str, units: int) -> list[Generator]:
 
 @net
 def relu() -> Net:
-    """Homogeneous: each unit by itself. The last bias is added to nothing that scales."""
+    """ReLU is positively homogeneous: one symmetry for each unit."""
     return Net(perceptron(nn.ReLU()), hidden_units("0", "2", 4))
 
 
@@ -166,7 +166,7 @@ enter(
 
 @net
 def three_layers() -> Net:
-    """The bias of a middle layer grows with its own row alone."""
+    """The bias of a middle layer scales with its own row, not with those of the layer before."""
     model = nn.Sequential(
         nn.Linear(INPUTS, 3), nn.ReLU(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, CLASSES)
     )
@@ -175,7 +175,7 @@ def three_layers() -> Net:
 
 @net
 def prelu() -> Net:
-    """Its slope is a factor between 0 and 1 of something that scales, and does not scale."""
+    """The slopes are factors of the negative parts, and do not scale."""
     return Net(perceptron(nn.PReLU(4)), hidden_units("0", "2", 4))
 
 
@@ -223,7 +223,7 @@ enter("arch2_depth_4", lambda: _arch2(4))
 
 @net
 def batch_norm_in_evaluation() -> Net:
-    """Its mean is a constant beside W x: rows do not scale, γ and β do as before."""
+    """The running mean is constant: rows of W do not scale, γ and β do as in training."""
     model = Arch2(INPUTS, CLASSES, features=8)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -443,7 +443,7 @@ def depthwise() -> Net:
 
 @net
 def transposed_convolution() -> Net:
-    """Its filters (dim 0) read, its channels (dim 1) write."""
+    """Slices of dim 0 belong to the input channels, slices of dim 1 to the output channels."""
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3),
         nn.ReLU(),
@@ -524,7 +524,7 @@ def attention_generators(prefix: str, width: int) -> list[Generator]:
 
 @net
 def attention() -> Net:
-    """And the output, which is read at once, by channels."""
+    """Attention and a classifier: channels of the output scale against its columns, too."""
     model = nn.Sequential(Attention(4, 2), nn.Linear(4, CLASSES))
     return Net(
         model, attention_generators("0.", 4) + hidden_units("0.o", "1", 4), torch.randn(12, 5, 4)
@@ -819,7 +819,7 @@ def weight_norm() -> Net:
 
 @net
 def frozen() -> Net:
-    """A frozen bias is a constant: no symmetry may scale it, and none is trivial on it."""
+    """A frozen weight is constant: no symmetry scales it, and it has no trivial one."""
     model = perceptron(nn.ReLU(), MaxPoolPairs(), hidden=8)
     model[3] = nn.Linear(4, CLASSES)
     model[0].bias.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Assertions and strategies: that they pass what is invariant, and say what is not, and why."""
+"""Assertions of invariance: success, failure and its message; strategies for elements."""
 
 import re
 
@@ -103,7 +103,7 @@ def test_what_is_not_is_named_with_its_generator_and_factor(make):
         assert_update_equivariant(model, group, cross_entropy, batch, make)
     message = str(caught.value)
     assert re.match(r"the update is not equivariant: the error is [\d.e+-]+ relative", message)
-    # Reduced to one of the four generators, with the factor 2.
+    # The element is reduced to one of the four generators, with the factor 2.
     assert re.search(
         r"under hidden\.3\.weight\[rows \d,\d\] × s, head\.weight\[column \d\] ÷ s "
         r"with s = 2\n",
@@ -129,7 +129,7 @@ def test_a_false_symmetry_among_true_ones_is_found():
 
 
 def test_two_generators_that_fail_only_together_are_both_named():
-    # Each alone keeps the loss |a b| at 0 ≤ tolerance; both together do not: a threshold.
+    # The loss is constant up to a threshold, which no scaling of one entry exceeds.
     class Threshold(nn.Module):
         def __init__(self):
             super().__init__()

@@ -128,8 +128,8 @@ def test_arch1():
 def test_arch2():
     model, group = arch2()
     table = explain(model, group)
-    # γ and β against a column of W2: unit rows of W2 are reached again by scaling rows, which is
-    # a symmetry too, so UN is left with a free direction, and does not follow it.
+    # γ and β against a column of W2: scaling of the rows of W2, a symmetry too, restores their
+    # unit norms. So UN admits a one-parameter family of parameterizations, and ignores them.
     assert verdicts(table) == {
         "B-SGD": ["ignores", "ignores", "ignores"],
         "SM": ["respects", "ignores", "ignores"],
@@ -239,7 +239,7 @@ class Spoils(torch.optim.SGD):
 
 
 class AddsNoise(torch.optim.SGD):
-    """Multiplicative noise, so that it respects a scaling if it draws the same numbers."""
+    """Multiplicative noise: equivariant if both runs draw the same numbers."""
 
     def step(self, closure=None):
         for group in self.param_groups:

@@ -163,7 +163,7 @@ def over_norm(eps):
 
 
 def test_an_eps_inside_the_model_is_reported():
-    # It is written into the formula, and cannot be taken out.
+    # This ε is a constant in a formula, not an attribute of a layer that could be set to 0.
     model = nn.Sequential(nn.Linear(INPUTS, 4, bias=False), over_norm(1e-5))
     batch = (images()[0], normalize(torch.randn(SAMPLES, 4)))
     group = discover(model, mse_loss, [batch])
@@ -188,7 +188,7 @@ def test_batches_of_any_size(size):
 
 @pytest.mark.parametrize("batches", [parts(3), parts(8, 33), parts(1)[:1] + parts(8)])
 def test_coupled_samples_are_detected(batches):
-    # The last of 33 samples in eights is alone: batch normalization refuses it.
+    # 33 samples in batches of eight leave a batch of one, which batch normalization refuses.
     net = NETS["arch2"]()
     group = discover(net.model, cross_entropy, batches)
     assert canonical(group.nontrivial.generators) == canonical(net.generators)
@@ -197,14 +197,14 @@ def test_coupled_samples_are_detected(batches):
 
 
 def test_batch_normalization_of_two_samples_gives_false_symmetries():
-    # It maps them to ±1: to first order all weights before it seem free.
+    # It maps two samples to ±1, so the gradient of the weights before it vanishes.
     net = NETS["arch2"]()
     with pytest.raises(FalseSymmetryError, match="maps any two samples to ±1"):
         discover(net.model, cross_entropy, parts(2))
 
 
 def test_a_weighted_mean_couples_samples():
-    # It divides by the sum of the weights of a batch.
+    # The mean divides by the sum of the class weights in a batch.
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
     group = discover(plain(), weighted, BATCHES)
     assert canonical(group.nontrivial.generators) == UNITS
@@ -249,7 +249,7 @@ class TwoInputs(nn.Module):
         return self.head(torch.cat([a, b if mask is None else b * mask], dim=1))
 
 
-# Unit i writes to two features.
+# Unit i gives two features, one for each image.
 SHARED = canonical(generator(layer("hidden", i), column("head.weight", i, 4 + i)) for i in range(4))
 
 
@@ -265,7 +265,7 @@ def test_inputs_may_be_tuples_and_dicts(kind, masked):
 
 
 def test_square_mask_is_not_indexed_by_samples():
-    # Which shows only when samples are taken out of it.
+    # The mask is as large as the batch; the error shows only when single samples are taken.
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -302,7 +302,7 @@ def test_dead_pixels_are_left_out():
 
 
 def embedding(tokens=6, **options):
-    """Column j of the embedding, against column j of what reads it, which a soft-max follows."""
+    """An embedding and a linear layer: column j of one against column j of the other."""
     model = nn.Sequential(nn.Embedding(tokens, 4, **options), nn.Linear(4, CLASSES))
     return model, canonical(
         generator(column("0.weight", j), column("1.weight", j)) for j in range(4)
@@ -343,7 +343,7 @@ def test_embeddings_with_options(options):
 
 
 def test_gradients_that_are_rounding_errors_are_zero():
-    # By itself the bias of keys has no other gradient (see `attention_generators`).
+    # The soft-max is invariant to the bias of keys (`attention_generators`): its gradient is 0.
     model = nn.Sequential(Attention(4, 2), nn.Linear(4, CLASSES))
     batches = [(torch.randn(12, 5, 4), torch.randint(CLASSES, (12, 5)))]
     free = canonical(generator(row("0.k.bias", i)) for i in range(4))
@@ -387,7 +387,7 @@ def test_models_that_cannot_be_vectorized(function):
 
 
 class WarmUp(nn.Module):
-    """Counts its calls in a buffer, in place, and does something else from the fourth on."""
+    """ReLU in its first three calls, counted in a buffer in place, and tanh from the fourth on."""
 
     def __init__(self):
         super().__init__()
@@ -399,7 +399,7 @@ class WarmUp(nn.Module):
 
 
 def test_layers_that_write_to_buffers():
-    # Which stay as they are: every call is as the next one of the user's would be.
+    # Discovery leaves the buffer unchanged: each of its calls is the first one of the user.
     model = perceptron(WarmUp())
     assert found(model, cross_entropy, BATCHES) == UNITS
     assert model[1].calls == 0
@@ -440,7 +440,7 @@ def test_models_that_need_single_precision(function, loss_fn):
 
 
 def test_loss_near_zero():
-    # Rounding errors are large beside it.
+    # Rounding errors are large relative to this loss.
     model = plain().double()
     x, _ = images()
     with torch.no_grad():
@@ -503,7 +503,7 @@ def test_seed_determines_the_result():
 
 
 def test_only_some_parameters():
-    # Without the bias, no row of the first layer; and not the second layer's columns without rows.
+    # A unit is scaled by its row, its bias and its column: no two of them have a symmetry.
     assert found(plain(), cross_entropy, BATCHES, parameters=["0.weight", "2.weight"]) == set()
     named = ["0.weight", "0.bias", "2.weight"]
     assert found(plain(), cross_entropy, BATCHES, parameters=named) == UNITS
@@ -528,7 +528,7 @@ def test_progress_is_reported():
 
 
 def test_without_any_symmetry_the_group_has_dimension_0():
-    # One slope, between 0 and 1: nothing makes up for it.
+    # The slope is the only parameter: no other one can compensate for its scaling.
     group = discover(nn.PReLU(), mse_loss, [(torch.randn(8, 2), torch.randn(8, 2))])
     assert (group.dimension, group.trivial_dimension) == (0, 0)
     assert group.sample().is_identity
@@ -597,7 +597,7 @@ def test_invalid_arguments_of_discover(model, loss_fn, batches, options, message
 
 
 class CutOff(nn.Module):
-    """A perceptron, and beside it A x/‖A x‖ times ‖A‖, whose gradient is cut off."""
+    """A perceptron plus A x/‖A x‖ times ‖A‖, where ‖A‖ is detached."""
 
     def __init__(self):
         super().__init__()
@@ -609,7 +609,7 @@ class CutOff(nn.Module):
 
 
 class Rounded(torch.autograd.Function):
-    """Rounds to whole numbers, and says that its gradient is zero."""
+    """Rounding to whole numbers, with the gradient zero."""
 
     @staticmethod
     def forward(ctx, x):
@@ -628,7 +628,7 @@ class Quantized(CutOff):
 
 @pytest.mark.parametrize("model", [CutOff(), Quantized()])
 def test_false_symmetry_error_has_generator_and_deviation(model):
-    # And not those of the perceptron, which come before it.
+    # The generators of the perceptron precede the false one and are not reported.
     with pytest.raises(FalseSymmetryError, match="first order only") as error:
         discover(model, cross_entropy, BATCHES)
     assert canonical([error.value.generator]) == canonical([generator(row("A.weight", 0, 1, 2))])
@@ -645,7 +645,7 @@ def test_rounding_of_tiny_weights_is_detected():
 
 
 def test_straight_through_rounding_has_no_symmetry():
-    # The gradient is that of the rounded weight: times the weight itself, it balances nothing.
+    # The gradient is that at the rounded weight, so its product with the weight does not cancel.
     class Rounding(nn.Module):
         def forward(self, w):
             return w + ((4 * w).round() / 4 - w).detach()
@@ -677,7 +677,7 @@ def inputs(size):
 @pytest.mark.parametrize("everywhere", [False, True])
 @pytest.mark.parametrize("size", SMALL)
 def test_small_weights_do_not_make_a_unit_linear(size, everywhere):
-    # At weights of the size of a fresh layer it is not.
+    # It is nonlinear at weights of the size of an initialized layer.
     model = nearly_linear(nn.Tanh(), size, everywhere=everywhere)
     assert found(model, cross_entropy, inputs(1.0)) == set()
 
@@ -732,7 +732,7 @@ def test_singular_values_between_two_gaps_are_undecided():
 
 
 class Penalized(nn.Module):
-    """A loss that holds the model."""
+    """A loss with a penalty on the weights of a model that it stores."""
 
     def __init__(self, model):
         super().__init__()
@@ -747,7 +747,7 @@ def penalty_of(model):
 
 
 class Itself(nn.Module):
-    """Reads a layer by a function that a copy takes over as it is."""
+    """A layer read through a closure, which deepcopy does not copy."""
 
     def __init__(self, layer):
         super().__init__()

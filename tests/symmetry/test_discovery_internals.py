@@ -70,7 +70,7 @@ def test_gap_is_the_largest_ratio(values, columns, rank, nearly):
 
 
 def test_values_near_the_floor_make_no_clear_gap():
-    # 2e-13 is three orders above what follows, but hardly above the floor.
+    # 2e-13 is three orders of magnitude above the next value, but only twice the floor.
     gap = find_gap(torch.tensor([1, 2e-13, 1e-16], dtype=torch.float64)[1:], 2, 1e-13)
     assert gap.ratio < 3
 
@@ -98,7 +98,7 @@ def null_space_of(vectors):
 
 
 def recover(vectors, shifts=(), seed=0, sides=None):
-    """Generators found for the null space of some vectors and shifts."""
+    """The basis that is recovered for the null space spanned by vectors and shifts."""
     columns = len(vectors[0])
     sizes, rows = null_space_of([*vectors, *(s.vector(columns) for s in shifts)])
     found, trivial = sparse_basis(sizes, rows, sides or range(columns), shifts, source(seed), 1e-9)
@@ -161,7 +161,7 @@ def test_trivial_vectors_are_kept_apart(seed):
 
 
 def test_all_rows_are_preferred_to_all_columns():
-    # Of a square matrix, which is scaled as a whole.
+    # Both scale the whole of a square matrix.
     shift = TrivialGenerator(torch.arange(3), torch.arange(3, 6))
     assert entries(recover([vector(7, _3=1, _4=1, _5=1)], [shift])) == {((0, 1), (1, 1), (2, 1))}
 
@@ -337,7 +337,7 @@ def test_samples_are_counted_where_all_tensors_agree():
 
 
 class Endless:
-    """Equations of a rank that is known; counts how many have been asked for."""
+    """Equations of known rank, with a count of those that were requested."""
 
     def __init__(self, columns, rank, most=160):
         self.directions = torch.randn(rank, columns, dtype=torch.float64)
@@ -345,7 +345,7 @@ class Endless:
         self.asked, self.rank, self.most = 0, rank, most
 
     def rows(self, count):
-        # As if news came in slowly: a few more directions in each block.
+        # The rank grows slowly: each block has at most `most` new directions.
         self.asked += count
         known = min(self.rank, self.most * (self.asked // count))
         mixed = torch.randn(count, known, dtype=torch.float64) @ self.directions[:known]
@@ -366,7 +366,7 @@ def test_columns_that_are_zero_to_rounding_are_free():
 
 @pytest.mark.parametrize("most", [160, 5])
 def test_collecting_stops_at_full_rank(most):
-    # However many equations it takes, memory is a few rows for each column.
+    # Memory is a few rows for each column, for any number of equations.
     eqs = Endless(columns=100, rank=60, most=most)
     rows, count = _collect_rows(eqs, 1e-8, ignore)
     assert int(torch.linalg.matrix_rank(rows, rtol=1e-9)) == 60

@@ -30,7 +30,7 @@ def elements(size=factors):
 
 
 def weight(shape=(6, 4), dtype=torch.float64, seed=0):
-    # Away from zero, so that no relative error is blurred.
+    # Entries are away from 0, for the sake of relative errors.
     x = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (x + 0.5).to(dtype) * torch.where(x > 0.5, 1, -1).to(dtype)
 
@@ -271,7 +271,7 @@ TOO_MUCH = [
     (torch.bfloat16, 1.0, 2.0**-150),
     (torch.float16, 1.0, 2.0**-30),
     (torch.float64, 1e-300, 2.0**-100),
-    # Not to zero, but to where digits are lost: scaling back would not restore them.
+    # The result is subnormal, not 0: digits are lost, and the inverse does not restore them.
     (torch.float32, 1.2345678, 2.0**-130),
     (torch.bfloat16, 1.234, 2.0**-130),
     (torch.float16, 1.234, 2.0**-18),

@@ -63,7 +63,7 @@ def batch_of(dtype=torch.float64, seed=1, size=16):
 
 
 def units(*factors):
-    """A symmetry of `Net`: everything into a unit × s, all out of it ÷ s."""
+    """A symmetry of `Net`: row and bias of a unit × s, its column ÷ s."""
     return ScalingElement(
         {("hidden.weight", 0): factors, ("hidden.bias", 0): factors}
         | {("head.weight", 1): [1 / f for f in factors]}
@@ -202,7 +202,7 @@ def test_parameters_without_factors_are_compared():
 
 
 class OwnOptimizer:
-    """Nothing of torch's: no groups, no closure."""
+    """An optimizer without torch's base class: no groups, no closure."""
 
     def __init__(self, parameters):
         self.parameters = list(parameters)
@@ -260,7 +260,7 @@ def test_optimizers_that_ignore_the_symmetry(factory):
     assert invariance_error.update(Net(), UNITS, entropy, batch_of(), factory, steps=3) > 1e-2
     error = invariance_error.trajectory(Net(), UNITS, entropy, [batch_of()], factory, steps=5)
     assert error > 1e-2
-    # … and without a scaling there is nothing to see, up to the last bit.
+    # Without a scaling the error is exactly 0.
     none = ScalingElement.identity()
     assert invariance_error.update(Net(), none, entropy, batch_of(), factory, steps=3) == 0
     assert invariance_error.trajectory(Net(), none, entropy, [batch_of()], factory, steps=5) == 0
@@ -288,7 +288,7 @@ FOLLOWING = {
 def test_optimizers_that_follow_the_geometry(factory, retraction):
     model = manifold_parameters(retraction)
     assert invariance_error.update(model, UNITS, entropy, batch_of(), factory, steps=3) == 0
-    # On one batch after the other, and by factors that are rounded.
+    # Several batches in turn, and factors that are not powers of two.
     element = units(3.0, 0.1, 700.0, 0.002, 1.7)
     batches = [batch_of(seed=seed) for seed in range(3)]
     error = invariance_error.trajectory(model, element, entropy, batches, factory, steps=20)
@@ -296,8 +296,8 @@ def test_optimizers_that_follow_the_geometry(factory, retraction):
 
 
 def test_geoopts_adam_follows_single_slices_only():
-    # It has second moments entry by entry: on the whole tensor's metric it is invariant where all
-    # entries of a weight scale together, as Adam itself is not.
+    # Its second moments are entry by entry: with the metric of the whole tensor it is invariant if
+    # all entries of a weight have the same factor. Adam is not.
     model = manifold_parameters()
     for layer in (model.hidden, model.head):
         mn.undeclare(layer, "weight")
@@ -358,13 +358,13 @@ def test_model_and_generator_are_unchanged(measure, training):
     assert mn.manifolds(model) == manifolds
     assert all(module.training == training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), rng)
-    # … and so the same is measured again, whatever torch's generator is at.
+    # A second measurement is equal, for any state of torch's generator.
     torch.manual_seed(99)
     assert measure(model) == value
 
 
 def test_dropout_is_repeated():
-    # Powers of two: were other units dropped, the loss would not be the same to the last bit.
+    # With powers of two the error is exactly 0 only if the same units are dropped.
     model = declared(Net(dropout=0.5))
     assert invariance_error.loss(model, UNITS, entropy, batch_of()) == 0
     for bias in (model.hidden.bias, model.head.bias):
@@ -381,7 +381,7 @@ def test_dropout_is_repeated():
 
 
 def test_loss_is_deterministic_within_a_step():
-    # A line search compares losses: with other units dropped each time, it could not.
+    # A line search compares losses, which needs the same dropped units in all its calls.
     seen = []
 
     class Looking(torch.optim.SGD):
@@ -480,7 +480,7 @@ def test_bias_with_a_gradient_of_rounding_errors(dtype, bound):
 
 @pytest.mark.thorough
 def test_loss_that_converges_to_zero():
-    # It is fitted to the last digit; the losses are then rounding, of 1e-31 or so, or zero.
+    # The model fits its target: the last losses are rounding errors of about 1e-31, or 0.
     model = Line()
     for name, dim in (("w", 0), ("v", 1)):
         mn.declare(model, name, mn.ScaledEuclidean(dim))
@@ -504,7 +504,7 @@ def test_constant_parameters_have_no_error():
 
 
 def test_large_float32_weights_are_compared_in_float64():
-    # Scaled back, they have no room in float32; the comparison does not take place there.
+    # Scaled back they exceed the range of float32; the comparison is in float64.
     model = Line().float()
     batch = tuple(x.float() for x in BATCH)
     element = ScalingElement({ROW: 2.0**-60, COLUMN: 2.0**60})
@@ -600,7 +600,7 @@ def test_invalid_arguments(measure, options, message):
 
 @pytest.mark.parametrize("measure", WITH_A_LOSS)
 def test_penalty_on_the_own_weights_is_an_error(measure):
-    # It would be the same constant before and after scaling, and leave its gradient in the model.
+    # The penalty is the same constant before and after scaling, and its gradient is the model's.
     model = Net()
 
     def loss_fn(output, target):
@@ -614,7 +614,7 @@ def test_penalty_on_the_own_weights_is_an_error(measure):
 @pytest.mark.parametrize("measure", STEPPING)
 @pytest.mark.parametrize("early", [True, False])
 def test_optimizer_of_another_model_is_an_error(measure, early):
-    # It would train the user's own model, and neither of the two that are compared.
+    # Such an optimizer trains the user's model, not the two copies that are compared.
     model = Net()
     before = copy.deepcopy(model.state_dict())
     optimizer = sgd(model)
@@ -651,7 +651,7 @@ def test_metric_at_nan_is_an_error():
 
 
 def test_a_parameter_that_overflows_is_the_worst():
-    """∞/∞ is no small deviation."""
+    """A deviation ∞/∞ counts as ∞."""
     here = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([1.0, 2.0])}
     there = {"a": torch.tensor([1.0, 2.1]), "b": torch.tensor([math.inf, 2.0])}
     start = {name: torch.zeros(2) for name in here}

@@ -1,4 +1,4 @@
-"""The two papers' claims of invariance, on their networks, and where the claims need care.
+"""The two papers' claims of invariance on their networks, and the limits of these claims.
 
 The scaled metric (SM) is invariant under the groups (1)-(3) of the symmetry paper and under A → αA
 of the classification stage, and so are whole training runs with it; plain SGD is not, nor AdamW.
@@ -161,10 +161,10 @@ def test_updates_with_the_scaled_metric_are_equivariant(name, retraction, dtype,
 def test_updates_without_the_scaled_metric_are_not_equivariant(name, update, seed):
     p = problem(name)
     while spread_of(element := draw(p, seed)) < 1:
-        seed += 1  # factors so near to 1 show nothing
+        seed += 1  # factors near 1 make the error small for every update
     error = invariance_error.update(p.model, element, p.loss_fn, p.batch, update)
     assert error > 1e-2
-    # Declared or not, they know of no metric.
+    # These updates do not depend on the declared metric.
     p = p.declared()
     assert invariance_error.update(p.model, element, p.loss_fn, p.batch, update) == error
 
@@ -194,7 +194,7 @@ def test_runs_with_powers_of_two_are_equal_bit_for_bit(name, retraction):
     p = problem(name, torch.float32).declared(retraction)
     element = draw(p, 3, powers_of_two=True)
     assert spread_of(element) > 3
-    # Long on the smallest and on one with everything.
+    # Long runs for the smallest network, and for one with convolutions and normalization.
     steps = 200 if name in ("Arch1-2", "ConvArch2-2") and retraction == "geodesic" else 30
     update = sm() if retraction == "geodesic" else sm(momentum=0.9)
     error = invariance_error.trajectory(p.model, element, p.loss_fn, p.batches, update, steps=steps)
@@ -333,8 +333,8 @@ def test_unit_norms_undo_powers_of_two_bit_for_bit():
 
 
 def test_unit_norms_change_the_loss_of_arch1():
-    # Without batch normalization the length of a filter matters: the loss at the projected point
-    # is another one. (θ is free and could make up for it.)
+    # Without batch normalization the loss depends on the norms of filters, which the projection
+    # changes. (Columns of θ, which has no constraint, could compensate for it.)
     p = problem("Arch1-2")
     mn.declare_all(p.model, mn.rules.unit_norm("head"), project=True)
     element = draw(p, 3)

@@ -33,7 +33,7 @@ def net(dtype=torch.float64, seed=1):
     model = Net()
     with torch.no_grad():
         for tensor in (*model.parameters(), model.norm.running_mean):
-            # No number is so near to zero that it would vanish.
+            # Entries are away from 0, so that scaling does not underflow.
             tensor.uniform_(0.5, 1.5).mul_(torch.randn(tensor.shape).sign())
     return model.to(dtype)
 
@@ -111,7 +111,7 @@ def test_symmetry_preserves_the_output():
     )
     model.norm.eps = 0.0
     torch.testing.assert_close(reparameterize(model, element)(x), model(x))
-    # Without the running averages, these belong to the old weights.
+    # An element without the running averages leaves them at the values of the old weights.
     assert not torch.allclose(reparameterize(model, ScalingElement(one))(x), model(x))
 
 

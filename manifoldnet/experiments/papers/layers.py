@@ -1,7 +1,7 @@
-"""Layers with the start of the symmetry paper, for the networks of every paper.
+"""Layers initialized as in the symmetry paper, for the networks of every paper.
 
-Weights are drawn from a standard Gaussian; each filter and each class vector (a row) is then scaled
-to unit norm. No layer has a bias.
+Weights are drawn from a standard Gaussian; each filter, and each row of a
+linear layer, is then scaled to unit norm. No layer has a bias.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def _unit_norm(layer: _Layer, generator: torch.Generator | None) -> _Layer:
     return layer
 
 
-def scaled_filter(layer: str, norm: str, i: int) -> Generator:
-    """The scaling of a filter before a batch normalization, with its running averages."""
+def scaled_filter(layer: str, normalization: str, i: int) -> Generator:
+    """The scaling of filter i before a batch normalization, and of its running averages."""
     return Generator(
         {
             Slice(f"{layer}.weight", 0, i): 1,
-            Slice(f"{norm}.running_mean", 0, i): 1,
-            Slice(f"{norm}.running_var", 0, i): 2,
+            Slice(f"{normalization}.running_mean", 0, i): 1,
+            Slice(f"{normalization}.running_var", 0, i): 2,
         }
     )

@@ -82,10 +82,10 @@ class Comparison:
 
 def comparisons(sections: Sequence[Section]) -> list[Comparison]:
     """The comparisons of a report, each with the choice of the short runs that belong to it."""
-    short = {section.name: section.runs for section in sections if section.kind == "choice"}
+    short = {section.name: section.runs for section in sections if section.purpose == "choice"}
     found = []
     for section in sections:
-        if section.kind == "comparison":
+        if section.purpose == "comparison":
             tried = short.get(section.chosen_by)
             picked = {} if tried is None else {method: best(tried, method) for method in METHODS}
             chosen = {method: choice for method, choice in picked.items() if choice}
@@ -106,7 +106,7 @@ def error_text(curve: pd.DataFrame) -> str:
 
 def lost(settings: Settings, setting: Setting, method: str) -> dict[int, float]:
     """A method's test error less that on clean training data, by seed, each at its best choice."""
-    clean = settings.get(Setting(setting.kind, 0.0))
+    clean = settings.get(Setting(setting.corruption, 0.0))
     if clean is None:
         return {}
     one, other = (
@@ -129,8 +129,8 @@ def blocks(sections: Sequence[Section], compared: Sequence[Comparison]) -> Itera
     rows = [row for one in compared for row in _of_comparison(one)]
     judges = {"grid": _of_grid, "label noise": _of_robustness, "stability": _of_stability}
     for section in sections:
-        if section.kind in judges:
-            rows += judges[section.kind](section)
+        if section.purpose in judges:
+            rows += judges[section.purpose](section)
     if rows:
         yield Heading("In short")
         yield Paragraph(
@@ -181,7 +181,7 @@ def _of_robustness(section: Section) -> Iterator[Row]:
     settings, title = by_setting(section.runs), section.title
     for setting, runs in settings.items():
         rescaled, other = (at(runs, method, best(runs, method)) for method in PAPERS)
-        amount = f"{100 * setting.share:g} % {setting.kind}"
+        amount = f"{100 * setting.share:g} % {setting.corruption}"
         if not setting.share or rescaled.empty:
             continue
         if other.empty:
@@ -195,7 +195,7 @@ def _of_robustness(section: Section) -> Iterator[Row]:
             answer, text = _answer(apart)
             means = [estimate([*cost.values()]).signed()[0] for cost in costs]
             yield f"loses less to {amount}", title, answer, *means, text
-        if apart.n > 1 or setting.kind == "outliers":
+        if apart.n > 1 or setting.corruption == "outliers":
             yield _lower_error(f"lower test error with {amount}", title, rescaled, other)
 
 

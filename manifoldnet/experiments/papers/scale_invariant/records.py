@@ -96,7 +96,7 @@ StageRecord = RunRecord[StageConfig, StageEpoch, StageResult]
 
 _FREE = ("method", "lr", "embedding_dim", "seed")
 _FREE_OF = {"label noise": ("wrong_labels", "outliers"), "stability": ("spheres",)}
-"""The fields in which the runs of a sweep may differ, and more of them by kind."""
+"""The fields in which the runs of a sweep may differ, and those of each purpose besides."""
 
 
 def frame(records: Iterable[StageRecord]) -> pd.DataFrame:
@@ -207,7 +207,7 @@ def robustness_again(records: Iterable[StageRecord], repetitions: int) -> list[S
 class Setting(NamedTuple):
     """A corruption of the training data, ``"wrong labels"`` or ``"outliers"``, and its share."""
 
-    kind: str
+    corruption: str
     share: float
 
 
@@ -215,7 +215,7 @@ Settings = dict[Setting, pd.DataFrame]
 
 
 def by_setting(runs: pd.DataFrame) -> Settings:
-    """The runs of a sweep over corrupted data; the clean ones belong to each kind."""
+    """The runs of a sweep over corrupted data; runs on clean data belong to each corruption."""
     clean = (runs["wrong_labels"] == 0) & (runs["outliers"] == 0)
     return {
         Setting(column.replace("_", " "), float(share)): own
@@ -243,17 +243,17 @@ class Section:
     """The runs of a sweep.
 
     Attributes:
-        name: of its folder.
-        kind: ``"label noise"``, ``"stability"``, ``"choice"`` (judged by validation images),
+        name: name of its folder.
+        purpose: ``"label noise"``, ``"stability"``, ``"choice"`` (judged by validation images),
             ``"comparison"`` (each method at its choice, and at earlier ones) or ``"grid"``.
         title: ``mnist, smaller: 5,000 images, 6 epochs``, and the name where another section of
-            the same kind has the same.
+            the same purpose has the same title.
         runs: all of them, of one protocol.
         chosen_by: of a comparison, the name of the choice.
     """
 
     name: str
-    kind: str
+    purpose: str
     title: str
     runs: pd.DataFrame
     chosen_by: str = ""
@@ -271,22 +271,22 @@ def read(folder: Path) -> list[Section]:
         records = store.read_all(place, SCALE_INVARIANT, exact=False)
         if records:
             runs = frame(records.values())
-            purpose = next(iter(records.values())).sweep
-            kind = purpose.get("purpose") or _guess(place.name, runs)
-            chosen_by = purpose.get("chosen_by") or choice_of(place.name, runs["dataset"][0])
+            sweep = next(iter(records.values())).sweep
+            purpose = sweep.get("purpose") or _guess(place.name, runs)
+            chosen_by = sweep.get("chosen_by") or choice_of(place.name, runs["dataset"][0])
             paths = {place / "records" / f"{name}.jsonl": r for name, r in records.items()}
-            check_together(paths, _FREE + _FREE_OF.get(kind, ()))
+            check_together(paths, _FREE + _FREE_OF.get(purpose, ()))
             if (runs["wrong_labels"] * runs["outliers"]).any():
                 raise RecordError(
                     f"{place} holds runs with wrong labels and outliers at once: no table has a "
                     "place for them; move them to another folder"
                 )
             title = _title(runs["config"][0])
-            sections.append(Section(place.name, kind, title, runs, chosen_by))
-    titles = [(section.kind, section.title) for section in sections]
+            sections.append(Section(place.name, purpose, title, runs, chosen_by))
+    titles = [(section.purpose, section.title) for section in sections]
     return [
         section
-        if titles.count((section.kind, section.title)) == 1
+        if titles.count((section.purpose, section.title)) == 1
         else replace(section, title=f"{section.title} ({section.name})")
         for section in sections
     ]
@@ -329,7 +329,7 @@ def _title(config: StageConfig) -> str:
 
 
 def _guess(name: str, runs: pd.DataFrame) -> str:
-    """The kind of a sweep whose records do not name its purpose."""
+    """The purpose of a sweep whose records do not name it."""
     if runs[["wrong_labels", "outliers"]].any(axis=None):
         return "label noise"
     if {replace(config, seed=0) for config in runs["config"]} <= set(stability()):

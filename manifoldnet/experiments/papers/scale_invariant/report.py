@@ -84,15 +84,15 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     """
     folder = Path(folder)
     sections = read(folder)
-    judged = [section for section in sections if section.kind != "choice"]
+    judged = [section for section in sections if section.purpose != "choice"]
     if not judged:
         raise RecordError(
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
             f"scale-invariant figure5 --out {folder}"
         )
-    tables = {"scale_invariant.csv": epochs_csv([s for s in judged if s.kind != "label noise"])}
+    tables = {"scale_invariant.csv": epochs_csv([s for s in judged if s.purpose != "label noise"])}
     for section in judged:
-        if section.kind == "label noise":
+        if section.purpose == "label noise":
             text = settings_csv(by_setting(section.runs))
             tables[f"{_file('label_noise', section, sections)}.csv"] = text
     blocks = list(_blocks(sections, read_costs(folder)))
@@ -144,27 +144,27 @@ def _blocks(sections: Sequence[Section], costs: pd.DataFrame | None) -> Iterator
     yield from claims.blocks(sections, compared)
     yield from _comparisons(compared, costs)
     for section in sections:
-        if section.kind == "label noise":
+        if section.purpose == "label noise":
             yield from _robustness(section, _file("label_noise", section, sections))
     for section in sections:
-        if section.kind == "stability":
+        if section.purpose == "stability":
             yield from _stability(section, _file("scale_invariant_stability", section, sections))
     for section in sections:
-        if section.kind == "grid":
+        if section.purpose == "grid":
             title = f"{claims.figure_of(section) or 'Grid'}: {section.title}"
             yield Heading(title)
             name = f"scale_invariant_{section.name}.png"
             yield Picture(name, draw_grid(section.runs, title), title)
             yield from _grid(section.runs)
-    yield from _choices([section for section in sections if section.kind == "choice"])
+    yield from _choices([section for section in sections if section.purpose == "choice"])
     yield from _confidence(compared)
     if costs is not None:
         yield from cost_blocks(costs)
 
 
 def _file(name: str, section: Section, sections: Sequence[Section]) -> str:
-    """A file's name without its ending; with the sweep's where there are several of its kind."""
-    several = sum(other.kind == section.kind for other in sections) > 1
+    """A file's name without its ending; with the sweep's if several have its purpose."""
+    several = sum(other.purpose == section.purpose for other in sections) > 1
     return f"{name}_{section.name}" if several else name
 
 
@@ -255,7 +255,7 @@ def _robustness(section: Section, name: str) -> Iterator[Block]:
     )
     rows, differences = [], []
     for setting, runs in settings.items():
-        where = {"training data": setting.kind, "share": f"{100 * setting.share:g} %"}
+        where = {"training data": setting.corruption, "share": f"{100 * setting.share:g} %"}
         for method in METHODS:
             if (choice := best(runs, method)) is None:
                 continue

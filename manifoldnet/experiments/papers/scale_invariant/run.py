@@ -7,13 +7,14 @@ trained by SGD with one learning rate for all weights, without momentum. The sta
     rescaled    z = Ax/‖Ax‖, ‖A‖_F = √m       ‖z − t_j‖²              (`manifoldnet.nn`)
     logistic    y = Ax                        −ln softmax(y)_j
     smoothing   y = Ax                        the same, 0.1 of each label spread over all classes
-    cosine      s · cos(x, a_i)               −ln softmax             s learned, in its logarithm
+    cosine      s · cos(x, a_i)               −ln softmax             s is trained as ln s
     etf         y = Px, P fixed               −ln softmax
 
-In each the class is that of the largest score. The matrix of ``"rescaled"`` is on its sphere, where
-`RiemannianSGD` is the paper's step and rescaling. P has the k vertices of a regular simplex for
-rows, turned at random into the space of the features: an equiangular tight frame that is not
-trained, after [zhu2021geometric]; its rows are as long as those of the logistic start on average.
+The predicted class is that of the largest score. The matrix A of ``"rescaled"`` is a point of the
+sphere of radius √m, where `RiemannianSGD` is the paper's step and rescaling. The rows of P are the
+vertices of a regular simplex under a random isometry into the space of the features: an equiangular
+tight frame that is not trained, after [zhu2021geometric]. They have unit norm, as the rows of the
+logistic matrix have on average at initialization.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ class Parts:
 
     Attributes:
         train: images to train on.
-        gain: factor of each of them.
-        validation: images that choose; None without any.
-        test: images that judge.
+        gain: factor of each training image.
+        validation: images to choose hyperparameters by; None if none are held out.
+        test: images to report the error on.
         size: channels, height and width.
     """
 
@@ -71,7 +72,7 @@ class Parts:
     size: tuple[int, ...]
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Training images as they are shown: float32, ``(rows, channels, height, width)``."""
+        """Input of the network: float32 images, ``(rows, channels, height, width)``."""
         pixels = self.train.vectors(rows)
         if self.gain.ne(1).any():
             pixels *= self.gain[rows, None]
@@ -79,9 +80,9 @@ class Parts:
 
 
 def make_parts(config: StageConfig, data: Dataset) -> Parts:
-    """The images of a configuration, corrupted as it says.
+    """The images of a configuration, with the corruption that it specifies.
 
-    The seed decides which images train, and which of these are corrupted; the images that are
+    The seed determines the training images, and the corrupted ones among them; the images that are
     corrupted at a smaller share are among those at a larger one.
 
     Raises:
@@ -101,7 +102,7 @@ def make_parts(config: StageConfig, data: Dataset) -> Parts:
     def select(rows: Tensor) -> Images:
         return Images(pixels[rows], data.train_labels[rows], data.white)
 
-    train = select(order[held_out : held_out + count])  # a copy, which is corrupted in place
+    train = select(order[held_out : held_out + count])  # a copy; corrupted in place below
     _replace_labels(train.labels, len(data.classes), config)
     return Parts(
         train=train,
@@ -121,7 +122,7 @@ def _replace_labels(labels: Tensor, classes: int, config: StageConfig) -> None:
 
 
 def _make_outliers(images: Images, config: StageConfig) -> Tensor:
-    """Overwrite the pixels of outliers; gives the factor of each image."""
+    """Overwrite the pixels of outliers, and return the factor of each image."""
     source = seeded_generator(config.seed, "outliers")
     outliers = torch.randperm(len(images), generator=source)[: round(config.outliers * len(images))]
     if config.outlier_kind == "noise" and len(outliers):
@@ -182,8 +183,8 @@ class FixedFrame(nn.Module):
 
     def __init__(self, features: int, classes: int, generator: torch.Generator) -> None:
         super().__init__()
-        turned = torch.empty(features, classes).normal_(generator=generator)
-        basis = torch.linalg.qr(turned).Q  # classes orthonormal directions
+        gaussian = torch.empty(features, classes).normal_(generator=generator)
+        basis = torch.linalg.qr(gaussian).Q  # orthonormal columns, one for each class
         self.register_buffer("frame", simplex_targets(classes) @ basis.T)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -191,14 +192,14 @@ class FixedFrame(nn.Module):
         return linear(features, self.frame)
 
 
-class Metrics:
-    """Measurements over the steps of an epoch.
+class EpochMeasurements:
+    """Losses, errors, gradient norms and step sizes over the steps of an epoch.
 
-    The methods ``after_…`` give False once a number that they were shown is not finite.
+    The methods ``after_…`` return False from the first number that is not finite.
 
     Args:
-        stage: the classification stage; of its ``weight``, if it has one, the steps are measured.
-        others: the weights before the stage.
+        stage: the classification stage; the steps of its ``weight`` are measured, if it has one.
+        others: the weights of the layers before the stage.
     """
 
     def __init__(self, stage: nn.Module, others: list[nn.Parameter]) -> None:
@@ -217,7 +218,7 @@ class Metrics:
     def after_forward(
         self, features: Tensor, z: Tensor | None, scores: Tensor, labels: Tensor, loss: Tensor
     ) -> bool:
-        """After the loss of a minibatch; ``z`` are the stage's directions, if it has some."""
+        """After the loss of a minibatch; ``z`` are the unit vectors of a stage that has them."""
         self._losses.append(loss.item())
         self._counts.append(len(labels))
         self._wrong += int((scores.detach().argmax(1) != labels).sum())
@@ -241,7 +242,7 @@ class Metrics:
         return self._finite("weights", *self._weights)
 
     def row(self) -> dict[str, Any]:
-        """The measurements, as `StageEpoch` names them."""
+        """The measurements, under the names of the fields of `StageEpoch`."""
         seen = sum(self._counts)
         total = sum(n * loss for n, loss in zip(self._counts, self._losses, strict=True))
         largest = max((float(w.detach().abs().max()) for w in self._others), default=0.0)
@@ -272,11 +273,11 @@ class Run(training.Run):
     """A convnet and a stage under training.
 
     Args:
-        config: of the run.
-        data: decides the sizes of the network.
+        config: configuration of the run.
+        data: data set, which determines the sizes of the network.
 
     Raises:
-        ConfigError: when stage or images do not fit.
+        ConfigError: when the stage or the images do not fit the network.
     """
 
     row = StageEpoch
@@ -297,17 +298,17 @@ class Run(training.Run):
             for name, weight in list(features.named_parameters()):
                 sphere = mn.Sphere(float(weight.detach().norm()))
                 mn.declare(features, name, sphere, project=True)
-        # The kernel where there is a compiler: the same update, at the price of a plain one.
+        # With a C++ compiler, the kernel: the same update at about the cost of a Euclidean one.
         self.optimizer = mn.RiemannianSGD(self.network.named_parameters(), lr=config.lr, fused=True)
         self.generator = seeded_generator(config.seed, "order")
 
     def train_pass(self, parts: Parts) -> dict[str, Any]:
-        """One pass over the training images; its measurements, as `StageEpoch` names them.
+        """One pass over the training images, and its measurements as fields of `StageEpoch`.
 
         It ends at the first number that is not finite.
         """
         features, stage = self.network
-        metrics = Metrics(stage, list(features.parameters()))
+        measured = EpochMeasurements(stage, list(features.parameters()))
         self.network.train()
         order = torch.randperm(len(parts.train), generator=self.generator)
         for rows in order.split(self.config.batch_size):
@@ -321,24 +322,24 @@ class Run(training.Run):
             else:
                 scores = stage(x)
             loss = self.loss(scores, labels)
-            if not metrics.after_forward(x, z, scores, labels, loss):
+            if not measured.after_forward(x, z, scores, labels, loss):
                 break
             loss.backward()
-            if not metrics.after_backward():
+            if not measured.after_backward():
                 break
             self.optimizer.step()
-            if not metrics.after_step():
+            if not measured.after_step():
                 break
-        return metrics.row()
+        return measured.row()
 
     def evaluate(self, number: int, parts: Parts, trained: Mapping[str, Any]) -> dict[str, Any]:
         """Errors, and calibration after the last epoch; none after an overflow."""
         measured: dict[str, Any] = {"test_error": math.nan, "overflow": trained["overflow"]}
         last = number == self.config.epochs
-        judged = [("validation", parts.validation)] if parts.validation is not None else []
-        if last or not judged:
-            judged.append(("test", parts.test))
-        for name, images in judged:
+        evaluated = [("validation", parts.validation)] if parts.validation is not None else []
+        if last or not evaluated:
+            evaluated.append(("test", parts.test))
+        for name, images in evaluated:
             if measured["overflow"]:
                 break
             scores = self.scores(images, parts.size)
@@ -362,7 +363,7 @@ class Run(training.Run):
 
 
 def _calibration(scores: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Confidence fitted on every other image, judged on the rest."""
+    """Confidence fitted on every other image, and its reliability on the rest."""
     confidence = Confidence.fit(scores[::2], labels[::2])
     bins = confidence.reliability(scores[1::2], labels[1::2], _BINS)
     pairs = list(zip(bins.count, bins.accuracy, bins.confidence, strict=True))

@@ -143,7 +143,7 @@ def _blocks(
     yield from pictures
     if differences := tuple(_differences(runs)):
         yield Heading("Updates against B-SGD, paired over seeds")
-        yield Paragraph("Differences with 95 % intervals; not corrected for their number.")
+        yield Paragraph("Differences with 95 % intervals; not corrected for multiple comparisons.")
         yield Table(("difference", "in", "mean", "95 % interval", "n"), differences, words=2)
     yield Heading("Classes: IoU on the test images")
     ious = {str(update): pd.DataFrame(own["ious"].dropna().tolist()) for update, own in by_update}

@@ -69,7 +69,7 @@ TABLE2 = _cells(PAPER_UPDATES)
 """The 24 cells of the paper."""
 
 GEODESIC = _cells(["sm-geodesic"])
-"""Eight cells that the paper does not have: the scaled metric with its exact retraction."""
+"""Eight cells that the paper does not have: the scaled metric with its exponential map."""
 
 FIGURE3 = tuple(
     cell

@@ -80,7 +80,7 @@ class _Network(nn.Module):
         has more symmetries than those (rows of one layer against columns of the next). With it,
         the dimension is depth × features; the invariance is exact up to batch normalization's ε
         (`manifoldnet.symmetry.without_eps`), in evaluation mode too, since the running averages are
-        scaled along. Factors are positive: "any real number" in the paper's (3) overlooks that a
+        scaled too. Factors are positive: "any real number" in the paper's (3) overlooks that a
         negative one flips the sign of the normalized feature.
         """
         generators = self._each_filter() if self.normalized else self._layers_and_channels()

@@ -41,8 +41,8 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
     """Write the report on the runs of a sweep.
 
     Args:
-        folder: with the records, and the times if they were measured.
-        output: where the files go; by default into `folder`.
+        folder: folder of the records, and of the times if they were measured.
+        output: folder of the report; by default `folder`.
 
     Raises:
         RecordError: when there are no records, one is damaged or foreign, or two do not belong into
@@ -87,7 +87,7 @@ def _blocks(
     cells = results.by_cell(runs)
     missing = [cell.name for cell in TABLE2 if cell not in cells]
     other = config.differences(replace(PROTOCOL, **{name: getattr(config, name) for name in AXES}))
-    tested = claims(runs, times)
+    judged = claims(runs, times)
     yield Heading("Symmetry-invariant optimization: Table 2 and Figure 3", 1)
     yield Paragraph(
         f"{len(runs)} runs of {len(cells)} cells; {runs.diverged.sum()} "
@@ -101,7 +101,7 @@ def _blocks(
         yield Paragraph(f"Not the paper's protocol, so its numbers are left out: {other}.")
     if missing:
         yield Paragraph(f"Cells without runs: {', '.join(missing)}.")
-    yield Table(("claim of the paper", "verdict"), tuple((c.text, c.verdict) for c in tested), 2)
+    yield Table(("claim of the paper", "verdict"), tuple((c.text, c.verdict) for c in judged), 2)
     yield Heading("Table 2")
     yield _table2(cells, published=not other)
     yield Heading("Figure 3")
@@ -110,16 +110,18 @@ def _blocks(
     yield Paragraph(
         "Differences are paired over seeds and given with 95 % intervals; a claim holds when every "
         "interval lies on its side of zero (ratios of times: of their bound). They are not "
-        "corrected for their number. n counts the pairs in which neither run diverged, of all "
-        "pairs; in brackets, how many diverged on the first side and on the second."
+        "corrected for multiple comparisons. n counts the pairs in which neither run diverged, of "
+        "all pairs; in brackets, how many diverged on the first side and on the second."
     )
-    for claim in tested:
+    for claim in judged:
         yield from _claim(claim)
     yield Heading("Updates against B-SGD, paired over seeds")
     yield _against(runs, cells, "b-sgd", [name for name in UPDATES if name != "b-sgd"])
     if any(cell.update == "sm-geodesic" for cell in cells):
-        yield Heading("Does the exact retraction help?")
-        yield Paragraph("sm-geodesic against sm, which adds the step as the paper does.")
+        yield Heading("Exponential map against additive retraction")
+        yield Paragraph(
+            "sm-geodesic retracts by the exponential map, sm by addition as in the paper."
+        )
         yield _against(runs, cells, "sm", ["sm-geodesic"])
     yield Heading("Learning rates chosen, and how runs ended")
     yield _choices(cells)
@@ -173,12 +175,12 @@ def _table2(cells: Mapping[Cell, pd.DataFrame], published: bool) -> Table:
         )
         rows.append((*row, *_paper(cell, ours)) if published else row)
     header = ("network", "layers", "schedule", "update", "test error", "n", "diverged")
-    beside = ("paper", "paper's deviations apart") if published else ()
-    return Table((*header, *beside), tuple(rows), words=4)
+    paper = ("paper", "paper's deviations apart") if published else ()
+    return Table((*header, *paper), tuple(rows), words=4)
 
 
 def _paper(cell: Cell, ours: Estimate) -> tuple[str, str]:
-    """The paper's number for a cell, and the distance of ours from it."""
+    """The paper's mean for a cell, and the distance of ours from it in its deviations."""
     published = PUBLISHED.get(cell)
     if published is None:
         return "–", "–"
@@ -195,19 +197,19 @@ def _claim(claim: Claim) -> Iterator[Block]:
         yield Paragraph("The measurement is missing; how to make it stands below.")
         return
     if claim.unit == "time":
-        what = "ratio"
+        quantity = "ratio"
         numbers = [(*c.difference.factor(), str(c.difference.n)) for c in claim.comparisons]
     else:
-        what = "difference"
+        quantity = "difference"
         numbers = [_difference(each) for each in claim.comparisons]
     rows = zip((each.text for each in claim.comparisons), numbers, strict=True)
-    header = ("comparison", what, "95 % interval", "n")
+    header = ("comparison", quantity, "95 % interval", "n")
     yield Table(header, tuple((text, *own) for text, own in rows))
 
 
 def _difference(each: Comparison) -> tuple[str, str, str]:
-    lost = " ({} and {} diverged)".format(*each.diverged) if any(each.diverged) else ""
-    return *each.difference.signed(), f"{each.difference.n} of {each.pairs}{lost}"
+    diverged = " ({} and {} diverged)".format(*each.diverged) if any(each.diverged) else ""
+    return *each.difference.signed(), f"{each.difference.n} of {each.pairs}{diverged}"
 
 
 def _against(runs: pd.DataFrame, cells: Iterable[Cell], base: str, updates: Sequence[str]) -> Table:

@@ -28,7 +28,7 @@ REPORT = "symmetry.report:write_paper_report"
 
 @dataclass(frozen=True, kw_only=True)
 class CellOptions(Options):
-    """Options of Table 2 and Figure 3, which share their folder.
+    """Options of Table 2 and Figure 3, whose records are in the same folder.
 
     Attributes:
         cells: these cells only; patterns such as 'arch1-*' work.

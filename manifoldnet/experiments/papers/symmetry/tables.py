@@ -15,7 +15,7 @@ from manifoldnet.experiments.records import runs_frame
 from manifoldnet.experiments.report import Report, Table, csv_text, read_csv, to_markdown
 from manifoldnet.experiments.statistics import mean_and_deviation
 
-# Two rows that agree in these are of the same run.
+# Rows that agree in these columns are of the same run.
 _KEY = ("architecture", "depth", "update", "schedule", "lr", "seed", "epochs")
 COLUMNS = (*_KEY, "test_error", "seconds")
 
@@ -24,8 +24,8 @@ def write_report(records: Sequence[Record], directory: Path) -> Report:
     """Write ``table.md``, ``results.csv`` and ``test_error.png`` into ``directory``.
 
     Args:
-        records: runs of one configuration but for update and seed; at least one.
-        directory: where the three files go.
+        records: runs whose configurations differ in update and seed only; at least one.
+        directory: folder of the three files.
     """
     config = records[0].config
     heading = describe(config)
@@ -37,11 +37,11 @@ def write_report(records: Sequence[Record], directory: Path) -> Report:
             run = f"{record.config.update}, seed {record.config.seed}"
             text += f"\n{run}: diverged, {record.result.reason}\n"
     names = ("table.md", "results.csv", "test_error.png")
-    table, csv, picture = (directory / name for name in names)
+    table, spreadsheet, picture = (directory / name for name in names)
     write_text(table, text)
-    write_text(csv, csv_text(COLUMNS, rows(records)))
+    write_text(spreadsheet, csv_text(COLUMNS, rows(records)))
     plot_test_error(records, picture, heading)
-    return Report(text, (table, csv, picture))
+    return Report(text, (table, spreadsheet, picture))
 
 
 def describe(config: TrainConfig) -> str:
@@ -58,15 +58,15 @@ def summary(records: Sequence[Record]) -> str:
 
     Means and standard deviations (of a sample, n − 1) are over the runs that finished; as in the
     paper, those that diverged are left out and counted. Errors are rates after the last epoch, not
-    the best one along the way.
+    the lowest of all epochs.
     """
     lines = []
     for update in dict.fromkeys(record.config.update for record in records):
-        own = [record for record in records if record.config.update == update]
-        ended = runs_frame(record for record in own if record.result is not None)
+        of_update = [record for record in records if record.config.update == update]
+        ended = runs_frame(record for record in of_update if record.result is not None)
         finished = ended[~ended.diverged] if len(ended) else ended
         errors = [finished.get(name, []) for name in ("test_error", "validation_error")]
-        seconds = [epoch.train_seconds for record in own for epoch in record.epochs]
+        seconds = [epoch.train_seconds for record in of_update for epoch in record.epochs]
         lines.append(
             (
                 *(update, *map(mean_and_deviation, errors)),
@@ -96,7 +96,7 @@ def merge_csv(records: Iterable[Record], path: Path) -> None:
     """Put the rows of ``records`` into an existing CSV file (or a new one), in one atomic step.
 
     A row that agrees with a new one in all columns but the test error and the seconds is replaced
-    where it stands; others are kept; new ones follow. The columns do not name the data set, the
+    in its place; others are kept; new ones follow. The columns do not name the data set, the
     momentum or the sizes: keep one file for each.
 
     Raises:
