@@ -39,11 +39,6 @@ class Comparison:
 
     A folder keeps the runs of earlier choices, when the grid was smaller; the current ones are
     those that the short runs choose now.
-
-    Attributes:
-        title: the data.
-        runs: all of them.
-        chosen: by method, the choice of the short runs; empty where there are none.
     """
 
     title: str

@@ -29,13 +29,7 @@ from manifoldnet.nn.simplex import Simplex
 
 
 class Architecture(NamedTuple):
-    """A network of Tables 1-4.
-
-    Attributes:
-        side: of the square images.
-        widths: output images of each stage.
-        kernels: size of the kernels of each stage.
-    """
+    """A network of Tables 1-4: side of the square images, widths and kernels of the stages."""
 
     side: int
     widths: tuple[int, ...]
@@ -173,14 +167,7 @@ FIGURES: Mapping[int, Figure] = MappingProxyType(
 
 
 class Preset(NamedTuple):
-    """Amount of work.
-
-    Attributes:
-        epochs: of a figure's runs.
-        train_size: images of a figure's runs; None takes all.
-        rates: h, the same for every method.
-        dimensions: m of ``"rescaled"``.
-    """
+    """Amount of work; `dimensions` are those of ``"rescaled"``, no `train_size` is all images."""
 
     epochs: int
     train_size: int | None
@@ -228,11 +215,7 @@ COMPARISON = "comparison"
 
 
 def figure(number: int, preset: str) -> list[StageConfig]:
-    """The runs of a figure: panel (a) over h and m, panel (b) over h.
-
-    Raises:
-        ConfigError: for an unknown figure or preset.
-    """
+    """The runs of a figure: panel (a) over h and m, panel (b) over h."""
     if number not in FIGURES:
         raise ConfigError(f"there is no figure {number}, only {', '.join(map(str, FIGURES))}")
     dataset, architecture, _ = FIGURES[number]
@@ -268,11 +251,7 @@ def grid(
 
 
 def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]:
-    """Runs with several seeds, seed by seed.
-
-    Raises:
-        ConfigError: when there would be none.
-    """
+    """Runs with several seeds, seed by seed."""
     if repetitions < 1:
         raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
     return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
@@ -290,11 +269,7 @@ def stability() -> list[StageConfig]:
 
 
 def robustness(preset: str) -> list[StageConfig]:
-    """Wrong labels and outliers on MNIST, the smaller network, each method over its grid.
-
-    Raises:
-        ConfigError: for an unknown preset.
-    """
+    """Wrong labels and outliers on MNIST, the smaller network, each method over its grid."""
     amount = _preset(preset)
     base = StageConfig(
         epochs=min(amount.epochs, 10),
@@ -315,18 +290,9 @@ def choice(
     train_size: int | None = None,
     epochs: int | None = None,
 ) -> list[StageConfig]:
-    """Runs of every method over its grid, judged by validation images.
+    """Runs of every method over its grid, judged by validation images; by default few and short.
 
-    Args:
-        dataset: of the comparison.
-        architecture: the network.
-        methods: to choose a rate for.
-        train_size: images to train on; by default few, for short runs. A rate that is the best of
-            short runs may be too large for long ones.
-        epochs: of each run; by default few.
-
-    Raises:
-        ConfigError: for numbers that are not positive.
+    A rate that is the best of short runs may be too large for long ones.
     """
     base, rates = replace(CHOICE, dataset=dataset, architecture=architecture), PRESETS["cpu"].rates
     if dataset == "imagenet10":  # 1000 images
@@ -347,11 +313,7 @@ def comparison(
     repetitions: int,
     train_size: int | None = None,
 ) -> list[StageConfig]:
-    """Each method at its choice, seed by seed, on all training images or so many.
-
-    Raises:
-        ConfigError: when there would be no runs.
-    """
+    """Each method at its choice, seed by seed."""
     base = StageConfig(
         dataset=dataset, architecture=architecture, epochs=epochs, train_size=train_size
     )
@@ -359,13 +321,7 @@ def comparison(
 
 
 def folder_names(dataset: str, train_size: int | None, *length: int | None) -> tuple[str, str]:
-    """The folders of a choice and of its comparison: each way of choosing has its own.
-
-    Args:
-        dataset: of the comparison.
-        train_size: images of the comparison.
-        *length: images and epochs of the short runs, where they are not the usual ones.
-    """
+    """The folders of a choice and of its comparison: each way of choosing has its own."""
     how = "".join(f"-{n}" for n in length if n is not None)
     size = "" if train_size is None else f"-{train_size}"
     return f"choice-{dataset}{how}", f"{COMPARISON}-{dataset}{size}" + (how and f"-by{how}")

@@ -53,15 +53,7 @@ DRAWN = 10
 
 
 def draw_grid(runs: pd.DataFrame, title: str) -> bytes:
-    """Test error by epoch: (a) rescaled, (b) logistic, (c) the best of both.
-
-    Args:
-        runs: of one data set and network.
-        title: the heading.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """Test error by epoch: (a) rescaled, (b) logistic, (c) the best of both."""
     figure = new_figure(11.0, 5.6)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=INK)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
@@ -146,11 +138,7 @@ def _finish(axes: Axes, title: str, columns: Sequence[Sequence[Line2D]]) -> None
 
 
 def draw_robustness(settings: Settings) -> bytes:
-    """Test error at the chosen rates against the share of corrupted data, a panel for each kind.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """Test error at the chosen rates against the share of corrupted data, a panel for each kind."""
     kinds = sorted({kind for kind, _ in settings})
     figure = new_figure(4.4 * len(kinds), 4.2)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
@@ -175,9 +163,6 @@ def draw_stability(runs: pd.DataFrame) -> bytes:
     """Test error, largest loss and relative step over h, where every `VARIANTS` stayed finite.
 
     A point for each run, a line through the median of each rate at which none overflowed.
-
-    Raises:
-        MissingExtraError: without matplotlib.
     """
     figure = new_figure(11.5, 4.3)
     error, loss, step = figure.subplots(1, 3)
@@ -212,14 +197,7 @@ def draw_stability(runs: pd.DataFrame) -> bytes:
 
 
 def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
-    """A reliability diagram for each data set.
-
-    Args:
-        found: runs with a confidence, by title and method.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """A reliability diagram for each data set."""
     figure = new_figure(4.4 * len(found), 4.2)
     for axes, (title, methods) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True

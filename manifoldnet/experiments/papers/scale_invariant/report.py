@@ -71,17 +71,7 @@ _DECIDED = (
 
 
 def write_stage_report(folder: str | Path, output: str | Path | None = None) -> Report:
-    """Write the report on the sweeps below a folder, or on the one in it.
-
-    Args:
-        folder: with the records of a sweep, or with folders of sweeps.
-        output: where the files go; by default into `folder`.
-
-    Raises:
-        RecordError: when there are no records, or one is damaged or foreign; when the costs are
-            damaged.
-        MissingExtraError: without matplotlib.
-    """
+    """Write the report on the sweeps below a folder, or on the one in it."""
     folder = Path(folder)
     sections = read(folder)
     judged = [section for section in sections if section.kind != "choice"]

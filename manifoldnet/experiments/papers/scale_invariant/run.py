@@ -54,15 +54,7 @@ _BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The images of a run.
-
-    Attributes:
-        train: images to train on.
-        gain: factor of each of them.
-        validation: images that choose; None without any.
-        test: images that judge.
-        size: channels, height and width.
-    """
+    """The images of a run; the training images come with a factor each."""
 
     train: Images
     gain: Tensor
@@ -83,9 +75,6 @@ def make_parts(config: StageConfig, data: Dataset) -> Parts:
 
     The seed decides which images train, and which of these are corrupted; the images that are
     corrupted at a smaller share are among those at a larger one.
-
-    Raises:
-        ConfigError: when there are not that many images.
     """
     available, held_out = len(data.train_labels), config.validation_size
     count = available - held_out if config.train_size is None else config.train_size
@@ -137,11 +126,7 @@ def _make_outliers(images: Images, config: StageConfig) -> Tensor:
 def build_stage(
     config: StageConfig, features: int, classes: int, generator: torch.Generator
 ) -> tuple[nn.Module, Loss]:
-    """The stage of a configuration, and its loss, averaged over a minibatch.
-
-    Raises:
-        ConfigError: (a ValueError) when the targets do not fit into `embedding_dim`.
-    """
+    """The stage of a configuration, and its loss, averaged over a minibatch."""
     if config.method == "rescaled":
         stage = SimplexClassifier(
             features, classes, config.embedding_dim, config.simplex, generator=generator
@@ -195,10 +180,6 @@ class Metrics:
     """Measurements over the steps of an epoch.
 
     The methods ``after_…`` give False once a number that they were shown is not finite.
-
-    Args:
-        stage: the classification stage; of its ``weight``, if it has one, the steps are measured.
-        others: the weights before the stage.
     """
 
     def __init__(self, stage: nn.Module, others: list[nn.Parameter]) -> None:
@@ -269,15 +250,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 class Run(training.Run):
-    """A convnet and a stage under training.
-
-    Args:
-        config: of the run.
-        data: decides the sizes of the network.
-
-    Raises:
-        ConfigError: when stage or images do not fit.
-    """
+    """A convnet and a stage under training."""
 
     row = StageEpoch
     network: nn.Sequential

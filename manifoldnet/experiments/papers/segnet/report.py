@@ -51,17 +51,7 @@ _MEASURES = {
 
 
 def write_scene_report(folder: str | Path, output: str | Path | None = None) -> Report:
-    """Write the report on the runs of a sweep.
-
-    Args:
-        folder: with the records.
-        output: where the files go; by default into `folder`.
-
-    Raises:
-        RecordError: when there are no records, one is damaged or foreign, or two cannot stand in
-            one report.
-        MissingExtraError: without matplotlib.
-    """
+    """Write the report on the runs of a sweep."""
     folder = Path(folder)
     output = folder if output is None else Path(output)
     records = store.read_all(folder, SEGMENTATION, exact=False)

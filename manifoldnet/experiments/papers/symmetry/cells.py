@@ -81,16 +81,7 @@ FIGURE3 = tuple(
 
 
 def named(patterns: Sequence[str], cells: Sequence[Cell] = TABLE2) -> list[Cell]:
-    """The cells that have one of these names; shell patterns such as ``arch1-*`` are expanded.
-
-    Args:
-        patterns: names or patterns.
-        cells: where to look. Those of `GEODESIC` are looked at as well for a pattern that says
-            ``geodesic``.
-
-    Raises:
-        ConfigError: for a name or a pattern that fits no cell.
-    """
+    """The cells that have one of these names; shell patterns such as ``arch1-*`` are expanded."""
     found: set[Cell] = set()
     for pattern in patterns:
         known = [*cells, *(GEODESIC if "geodesic" in pattern else ())]
@@ -109,11 +100,7 @@ def named(patterns: Sequence[str], cells: Sequence[Cell] = TABLE2) -> list[Cell]
 def configurations(
     cells: Sequence[Cell], repetitions: int, protocol: TrainConfig = PROTOCOL
 ) -> list[TrainConfig]:
-    """The runs of some cells, seed by seed: stopped early, all cells have as many runs.
-
-    Raises:
-        ConfigError: when there would be none.
-    """
+    """The runs of some cells, seed by seed: stopped early, all cells have as many runs."""
     if not cells:
         raise ConfigError("there are no cells to run")
     if repetitions < 1:

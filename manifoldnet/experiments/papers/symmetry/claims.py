@@ -41,15 +41,10 @@ ENOUGH = 0.8
 
 @dataclass(frozen=True)
 class Comparison:
-    """One difference that a claim says lies below a bound.
+    """A difference that a claim says lies below a bound, over the pairs that did not diverge.
 
-    Attributes:
-        text: the two sides.
-        difference: over the pairs that did not diverge, with its interval.
-        pairs: the number of all pairs.
-        diverged: the number of pairs that diverged on the first side, and on the second; some on
-            both.
-        bound: 0 for error rates, the logarithm of a ratio for times.
+    `diverged` counts those that did on the first side, and on the second. The bound is 0 for error
+    rates, the logarithm of a ratio for times.
     """
 
     text: str
@@ -71,14 +66,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim, tested.
+    """A claim in the words of the paper, tested.
 
-    Attributes:
-        text: in the words of the paper.
-        comparisons: all must lie below their bounds; none where a measurement is missing.
-        note: the interpretation, where the paper leaves one open.
-        every: True if a single comparison can contradict it.
-        unit: ``"error"`` for differences of error rates, ``"time"`` for logarithms of ratios.
+    The note interprets what the paper leaves open. With `every`, a single comparison can contradict
+    the claim. The unit is ``"error"``, or ``"time"`` for logarithms of ratios.
     """
 
     text: str
@@ -111,12 +102,7 @@ class Claim:
 
 
 def claims(table: pd.DataFrame, costs: Costs | None = None) -> list[Claim]:
-    """The five claims of Section 5 and of the abstract.
-
-    Args:
-        table: the runs (`results.run_table`).
-        costs: the cost of the updates, for the last claim; None where it was not measured.
-    """
+    """The five claims of Section 5 and of the abstract."""
     return [
         Claim(
             "Arch2 performs significantly better than Arch1",

@@ -36,17 +36,7 @@ def band(
     whole: int | None = None,
     label: str = "",
 ) -> None:
-    """Draw the mean of an update by epoch, and a band around it.
-
-    Args:
-        axes: of the panel.
-        update: decides the colour.
-        mean: one value per epoch.
-        low: lower edge of the band.
-        high: upper edge.
-        whole: the epochs after this one are dashed; None draws none dashed.
-        label: for the legend.
-    """
+    """Draw a mean by epoch, dashed after the epoch `whole`, and a band around it."""
     epochs, colour = range(1, len(mean) + 1), COLOURS.get(update, INK)
     axes.fill_between(epochs, list(low), list(high), color=colour, alpha=0.13, linewidth=0)
     end = len(mean) if whole is None else whole
@@ -59,15 +49,7 @@ def band(
 
 
 def figure3(epochs: pd.DataFrame, runs: dict[Cell, pd.DataFrame]) -> bytes:
-    """Figure 3 as a PNG: one panel for each of the two four-layer networks.
-
-    Args:
-        epochs: `results.figure3_table`.
-        runs: `results.by_cell`.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """Figure 3 as a PNG: one panel for each of the two four-layer networks."""
     figure = new_figure(9.6, 5.2)
     every_axes = figure.subplots(1, 2, sharey=True)
     extent: list[float] = []

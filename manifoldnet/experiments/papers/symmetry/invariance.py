@@ -65,15 +65,7 @@ _BATCH = 100
 
 @dataclass(frozen=True)
 class Setting:
-    """One network under one group.
-
-    Attributes:
-        architecture: "arch1" or "arch2".
-        symmetry: "paper" or "between-layers".
-        lr: learning rate of all updates but AdamW, whose own default is used; one that the network
-            trains well with.
-        heading: of the row in the picture.
-    """
+    """A network under a group; AdamW has its own default instead of the learning rate."""
 
     architecture: str
     symmetry: str
@@ -83,15 +75,18 @@ class Setting:
 
 SETTINGS = (
     Setting(
-        *("arch1", "paper", 1e-3),
+        "arch1",
+        "paper",
+        1e-3,
         "Arch1, the paper's symmetry (1)–(2): W1 and pairs of filters of W2 × s, head ÷ s",
     ),
     Setting(
-        *("arch2", "paper", 1e-2),
-        "Arch2, the paper's symmetry (3): each filter of W1 and W2 × s",
+        "arch2", "paper", 1e-2, "Arch2, the paper's symmetry (3): each filter of W1 and W2 × s"
     ),
     Setting(
-        *("arch1", "between-layers", 1e-3),
+        "arch1",
+        "between-layers",
+        1e-3,
         "Arch1, a symmetry that the scaled metric does not cover: "
         "pairs of filters of W1 × s, columns of W2 ÷ s",
     ),
@@ -105,14 +100,7 @@ SAME = 1e-9
 
 @dataclass(frozen=True)
 class Pair:
-    """Losses of one update from w and from g·w, before each step.
-
-    Attributes:
-        setting: network and group.
-        update: its name.
-        losses: from w.
-        scaled: from g·w; shorter if that run diverges, and the last loss is not finite then.
-    """
+    """Losses of one update from w, and from g·w (fewer if that run diverges), before each step."""
 
     setting: Setting
     update: str
@@ -156,16 +144,7 @@ def trajectories(
     settings: Sequence[Setting] = SETTINGS,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Pair]:
-    """Train every pair: all updates in all settings.
-
-    Args:
-        data: images; the training images are used.
-        steps: of each run; a run ends before if its loss is not finite.
-        features: filters per hidden layer.
-        seed: decides start, order of the images and scalings.
-        settings: which networks and groups.
-        on_progress: called before each pair with its name, its index, and the number of pairs.
-    """
+    """Train every pair: all updates in all settings."""
     result = []
     batches = _batches(data, seed)
     for i, setting in enumerate(settings):
@@ -277,15 +256,7 @@ def _verdict(pair: Pair) -> str:
 
 
 def draw(pairs: Sequence[Pair], path: Path) -> None:
-    """Draw the losses of all pairs as a PNG: a row per setting, a panel per update.
-
-    Args:
-        pairs: of one or more settings, each with its updates in the same order.
-        path: the picture, written in one atomic step.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """Draw the losses of all pairs as a PNG: a row per setting, a panel per update."""
     rows: dict[Setting, list[Pair]] = {}
     for pair in pairs:
         rows.setdefault(pair.setting, []).append(pair)
@@ -351,14 +322,7 @@ def _panel(axes: Axes, pair: Pair, highest: float) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the experiment and write both files.
-
-    Args:
-        argv: the arguments, without the program's name; by default those of the process.
-
-    Returns:
-        The exit code: 2 if something in the request is wrong.
-    """
+    """Run the experiment and write both files."""
     parser = argparse.ArgumentParser(
         prog="python -m manifoldnet.experiments.papers.symmetry.invariance",
         description="Train networks from their weights and from rescaled ones, and compare.",
@@ -377,10 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with StatusLine(enabled=not arguments.quiet) as status:
             pairs = trajectories(
-                load("digits"),
-                steps=arguments.steps,
-                seed=arguments.seed,
-                on_progress=status,
+                load("digits"), steps=arguments.steps, seed=arguments.seed, on_progress=status
             )
         write_csv(pairs, table)
         draw(pairs, picture)

@@ -55,12 +55,7 @@ class MaxPoolPairs(nn.Module):
 class _Network(nn.Module):
     """Base of the four networks: the order of the layers, and the symmetry group.
 
-    Attributes:
-        normalized: whether a batch normalization follows each hidden layer.
-        hidden: all layers before the head.
-        head: the classifier.
-        channels: number of channels after the last pooling; filters that are pooled into one
-            channel are tied.
+    Filters that are pooled into one of the last `channels` are tied.
     """
 
     normalized: ClassVar[bool]

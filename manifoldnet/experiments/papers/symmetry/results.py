@@ -114,11 +114,7 @@ def times_csv(seconds: Mapping[Key, float]) -> str:
 
 
 def read_times(folder: Path) -> Costs | None:
-    """The measurement in a folder; None where there is none.
-
-    Raises:
-        RecordError: when the file is damaged, or not the whole measurement.
-    """
+    """The measurement in a folder; None where there is none."""
     path = folder / TIMES
     if not path.exists():
         return None
