@@ -275,11 +275,7 @@ def _robustness(section: Section, name: str) -> Iterator[Block]:
 
 
 def _stability(section: Section, name: str) -> Iterator[Block]:
-    """One pass of 500 minibatches for every power of ten: loss, step and what overflowed.
-
-    The paper says that its stage is "stable for all values of h", and has "precise control over the
-    actual rate of learning": ‖ΔA‖/‖A‖ is the rate at which the stage's matrix is replaced.
-    """
+    """One pass of 500 minibatches for every power of ten: loss, step and what overflowed."""
     runs, config = section.runs, section.runs["config"].iloc[0]
     yield Heading("Every learning rate")
     yield Paragraph(
@@ -387,10 +383,7 @@ def _choices(sections: Sequence[Section]) -> Iterator[Block]:
 
 
 def _confidence(compared: Sequence[Comparison]) -> Iterator[Block]:
-    """Accuracy against confidence, whose κ is fitted on every other test image.
-
-    For the softmax methods κ is the reciprocal of a temperature.
-    """
+    """Accuracy against confidence, whose κ is the reciprocal of a temperature for softmax."""
     found: dict[str, dict[str, pd.DataFrame]] = {}
     for one in compared:
         for method in one.methods:

@@ -112,12 +112,8 @@ follows, by their own squared norms: at 0.1 these grow to thousands within 20 ep
 scores are lost.
 """
 
-PRESETS: Mapping[str, SegmentationConfig] = MappingProxyType(
-    {
-        "cpu": SegmentationConfig(),
-        "paper": SegmentationConfig(height=360, width=480, filters=64, batch_size=12),
-    }
-)
+_PAPER = SegmentationConfig(height=360, width=480, filters=64, batch_size=12)
+PRESETS = MappingProxyType({"cpu": SegmentationConfig(), "paper": _PAPER})
 """``"paper"``: the layout of VGG-16 on whole pictures, for a GPU; ``"cpu"``: the same structure
 with a quarter of the filters on small pictures, for a processor."""
 

@@ -61,8 +61,7 @@ class Cell:
 
 
 def _cells(updates: Sequence[str]) -> tuple[Cell, ...]:
-    grid = product(ARCHITECTURES, DEPTHS, updates, SCHEDULES)
-    return tuple(Cell(*values) for values in grid)
+    return tuple(Cell(*each) for each in product(ARCHITECTURES, DEPTHS, updates, SCHEDULES))
 
 
 TABLE2 = _cells(PAPER_UPDATES)
@@ -130,15 +129,13 @@ _PRINTED = {
 }
 
 
-def _published() -> dict[Cell, Published]:
-    table = {}
-    for (depth, schedule), text in _PRINTED.items():
-        numbers = map(float, text.split())
-        for network, update in product(ARCHITECTURES, PAPER_UPDATES):
-            cell = Cell(network, depth, update, schedule)
-            table[cell] = Published(next(numbers), next(numbers))
-    return table
-
-
-PUBLISHED: Mapping[Cell, Published] = MappingProxyType(_published())
+PUBLISHED: Mapping[Cell, Published] = MappingProxyType(
+    {
+        Cell(network, depth, update, schedule): Published(*map(float, numbers))
+        for (depth, schedule), text in _PRINTED.items()
+        for (network, update), *numbers in zip(
+            product(ARCHITECTURES, PAPER_UPDATES), *[iter(text.split())] * 2, strict=True
+        )
+    }
+)
 """The paper's Table 2, by cell."""

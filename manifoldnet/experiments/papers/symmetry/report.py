@@ -194,15 +194,13 @@ def _claim(claim: Claim) -> Iterator[Block]:
     if not claim.comparisons:
         yield Paragraph("The measurement is missing; how to make it stands below.")
         return
-    if claim.unit == "time":
-        what = "ratio"
-        numbers = [(*c.difference.factor(), str(c.difference.n)) for c in claim.comparisons]
-    else:
-        what = "difference"
-        numbers = [_difference(each) for each in claim.comparisons]
-    rows = zip((each.text for each in claim.comparisons), numbers, strict=True)
-    header = ("comparison", what, "95 % interval", "n")
-    yield Table(header, tuple((text, *own) for text, own in rows))
+    timed = claim.unit == "time"
+    rows = (
+        (c.text, *((*c.difference.factor(), str(c.difference.n)) if timed else _difference(c)))
+        for c in claim.comparisons
+    )
+    header = ("comparison", "ratio" if timed else "difference", "95 % interval", "n")
+    yield Table(header, tuple(rows))
 
 
 def _difference(each: Comparison) -> tuple[str, str, str]:
