@@ -25,6 +25,7 @@ from typing import ClassVar, NamedTuple
 
 from manifoldnet.experiments.configuration import Configuration, field
 from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.study import repeated
 from manifoldnet.nn.simplex import Simplex
 
 
@@ -237,13 +238,6 @@ def grid(
         for method in methods
         for h, m in product(rates, dimensions if method == "rescaled" else (0,))
     ]
-
-
-def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]:
-    """Runs with several seeds, seed by seed."""
-    if repetitions < 1:
-        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
-    return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
 
 
 def stability() -> list[StageConfig]:

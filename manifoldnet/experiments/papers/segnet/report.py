@@ -24,7 +24,7 @@ from manifoldnet.experiments.papers.segnet.config import (
 )
 from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, panel, png
-from manifoldnet.experiments.records import check_together, runs_frame
+from manifoldnet.experiments.records import runs_frame
 from manifoldnet.experiments.report import (
     Block,
     Heading,
@@ -54,16 +54,10 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
     """Write the report on the runs of a sweep."""
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    records = store.read_all(folder, SEGMENTATION, exact=False)
-    if not records:
-        raise RecordError(
-            f"{folder} holds no records: make some with "
-            f"manifoldnet reproduce symmetry segnet --out {folder}"
-        )
-    paths = {folder / "records" / f"{name}.jsonl": record for name, record in records.items()}
-    check_together(paths, ("update", "lr", "seed"))
+    free = ("update", "lr", "seed")
+    records = store.read_together(folder, SEGMENTATION, free, "symmetry segnet")
     order = list(UPDATES)
-    found = sorted(records.values(), key=lambda r: (order.index(r.config.update), r.config.seed))
+    found = sorted(records, key=lambda r: (order.index(r.config.update), r.config.seed))
     runs = runs_frame(found)  # scores of a diverged run are NaN
     runs["train_seconds"] = [[epoch.train_seconds for epoch in record.epochs] for record in found]
     tests = [record.epochs[-1].test_confusion for record in found]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.symmetry.config import ARCHITECTURES, SCHEDULES, TrainConfig
+from manifoldnet.experiments.study import repeated
 
 REPETITIONS = 10
 DEPTHS = (2, 4)
@@ -102,11 +103,7 @@ def configurations(
     """The runs of some cells, seed by seed: stopped early, all cells have as many runs."""
     if not cells:
         raise ConfigError("there are no cells to run")
-    if repetitions < 1:
-        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
-    return [
-        replace(protocol, **vars(cell), seed=seed) for seed in range(repetitions) for cell in cells
-    ]
+    return repeated([replace(protocol, **vars(cell)) for cell in cells], repetitions)
 
 
 class Published(NamedTuple):
