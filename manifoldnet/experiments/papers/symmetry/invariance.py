@@ -31,7 +31,7 @@ from functools import partial
 from itertools import zip_longest
 from math import inf, isfinite, log
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -289,7 +289,7 @@ def _panel(axes: Axes, pair: Pair, highest: float) -> None:
     axes.set_xlim(0, max(len(pair.losses) - 1, 1))
     axes.set_title(pair.update, loc="left", fontsize=10, fontweight="bold", color=colour, pad=3)
     same = pair.difference <= SAME
-    font = {"fontsize": 9, "fontweight": "bold" if same else "normal", "color": INK}
+    font: dict[str, Any] = {"fontsize": 9, "fontweight": "bold" if same else "normal", "color": INK}
     axes.text(0.98, 0.97, _verdict(pair), font, transform=axes.transAxes, ha="right", va="top")
 
 

@@ -217,9 +217,11 @@ def build(
     architecture: str, data: Dataset, *, depth: int, features: int, seed: int
 ) -> Arch1 | Arch2:
     """The network that a configuration names, for the images of a data set."""
-    network: type[Arch1] | type[Arch2] = {"arch1": Arch1, "arch2": Arch2}[architecture]
+    networks: dict[str, type[Arch1] | type[Arch2]] = {"arch1": Arch1, "arch2": Arch2}
     start = seeded_generator(seed, "start")
-    return network(data.inputs, len(data.classes), depth=depth, features=features, generator=start)
+    return networks[architecture](
+        data.inputs, len(data.classes), depth=depth, features=features, generator=start
+    )
 
 
 def _against_head(weight: str, filters: range, columns: range) -> Generator:
