@@ -25,17 +25,12 @@ from typing import ClassVar, NamedTuple
 
 from manifoldnet.experiments.configuration import Configuration, field
 from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.study import repeated
 from manifoldnet.nn.simplex import Simplex
 
 
 class Architecture(NamedTuple):
-    """A network of Tables 1-4.
-
-    Attributes:
-        side: of the square images.
-        widths: output images of each stage.
-        kernels: size of the kernels of each stage.
-    """
+    """A network of Tables 1-4: side of the square images, widths and kernels of the stages."""
 
     side: int
     widths: tuple[int, ...]
@@ -173,14 +168,7 @@ FIGURES: Mapping[int, Figure] = MappingProxyType(
 
 
 class Preset(NamedTuple):
-    """Amount of work.
-
-    Attributes:
-        epochs: of a figure's runs.
-        train_size: images of a figure's runs; None takes all.
-        rates: h, the same for every method.
-        dimensions: m of ``"rescaled"``.
-    """
+    """Amount of work; `dimensions` are those of ``"rescaled"``, no `train_size` is all images."""
 
     epochs: int
     train_size: int | None
@@ -204,35 +192,20 @@ _IMAGENET = Preset(5, None, (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), (128,))
 CHOICE = StageConfig(epochs=3, train_size=5000, validation_size=2000)
 """Short runs, from which h and m are chosen; never on test images."""
 
+# m of the short runs, from the number of classes on. Runs that chose of (10, 128) took the largest.
 CHOICE_DIMENSIONS = (10, 128, 1024)
-"""m of the short runs, from the number of classes on. Runs that chose of (10, 128) took 128, the
-largest."""
-
-WRONG_LABELS = (0.0, 0.2, 0.4, 0.6)
-"""Shares of wrong labels."""
-
-CLAIMED = 0.4
-"""The share of wrong labels that is run with several seeds."""
-
-OUTLIERS = (0.1, 0.3)
-"""Shares of training images that are gross outliers."""
-
+WRONG_LABELS = (0.0, 0.2, 0.4, 0.6)  # shares of the training labels
+CLAIMED = 0.4  # the share of wrong labels that is run with several seeds
+OUTLIERS = (0.1, 0.3)  # shares of the training images
+# h besides the preset's for outliers: a gross outlier's gradient is as large as the outlier.
 OUTLIER_RATES = (1e-5, 1e-4, 1e-3, 3e-3)
-"""h besides the preset's for outliers: a gross outlier's gradient is as large as the outlier."""
-
+# Images with right labels by which rates are chosen when the training data are corrupted.
 ROBUSTNESS_VALIDATION = 2000
-"""Images with right labels by which rates are chosen when the training data are corrupted."""
-
-COMPARISON = "comparison"
-"""Beginning of the names of folders of comparisons."""
+COMPARISON = "comparison"  # beginning of the names of folders of comparisons
 
 
 def figure(number: int, preset: str) -> list[StageConfig]:
-    """The runs of a figure: panel (a) over h and m, panel (b) over h.
-
-    Raises:
-        ConfigError: for an unknown figure or preset.
-    """
+    """The runs of a figure: panel (a) over h and m, panel (b) over h."""
     if number not in FIGURES:
         raise ConfigError(f"there is no figure {number}, only {', '.join(map(str, FIGURES))}")
     dataset, architecture, _ = FIGURES[number]
@@ -267,22 +240,8 @@ def grid(
     ]
 
 
-def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]:
-    """Runs with several seeds, seed by seed.
-
-    Raises:
-        ConfigError: when there would be none.
-    """
-    if repetitions < 1:
-        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
-    return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
-
-
 def stability() -> list[StageConfig]:
-    """500 steps on MNIST, the smaller network, for h from 1e-6 to 1e6.
-
-    The rescaled stage on plain kernels and on kernels that are on spheres, and logistic regression.
-    """
+    """500 steps on MNIST, the smaller network, for h from 1e-6 to 1e6."""
     base = StageConfig(epochs=1, train_size=50_000)
     variants = [replace(base, spheres=spheres) for spheres in (False, True)]
     variants.append(replace(base, method="logistic"))
@@ -290,11 +249,7 @@ def stability() -> list[StageConfig]:
 
 
 def robustness(preset: str) -> list[StageConfig]:
-    """Wrong labels and outliers on MNIST, the smaller network, each method over its grid.
-
-    Raises:
-        ConfigError: for an unknown preset.
-    """
+    """Wrong labels and outliers on MNIST, the smaller network, each method over its grid."""
     amount = _preset(preset)
     base = StageConfig(
         epochs=min(amount.epochs, 10),
@@ -315,18 +270,9 @@ def choice(
     train_size: int | None = None,
     epochs: int | None = None,
 ) -> list[StageConfig]:
-    """Runs of every method over its grid, judged by validation images.
+    """Runs of every method over its grid, judged by validation images; by default few and short.
 
-    Args:
-        dataset: of the comparison.
-        architecture: the network.
-        methods: to choose a rate for.
-        train_size: images to train on; by default few, for short runs. A rate that is the best of
-            short runs may be too large for long ones.
-        epochs: of each run; by default few.
-
-    Raises:
-        ConfigError: for numbers that are not positive.
+    A rate that is the best of short runs may be too large for long ones.
     """
     base, rates = replace(CHOICE, dataset=dataset, architecture=architecture), PRESETS["cpu"].rates
     if dataset == "imagenet10":  # 1000 images
@@ -347,11 +293,7 @@ def comparison(
     repetitions: int,
     train_size: int | None = None,
 ) -> list[StageConfig]:
-    """Each method at its choice, seed by seed, on all training images or so many.
-
-    Raises:
-        ConfigError: when there would be no runs.
-    """
+    """Each method at its choice, seed by seed."""
     base = StageConfig(
         dataset=dataset, architecture=architecture, epochs=epochs, train_size=train_size
     )
@@ -359,13 +301,7 @@ def comparison(
 
 
 def folder_names(dataset: str, train_size: int | None, *length: int | None) -> tuple[str, str]:
-    """The folders of a choice and of its comparison: each way of choosing has its own.
-
-    Args:
-        dataset: of the comparison.
-        train_size: images of the comparison.
-        *length: images and epochs of the short runs, where they are not the usual ones.
-    """
+    """The folders of a choice and of its comparison: each way of choosing has its own."""
     how = "".join(f"-{n}" for n in length if n is not None)
     size = "" if train_size is None else f"-{train_size}"
     return f"choice-{dataset}{how}", f"{COMPARISON}-{dataset}{size}" + (how and f"-by{how}")

@@ -21,7 +21,7 @@ from manifoldnet.experiments.papers.scale_invariant.records import (
     choices,
     reliability,
 )
-from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, png, style
+from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, panel, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,15 +53,7 @@ DRAWN = 10
 
 
 def draw_grid(runs: pd.DataFrame, title: str) -> bytes:
-    """Test error by epoch: (a) rescaled, (b) logistic, (c) the best of both.
-
-    Args:
-        runs: of one data set and network.
-        title: the heading.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """Test error by epoch: (a) rescaled, (b) logistic, (c) the best of both."""
     figure = new_figure(11.0, 5.6)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=INK)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
@@ -127,7 +119,7 @@ def _finish(axes: Axes, title: str, columns: Sequence[Sequence[Line2D]]) -> None
     """Title, axes, and the legend below the panel, where it covers no curve."""
     from matplotlib.ticker import MaxNLocator
 
-    _panel(axes, title, "epoch")
+    panel(axes, title, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not columns:
         axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center")
@@ -146,15 +138,11 @@ def _finish(axes: Axes, title: str, columns: Sequence[Sequence[Line2D]]) -> None
 
 
 def draw_robustness(settings: Settings) -> bytes:
-    """Test error at the chosen rates against the share of corrupted data, a panel for each kind.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """Test error at the chosen rates against the share of corrupted data, a panel for each kind."""
     kinds = sorted({kind for kind, _ in settings})
     figure = new_figure(4.4 * len(kinds), 4.2)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        _panel(axes, kind, "share of the training images (%)")
+        panel(axes, kind, "share of the training images (%)")
         for method, colour in COLOURS.items():
             points, lost = [], []
             for (of, share), runs in settings.items():
@@ -172,13 +160,7 @@ def draw_robustness(settings: Settings) -> bytes:
 
 
 def draw_stability(runs: pd.DataFrame) -> bytes:
-    """Test error, largest loss and relative step over h, where every `VARIANTS` stayed finite.
-
-    A point for each run, a line through the median of each rate at which none overflowed.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """Test error, largest loss and relative step over h, where every `VARIANTS` stayed finite."""
     figure = new_figure(11.5, 4.3)
     error, loss, step = figure.subplots(1, 3)
     shown = {
@@ -188,7 +170,7 @@ def draw_stability(runs: pd.DataFrame) -> bytes:
     }
     finite = runs["overflow"] == ""
     for axes, (title, values) in shown.items():
-        _panel(axes, title, "learning rate h")
+        panel(axes, title, "learning rate h")
         axes.set_xscale("log")
         for name, (colour, dashes, face) in VARIANTS.items():
             own = runs["variant"] == name
@@ -212,19 +194,12 @@ def draw_stability(runs: pd.DataFrame) -> bytes:
 
 
 def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
-    """A reliability diagram for each data set.
-
-    Args:
-        found: runs with a confidence, by title and method.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """A reliability diagram for each data set."""
     figure = new_figure(4.4 * len(found), 4.2)
     for axes, (title, methods) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
-        _panel(axes, title, "confidence (%)")
+        panel(axes, title, "confidence (%)")
         axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
         for method, runs in methods.items():
             bins = reliability(runs)
@@ -241,12 +216,6 @@ def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     figure.axes[0].set_ylabel("right answers (%)", color=INK)
     return png(figure)
-
-
-def _panel(axes: Axes, title: str, x: str) -> None:
-    style(axes)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel(x, color=INK)
 
 
 def _crosses(

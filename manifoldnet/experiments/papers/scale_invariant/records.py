@@ -23,11 +23,11 @@ from manifoldnet.experiments.papers.scale_invariant.config import (
     Choice,
     StageConfig,
     choice_of,
-    repeated,
     stability,
 )
 from manifoldnet.experiments.records import EpochRow, ResultRow, RunRecord, Schema, check_together
 from manifoldnet.experiments.report import read_csv
+from manifoldnet.experiments.study import repeated
 from manifoldnet.nn.calibration import Reliability
 
 COSTS = "stage_cost.csv"
@@ -168,11 +168,7 @@ def best(runs: pd.DataFrame, method: str) -> Choice | None:
 
 
 def chosen(records: Iterable[StageRecord], methods: Sequence[str]) -> dict[str, Choice]:
-    """The best choice of each method in the runs of `config.choice`.
-
-    Raises:
-        RecordError: when a method has no run that did not diverge.
-    """
+    """The best choice of each method in the runs of `config.choice`."""
     runs = frame(records)
     found = {method: best(runs, method) for method in methods}
     for method, one in found.items():
@@ -240,16 +236,11 @@ def reliability(runs: pd.DataFrame) -> Reliability:
 
 @dataclass(frozen=True)
 class Section:
-    """The runs of a sweep.
+    """The runs of a sweep, of one protocol; `name` is that of its folder.
 
-    Attributes:
-        name: name of its folder.
-        purpose: ``"label noise"``, ``"stability"``, ``"choice"`` (judged by validation images),
-            ``"comparison"`` (each method at its choice, and at earlier ones) or ``"grid"``.
-        title: ``mnist, smaller: 5,000 images, 6 epochs``, and the name where another section of
-            the same purpose has the same title.
-        runs: all of them, of one protocol.
-        chosen_by: of a comparison, the name of the choice.
+    Its purpose is ``"label noise"``, ``"stability"``, ``"choice"`` (judged by validation images),
+    ``"comparison"`` (each method at its choice, and at earlier ones; chosen by the runs of the
+    folder `chosen_by`) or ``"grid"``.
     """
 
     name: str
@@ -260,12 +251,7 @@ class Section:
 
 
 def read(folder: Path) -> list[Section]:
-    """The sweeps below a folder, or the one in it.
-
-    Raises:
-        RecordError: when a record is damaged or foreign, or the runs of a sweep do not belong
-            together.
-    """
+    """The sweeps below a folder, or the one in it."""
     sections = []
     for place in store.sweeps(folder):
         records = store.read_all(place, SCALE_INVARIANT, exact=False)
@@ -293,11 +279,7 @@ def read(folder: Path) -> list[Section]:
 
 
 def read_costs(folder: Path) -> pd.DataFrame | None:
-    """Seconds of training steps, a column for each stage (method, m); None where there are none.
-
-    Raises:
-        RecordError: when the file is damaged, or steps of some stage are missing.
-    """
+    """Seconds of training steps, a column for each stage (method, m); None where there are none."""
     path = folder / COSTS
     if not path.exists():
         return None

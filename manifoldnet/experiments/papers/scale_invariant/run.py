@@ -55,15 +55,7 @@ _BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The images of a run.
-
-    Attributes:
-        train: images to train on.
-        gain: factor of each training image.
-        validation: images to choose hyperparameters by; None if none are held out.
-        test: images to report the error on.
-        size: channels, height and width.
-    """
+    """The images of a run; the training images come with a factor each."""
 
     train: Images
     gain: Tensor
@@ -84,9 +76,6 @@ def make_parts(config: StageConfig, data: Dataset) -> Parts:
 
     The seed determines the training images, and the corrupted ones among them; the images that are
     corrupted at a smaller share are among those at a larger one.
-
-    Raises:
-        ConfigError: when there are not that many images.
     """
     available, held_out = len(data.train_labels), config.validation_size
     count = available - held_out if config.train_size is None else config.train_size
@@ -138,11 +127,7 @@ def _make_outliers(images: Images, config: StageConfig) -> Tensor:
 def build_stage(
     config: StageConfig, features: int, classes: int, generator: torch.Generator
 ) -> tuple[nn.Module, Loss]:
-    """The stage of a configuration, and its loss, averaged over a minibatch.
-
-    Raises:
-        ConfigError: (a ValueError) when the targets do not fit into `embedding_dim`.
-    """
+    """The stage of a configuration, and its loss, averaged over a minibatch."""
     if config.method == "rescaled":
         stage = SimplexClassifier(
             features, classes, config.embedding_dim, config.simplex, generator=generator
@@ -196,10 +181,6 @@ class EpochMeasurements:
     """Losses, errors, gradient norms and step sizes over the steps of an epoch.
 
     The methods ``after_…`` return False from the first number that is not finite.
-
-    Args:
-        stage: the classification stage; the steps of its ``weight`` are measured, if it has one.
-        others: the weights of the layers before the stage.
     """
 
     def __init__(self, stage: nn.Module, others: list[nn.Parameter]) -> None:
@@ -270,15 +251,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 class Run(training.Run):
-    """A convnet and a stage under training.
-
-    Args:
-        config: configuration of the run.
-        data: data set, which determines the sizes of the network.
-
-    Raises:
-        ConfigError: when the stage or the images do not fit the network.
-    """
+    """A convnet and a stage under training."""
 
     row = StageEpoch
     network: nn.Sequential

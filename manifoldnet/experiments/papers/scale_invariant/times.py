@@ -42,14 +42,7 @@ def measure(
     data_dir: str | Path | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[tuple[str, str], list[float]]:
-    """Seconds of training steps with each stage (method, m).
-
-    Args:
-        steps: how many of each; a few more come first and do not count.
-        config: what to train, but for method, rate and dimension.
-        data_dir: the folder of data sets.
-        on_progress: called with the work, the number of the step, and the number of steps.
-    """
+    """Seconds of training steps with each stage (method, m)."""
     data = load(config.dataset, data_dir, None, config.side)
     parts = make_parts(config, data)
     batch: dict[str, torch.Tensor] = {}

@@ -32,6 +32,7 @@ from manifoldnet.experiments.configuration import Configuration, check_choice, f
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.records import EpochRow, ResultRow, RunRecord, Schema
+from manifoldnet.experiments.study import repeated
 
 CLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -112,12 +113,8 @@ follows, by their own squared norms: at 0.1 these grow to thousands within 20 ep
 scores are lost.
 """
 
-PRESETS: Mapping[str, SegmentationConfig] = MappingProxyType(
-    {
-        "cpu": SegmentationConfig(),
-        "paper": SegmentationConfig(height=360, width=480, filters=64, batch_size=12),
-    }
-)
+_PAPER = SegmentationConfig(height=360, width=480, filters=64, batch_size=12)
+PRESETS = MappingProxyType({"cpu": SegmentationConfig(), "paper": _PAPER})
 """``"paper"``: the layout of VGG-16 on whole pictures, for a GPU; ``"cpu"``: the same structure
 with a quarter of the filters on small pictures, for a processor."""
 
@@ -125,22 +122,13 @@ with a quarter of the filters on small pictures, for a processor."""
 def configurations(
     preset: SegmentationConfig, updates: Sequence[str], repetitions: int
 ) -> list[SegmentationConfig]:
-    """The runs of some updates, seed by seed, each with its own rate.
-
-    Raises:
-        ConfigError: when there would be none, or an update is unknown or named twice.
-    """
+    """The runs of some updates, seed by seed, each with its own rate."""
     if not updates or len(set(updates)) < len(updates):
         raise ConfigError(f"the updates are {', '.join(updates) or 'none'}; name each of them once")
     for update in updates:
         check_choice("update", update, tuple(RATES))
-    if repetitions < 1:
-        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
-    return [
-        replace(preset, update=update, lr=RATES[update], seed=seed)
-        for seed in range(repetitions)
-        for update in updates
-    ]
+    runs = [replace(preset, update=update, lr=RATES[update]) for update in updates]
+    return repeated(runs, repetitions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,15 +177,7 @@ SegmentationRecord = RunRecord[SegmentationConfig, SegmentationEpoch, Segmentati
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a confusion matrix, in [0, 1]; formulas at the head of this module.
-
-    Attributes:
-        global_accuracy: share of the labelled pixels that are right.
-        class_accuracy: mean of the classes' accuracies.
-        mean_iou: mean of the classes' intersections over unions.
-        class_accuracies: for each class; NaN where there are none of it.
-        ious: likewise.
-    """
+    """Scores of a confusion matrix, in [0, 1]; formulas at the head of this module."""
 
     global_accuracy: float
     class_accuracy: float
@@ -207,13 +187,7 @@ class Scores:
 
 
 def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """The confusion matrix (int64, ``(classes, classes)``) of some pixels.
-
-    Args:
-        labels: class of each pixel, of any shape; what is not in ``0 … classes - 1`` is void.
-        predicted: the predicted class, of the same shape.
-        classes: number of classes.
-    """
+    """The confusion matrix (int64) of some pixels; what is not in ``0 … classes - 1`` is void."""
     valid = (labels >= 0) & (labels < classes)
     cells = labels[valid].long() * classes + predicted[valid].long()
     return torch.bincount(cells, minlength=classes**2).reshape(classes, classes)

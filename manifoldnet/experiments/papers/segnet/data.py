@@ -28,17 +28,9 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """Images and masks in three parts.
+    """Images and masks in three parts, as uint8; the number after the last class is void.
 
-    Attributes:
-        name: of the set.
-        classes: names of the classes; the number after the last is void.
-        train_images: images to train on: uint8, ``(images, 3, height, width)``.
-        train_masks: their masks: uint8, ``(images, height, width)``.
-        validation_images: images that choose.
-        validation_masks: their masks.
-        test_images: images that judge.
-        test_masks: their masks.
+    Images are ``(images, 3, height, width)``, masks ``(images, height, width)``.
     """
 
     name: str
@@ -64,19 +56,7 @@ class Scenes:
 
 
 def load(source: tuple[Any, ...], data_dir: Any = None, notice: Any = None) -> Scenes:
-    """Load a set in some size.
-
-    Args:
-        source: its name (a key of `CLASSES`), height and width.
-        data_dir: a folder of Hugging Face data sets, one folder each; by default what the
-            environment variable MANIFOLDNET_DATA names.
-        notice: called with a line of text before anything slow.
-
-    Raises:
-        DataError: when it is unknown, missing, lacks a split or a column, holds images of different
-            sizes or a mask that does not fit.
-        MissingExtraError: when the package that reads it is not installed.
-    """
+    """Load a set by its name (a key of `CLASSES`), height and width."""
     name, height, width = source
     if name not in CLASSES:
         raise DataError(

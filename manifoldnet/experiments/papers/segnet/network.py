@@ -79,11 +79,7 @@ class SegNet(nn.Module):
         self._unpool = nn.MaxUnpool2d(2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores ``(batch, classes, height, width)`` of ``(batch, channels, height, width)``.
-
-        Raises:
-            ConfigError: when the images are too small to be pooled five times.
-        """
+        """Class scores ``(batch, classes, height, width)`` of a batch of images of that size."""
         if min(images.shape[-2:]) < 2 ** len(CONVOLUTIONS):
             height, width = images.shape[-2:]
             raise ConfigError(

@@ -44,12 +44,7 @@ _EVALUATION_BATCH = 8
 
 
 class Run(training.Run):
-    """SegNet under training.
-
-    Args:
-        config: of the run.
-        data: decides the number of classes, and their weights.
-    """
+    """SegNet under training."""
 
     row = SegmentationEpoch
     network: SegNet
@@ -164,22 +159,8 @@ def write_predictions(
 
     ``segnet_predictions.png`` shows image, ground truth and predictions;
     ``segnet_predictions_only.png`` what can be shown where the photographs may not be: predictions,
-    and their errors.
-
-    Args:
-        folder: of a sweep with checkpoints that has ended.
-        records: its runs; those that diverged are left out.
-        data_dir: the folder of data sets.
-
-    Returns:
-        The first picture; None when there is nothing to draw it from: all runs diverged, or the
-        weights are not here (they stay with the workers of a cluster that does not share the
-        folder).
-
-    Raises:
-        DataError: when the data cannot be loaded, or are not those of the records.
-        RecordError: when a checkpoint is damaged.
-        MissingExtraError: without matplotlib.
+    and their errors. None when all runs diverged, or the weights are not here (they stay with the
+    workers of a cluster that does not share the folder).
     """
     first = [
         record.config

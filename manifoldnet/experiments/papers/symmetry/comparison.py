@@ -41,10 +41,7 @@ def configurations(
 
 
 def compare(
-    configs: Sequence[TrainConfig],
-    output: str | Path,
-    data: Dataset | None = None,
-    **options: Any,
+    configs: Sequence[TrainConfig], output: str | Path, data: Dataset | None = None, **options: Any
 ) -> list[Record]:
     """Train several configurations of one data set, each in its own directory below ``output``.
 
@@ -67,23 +64,6 @@ def train_all(
     """Train configurations of one data set one after the other, with progress bars on stderr.
 
     All directories are checked before the first run begins.
-
-    Args:
-        runs: configurations with their directories.
-        data: the data set, when it is loaded already.
-        data_dir: the folder of data sets, for loading.
-        resume: leave runs that have ended, go on with the one that was stopped, begin the others.
-        overwrite: train all of them again.
-        progress: whether to show the bars.
-        notice: called with a line of text before anything slow.
-
-    Returns:
-        One record per run, in the same order.
-
-    Raises:
-        ConfigError: when a configuration does not fit the data.
-        DataError: when the data cannot be loaded.
-        RecordError: when a directory cannot be used (`checkpoint.inspect`).
     """
     found = [
         checkpoint.inspect(where, config, CLASSIFICATION, resume=resume, overwrite=overwrite)

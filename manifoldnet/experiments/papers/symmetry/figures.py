@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.papers.symmetry.cells import FIGURE3, Cell
 from manifoldnet.experiments.papers.symmetry.config import Record
-from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, scale, style
+from manifoldnet.experiments.plotting import (
+    COLOURS,
+    INK,
+    MUTED,
+    new_figure,
+    panel,
+    png,
+    scale,
+    style,
+)
 from manifoldnet.experiments.records import epochs_frame
 
 if TYPE_CHECKING:
@@ -36,17 +45,7 @@ def band(
     whole: int | None = None,
     label: str = "",
 ) -> None:
-    """Draw the mean of an update by epoch, and a band around it.
-
-    Args:
-        axes: of the panel.
-        update: decides the colour.
-        mean: one value per epoch.
-        low: lower edge of the band.
-        high: upper edge.
-        whole: the epochs after this one are dashed; None draws none dashed.
-        label: for the legend.
-    """
+    """Draw a mean by epoch, dashed after the epoch `whole`, and a band around it."""
     epochs, colour = range(1, len(mean) + 1), COLOURS.get(update, INK)
     axes.fill_between(epochs, list(low), list(high), color=colour, alpha=0.13, linewidth=0)
     end = len(mean) if whole is None else whole
@@ -59,23 +58,13 @@ def band(
 
 
 def figure3(epochs: pd.DataFrame, runs: dict[Cell, pd.DataFrame]) -> bytes:
-    """Figure 3 as a PNG: one panel for each of the two four-layer networks.
-
-    Args:
-        epochs: `results.figure3_table`.
-        runs: `results.by_cell`.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """Figure 3 as a PNG: one panel for each of the two four-layer networks."""
     figure = new_figure(9.6, 5.2)
     every_axes = figure.subplots(1, 2, sharey=True)
     extent: list[float] = []
     longest = []
     for axes, (architecture, title) in zip(every_axes, _PANELS.items(), strict=True):
-        style(axes)
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("epoch", color=INK)
+        panel(axes, title, "epoch")
         cells = [c for c in FIGURE3 if c.architecture == architecture and c in runs]
         lines = trajectories(epochs, [cell.name for cell in cells])
         longest.append(max((len(line) for line in lines.values()), default=1) or 1)
@@ -84,11 +73,8 @@ def figure3(epochs: pd.DataFrame, runs: dict[Cell, pd.DataFrame]) -> bytes:
             n = len(line.columns)
             mean, deviation = line.mean(axis=1), line.std(axis=1).fillna(0.0)
             lost = f", {diverged} diverged" if diverged else ""
-            label = (
-                f"{cell.update} (n = {n}{lost})"
-                if n
-                else f"{cell.update} (all {diverged} diverged)"
-            )
+            counts = f"n = {n}{lost}" if n else f"all {diverged} diverged"
+            label = f"{cell.update} ({counts})"
             whole = min(line.attrs["lengths"], default=0)
             band(axes, cell.update, mean, mean - deviation, mean + deviation, whole, label)
             # The band may leave the picture: one bad run among ten would take half of the height.

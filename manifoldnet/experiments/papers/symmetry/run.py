@@ -62,13 +62,6 @@ class Run(training.Run):
 
     A step takes about a millisecond, most of it Python: there is no data loader, and no number
     leaves its tensor before the epoch is over.
-
-    Args:
-        config: of the run, with a learning rate.
-        data: decides the sizes of the network.
-
-    Raises:
-        ConfigError: when the learning rate is still to be chosen.
     """
 
     row = Epoch
@@ -79,11 +72,10 @@ class Run(training.Run):
         self.batch_size = config.batch_size
         self.network = networks.build(
             config.architecture,
-            data.inputs,
-            len(data.classes),
+            data,
             depth=config.depth,
             features=config.features,
-            generator=seeded_generator(config.seed, "start"),
+            seed=config.seed,
         )
         declare(self.network, config.update)
         self.optimizer = mn.RiemannianSGD(
@@ -115,12 +107,9 @@ class Run(training.Run):
 
     def evaluate(self, number: int, parts: Split, trained: object) -> dict[str, float]:
         """Loss and error rate on the validation images, error rate on the test images."""
-        validation_loss, validation_error = evaluate(self.network, parts.validation)
-        return {
-            "validation_loss": validation_loss,
-            "validation_error": validation_error,
-            "test_error": evaluate(self.network, parts.test)[1],
-        }
+        names = ("validation_loss", "validation_error", "test_error")
+        scores = (*evaluate(self.network, parts.validation), evaluate(self.network, parts.test)[1])
+        return dict(zip(names, scores, strict=True))
 
 
 _SCHEDULES: dict[str, Callable[[Any, TrainConfig], Any]] = {
@@ -144,12 +133,7 @@ def evaluate(network: nn.Module, images: Images) -> tuple[float, float]:
 
 
 def images_for(config: TrainConfig, data: Dataset) -> Split:
-    """The images that a run trains and is evaluated on.
-
-    Raises:
-        ConfigError: when there are not that many, also for the choice of the learning rate, or they
-            leave a minibatch that cannot be used.
-    """
+    """The images that a run trains and is evaluated on."""
     images = split(data, config.seed, config.train_size, config.validation_size)
     _check_minibatches(config, len(images.train), "train_size")
     if config.lr is None:
@@ -158,19 +142,7 @@ def images_for(config: TrainConfig, data: Dataset) -> Split:
 
 
 def select(config: TrainConfig, data: Dataset, images: Split) -> Selection:
-    """Choose the learning rate of a run.
-
-    With the constant schedule, runs that differ in nothing but the schedule make the same choice.
-    It is made again for each, so that a run depends on nothing but its configuration.
-
-    Args:
-        config: the run, whose `lr` is None.
-        data: the whole data set.
-        images: those of the run.
-
-    Raises:
-        ConfigError: when there are not enough training images.
-    """
+    """Choose the learning rate of a run, which depends on its own configuration alone."""
     began = time.perf_counter()
     parts = images_of_choice(config, images.train)
     errors = tuple(_final_error(replace(config, lr=lr), data, parts) for lr in config.lr_candidates)
@@ -183,11 +155,7 @@ def select(config: TrainConfig, data: Dataset, images: Split) -> Selection:
 
 
 def images_of_choice(config: TrainConfig, training: Images) -> Split:
-    """Two random parts of the training images: to train on, and to judge the candidates by.
-
-    Raises:
-        ConfigError: when there are not that many, or they leave a last minibatch of one.
-    """
+    """Two random parts of the training images: to train on, and to judge the candidates by."""
     train, judge = config.selection_train_size, config.selection_validation_size
     if train + judge > len(training):
         raise ConfigError(

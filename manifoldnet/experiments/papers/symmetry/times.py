@@ -93,14 +93,7 @@ def measure(
     data_dir: str | Path | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[results.Key, float]:
-    """Seconds of training passes of each network with each update.
-
-    Args:
-        passes: of each; one more comes first and does not count.
-        config: what to train, but for network and update.
-        data_dir: the folder of data sets.
-        on_progress: called with a text, the number of the pass, and their total.
-    """
+    """Seconds of training passes of each network with each update."""
     seconds = {}
     for architecture, depth in results.NETWORKS:
         network = replace(
