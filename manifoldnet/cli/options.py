@@ -17,13 +17,7 @@ _METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 
 
 def add_options(parser: Any, cls: type[Any], names: Collection[str] | None = None) -> None:
-    """Adds a flag for each field of a dataclass.
-
-    Args:
-        parser: of a command, or a group of one.
-        cls: the dataclass; the first sentence of a field's description is the help.
-        names: of the fields; by default all.
-    """
+    """Adds a flag for each field of a dataclass."""
     types, texts = declared(cls), descriptions(cls)
     for each in dataclasses.fields(cls):
         if names is not None and each.name not in names:

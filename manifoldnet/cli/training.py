@@ -99,12 +99,7 @@ def add_training(commands: Any) -> None:
             _compare,
             [_Comparison, _Files],
         ),
-        (
-            "bench-epoch",
-            "time an epoch of each update against torch.optim.SGD",
-            _bench,
-            [_Timing],
-        ),
+        ("bench-epoch", "time an epoch of each update against torch.optim.SGD", _bench, [_Timing]),
     ):
         command = commands.add_parser(
             name,

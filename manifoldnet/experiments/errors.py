@@ -26,13 +26,7 @@ class RecordError(ExperimentError):
 
 
 class MissingExtraError(ExperimentError, ImportError):
-    """A package that only the experiments need is not installed.
-
-    Args:
-        package: its name.
-        purpose: the thing that needs it.
-        extra: the extra of manifoldnet that brings it.
-    """
+    """A package that only the experiments need is not installed."""
 
     def __init__(self, package: str, purpose: str, extra: str = "experiments") -> None:
         super().__init__(
@@ -46,11 +40,7 @@ class MissingExtraError(ExperimentError, ImportError):
 
 
 def require(purpose: str, *packages: str) -> None:
-    """Check that packages of the extra `experiments` are installed, without importing them.
-
-    Raises:
-        MissingExtraError: for the first one that is not.
-    """
+    """Check that packages of the extra `experiments` are installed, without importing them."""
     for package in packages:
         if find_spec(package) is None:
             raise MissingExtraError(package, purpose)

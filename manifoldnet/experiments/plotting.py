@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; an update has the same colour
-# in every picture.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
     "b-sgd": "#555555",
     "sm": "#0072B2",
@@ -25,11 +24,7 @@ INK, MUTED, FAINT = "#222222", "#666666", "#DDDDDD"
 
 
 def new_figure(width: float, height: float, dpi: int = 160) -> Figure:
-    """An empty figure, in inches.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
+    """An empty figure, in inches."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -54,10 +49,7 @@ def svg(figure: Figure) -> bytes:
     stream = io.BytesIO()
     with rc_context({"svg.hashsalt": "manifoldnet"}):
         figure.savefig(
-            stream,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None},
+            stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )
     return stream.getvalue()
 
@@ -72,13 +64,7 @@ def style(axes: Axes) -> None:
 
 
 def scale(axes: Axes, values: Sequence[float], longest: int) -> None:
-    """Epochs from 1 on, and a logarithmic axis: the first have ten times the error of the last.
-
-    Args:
-        axes: of the picture.
-        values: what has to find place on the axis of errors.
-        longest: the last epoch.
-    """
+    """Epochs from 1 to ``longest``, and a logarithmic axis with room for ``values``."""
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     positive = [value for value in values if value > 0]

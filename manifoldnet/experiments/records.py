@@ -5,14 +5,10 @@
     {"kind": "epoch", "epoch": 1, "train_loss": ..., "test_error": ..., ...}
     {"kind": "result", "status": "finished", "test_error": ..., ...}
 
-One line opens a record; one follows if the learning rate was chosen, one for each epoch, and one
-when the run has ended. The columns of an epoch and of a result are those of the experiment's
-`Schema`. A run of a sweep names the sweep's purpose in the first line: ``"sweep": {"purpose":
-"comparison", ...}``. Format 1, without selections and validation losses, is read as well.
-
-Reports read records and nothing else. A number that is not finite is written as null, which is
-valid JSON everywhere, and read back as NaN. A line that cannot be read is an error with its place,
-never skipped.
+A selection is there if the learning rate was chosen, a result when the run has ended. The columns
+of an epoch and of a result are those of the experiment's `Schema`. A run of a sweep has ``"sweep":
+{"purpose": "comparison", ...}`` in the first line. Format 1, without selections and validation
+losses, is read as well. A number that is not finite is written as null, and read back as NaN.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,30 +31,19 @@ if TYPE_CHECKING:
 
 RECORD_NAME = "record.jsonl"
 _FORMAT = 2
-_READABLE = (1, 2)
 _UNNAMED = "classification"  # records of format 1 name no experiment
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
-    """One epoch of any experiment.
+    """One epoch of any experiment."""
 
-    Attributes:
-        epoch: counted from 1.
-        lr: learning rate during this epoch.
-        train_loss: mean loss of the training data, when their minibatch came up.
-        violation: how far the worst declared weight is off its manifold (0 when nothing is
-            declared).
-        train_seconds: wall clock of the training pass.
-        seconds: the same with the evaluation.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    violation: float
-    train_seconds: float
-    seconds: float
+    epoch: int  # counted from 1
+    lr: float  # learning rate during this epoch
+    train_loss: float  # mean loss of the training data, when their minibatch came up
+    violation: float  # distance of the worst declared weight from its manifold; 0 without any
+    train_seconds: float  # wall clock of the training pass
+    seconds: float  # the same with the evaluation
 
     def summary(self) -> str:
         """The scores to show while the run goes on."""
@@ -66,21 +52,13 @@ class EpochRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """The end of a run of any experiment.
+    """The end of a run of any experiment."""
 
-    Attributes:
-        status: ``"finished"`` or ``"diverged"``.
-        reason: why it counts as diverged; empty otherwise.
-        epochs: trained epochs.
-        seconds: wall clock of all epochs, with evaluations, without interruptions.
-        stopped: the rule that ended the run early; empty when none did.
-    """
-
-    status: str
-    reason: str
-    epochs: int
-    seconds: float
-    stopped: str = ""
+    status: str  # ``"finished"`` or ``"diverged"``
+    reason: str  # why it counts as diverged; empty otherwise
+    epochs: int  # trained epochs
+    seconds: float  # wall clock of all epochs, with evaluations, without interruptions
+    stopped: str = ""  # the rule that ended the run early; empty when none did
 
     @property
     def diverged(self) -> bool:
@@ -90,19 +68,12 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Selection:
-    """The choice of the base learning rate of a run.
+    """The choice of the base learning rate of a run."""
 
-    Attributes:
-        candidates: the rates that were tried.
-        errors: the error rate that each ended with; 1 where the loss was not finite.
-        lr: the chosen one.
-        seconds: wall clock of all of it.
-    """
-
-    candidates: tuple[float, ...]
-    errors: tuple[float, ...]
-    lr: float
-    seconds: float
+    candidates: tuple[float, ...]  # the rates that were tried
+    errors: tuple[float, ...]  # that each ended with; 1 where the loss was not finite
+    lr: float  # the chosen one
+    seconds: float  # wall clock of all of it
 
 
 C = TypeVar("C", bound=Configuration)
@@ -112,41 +83,24 @@ R = TypeVar("R", bound=ResultRow)
 
 @dataclass(frozen=True)
 class Schema(Generic[C, E, R]):
-    """The classes that the records of an experiment are made of.
+    """The classes that the records of an experiment are made of."""
 
-    Attributes:
-        config: the configurations, whose `experiment` names it.
-        epoch: a row for each epoch.
-        result: the row at the end.
-    """
-
-    config: type[C]
-    epoch: type[E]
-    result: type[R]
+    config: type[C]  # the configurations, whose `experiment` names it
+    epoch: type[E]  # a row for each epoch
+    result: type[R]  # the row at the end
 
 
 @dataclass(frozen=True)
 class RunRecord(Generic[C, E, R]):
-    """A run up to its last finished epoch.
-
-    Attributes:
-        config: the settings of the run.
-        versions: of Python and the packages that decide the numbers, when the run began.
-        data: checksum of the data set.
-        epochs: the trained epochs.
-        result: None while the run is unfinished.
-        selection: the choice of the learning rate; None when it was given.
-        sweep: for a run of a sweep, the purpose of the sweep under ``"purpose"``, and whatever else
-            the paper's report needs to know; empty in records that earlier versions wrote.
-    """
+    """A run up to its last finished epoch."""
 
     config: C
-    versions: Mapping[str, str]
-    data: str
+    versions: Mapping[str, str]  # when the run began
+    data: str  # checksum of the data set
     epochs: tuple[E, ...] = ()
-    result: R | None = None
-    selection: Selection | None = None
-    sweep: Mapping[str, str] = field(default_factory=dict)
+    result: R | None = None  # None while the run is unfinished
+    selection: Selection | None = None  # the choice of the learning rate; None when it was given
+    sweep: Mapping[str, str] = field(default_factory=dict)  # its "purpose", and what reports need
 
     @property
     def lr(self) -> float:
@@ -183,18 +137,7 @@ def write(record: RunRecord[Any, Any, Any], path: Path) -> None:
 
 
 def read(path: Path, schema: Schema[C, E, R], way_out: str | None = None) -> RunRecord[C, E, R]:
-    """Reads a record back.
-
-    Args:
-        path: the file.
-        schema: of its experiment.
-        way_out: advice in the message about a damaged one; by default what helps in a run's own
-            directory.
-
-    Raises:
-        RecordError: naming the file, the line and the way out, when it is of another experiment, or
-            any line is damaged or out of place.
-    """
+    """A record from its file; `way_out` is the advice in the message about a damaged one."""
     way_out = way_out or (
         f"delete {path.name} and go on with the run (--resume), which writes it again from the "
         "checkpoint beside it, or train it again with --overwrite"
@@ -207,7 +150,7 @@ def read(path: Path, schema: Schema[C, E, R], way_out: str | None = None) -> Run
 
 
 def from_text(text: str, schema: Schema[C, E, R], name: str, way_out: str) -> RunRecord[C, E, R]:
-    """The record that `to_text` wrote; ``name`` and errors are those of `read`."""
+    """The record that `to_text` wrote; errors name ``name`` as the file."""
     try:
         return _record(text, schema)
     except _DamageError as error:
@@ -215,11 +158,7 @@ def from_text(text: str, schema: Schema[C, E, R], name: str, way_out: str) -> Ru
 
 
 def experiment_of(text: str) -> str:
-    """The experiment of a record, from its first line.
-
-    Raises:
-        ValueError: when the text does not begin like a record.
-    """
+    """The experiment of a record, from its first line."""
     head = json.loads(text.partition("\n")[0])
     if not isinstance(head, dict):
         raise ValueError("it is not a JSON object")
@@ -235,15 +174,7 @@ def check_together(
 ) -> None:
     """Refuses records that do not belong into one report: one protocol, one data set, no run twice.
 
-    Args:
-        found: records by their file or name.
-        free: the fields of the configuration in which they may differ.
-        config: the configuration that the others are compared with; by default that of the first
-            record.
-        way_out: advice at the end of the message.
-
-    Raises:
-        RecordError: for the first record that differs, naming it and the difference.
+    They may differ in the fields ``free``, else agree with ``config``, by default the first's.
     """
     seen: dict[C, str] = {}
     first = next(iter(found.items()), None)
@@ -268,13 +199,9 @@ def check_together(
 def runs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
     """A table of runs, one row for each.
 
-    Columns are the fields of the configuration; ``chosen_lr``, the rate that the run was trained
-    with; ``trained``, its number of epochs; the fields of the result (but for ``epochs``), with
-    ``diverged``; ``identity``, ``label`` and ``data``; each version as ``version_torch`` and so on;
-    the entries of `RunRecord.sweep`.
-
-    Raises:
-        MissingExtraError: without pandas.
+    Columns: the fields of configuration, result and `RunRecord.sweep`; ``chosen_lr``, the rate of
+    training; ``trained``, its epochs; ``diverged``, ``identity``, ``label``, ``data``;
+    ``version_torch`` and so on.
     """
     rows = []
     for record in records:
@@ -293,13 +220,7 @@ def runs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
 
 
 def epochs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
-    """A table of epochs, one row for each epoch of each run.
-
-    Columns are the run's ``identity``, ``label`` and ``seed``, and the fields of the epoch.
-
-    Raises:
-        MissingExtraError: without pandas.
-    """
+    """A table of epochs: the fields of each, and the run's ``identity``, ``label`` and ``seed``."""
     return _pandas().DataFrame(
         {
             "identity": record.config.identity(),
@@ -363,7 +284,7 @@ def _record(text: str, schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
 def _header(line: dict[str, Any], schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
     if line.get("kind") != "run":
         raise _DamageError(1, "a record begins with a line of kind 'run'")
-    if line.get("format") not in _READABLE:
+    if line.get("format") not in (1, _FORMAT):
         what = f"its format is {line.get('format')!r}, this is format {_FORMAT}"
         raise _DamageError(1, what)
     experiment = line.get("experiment", _UNNAMED)
@@ -380,15 +301,7 @@ def _header(line: dict[str, Any], schema: Schema[C, E, R]) -> RunRecord[C, E, R]
 
 
 # What JSON may hold for a field of each type; null is a float that is not finite.
-_WANTED: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float, type(None)),
-    "float | None": (int, float, type(None)),
-    "tuple[int, ...]": (list,),
-    "tuple[int, ...] | None": (list,),
-    "str": (str,),
-    "tuple[float, ...]": (list,),
-}
+_WANTED = {"int": int, "float": int | float | None, "str": str, "tuple": list}
 _Row = TypeVar("_Row", bound=EpochRow | ResultRow | Selection)
 
 
@@ -401,7 +314,7 @@ def _row(cls: type[_Row], given: dict[str, Any], line: int) -> _Row:
         raise _DamageError(line, f"fields are missing or unknown: {', '.join(sorted(odd))}")
     for name, value in given.items():
         kind = str(fields[name].type)
-        if isinstance(value, bool) or not isinstance(value, _WANTED[kind]):
+        if isinstance(value, bool) or not isinstance(value, _WANTED[re.split(r"\W", kind)[0]]):
             raise _DamageError(line, f"{name} is {value!r}, not of type {kind}")
         if isinstance(value, list):
             number = float if "float" in kind else int

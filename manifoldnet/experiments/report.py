@@ -39,32 +39,20 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table; ``words`` columns from the left are set left, the others right."""
 
-    Attributes:
-        header: names of the columns.
-        rows: cells as text.
-        words: how many columns, from the left, hold words; the others are set to the right.
-    """
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int = 1
+    header: tuple[str, ...]  # names of the columns
+    rows: tuple[tuple[str, ...], ...]  # cells as text
+    words: int = 1  # how many columns, from the left, hold words; the others are set to the right
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG.
+    """A PNG."""
 
-    Attributes:
-        name: of the file beside the Markdown.
-        content: its bytes.
-        text: what it shows, for who does not see it.
-    """
-
-    name: str
-    content: bytes
-    text: str
+    name: str  # of the file beside the Markdown
+    content: bytes  # its bytes
+    text: str  # what it shows, for who does not see it
 
 
 Block = Heading | Paragraph | Table | Picture
@@ -72,15 +60,10 @@ Block = Heading | Paragraph | Table | Picture
 
 @dataclass(frozen=True)
 class Report:
-    """A report that has been written.
+    """A report that has been written."""
 
-    Attributes:
-        text: the report as Markdown.
-        files: all its files.
-    """
-
-    text: str
-    files: tuple[Path, ...]
+    text: str  # the report as Markdown
+    files: tuple[Path, ...]  # all its files
 
 
 def publish(
@@ -127,17 +110,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
 def read_csv(
     path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], T], way_out: str
 ) -> list[T]:
-    """The rows of a CSV file, each as the result of ``parse``.
-
-    Args:
-        path: the file.
-        columns: that it must have, in this order.
-        parse: is given a row; raises ValueError for one that makes no sense.
-        way_out: advice in the message about a damaged file.
-
-    Raises:
-        RecordError: naming the file, the line and the way out.
-    """
+    """The rows of a CSV file as ``parse`` returns them, which raises ValueError for a bad one."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream, strict=True)

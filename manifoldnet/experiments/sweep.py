@@ -2,11 +2,9 @@
 
     configurations -> those without a record in the folder -> workers -> records (`store`)
 
-A sweep that is killed goes on with the same call, which trains the missing runs. A run is known by
-the hash of its configuration. It is trained in a worker, and its record is written by the parent
-when it has ended. Runs of a minute keep no checkpoints: a kill costs at most the runs that were in
-training. A long run keeps a checkpoint after every epoch and goes on from there. Numbers do not
-depend on the worker, nor on the runs beside it.
+A sweep that is killed goes on with the same call, which trains the missing runs. A long run keeps
+a checkpoint after every epoch and goes on from there. Numbers do not depend on the worker, nor on
+the runs beside it.
 """
 
 from __future__ import annotations
@@ -29,14 +27,9 @@ from manifoldnet.experiments.training import Data, Experiment, train_in, train_w
 from manifoldnet.experiments.workers import Processes, available
 from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
 
-# A run whose worker died, or failed in a way that is not the user's to mend, is tried once more.
-ATTEMPTS = 2
-
-# After this many failures without a success the other runs are not tried.
-_MAX_INITIAL_FAILURES = 5
-
-# Between two looks at the progress of long runs.
-_POLL_SECONDS = 5.0
+ATTEMPTS = 2  # where a worker died, or failed in a way that is not the user's to mend
+_MAX_INITIAL_FAILURES = 5  # without a success; then the other runs are not tried
+_POLL_SECONDS = 5.0  # between two looks at the progress of long runs
 
 
 class SweepError(ExperimentError):
@@ -57,24 +50,21 @@ def sweep(
     progress: bool = True,
     notice: Callable[[str], None] | None = None,
 ) -> list[RunRecord[C, E, R]]:
-    """Trains what is missing of some configurations, all of one data set.
+    """Trains what is missing of some configurations of one data set, after checking all of them.
 
-    Everything is checked before the first run begins. A script that calls this with worker
-    processes does so below ``if __name__ == "__main__":``, since workers import it.
+    A script calls this below ``if __name__ == "__main__":``, since worker processes import it.
 
     Args:
         experiment: of the configurations.
         configs: the runs that are to be in the folder.
         folder: of the records.
-        axes: the fields in which records of the folder may differ, besides those of `configs`; by
-            default any.
+        axes: the fields in which records of the folder may differ; by default any.
         purpose: written into the records as `RunRecord.sweep`: ``{"purpose": "comparison", ...}``.
-        checkpoints: whether each run keeps a directory of its own in the folder, and goes on from
-            there. Workers on other machines need to see the same folder then.
+        checkpoints: keep one of each run in the folder, which all workers need to see then.
         jobs: worker processes; by default one for each processor.
         executor: does the work instead of processes; it is not shut down.
-        data_dir: the folder of data sets, for loading; workers are given the same name.
-        progress: whether to show a bar on stderr.
+        data_dir: the folder of data sets; workers are given the same name.
+        progress: show a bar on stderr.
         notice: called with a line of text before anything slow.
 
     Returns:
@@ -82,10 +72,8 @@ def sweep(
 
     Raises:
         ConfigError: when a configuration comes twice, does not fit the data, or there is none.
-        DataError: when the data cannot be loaded, or differ from those of the records.
-        RecordError: when the folder cannot be used: another process is at work there, or a file in
-            it is damaged, foreign, or of another version or sweep; or when a record cannot be
-            written.
+        DataError: when the data cannot be loaded.
+        RecordError: when the folder or a record in it cannot be used, or be written.
         SweepError: when runs failed twice. The others have been done.
     """
     folder = Path(folder).absolute()
@@ -117,15 +105,8 @@ def sweep(
 
                 def begin(config: C) -> Future[RunRecord[C, E, R]]:
                     directory = store.run_directory(folder, config) if checkpoints else None
-                    return pool.submit(
-                        run_one,
-                        experiment,
-                        config,
-                        place,
-                        fingerprint,
-                        own["manifoldnet"],
-                        directory,
-                    )
+                    given = (experiment, config, place, fingerprint, own["manifoldnet"])
+                    return pool.submit(run_one, *given, directory)
 
                 found |= _train(missing, folder, begin, bar, checkpoints, purpose or {})
     return [found[identity] for identity in wanted]
@@ -207,7 +188,7 @@ def _error(future: Future[Any]) -> BaseException | None:
 
 
 def _account(failed: Mapping[str, Sequence[Configuration]], done: int, runs: int) -> str:
-    """The reasons why runs failed, in words, the most common one first."""
+    """The reasons why runs failed, the most common one first."""
     reasons = sorted(failed.items(), key=lambda item: -len(item[1]))
     words = []
     for reason, configs in reasons[:3]:
@@ -231,20 +212,9 @@ def run_one(
     version: str,
     directory: Path | None = None,
 ) -> RunRecord[C, E, R]:
-    """Train one run in a worker.
+    """Train one run in a worker, with the version and the data of the sweep.
 
-    Args:
-        experiment: of the run.
-        config: the run.
-        data_dir: the folder of data sets.
-        fingerprint: checksum of the data that the sweep was checked with.
-        version: of manifoldnet in the process that started the sweep.
-        directory: of its checkpoint, which is written after every epoch; None writes none.
-
-    Raises:
-        ConfigError: when the worker has another version.
-        DataError: when its data are others.
-        RecordError: when what `directory` holds was begun by another version, or on other data.
+    A checkpoint is written after every epoch into ``directory``, if any.
     """
     own = versions()["manifoldnet"]
     if own != version:
@@ -281,7 +251,7 @@ def _load(load: Callable[..., Data], source: tuple[Any, ...], data_dir: str | No
 
 
 def _epochs_in(directory: Path) -> int:
-    """The number of epochs in the record of a run that goes on; 0 when it cannot be read."""
+    """The number of epochs in the record of a run that goes on."""
     try:
         return checkpoint.record_path(directory).read_bytes().count(b'{"kind": "epoch"')
     except OSError:
