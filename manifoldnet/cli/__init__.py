@@ -1,7 +1,5 @@
 """The command line: `manifoldnet train`, `compare`, `symmetries`, `build-kernel`, ….
 
-It parses arguments and prints; the work is in `manifoldnet.experiments`.
-
 Exit codes: 0 done; 2 something in the request is wrong (one line on stderr says what); 130
 interrupted by Ctrl-C.
 """

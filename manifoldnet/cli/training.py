@@ -168,11 +168,5 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _default_output(config: TrainConfig) -> Path:
-    parts = (
-        config.dataset.replace("/", "--"),
-        config.architecture,
-        config.depth,
-        config.schedule,
-        config.lr,
-    )
-    return Path("runs") / "-".join(map(str, parts))
+    parts = (config.architecture, config.depth, config.schedule, config.lr)
+    return Path("runs") / "-".join([config.dataset.replace("/", "--"), *map(str, parts)])

@@ -21,7 +21,7 @@ import torch
 from manifoldnet.experiments import records
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, RecordError
-from manifoldnet.experiments.files import remove_leftovers, write_bytes
+from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.records import C, E, EpochRow, R, RunRecord, Schema, Selection
 
 _FORMAT = 2
@@ -48,7 +48,7 @@ class Checkpoint(Generic[C, E]):
 
 def record_path(directory: Path) -> Path:
     """The record of the run in ``directory``."""
-    return directory / records.RECORD_NAME
+    return directory / "record.jsonl"
 
 
 def checkpoint_path(directory: Path) -> Path:
@@ -73,17 +73,13 @@ def save(checkpoint: Checkpoint[Any, Any], directory: Path) -> None:
     records.write(checkpoint.record(), record_path(directory))
 
 
-def clear(directory: Path) -> None:
-    """Remove the two files of the run in ``directory``, and nothing else."""
-    tidy(directory)
+def tidy(directory: Path, clear: bool = False) -> None:
+    """Remove the partial files that a killed process left; with `clear`, the run's own as well."""
     for path in (checkpoint_path(directory), record_path(directory)):
-        path.unlink(missing_ok=True)
-
-
-def tidy(directory: Path) -> None:
-    """Remove the partial files that a killed process left."""
-    for path in (checkpoint_path(directory), record_path(directory)):
-        remove_leftovers(path)
+        for leftover in directory.glob(f".{path.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+        if clear:
+            path.unlink(missing_ok=True)
 
 
 def inspect(
@@ -118,9 +114,8 @@ def inspect(
         return None
     checkpoint = load_checkpoint(checkpoint_path(directory), schema)
     _check_config(checkpoint.config, config, directory)
-    if record is not None and _as_text(record.epochs) != _as_text(
-        checkpoint.epochs[: len(record.epochs)]
-    ):
+    there = () if record is None else record.epochs
+    if _as_text(there) != _as_text(checkpoint.epochs[: len(there)]):
         raise RecordError(
             f"{record_path(directory)} and {checkpoint_path(directory)} have different "
             "epochs: delete the record, which is written again from the checkpoint when the run "

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from manifoldnet.cache import cache_folder
 from manifoldnet.experiments import hub
-from manifoldnet.experiments.errors import ConfigError, DataError, MissingExtraError
+from manifoldnet.experiments.errors import ConfigError, DataError, importing
 from manifoldnet.experiments.files import replacing
 
 _FORMAT = 1
@@ -142,22 +142,14 @@ def load(
     if name == "digits":
         return load_digits(side)
     variant = "" if side is None else f"-square{side}"
-    source = find(name, data_dir)
+    source = hub.find(name, data_dir)
     return cached(source, Dataset, lambda it: Dataset(*hub.read(it, side)), notice, variant)
-
-
-def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> hub.Source:
-    """The folder or repository of a set, by its name, as in `load`."""
-    folder = data_dir if data_dir is not None else os.environ.get(hub.DATA_VARIABLE)
-    return hub.find(name, Path(folder) if folder else None)
 
 
 def load_digits(side: int | None = None) -> Dataset:
     """Scikit-learn's 1,797 digits of 8x8 pixels (0 … 16); the same fifth is always the test set."""
-    try:
+    with importing("scikit-learn", "the data set 'digits'"):
         from sklearn.datasets import load_digits as read
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "the data set 'digits'") from error
     bunch = read()
     images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
     if side is not None:

@@ -6,6 +6,8 @@ family is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 
@@ -37,6 +39,15 @@ class MissingExtraError(ExperimentError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
         return type(self), self._arguments  # a worker's errors are pickled on their way here
+
+
+@contextmanager
+def importing(package: str, purpose: str, extra: str = "experiments") -> Iterator[None]:
+    """Turns a failed import in the block into a `MissingExtraError`."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(package, purpose, extra) from error
 
 
 def require(purpose: str, *packages: str) -> None:

@@ -59,12 +59,6 @@ def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
         stream.write(content)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Removes the temporary files that a killed process left beside ``path``."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
 @contextmanager
 def held(directory: Path, elsewhere: str = "--out") -> Iterator[None]:
     """Keeps other processes from writing into a folder within the block.

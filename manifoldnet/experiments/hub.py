@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifoldnet.experiments.errors import DataError, MissingExtraError
+from manifoldnet.experiments.errors import DataError, importing
 
 if TYPE_CHECKING:
     import datasets
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 DATA_VARIABLE = "MANIFOLDNET_DATA"
-SHORT_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+_SHORT_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 
 # How a picture's mode is read; without those where something would be lost: 16-bit gray, alpha.
 _MODES = {"1": "L", "L": "L", "RGB": "RGB", "P": "RGB"}
@@ -42,7 +44,7 @@ class Source:
     @property
     def location(self) -> str:
         """The argument of `datasets.load_dataset`: a path, or a repository of the hub."""
-        return str(self.folder) if self.folder else SHORT_NAMES.get(self.name, self.name)
+        return str(self.folder) if self.folder else _SHORT_NAMES.get(self.name, self.name)
 
     def key(self) -> str:
         """Identifies the content without reading it: a folder's files by name, size and time."""
@@ -55,13 +57,15 @@ class Source:
         return f"{self.name.replace('/', '--')}-{digest}"
 
 
-def find(name: str, data_dir: Path | None) -> Source:
+def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
     """The source of a set: the folder ``data_dir/name``, or the hub without a data folder.
 
     A missing folder is a DataError; the hub is not tried then: whoever names a folder means it.
     """
-    if data_dir is None:
+    data_dir = data_dir if data_dir is not None else os.environ.get(DATA_VARIABLE)
+    if not data_dir:
         return Source(name)
+    data_dir = Path(data_dir)
     folder = (data_dir / name).absolute()
     if folder.is_dir():
         return Source(name, folder)
@@ -102,10 +106,8 @@ def read(
 
 def open_splits(source: Source, wanted: Sequence[str]) -> dict[str, datasets.Dataset]:
     """The ``wanted`` splits of a set, whose pictures are not decoded yet."""
-    try:
+    with importing("datasets", f"the data set {source.name!r}"):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", f"the data set {source.name!r}") from error
     with ExitStack() as stack:
         stack.enter_context(_quiet(datasets))
         keep: dict[str, Any] = {}
@@ -115,12 +117,10 @@ def open_splits(source: Source, wanted: Sequence[str]) -> dict[str, datasets.Dat
         try:
             loaded = datasets.load_dataset(source.location, **keep)
         except Exception as error:  # whatever it is, it comes from outside and is about this source
-            way_out = (
-                "check that the folder holds intact parquet files"
-                if source.folder
-                else "check the name and the network, or give a folder with --data-dir or "
-                f"{DATA_VARIABLE}"
-            )
+            way_out = "check that the folder holds intact parquet files"
+            if not source.folder:
+                way_out = "check the name and the network, or give a folder with --data-dir or "
+                way_out += DATA_VARIABLE
             reason = str(error).strip().splitlines() or [""]
             raise DataError(
                 f"cannot load {source.location} with Hugging Face datasets "
@@ -216,14 +216,10 @@ def _decode_images(rows: list[dict[str, Any] | None], where: str, side: int | No
     return torch.from_numpy(stacked)
 
 
-def decode(
-    row: dict[str, Any] | None, where: str, modes: Mapping[str, str] = _MODES
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode(row: dict[str, Any] | None, where: str, modes: Mapping[str, str] = _MODES) -> Pixels:
     """A picture as an array of ``(height, width, channels)``; ``modes`` are Pillow's."""
-    try:
+    with importing("pillow", "decoding images"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "decoding images") from error
     if row is None or (row.get("bytes") is None and row.get("path") is None):
         raise DataError(f"{where}: there is no image")
     content = row.get("bytes")
@@ -243,9 +239,7 @@ def decode(
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def squared(
-    pixels: np.ndarray[Any, np.dtype[np.uint8]], side: int
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def squared(pixels: Pixels, side: int) -> Pixels:
     """A picture as a square: padded with zeros, or its middle, reduced to fit the short side."""
     from PIL import Image
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.errors import MissingExtraError
+from manifoldnet.experiments.errors import importing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,11 +25,9 @@ INK, MUTED, FAINT = "#222222", "#666666", "#DDDDDD"
 
 def new_figure(width: float, height: float, dpi: int = 160) -> Figure:
     """An empty figure, in inches."""
-    try:
+    with importing("matplotlib", "the picture"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "the picture") from error
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -39,18 +37,6 @@ def png(figure: Figure) -> bytes:
     """The figure as a file, the same bytes for the same figure."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as lines and letters' outlines on nothing, the same bytes for the same figure."""
-    from matplotlib import rc_context
-
-    stream = io.BytesIO()
-    with rc_context({"svg.hashsalt": "manifoldnet"}):
-        figure.savefig(
-            stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
     return stream.getvalue()
 
 

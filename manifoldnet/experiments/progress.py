@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from manifoldnet.experiments.configuration import Configuration
-from manifoldnet.experiments.errors import MissingExtraError
+from manifoldnet.experiments.errors import importing
 from manifoldnet.experiments.records import EpochRow, RunRecord
 
 
@@ -147,10 +147,8 @@ def _bar(name: str, total: int, done: int, enabled: bool, **options: Any) -> Any
     """A bar of `tqdm` that counts epochs."""
     if not enabled:
         return _NoBar()
-    try:
+    with importing("tqdm", "a progress bar (all but --quiet)"):
         from tqdm import tqdm
-    except ImportError as error:
-        raise MissingExtraError("tqdm", "a progress bar (all but --quiet)") from error
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=name,

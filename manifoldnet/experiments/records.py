@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from manifoldnet.experiments.configuration import Configuration
-from manifoldnet.experiments.errors import ConfigError, MissingExtraError, RecordError
+from manifoldnet.experiments.errors import ConfigError, RecordError, importing
 from manifoldnet.experiments.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORD_NAME = "record.jsonl"
 _FORMAT = 2
 _UNNAMED = "classification"  # records of format 1 name no experiment
 
@@ -136,9 +135,9 @@ def write(record: RunRecord[Any, Any, Any], path: Path) -> None:
     write_text(path, to_text(record))
 
 
-def read(path: Path, schema: Schema[C, E, R], way_out: str | None = None) -> RunRecord[C, E, R]:
-    """A record from its file; `way_out` is the advice in the message about a damaged one."""
-    way_out = way_out or (
+def read(path: Path, schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
+    """The record of a run in its own directory."""
+    way_out = (
         f"delete {path.name} and go on with the run (--resume), which writes it again from the "
         "checkpoint beside it, or train it again with --overwrite"
     )
@@ -216,12 +215,16 @@ def runs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
             | {f"version_{name}": version for name, version in record.versions.items()}
             | dict(record.sweep)
         )
-    return _pandas().DataFrame(rows)
+    with importing("pandas", "a table of records"):
+        import pandas as pd
+    return pd.DataFrame(rows)
 
 
 def epochs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
     """A table of epochs: the fields of each, and the run's ``identity``, ``label`` and ``seed``."""
-    return _pandas().DataFrame(
+    with importing("pandas", "a table of records"):
+        import pandas as pd
+    return pd.DataFrame(
         {
             "identity": record.config.identity(),
             "label": record.config.label,
@@ -231,14 +234,6 @@ def epochs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
         for record in records
         for epoch in record.epochs
     )
-
-
-def _pandas() -> Any:
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise MissingExtraError("pandas", "a table of records") from error
-    return pd
 
 
 class _DamageError(Exception):

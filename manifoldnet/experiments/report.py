@@ -1,9 +1,4 @@
-"""Reports: Markdown and HTML pages from a list of blocks, and CSV files from rows.
-
-    blocks, tables -> <name>.md, <name>.html, the pictures, the tables
-
-The HTML page holds its pictures and its style, and asks the network for nothing.
-"""
+"""Reports: Markdown and HTML pages from a list of blocks, and CSV files from rows."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.files import write_bytes, write_text
+from manifoldnet.experiments.files import write_bytes
 
 T = TypeVar("T")
 
@@ -39,10 +34,10 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; ``words`` columns from the left are set left, the others right."""
+    """A table of text."""
 
-    header: tuple[str, ...]  # names of the columns
-    rows: tuple[tuple[str, ...], ...]  # cells as text
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
     words: int = 1  # how many columns, from the left, hold words; the others are set to the right
 
 
@@ -51,7 +46,7 @@ class Picture:
     """A PNG."""
 
     name: str  # of the file beside the Markdown
-    content: bytes  # its bytes
+    content: bytes
     text: str  # what it shows, for who does not see it
 
 
@@ -62,8 +57,8 @@ Block = Heading | Paragraph | Table | Picture
 class Report:
     """A report that has been written."""
 
-    text: str  # the report as Markdown
-    files: tuple[Path, ...]  # all its files
+    text: str  # as Markdown
+    files: tuple[Path, ...]
 
 
 def publish(
@@ -72,13 +67,11 @@ def publish(
     """Writes a report, its pictures, and tables (text by file name) into a folder."""
     text = to_markdown(blocks)
     texts = {**tables, f"{name}.md": text, f"{name}.html": to_html(blocks)}
-    pictures = [block for block in blocks if isinstance(block, Picture)]
-    for file, content in texts.items():
-        write_text(directory / file, content)
-    for picture in pictures:
-        write_bytes(directory / picture.name, picture.content)
-    names = (*texts, *(picture.name for picture in pictures))
-    return Report(text, tuple(directory / file for file in names))
+    files = {file: content.encode() for file, content in texts.items()}
+    files |= {block.name: block.content for block in blocks if isinstance(block, Picture)}
+    for file, content in files.items():
+        write_bytes(directory / file, content)
+    return Report(text, tuple(directory / file for file in files))
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -115,10 +108,9 @@ def read_csv(
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream, strict=True)
             if tuple(reader.fieldnames or ()) != tuple(columns):
+                there = ", ".join(reader.fieldnames or ["none"])
                 raise RecordError(
-                    f"{path}, line 1: the columns are "
-                    f"{', '.join(reader.fieldnames or ['none'])}, not "
-                    f"{', '.join(columns)}: {way_out}"
+                    f"{path}, line 1: the columns are {there}, not {', '.join(columns)}: {way_out}"
                 )
             parsed = []
             for row in reader:

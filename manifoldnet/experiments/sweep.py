@@ -94,7 +94,7 @@ def sweep(
         store.check(folder, found, configs, any_field if axes is None else axes, own, purpose or {})
         missing = [config for identity, config in wanted.items() if identity not in found]
         if missing:
-            fingerprint = _check_data(experiment, missing, data_dir, found, notice)
+            checksum = _check_data(experiment, missing, data_dir, found, notice)
             there = [found[identity] for identity in wanted if identity in found]
             bar = SweepProgress(missing, there, enabled=progress)
             workers: AbstractContextManager[Executor] = (
@@ -105,8 +105,9 @@ def sweep(
 
                 def begin(config: C) -> Future[RunRecord[C, E, R]]:
                     directory = store.run_directory(folder, config) if checkpoints else None
-                    given = (experiment, config, place, fingerprint, own["manifoldnet"])
-                    return pool.submit(run_one, *given, directory)
+                    return pool.submit(
+                        run_one, experiment, config, place, checksum, own["manifoldnet"], directory
+                    )
 
                 found |= _train(missing, folder, begin, bar, checkpoints, purpose or {})
     return [found[identity] for identity in wanted]
@@ -153,7 +154,13 @@ def _train(
             look = _POLL_SECONDS if checkpoints else None
             for future in wait(pending, timeout=look, return_when=FIRST_COMPLETED).done:
                 config, attempt = pending.pop(future)
-                error = _error(future)
+                try:
+                    error = future.exception()
+                except CancelledError as cancelled:  # not by us: these are still pending
+                    raise SweepError(
+                        "the workers are gone, with the cluster that they belonged to; finished "
+                        "runs are kept, and the same command goes on"
+                    ) from cancelled
                 if error is None:
                     record = dataclasses.replace(future.result(), sweep=purpose)
                     store.keep(folder, record)
@@ -175,16 +182,6 @@ def _train(
     if failed:
         raise SweepError(_account(failed, len(done), len(configs)))
     return done
-
-
-def _error(future: Future[Any]) -> BaseException | None:
-    try:
-        return future.exception()
-    except CancelledError as error:  # not by us: these are still pending
-        raise SweepError(
-            "the workers are gone, with the cluster that they belonged to; finished runs are kept, "
-            "and the same command goes on"
-        ) from error
 
 
 def _account(failed: Mapping[str, Sequence[Configuration]], done: int, runs: int) -> str:
@@ -234,8 +231,8 @@ def run_one(
         warnings.simplefilter("ignore", ZeroSliceWarning)
         if directory is None:
             return train_whole(experiment, config, data)
-        how = {"resume": True, "overwrite": False}
-        left = checkpoint.inspect(directory, config, experiment.schema, **how)
+        schema = experiment.schema
+        left = checkpoint.inspect(directory, config, schema, resume=True, overwrite=False)
         if left is not None and (left.versions.get("manifoldnet"), left.data) != (own, fingerprint):
             raise RecordError(
                 f"{directory} holds this run as manifoldnet {left.versions.get('manifoldnet')} "

@@ -201,9 +201,19 @@ def train_in(
         found = inspect()  # again: another process may have been here meanwhile
         if isinstance(found, RunRecord):
             return found
-        state = start = _begun(found, config, directory, data)
+        fingerprint = data.fingerprint()
+        if found is not None and found.data != fingerprint:
+            raise RecordError(
+                f"the run in {directory} was trained on other data than this {data.name!r} "
+                f"(checksum {found.data}, now {fingerprint}): use that data, or {AGAIN}"
+            )
+        checkpoints.tidy(directory, clear=found is None)
+        if found is None:
+            found = Checkpoint(config, versions(), fingerprint, epochs=(), states={})
+            records.write(found.record(), checkpoints.record_path(directory))
+        state = found
         with limited_threads(config.threads):
-            for state in _epochs(experiment, config, data, parts, start, directory):
+            for state in _epochs(experiment, config, data, parts, found, directory):
                 checkpoints.save(state, directory)
                 if on_epoch is not None:
                     on_epoch(state.epochs[-1])
@@ -216,31 +226,10 @@ def train_in(
 def train_whole(experiment: Experiment[C, E, R], config: C, data: Data) -> RunRecord[C, E, R]:
     """Train one configuration from start to end without files; the numbers are `train_in`'s."""
     parts = experiment.parts(config, data)
-    start: Checkpoint[C, E] = Checkpoint(
-        config, versions(), data.fingerprint(), epochs=(), states={}
-    )
+    start = Checkpoint[C, E](config, versions(), data.fingerprint(), epochs=(), states={})
     with limited_threads(config.threads):
         *_, last = _epochs(experiment, config, data, parts, start)
     return dataclasses.replace(last.record(), result=experiment.verdict(config, last.epochs))
-
-
-def _begun(
-    found: Checkpoint[C, E] | None, config: C, directory: Path, data: Data
-) -> Checkpoint[C, E]:
-    """The checkpoint to go on from, in a directory that is held."""
-    fingerprint = data.fingerprint()
-    if found is None:
-        checkpoints.clear(directory)
-        found = Checkpoint(config, versions(), fingerprint, epochs=(), states={})
-        records.write(found.record(), checkpoints.record_path(directory))
-    elif found.data != fingerprint:
-        raise RecordError(
-            f"the run in {directory} was trained on other data than this {data.name!r} (checksum "
-            f"{found.data}, now {fingerprint}): use that data, or {AGAIN}"
-        )
-    else:
-        checkpoints.tidy(directory)
-    return found
 
 
 def _epochs(

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor as Threads
 from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
-from manifoldnet.experiments.errors import ConfigError, MissingExtraError
+from manifoldnet.experiments.errors import ConfigError, importing
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -127,10 +127,8 @@ def cluster(address: str, timeout: float = 10.0) -> Iterator[Executor]:
     Every worker needs this version of manifoldnet and the data, and should have one thread
     (``dask worker --nthreads 1``). A worker that dies is Dask's to replace.
     """
-    try:
+    with importing("distributed", "a cluster", extra="cluster"):
         from distributed import Client
-    except ImportError as error:
-        raise MissingExtraError("distributed", "a cluster", extra="cluster") from error
     try:
         client = Client(address, timeout=timeout)
     except (OSError, ValueError) as error:
