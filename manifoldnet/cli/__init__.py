@@ -1,7 +1,5 @@
 """The command line: `manifoldnet train`, `compare`, `symmetries`, `build-kernel`, ….
 
-It parses arguments and prints; the work is in `manifoldnet.experiments`.
-
 Exit codes: 0 done; 2 something in the request is wrong (one line on stderr says what); 130
 interrupted by Ctrl-C.
 """
@@ -24,14 +22,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: the arguments, without the program's name; by default those of the process.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command."""
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
     try:

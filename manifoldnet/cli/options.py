@@ -17,13 +17,7 @@ _METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 
 
 def add_options(parser: Any, cls: type[Any], names: Collection[str] | None = None) -> None:
-    """Add a flag for each field of a dataclass.
-
-    Args:
-        parser: parser of a command, or one of its argument groups.
-        cls: the dataclass; the first sentence of a field's description is the help.
-        names: names of the fields; by default all.
-    """
+    """Add a flag for each field of a dataclass."""
     types, texts = declared(cls), descriptions(cls)
     for each in dataclasses.fields(cls):
         if names is not None and each.name not in names:

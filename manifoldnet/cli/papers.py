@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from manifoldnet.experiments.papers.scale_invariant import studies as scale_inva
 from manifoldnet.experiments.papers.segnet import studies as segnet
 from manifoldnet.experiments.papers.symmetry import studies as symmetry
 from manifoldnet.experiments.study import Options, Study, Sweep
+
+_SAME_COMMAND = "; finished runs are kept. Go on with the same command"
 
 PAPERS: Mapping[str, Mapping[str, Study]] = {
     "symmetry": symmetry.STUDIES | segnet.STUDIES,
@@ -51,7 +53,7 @@ def add_papers(commands: Any) -> None:
                 allow_abbrev=False,
             )
             add_options(command, study.options)
-            command.set_defaults(run=_reproduce, interrupted=_same_command)
+            command.set_defaults(run=_reproduce, interrupted=lambda argv: _SAME_COMMAND)
     summary = "set the runs of `reproduce` beside the paper's numbers; trains nothing"
     report = commands.add_parser(
         "report", help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
@@ -66,22 +68,16 @@ def add_papers(commands: Any) -> None:
     )
 
 
-def _same_command(argv: list[str]) -> str:
-    return "; finished runs are kept. Go on with the same command"
-
-
 def _reproduce(arguments: argparse.Namespace) -> None:
     require("the experiment", "pandas")
     study = PAPERS[arguments.paper][arguments.experiment]
     options = values(arguments, study.options)
     steps = study.steps(options)
     records = None
-    try:
+    with suppress(StopIteration):
         while True:
             step = steps.send(records)
             records = print(step) if isinstance(step, str) else _sweep(step, study, options)
-    except StopIteration:
-        pass
 
 
 def _sweep(step: Sweep, study: Study, options: Options) -> list[Any]:

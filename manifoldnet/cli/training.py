@@ -99,12 +99,7 @@ def add_training(commands: Any) -> None:
             _compare,
             [_Comparison, _Files],
         ),
-        (
-            "bench-epoch",
-            "time an epoch of each update against torch.optim.SGD",
-            _bench,
-            [_Timing],
-        ),
+        ("bench-epoch", "time an epoch of each update against torch.optim.SGD", _bench, [_Timing]),
     ):
         command = commands.add_parser(
             name,
@@ -173,11 +168,5 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _default_output(config: TrainConfig) -> Path:
-    parts = (
-        config.dataset.replace("/", "--"),
-        config.architecture,
-        config.depth,
-        config.schedule,
-        config.lr,
-    )
-    return Path("runs") / "-".join(map(str, parts))
+    parts = (config.architecture, config.depth, config.schedule, config.lr)
+    return Path("runs") / "-".join([config.dataset.replace("/", "--"), *map(str, parts)])

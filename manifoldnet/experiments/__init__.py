@@ -2,9 +2,7 @@
 
     configuration, data -> training -> record -> tables, plots, report
 
-A configuration is data; one loop trains any of them and leaves a record; reports are made from
-records alone. What is named here is loaded when it is first used, so that asking for `--help` does
-not wait for scikit-learn or matplotlib.
+A name is loaded when it is first used: `--help` does not wait for scikit-learn or matplotlib.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     )
     from manifoldnet.experiments.papers.segnet.config import SegmentationConfig
     from manifoldnet.experiments.papers.segnet.network import SegNet
-    from manifoldnet.experiments.papers.symmetry.cells import Cell
     from manifoldnet.experiments.papers.symmetry.comparison import compare, configurations
     from manifoldnet.experiments.papers.symmetry.config import Epoch, Record, Result, TrainConfig
     from manifoldnet.experiments.papers.symmetry.figures import plot_test_error
@@ -32,8 +29,7 @@ if TYPE_CHECKING:
     from manifoldnet.experiments.papers.symmetry.run import train
     from manifoldnet.experiments.papers.symmetry.tables import merge_csv, summary, write_report
     from manifoldnet.experiments.papers.symmetry.times import epoch_times
-    from manifoldnet.experiments.papers.updates import UPDATES, Update
-    from manifoldnet.experiments.records import Selection
+    from manifoldnet.experiments.papers.updates import UPDATES
     from manifoldnet.experiments.report import Report
     from manifoldnet.experiments.sweep import SweepError
 
@@ -48,13 +44,11 @@ _HOME = {
     "report": ["Report"],
     "errors": ["ConfigError", "DataError", "ExperimentError", "MissingExtraError", "RecordError"],
     "papers.symmetry.networks": ["Arch1", "Arch2", "ConvArch1", "ConvArch2"],
-    "records": ["Selection"],
     "papers.segnet.config": ["SegmentationConfig"],
     "papers.segnet.network": ["SegNet"],
     "sweep": ["SweepError"],
-    "papers.symmetry.cells": ["Cell"],
     "papers.symmetry.report": ["write_paper_report"],
-    "papers.updates": ["UPDATES", "Update"],
+    "papers.updates": ["UPDATES"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -62,7 +56,6 @@ __all__ = [
     "UPDATES",
     "Arch1",
     "Arch2",
-    "Cell",
     "ConfigError",
     "ConvArch1",
     "ConvArch2",
@@ -77,10 +70,8 @@ __all__ = [
     "Result",
     "SegNet",
     "SegmentationConfig",
-    "Selection",
     "SweepError",
     "TrainConfig",
-    "Update",
     "compare",
     "configurations",
     "epoch_times",

@@ -1,9 +1,8 @@
 """The directory of a run: its record for reports, and the checkpoint from which it goes on.
 
-One process at a time works in a directory (`files.held`). The checkpoint is written first, and has
-the epochs so far besides the weights. After a kill the record is thus at most one epoch behind, and
-is completed from the checkpoint. Files that do not fit together are an error before anything is
-changed; so is a checkpoint whose parts do not have the checksums that are stored with them.
+The checkpoint, with weights and epochs, is written first: after a kill the record is at most one
+epoch behind, and is completed from it. Damaged files, and those that do not fit together, are an
+error before anything is changed.
 """
 
 from __future__ import annotations
@@ -22,35 +21,23 @@ import torch
 from manifoldnet.experiments import records
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, RecordError
-from manifoldnet.experiments.files import remove_leftovers, write_bytes
+from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.records import C, E, EpochRow, R, RunRecord, Schema, Selection
 
-CHECKPOINT_NAME = "checkpoint.pt"
 _FORMAT = 2
-_READABLE = (1, 2)
-_AGAIN = "train the run again with --overwrite, or delete its directory"
+AGAIN = "train the run again with --overwrite, or delete its directory"
 
 
 @dataclass(frozen=True)
 class Checkpoint(Generic[C, E]):
-    """The state from which a run goes on bit for bit.
-
-    Attributes:
-        config: of the run.
-        versions: as in the record.
-        data: checksum of the data set.
-        epochs: rows of the trained epochs.
-        states: ``state_dict`` of the model, the optimizer and the scheduler, and the state of the
-            random generator.
-        selection: how the learning rate was chosen; None when it was given, or is yet to be chosen.
-    """
+    """The state from which a run goes on bit for bit."""
 
     config: C
-    versions: Mapping[str, str]
-    data: str
+    versions: Mapping[str, str]  # as in the record
+    data: str  # checksum of the data set
     epochs: tuple[E, ...]
-    states: Mapping[str, Any]
-    selection: Selection | None = None
+    states: Mapping[str, Any]  # of the parts `Run.stateful`
+    selection: Selection | None = None  # None when the rate was given, or is yet to be chosen
 
     def record(self) -> RunRecord[C, E, Any]:
         """The record of the run up to here, without a result."""
@@ -61,12 +48,12 @@ class Checkpoint(Generic[C, E]):
 
 def record_path(directory: Path) -> Path:
     """The record of the run in ``directory``."""
-    return directory / records.RECORD_NAME
+    return directory / "record.jsonl"
 
 
 def checkpoint_path(directory: Path) -> Path:
     """The checkpoint of the run in ``directory``."""
-    return directory / CHECKPOINT_NAME
+    return directory / "checkpoint.pt"
 
 
 def save(checkpoint: Checkpoint[Any, Any], directory: Path) -> None:
@@ -86,37 +73,26 @@ def save(checkpoint: Checkpoint[Any, Any], directory: Path) -> None:
     records.write(checkpoint.record(), record_path(directory))
 
 
-def clear(directory: Path) -> None:
-    """Remove the run in ``directory``: its two files and nothing else."""
-    tidy(directory)
+def tidy(directory: Path, clear: bool = False) -> None:
+    """Remove the partial files that a killed process left; with `clear`, the run's own as well."""
     for path in (checkpoint_path(directory), record_path(directory)):
-        path.unlink(missing_ok=True)
-
-
-def tidy(directory: Path) -> None:
-    """Remove the partial files that a killed process left."""
-    for path in (checkpoint_path(directory), record_path(directory)):
-        remove_leftovers(path)
+        for leftover in directory.glob(f".{path.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+        if clear:
+            path.unlink(missing_ok=True)
 
 
 def inspect(
     directory: Path, config: C, schema: Schema[C, E, R], *, resume: bool, overwrite: bool
 ) -> RunRecord[C, E, R] | Checkpoint[C, E] | None:
-    """The state of the run of ``config`` in ``directory``. Changes nothing.
+    """The state of the run of ``config`` in ``directory``; changes nothing.
 
-    Returns:
-        The record of a run that has ended; the checkpoint of one to go on with; None to begin.
-
-    Raises:
-        RecordError: when a run is there and neither `resume` nor `overwrite` is set, when it is one
-            of another configuration, or when its files are damaged.
+    The record of a run that has ended, the checkpoint of one to go on with, or None to begin.
     """
     if directory.exists() and not directory.is_dir():
         raise RecordError(f"{directory} is a file; a run needs a directory: choose another --out")
-    has_record, has_checkpoint = (
-        record_path(directory).exists(),
-        checkpoint_path(directory).exists(),
-    )
+    has_record = record_path(directory).exists()
+    has_checkpoint = checkpoint_path(directory).exists()
     if overwrite or not (has_record or has_checkpoint):
         return None
     if not resume:
@@ -133,29 +109,24 @@ def inspect(
         if record is not None and record.epochs:
             raise RecordError(
                 f"{checkpoint_path(directory)} is missing, without which this run of "
-                f"{len(record.epochs)} epochs cannot go on: put it back, or {_AGAIN}"
+                f"{len(record.epochs)} epochs cannot go on: put it back, or {AGAIN}"
             )
         return None
     checkpoint = load_checkpoint(checkpoint_path(directory), schema)
     _check_config(checkpoint.config, config, directory)
-    if record is not None and _as_text(record.epochs) != _as_text(
-        checkpoint.epochs[: len(record.epochs)]
-    ):
+    there = () if record is None else record.epochs
+    if _as_text(there) != _as_text(checkpoint.epochs[: len(there)]):
         raise RecordError(
             f"{record_path(directory)} and {checkpoint_path(directory)} have different "
             "epochs: delete the record, which is written again from the checkpoint when the run "
-            f"goes on, or {_AGAIN}"
+            f"goes on, or {AGAIN}"
         )
     return checkpoint
 
 
 def load_checkpoint(path: Path, schema: Schema[C, E, R]) -> Checkpoint[C, E]:
-    """Read a checkpoint; its tensors are on the CPU.
-
-    Raises:
-        RecordError: when it is missing, damaged, or of another experiment.
-    """
-    way_out = f"put an intact copy there, or {_AGAIN}"
+    """Read a checkpoint; its tensors are on the CPU."""
+    way_out = f"put an intact copy there, or {AGAIN}"
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not look at the checksums it has written
@@ -167,7 +138,7 @@ def load_checkpoint(path: Path, schema: Schema[C, E, R]) -> Checkpoint[C, E]:
         raise RecordError(
             f"{path} is truncated or damaged ({type(error).__name__}: {error}): {way_out}"
         ) from error
-    if version not in _READABLE:
+    if version not in (1, _FORMAT):
         raise RecordError(f"{path} has format {version!r}, this is format {_FORMAT}: {way_out}")
     try:
         selection = content.get("selection")  # absent in format 1

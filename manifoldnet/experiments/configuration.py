@@ -7,8 +7,7 @@ field declares its range where it stands:
     lr: float | None = field(1e-2, above=0)
     schedule: str = field("exponential", choices=SCHEDULES)
 
-Two runs of equal configurations on the same data, machine and versions give the same bits; the
-location of their files is not part of it.
+Two runs of equal configurations on the same data, machine and versions give the same bits.
 """
 
 from __future__ import annotations
@@ -31,29 +30,17 @@ from manifoldnet.experiments.errors import ConfigError
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a field accepts; its type stands in the annotation.
+    """The values that a field accepts; its type stands in the annotation."""
 
-    Attributes:
-        at_least: closed lower end.
-        above: open lower end.
-        at_most: closed upper end.
-        below: open upper end.
-        choices: all values, in the order of the help text.
-        pattern: a regular expression for the whole of a string.
-        example: names in the message for a string that does not fit.
-    """
+    at_least: float | None = None  # closed lower end
+    above: float | None = None  # open lower end
+    at_most: float | None = None  # closed upper end
+    below: float | None = None  # open upper end
+    choices: tuple[str, ...] | None = None  # all values, in the order of the help text
+    pattern: str = ".+"  # a regular expression for the whole of a string
+    example: str = "'mnist'"  # names in the message for a string that does not fit
 
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-    choices: tuple[str, ...] | None = None
-    pattern: str = ".+"
-    example: str = "'mnist'"
-
-    @property
-    def interval(self) -> str:
-        """``(0, inf)``, ``[0, 1)``."""
+    def __str__(self) -> str:  # "(0, inf)", "[0, 1)"
         low = f"({-math.inf if self.above is None else self.above:g}"
         high = f"{math.inf if self.below is None else self.below:g})"
         return (
@@ -77,27 +64,13 @@ def field(
     choices: Sequence[str] | Mapping[str, Any] | None = None,
     **limits: Any,
 ) -> Any:
-    """A field of a configuration, with its range.
-
-    Args:
-        default: as in a dataclass.
-        choices: the strings that are accepted.
-        limits: see `Range`. A field that may be None is annotated ``float | None``; the limits are
-            of its numbers. Those of a tuple are of its entries.
-    """
+    """A field of a configuration, with its `Range`: of the numbers, or of a tuple's entries."""
     kept = Range(choices=None if choices is None else tuple(choices), **limits)
     return dataclasses.field(default=default, metadata={"range": kept})
 
 
 class Checked:
-    """Base of dataclasses whose fields are checked on construction.
-
-    A subclass that has rules for several fields together overrides ``__post_init__`` and calls the
-    inherited one first.
-
-    Raises:
-        ConfigError: for a value of another type, or outside the range of its `field`.
-    """
+    """Base of dataclasses whose fields are checked on construction, by a ConfigError."""
 
     def __post_init__(self) -> None:
         for name, (hint, optional, accepted) in declared(type(self)).items():
@@ -134,10 +107,7 @@ class Configuration(Checked, ABC):
         """A name for the runs of equal settings but for their seed."""
 
     def identity(self) -> str:
-        """A hash of all fields (16 hexadecimal digits), the same in every process.
-
-        A sweep knows its runs by it. It changes with any field, and when the library gains one.
-        """
+        """A hash of all fields, by which a sweep knows its runs."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -148,7 +118,7 @@ class Configuration(Checked, ABC):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """Build the configuration that `to_dict` described; absent fields take their defaults.
+        """The configuration that `to_dict` described; absent fields take their defaults.
 
         Raises:
             ConfigError: for a field that does not exist, or a value that is refused.
@@ -218,7 +188,7 @@ def _checked(name: str, value: Any, hint: Any, accepted: Range) -> Any:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"{name} is {value!r}; it must be a number")
         if value not in accepted:
-            raise ConfigError(f"{name} is {value}; it must be a number in {accepted.interval}")
+            raise ConfigError(f"{name} is {value}; it must be a number in {accepted}")
         return float(value)
     return value
 

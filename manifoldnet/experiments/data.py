@@ -4,12 +4,11 @@
          -> any other name: Hugging Face `datasets` (`hub`), decoded once, kept on disk (`cached`)
 
 "No input pre-processing is performed" in the paper is read as: pixels as floats in [0, 1],
-rasterized to vectors, with no centring, whitening or augmentation. Images stay uint8 in memory and
-are scaled minibatch by minibatch, in a quarter of the memory.
+rasterized to vectors, with no centring, whitening or augmentation.
 
-A file of decoded images is in the folder of compiled kernels, `MANIFOLDNET_CACHE`. Its name carries
-the identity of the source (`Source.key`), so a folder whose files have changed gets a new one; a
-hub repository is taken to stay as it is. Delete the file, or the whole folder, at any time.
+Decoded images are in the folder `MANIFOLDNET_CACHE`, and may be deleted at any time. The name of a
+file carries the identity of the source (`Source.key`), so a folder whose files have changed gets a
+new one; a hub repository is taken to stay as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -28,7 +26,7 @@ from torch import Tensor, nn
 
 from manifoldnet.cache import cache_folder
 from manifoldnet.experiments import hub
-from manifoldnet.experiments.errors import ConfigError, DataError, MissingExtraError
+from manifoldnet.experiments.errors import ConfigError, DataError, importing
 from manifoldnet.experiments.files import replacing
 
 _FORMAT = 1
@@ -36,25 +34,15 @@ _FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images, with the test images set apart.
+    """Labelled images, with the test images set apart."""
 
-    Attributes:
-        name: the name by which it was loaded.
-        train_images: uint8, ``(images, channels, height, width)``.
-        train_labels: int64, ``(images,)``, in ``0 … len(classes) - 1``.
-        test_images: as `train_images`.
-        test_labels: as `train_labels`.
-        classes: names of the classes.
-        white: the pixel value that stands for 1.0.
-    """
-
-    name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    classes: tuple[str, ...]
-    white: int = 255
+    name: str  # what it was asked for by
+    train_images: Tensor  # uint8, ``(images, channels, height, width)``
+    train_labels: Tensor  # int64, ``(images,)``, in ``0 … len(classes) - 1``
+    test_images: Tensor  # as `train_images`
+    test_labels: Tensor  # as `train_labels`
+    classes: tuple[str, ...]  # names of the classes
+    white: int = 255  # the pixel value that stands for 1.0
 
     @property
     def inputs(self) -> int:
@@ -71,17 +59,11 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Rasterized images and their labels, as the training loop takes them.
+    """Rasterized images and their labels, as the training loop wants them."""
 
-    Attributes:
-        pixels: uint8, ``(images, inputs)``.
-        labels: int64, ``(images,)``.
-        white: the pixel value that stands for 1.0.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    white: int
+    pixels: Tensor  # uint8, ``(images, inputs)``
+    labels: Tensor  # int64, ``(images,)``
+    white: int  # the pixel value that stands for 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,17 +85,10 @@ class Split:
 def split(
     data: Dataset, seed: int, train_size: int | None = None, validation_size: int | None = None
 ) -> Split:
-    """Split the training images at random into training and validation images.
+    """Split the training images at random, by ``seed`` alone.
 
-    Args:
-        data: the images; its test images are left as they are.
-        seed: decides the split; the same seed gives the same one everywhere.
-        train_size: training images; by default all that the validation images leave.
-        validation_size: validation images; by default a sixth (10,000 of MNIST's 60,000, as in the
-            paper).
-
-    Raises:
-        ConfigError: when there are not that many images.
+    Validation images are a sixth by default (10,000 of MNIST's 60,000, as in the paper), training
+    images the rest.
     """
     available = len(data.train_labels)
     validation = available // 6 if validation_size is None else validation_size
@@ -167,32 +142,14 @@ def load(
     if name == "digits":
         return load_digits(side)
     variant = "" if side is None else f"-square{side}"
-    return cached(find(name, data_dir), Dataset, partial(_read, side=side), notice, variant)
-
-
-def _read(source: hub.Source, side: int | None) -> Dataset:
-    return Dataset(*hub.read(source, side))
-
-
-def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> hub.Source:
-    """The folder or repository of a set, by its name; arguments and errors are those of `load`."""
-    folder = data_dir if data_dir is not None else os.environ.get(hub.DATA_VARIABLE)
-    return hub.find(name, Path(folder) if folder else None)
+    source = hub.find(name, data_dir)
+    return cached(source, Dataset, lambda it: Dataset(*hub.read(it, side)), notice, variant)
 
 
 def load_digits(side: int | None = None) -> Dataset:
-    """Scikit-learn's 1,797 handwritten digits of 8x8 pixels (0 … 16), split once and for all.
-
-    One in five (359) is for testing. That split does not depend on a run's seed: runs are compared
-    on the same images.
-
-    Raises:
-        MissingExtraError: without scikit-learn.
-    """
-    try:
+    """Scikit-learn's 1,797 digits of 8x8 pixels (0 … 16); the same fifth is always the test set."""
+    with importing("scikit-learn", "the data set 'digits'"):
         from sklearn.datasets import load_digits as read
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "the data set 'digits'") from error
     bunch = read()
     images = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
     if side is not None:
@@ -236,16 +193,7 @@ def cached(
 ) -> D:
     """The data set of ``source``: read from the cache, or else decoded and cached.
 
-    Args:
-        source: a folder or a repository.
-        cls: class of the data set.
-        read: function that decodes the source.
-        notice: called with a line of text before the decoding.
-        variant: suffix of the file's name, which distinguishes decodings of the same source.
-
-    Raises:
-        DataError: when the source cannot be used, or when the cache file is damaged or cannot be
-            written.
+    `variant` tells what `read` makes of the source, where there are several ways.
     """
     path = cache_path(source, variant)
     if path.exists():

@@ -6,6 +6,8 @@ family is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 
@@ -26,13 +28,7 @@ class RecordError(ExperimentError):
 
 
 class MissingExtraError(ExperimentError, ImportError):
-    """A package that only the experiments need is not installed.
-
-    Args:
-        package: its name.
-        purpose: the thing that needs it.
-        extra: the extra of manifoldnet that brings it.
-    """
+    """A package that only the experiments need is not installed."""
 
     def __init__(self, package: str, purpose: str, extra: str = "experiments") -> None:
         super().__init__(
@@ -45,12 +41,17 @@ class MissingExtraError(ExperimentError, ImportError):
         return type(self), self._arguments  # a worker's errors are pickled on their way here
 
 
-def require(purpose: str, *packages: str) -> None:
-    """Check that packages of the extra `experiments` are installed, without importing them.
+@contextmanager
+def importing(package: str, purpose: str, extra: str = "experiments") -> Iterator[None]:
+    """Turns a failed import in the block into a `MissingExtraError`."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(package, purpose, extra) from error
 
-    Raises:
-        MissingExtraError: for the first one that is not.
-    """
+
+def require(purpose: str, *packages: str) -> None:
+    """Check that packages of the extra `experiments` are installed, without importing them."""
     for package in packages:
         if find_spec(package) is None:
             raise MissingExtraError(package, purpose)

@@ -1,8 +1,7 @@
 """Files that are either there in full or not there at all, and folders that one process writes to.
 
-A file is written under a temporary name beside its target and renamed over it, so a process killed
-at any moment leaves the previous version. (The rename is atomic against a killed process. Data is
-forced to the disk only where asked for: after a power failure the last epoch may be missing.)
+A file is written under a temporary name and renamed: a killed process leaves the previous version.
+Data is forced to the disk only where asked for: a power failure may cost the last epoch.
 """
 
 from __future__ import annotations
@@ -19,22 +18,12 @@ from filelock import FileLock, Timeout
 
 from manifoldnet.experiments.errors import RecordError
 
-LOCK_NAME = ".lock"
-
 
 @contextmanager
 def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
     """Open a new version of ``path``, which takes the old one's place when the block ends well.
 
-    Args:
-        path: the file to write; its folder is created when missing.
-        durable: whether the new version is on the disk before it takes that place.
-
-    Yields:
-        A binary stream. When the block raises, `path` is left as it was.
-
-    Raises:
-        OSError: when it cannot be written; its file name is that of `path`.
+    `durable` forces it to the disk before.
     """
     temporary = None
     try:
@@ -46,8 +35,9 @@ def replacing(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
             if durable:
                 stream.flush()
                 os.fsync(stream.fileno())
-        # mkstemp makes private files; a record is an ordinary one.
-        os.chmod(temporary, 0o666 & ~_umask())
+        mask = os.umask(0o022)  # the only portable way to read it is to set it
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files
         temporary.replace(path)
     except BaseException as error:
         if temporary is not None:
@@ -69,26 +59,14 @@ def write_bytes(path: Path, content: bytes, durable: bool = False) -> None:
         stream.write(content)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that a killed process left beside ``path``."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
 @contextmanager
 def held(directory: Path, elsewhere: str = "--out") -> Iterator[None]:
-    """Make a folder, and keep other processes from writing to it within the block.
+    """Keep other processes from writing into a folder within the block.
 
-    The lock is the operating system's and goes with the process, however that ends.
-
-    Args:
-        directory: the folder.
-        elsewhere: the thing to choose another of, in messages: ``"folder"``, ``"--out"``.
-
-    Raises:
-        RecordError: when another process has it, which the message names, or the disk has no locks.
+    The lock is the operating system's and goes with the process. ``elsewhere`` is the thing to
+    choose another of, in messages.
     """
-    path = directory / LOCK_NAME
+    path = directory / ".lock"
     lock = FileLock(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -107,20 +85,9 @@ def held(directory: Path, elsewhere: str = "--out") -> Iterator[None]:
             f"{path} cannot be locked ({reason}): choose another {elsewhere}, on another disk"
         ) from error
     try:
-        path.write_text(this_process(), encoding="utf-8")
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         with suppress(OSError):  # Windows removes no file that is open
             path.unlink()  # before the release: after it, the file may be another's lock
         lock.release()
-
-
-def this_process() -> str:
-    """The name of this process in the messages of others: its number and its machine."""
-    return f"process {os.getpid()} on {socket.gethostname()}"
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)  # the only portable way to read it is to set it
-    os.umask(mask)
-    return mask

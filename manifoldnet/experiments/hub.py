@@ -1,14 +1,14 @@
 """Image sets in the format of Hugging Face `datasets`, and those for classification as tensors.
 
-A set is a folder of parquet files, or a repository on the hub. Wanted are the splits `train` and
-`test`, and in each a column of images (`image` or `img`), all of one size, and one of integer
-labels (`label`). Whatever departs from that is an error that names the place.
+Wanted are splits `train` and `test`, in parquet files of a folder or a repository on the hub, each
+with a column of images (`image` or `img`) of one size and one of integers (`label`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,18 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifoldnet.experiments.errors import DataError, MissingExtraError
+from manifoldnet.experiments.errors import DataError, importing
 
 if TYPE_CHECKING:
     import datasets
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 DATA_VARIABLE = "MANIFOLDNET_DATA"
-SHORT_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
-IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label",)
+_SHORT_NAMES = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 
-# How a picture's own mode is read. Left out are those where something would be lost in silence:
-# 16-bit gray, alpha.
+# How a picture's mode is read; without those where something would be lost: 16-bit gray, alpha.
 _MODES = {"1": "L", "L": "L", "RGB": "RGB", "P": "RGB"}
 _MODE_WORDS = {"L": "8-bit gray ('L')", "RGB": "colour ('RGB')", "P": "a palette ('P')"}
 
@@ -46,10 +44,10 @@ class Source:
     @property
     def location(self) -> str:
         """The argument of `datasets.load_dataset`: a path, or a repository of the hub."""
-        return str(self.folder) if self.folder else SHORT_NAMES.get(self.name, self.name)
+        return str(self.folder) if self.folder else _SHORT_NAMES.get(self.name, self.name)
 
     def key(self) -> str:
-        """Identifies the content without reading it: a folder's files by name, size and time."""
+        """Identify the content without reading it: a folder's files by name, size and time."""
         parts = [self.location]
         if self.folder:
             for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
@@ -59,15 +57,15 @@ class Source:
         return f"{self.name.replace('/', '--')}-{digest}"
 
 
-def find(name: str, data_dir: Path | None) -> Source:
-    """The source of a set: the folder ``data_dir/name``, or the hub when there is no data folder.
+def find(name: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
+    """The source of a set: the folder ``data_dir/name``, or the hub without a data folder.
 
-    Raises:
-        DataError: when the folder is not there. The hub is not tried then: whoever names a folder
-            means it.
+    A missing folder is a DataError; the hub is not tried then: whoever names a folder means it.
     """
-    if data_dir is None:
+    data_dir = data_dir if data_dir is not None else os.environ.get(DATA_VARIABLE)
+    if not data_dir:
         return Source(name)
+    data_dir = Path(data_dir)
     folder = (data_dir / name).absolute()
     if folder.is_dir():
         return Source(name, folder)
@@ -79,33 +77,19 @@ def find(name: str, data_dir: Path | None) -> Source:
     held = ", ".join(sorted(p.name for p in data_dir.iterdir() if p.is_dir())) or "no folders"
     raise DataError(
         f"there is no folder {name!r} in the data folder {data_dir} (it holds {held}): put the "
-        "set there, or "
-        f"give neither --data-dir nor {DATA_VARIABLE} to load from the Hugging Face hub"
+        f"set there, or give neither --data-dir nor {DATA_VARIABLE} to load from the Hugging Face "
+        "hub"
     )
 
 
 def read(
     source: Source, side: int | None = None
 ) -> tuple[str, Tensor, Tensor, Tensor, Tensor, tuple[str, ...]]:
-    """Read and decode a whole set into the fields of a `Dataset`.
-
-    Args:
-        source: a folder or a repository.
-        side: makes all images squares of this side (`squared`), which may differ in size before.
-
-    Raises:
-        DataError: when it cannot be opened, lacks a split or a column, or holds an image or a label
-            that cannot be used.
-        MissingExtraError: without `datasets`, or without Pillow.
-    """
+    """The fields of a `Dataset`, decoded; `side` makes all images squares (`squared`)."""
     splits = open_splits(source, ("train", "test"))
-    decoded = {
-        name: _decode_split(splits[name], f"{source.location}, split {name!r}", side)
-        for name in ("train", "test")
-    }
     (train_images, train_labels, classes), (test_images, test_labels, _) = (
-        decoded["train"],
-        decoded["test"],
+        _decode_split(split, f"{source.location}, split {name!r}", side)
+        for name, split in splits.items()
     )
     if train_images.shape[1:] != test_images.shape[1:]:
         raise DataError(
@@ -115,42 +99,28 @@ def read(
     highest = int(max(train_labels.max(), test_labels.max()))
     classes = classes or tuple(str(label) for label in range(highest + 1))
     if highest >= len(classes):
-        raise DataError(
-            f"{source.location}: label {highest} in a set of {len(classes)} named classes"
-        )
+        what = f"label {highest} in a set of {len(classes)} named classes"
+        raise DataError(f"{source.location}: {what}")
     return source.name, train_images, train_labels, test_images, test_labels, classes
 
 
 def open_splits(source: Source, wanted: Sequence[str]) -> dict[str, datasets.Dataset]:
-    """Open a set, whose pictures are not decoded yet.
-
-    Raises:
-        DataError: when it cannot be opened or lacks one of the ``wanted`` splits.
-        MissingExtraError: without `datasets`.
-    """
-    try:
+    """The ``wanted`` splits of a set, whose pictures are not decoded yet."""
+    with importing("datasets", f"the data set {source.name!r}"):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", f"the data set {source.name!r}") from error
     with ExitStack() as stack:
         stack.enter_context(_quiet(datasets))
-        # A folder is read through a throw-away cache: what is worth keeping is the decoded tensors.
-        keep = (
-            {"cache_dir": stack.enter_context(tempfile.TemporaryDirectory())}
-            if source.folder
-            else {}
-        )
+        keep: dict[str, Any] = {}
+        if source.folder:  # a throw-away cache: what is worth keeping is the decoded tensors
+            cache = stack.enter_context(tempfile.TemporaryDirectory())
+            keep = {"cache_dir": cache, "keep_in_memory": True}
         try:
-            loaded = datasets.load_dataset(
-                source.location, **keep, **({"keep_in_memory": True} if keep else {})
-            )
+            loaded = datasets.load_dataset(source.location, **keep)
         except Exception as error:  # whatever it is, it comes from outside and is about this source
-            way_out = (
-                "check that the folder holds intact parquet files"
-                if source.folder
-                else "check the name and the network, or give a folder with --data-dir or "
-                f"{DATA_VARIABLE}"
-            )
+            way_out = "check that the folder holds intact parquet files"
+            if not source.folder:
+                way_out = "check the name and the network, or give a folder with --data-dir or "
+                way_out += DATA_VARIABLE
             reason = str(error).strip().splitlines() or [""]
             raise DataError(
                 f"cannot load {source.location} with Hugging Face datasets "
@@ -168,7 +138,7 @@ def open_splits(source: Source, wanted: Sequence[str]) -> dict[str, datasets.Dat
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Silences the library's own progress bars and chatter for as long as the block lasts."""
+    """Silence the library's progress bars and messages within the block."""
     bars, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
@@ -184,8 +154,8 @@ def _decode_split(
     split: datasets.Dataset, where: str, side: int | None
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images, labels and class names (empty when the labels are bare numbers) of one split."""
-    label_column = _column(split, LABEL_COLUMNS, where)
-    images = _decode_images(encoded(split, IMAGE_COLUMNS, where), where, side)
+    label_column = _column(split, ("label",), where)
+    images = _decode_images(encoded(split, ("image", "img"), where), where, side)
     feature = split.features[label_column]
     labels = split.with_format("arrow")[:].column(label_column).to_pylist()
     for row, label in enumerate(labels):
@@ -201,16 +171,7 @@ def _decode_split(
 def encoded(
     split: datasets.Dataset, accepted: tuple[str, ...], where: str
 ) -> list[dict[str, Any] | None]:
-    """A column of pictures as they are stored, for `decode`.
-
-    Args:
-        split: part of a set.
-        accepted: names that the column may have.
-        where: what messages call the split.
-
-    Raises:
-        DataError: when there is no such column, it holds something else, or nothing.
-    """
+    """The column of pictures of that name, as they are stored, for `decode`."""
     import datasets
 
     name = _column(split, accepted, where)
@@ -237,10 +198,7 @@ def _column(split: datasets.Dataset, accepted: tuple[str, ...], where: str) -> s
 
 
 def _decode_images(rows: list[dict[str, Any] | None], where: str, side: int | None) -> Tensor:
-    """Stacks encoded pictures into uint8 ``(images, channels, height, width)``.
-
-    Where some are RGB, gray ones become RGB as well.
-    """
+    """Stack pictures into uint8 ``(images, channels, height, width)``; RGB where any is."""
     arrays = [decode(row, f"{where}, row {index}") for index, row in enumerate(rows)]
     if side is not None:
         arrays = [squared(array, side) for array in arrays]
@@ -248,9 +206,8 @@ def _decode_images(rows: list[dict[str, Any] | None], where: str, side: int | No
         if array.shape[:2] != arrays[0].shape[:2]:
             raise DataError(
                 f"{where}: the image in row {index} is {array.shape[0]}x{array.shape[1]} (height "
-                "x width), the one in "
-                f"row 0 {arrays[0].shape[0]}x{arrays[0].shape[1]}; these networks need one size: "
-                "resize the images first"
+                f"x width), the one in row 0 {arrays[0].shape[0]}x{arrays[0].shape[1]}; these "
+                "networks need one size: resize the images first"
             )
     channels = max(array.shape[2] for array in arrays)
     stacked = np.empty((len(arrays), channels, *arrays[0].shape[:2]), dtype=np.uint8)
@@ -259,24 +216,10 @@ def _decode_images(rows: list[dict[str, Any] | None], where: str, side: int | No
     return torch.from_numpy(stacked)
 
 
-def decode(
-    row: dict[str, Any] | None, where: str, modes: Mapping[str, str] = _MODES
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A picture as an array of ``(height, width, channels)``.
-
-    Args:
-        row: as it is stored.
-        where: what messages call it.
-        modes: the modes of Pillow that are read, and as what.
-
-    Raises:
-        DataError: when there is none, it is damaged, or has another mode.
-        MissingExtraError: without Pillow.
-    """
-    try:
+def decode(row: dict[str, Any] | None, where: str, modes: Mapping[str, str] = _MODES) -> Pixels:
+    """A picture as an array of ``(height, width, channels)``; ``modes`` are Pillow's."""
+    with importing("pillow", "decoding images"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "decoding images") from error
     if row is None or (row.get("bytes") is None and row.get("path") is None):
         raise DataError(f"{where}: there is no image")
     content = row.get("bytes")
@@ -296,14 +239,8 @@ def decode(
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def squared(
-    pixels: np.ndarray[Any, np.dtype[np.uint8]], side: int
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A picture ``(height, width, channels)`` as a square.
-
-    A small one is padded with zeros all around; of a large one, reduced until its short side fits,
-    the middle is taken.
-    """
+def squared(pixels: Pixels, side: int) -> Pixels:
+    """A picture as a square: padded with zeros, or its middle, reduced to fit the short side."""
     from PIL import Image
 
     height, width = pixels.shape[:2]

@@ -6,14 +6,13 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from manifoldnet.experiments.errors import MissingExtraError
+from manifoldnet.experiments.errors import importing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; an update has the same colour
-# in every picture.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = {
     "b-sgd": "#555555",
     "sm": "#0072B2",
@@ -25,16 +24,10 @@ INK, MUTED, FAINT = "#222222", "#666666", "#DDDDDD"
 
 
 def new_figure(width: float, height: float, dpi: int = 160) -> Figure:
-    """An empty figure, in inches.
-
-    Raises:
-        MissingExtraError: without matplotlib.
-    """
-    try:
+    """An empty figure, in inches."""
+    with importing("matplotlib", "the picture"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "the picture") from error
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -44,21 +37,6 @@ def png(figure: Figure) -> bytes:
     """The figure as a file, the same bytes for the same figure."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
-    return stream.getvalue()
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as lines and letters' outlines on nothing, the same bytes for the same figure."""
-    from matplotlib import rc_context
-
-    stream = io.BytesIO()
-    with rc_context({"svg.hashsalt": "manifoldnet"}):
-        figure.savefig(
-            stream,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None},
-        )
     return stream.getvalue()
 
 
@@ -79,13 +57,7 @@ def panel(axes: Axes, title: str, x: str) -> None:
 
 
 def scale(axes: Axes, values: Sequence[float], longest: int) -> None:
-    """Epochs from 1 on, and a logarithmic axis: the first have ten times the error of the last.
-
-    Args:
-        axes: of the picture.
-        values: what has to find place on the axis of errors.
-        longest: the last epoch.
-    """
+    """Epochs from 1 to ``longest``, and a logarithmic axis with room for ``values``."""
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
     positive = [value for value in values if value > 0]

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from manifoldnet.experiments.configuration import Configuration
-from manifoldnet.experiments.errors import MissingExtraError
+from manifoldnet.experiments.errors import importing
 from manifoldnet.experiments.records import EpochRow, RunRecord
 
 
-class Progress:
-    """Bars over runs that are trained one after the other; use as a context manager.
-
-    One bar counts the epochs of all runs, and on a terminal another one those of the current run.
-
-    Args:
-        total: epochs of all runs together.
-        done: the epochs that were trained before (they do not count for the time left).
-        enabled: False shows nothing.
-
-    Raises:
-        MissingExtraError: when enabled without `tqdm`.
-    """
+class Progress(AbstractContextManager["Progress"]):
+    """Bars of the epochs of all runs and, on a terminal, of the current one; a context manager."""
 
     def __init__(self, total: int, done: int = 0, enabled: bool = True) -> None:
         self._enabled = enabled
@@ -31,7 +21,7 @@ class Progress:
         self._run: Any = _NoBar()
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        """Show the bar of the next run, of which ``done`` epochs were trained before."""
+        """Show the next run, of which ``done`` epochs were trained before."""
         if sys.stderr.isatty():
             self._run = _bar(name, total, done, self._enabled, position=1, leave=False)
         else:
@@ -49,28 +39,16 @@ class Progress:
         self._all.total -= record.config.epochs - len(record.epochs)
         self._all.refresh()
 
-    def __enter__(self) -> Progress:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._run.close()
         self._all.close()
 
 
-class SweepProgress:
-    """One bar over all runs of a sweep, with the time left; use as a context manager.
+class SweepProgress(AbstractContextManager["SweepProgress"]):
+    """One bar over the epochs of a sweep, with the time left; a context manager.
 
-    The epochs of a run are counted when it has ended, or as far as its directory tells. The other
-    runs are taken to have the share of their epochs that the ended ones had, since rules may end a
-    run early.
-
-    Args:
-        pending: the runs to come.
-        ended: the runs that have a record.
-        enabled: False shows nothing.
-
-    Raises:
-        MissingExtraError: when enabled without `tqdm`.
+    The runs to come are taken to train the share of their epochs that the ended ones did, since
+    rules may end a run early.
     """
 
     def __init__(
@@ -107,9 +85,6 @@ class SweepProgress:
         self._failed += 1
         self._show()
 
-    def __enter__(self) -> SweepProgress:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
@@ -128,13 +103,10 @@ class SweepProgress:
         self._bar.set_postfix_str(text, refresh=sys.stderr.isatty())
 
 
-class StatusLine:
-    """A line about the work that goes on, overwritten and removed at the end; a context manager.
+class StatusLine(AbstractContextManager["StatusLine"]):
+    """A line about the work that goes on, removed at the end; a context manager.
 
     Where stderr is no terminal, each new piece of work is written once, on a line of its own.
-
-    Args:
-        enabled: False shows nothing.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -152,9 +124,6 @@ class StatusLine:
             self._write(f"{what}\n")
         self._last = what
 
-    def __enter__(self) -> StatusLine:
-        return self
-
     def __exit__(self, *_: object) -> None:
         if self._last and self._terminal:
             self._write("\r\x1b[K")
@@ -165,7 +134,7 @@ class StatusLine:
 
 
 class _NoBar:
-    """A bar of `tqdm` that shows nothing, and does without the package."""
+    """A bar of `tqdm` that shows nothing, without the package."""
 
     n = total = 0
 
@@ -178,10 +147,8 @@ def _bar(name: str, total: int, done: int, enabled: bool, **options: Any) -> Any
     """A bar of `tqdm` that counts epochs."""
     if not enabled:
         return _NoBar()
-    try:
+    with importing("tqdm", "a progress bar (all but --quiet)"):
         from tqdm import tqdm
-    except ImportError as error:
-        raise MissingExtraError("tqdm", "a progress bar (all but --quiet)") from error
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=name,

@@ -5,14 +5,10 @@
     {"kind": "epoch", "epoch": 1, "train_loss": ..., "test_error": ..., ...}
     {"kind": "result", "status": "finished", "test_error": ..., ...}
 
-One line opens a record; one follows if the learning rate was chosen, one for each epoch, and one
-when the run has ended. The columns of an epoch and of a result are those of the experiment's
-`Schema`. A run of a sweep names the sweep's purpose in the first line: ``"sweep": {"purpose":
-"comparison", ...}``. Format 1, without selections and validation losses, is read as well.
-
-Reports read records and nothing else. A number that is not finite is written as null, which is
-valid JSON everywhere, and read back as NaN. A line that cannot be read is an error with its place,
-never skipped.
+A selection is there if the learning rate was chosen, a result when the run has ended. The columns
+of an epoch and of a result are those of the experiment's `Schema`. A run of a sweep has ``"sweep":
+{"purpose": "comparison", ...}`` in the first line. Format 1, without selections and validation
+losses, is read as well. A number that is not finite is written as null, and read back as NaN.
 """
 
 from __future__ import annotations
@@ -20,44 +16,33 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from manifoldnet.experiments.configuration import Configuration
-from manifoldnet.experiments.errors import ConfigError, MissingExtraError, RecordError
+from manifoldnet.experiments.errors import ConfigError, RecordError, importing
 from manifoldnet.experiments.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORD_NAME = "record.jsonl"
 _FORMAT = 2
-_READABLE = (1, 2)
 _UNNAMED = "classification"  # records of format 1 name no experiment
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
-    """One epoch of any experiment.
+    """One epoch of any experiment."""
 
-    Attributes:
-        epoch: number of the epoch, from 1.
-        lr: learning rate during this epoch.
-        train_loss: mean loss of the training data, each minibatch before its step.
-        violation: largest relative distance of a declared weight from its manifold; 0 when
-            nothing is declared.
-        train_seconds: wall clock of the training pass.
-        seconds: wall clock of the training pass and the evaluation.
-    """
-
-    epoch: int
-    lr: float
-    train_loss: float
-    violation: float
-    train_seconds: float
-    seconds: float
+    epoch: int  # counted from 1
+    lr: float  # learning rate during this epoch
+    train_loss: float  # mean loss of the training data, when their minibatch came up
+    violation: float  # distance of the worst declared weight from its manifold; 0 without any
+    train_seconds: float  # wall clock of the training pass
+    seconds: float  # the same with the evaluation
 
     def summary(self) -> str:
         """The scores that the progress bar shows."""
@@ -66,21 +51,13 @@ class EpochRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
-    """The end of a run of any experiment.
+    """The end of a run of any experiment."""
 
-    Attributes:
-        status: ``"finished"`` or ``"diverged"``.
-        reason: the reason of a divergence; empty otherwise.
-        epochs: trained epochs.
-        seconds: wall clock of all epochs, with evaluations, without interruptions.
-        stopped: the rule that ended the run early; empty when none did.
-    """
-
-    status: str
-    reason: str
-    epochs: int
-    seconds: float
-    stopped: str = ""
+    status: str  # ``"finished"`` or ``"diverged"``
+    reason: str  # why it counts as diverged; empty otherwise
+    epochs: int  # trained epochs
+    seconds: float  # wall clock of all epochs, with evaluations, without interruptions
+    stopped: str = ""  # the rule that ended the run early; empty when none did
 
     @property
     def diverged(self) -> bool:
@@ -90,19 +67,12 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Selection:
-    """The choice of the base learning rate of a run.
+    """The choice of the base learning rate of a run."""
 
-    Attributes:
-        candidates: the rates that were tried.
-        errors: the error rate that each ended with; 1 where the loss was not finite.
-        lr: the chosen rate.
-        seconds: wall clock of the whole choice.
-    """
-
-    candidates: tuple[float, ...]
-    errors: tuple[float, ...]
-    lr: float
-    seconds: float
+    candidates: tuple[float, ...]  # the rates that were tried
+    errors: tuple[float, ...]  # that each ended with; 1 where the loss was not finite
+    lr: float  # the chosen one
+    seconds: float  # wall clock of all of it
 
 
 C = TypeVar("C", bound=Configuration)
@@ -112,41 +82,24 @@ R = TypeVar("R", bound=ResultRow)
 
 @dataclass(frozen=True)
 class Schema(Generic[C, E, R]):
-    """The classes that the records of an experiment are made of.
+    """The classes that the records of an experiment are made of."""
 
-    Attributes:
-        config: the configurations, whose `experiment` names it.
-        epoch: a row for each epoch.
-        result: the row at the end.
-    """
-
-    config: type[C]
-    epoch: type[E]
-    result: type[R]
+    config: type[C]  # the configurations, whose `experiment` names it
+    epoch: type[E]  # a row for each epoch
+    result: type[R]  # the row at the end
 
 
 @dataclass(frozen=True)
 class RunRecord(Generic[C, E, R]):
-    """A run up to its last finished epoch.
-
-    Attributes:
-        config: the settings of the run.
-        versions: versions of Python and of the packages that the numbers depend on, at the start.
-        data: checksum of the data set.
-        epochs: the trained epochs.
-        result: None while the run is unfinished.
-        selection: the choice of the learning rate; None when it was given.
-        sweep: for a run of a sweep, the purpose of the sweep under ``"purpose"``, and whatever else
-            the paper's report needs to know; empty in records that earlier versions wrote.
-    """
+    """A run up to its last finished epoch."""
 
     config: C
-    versions: Mapping[str, str]
-    data: str
+    versions: Mapping[str, str]  # when the run began
+    data: str  # checksum of the data set
     epochs: tuple[E, ...] = ()
-    result: R | None = None
-    selection: Selection | None = None
-    sweep: Mapping[str, str] = field(default_factory=dict)
+    result: R | None = None  # None while the run is unfinished
+    selection: Selection | None = None  # the choice of the learning rate; None when it was given
+    sweep: Mapping[str, str] = field(default_factory=dict)  # its "purpose", and what reports need
 
     @property
     def lr(self) -> float:
@@ -182,20 +135,9 @@ def write(record: RunRecord[Any, Any, Any], path: Path) -> None:
     write_text(path, to_text(record))
 
 
-def read(path: Path, schema: Schema[C, E, R], way_out: str | None = None) -> RunRecord[C, E, R]:
-    """Read a record.
-
-    Args:
-        path: the file.
-        schema: schema of its experiment.
-        way_out: advice in the message about a damaged file; by default that for the directory of a
-            run.
-
-    Raises:
-        RecordError: naming the file, the line and the way out, when it is of another experiment, or
-            any line is damaged or out of place.
-    """
-    way_out = way_out or (
+def read(path: Path, schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
+    """The record of a run in its own directory."""
+    way_out = (
         f"delete {path.name} and go on with the run (--resume), which writes it again from the "
         "checkpoint beside it, or train it again with --overwrite"
     )
@@ -207,7 +149,7 @@ def read(path: Path, schema: Schema[C, E, R], way_out: str | None = None) -> Run
 
 
 def from_text(text: str, schema: Schema[C, E, R], name: str, way_out: str) -> RunRecord[C, E, R]:
-    """The record that `to_text` wrote; ``name`` and errors are those of `read`."""
+    """The record that `to_text` wrote; errors name ``name`` as the file."""
     try:
         return _record(text, schema)
     except _DamageError as error:
@@ -215,11 +157,7 @@ def from_text(text: str, schema: Schema[C, E, R], name: str, way_out: str) -> Ru
 
 
 def experiment_of(text: str) -> str:
-    """The experiment of a record, from its first line.
-
-    Raises:
-        ValueError: when the text does not begin like a record.
-    """
+    """The experiment of a record, from its first line."""
     head = json.loads(text.partition("\n")[0])
     if not isinstance(head, dict):
         raise ValueError("it is not a JSON object")
@@ -235,15 +173,7 @@ def check_together(
 ) -> None:
     """Raise unless records fit in one report: one protocol, one data set, and no run twice.
 
-    Args:
-        found: records by their file or name.
-        axes: the fields of the configuration in which they may differ.
-        config: the configuration that the others are compared with; by default that of the first
-            record.
-        way_out: advice at the end of the message.
-
-    Raises:
-        RecordError: for the first record that differs, naming it and the difference.
+    They may differ in the fields ``free``, else agree with ``config``, by default the first's.
     """
     seen: dict[C, str] = {}
     first = next(iter(found.items()), None)
@@ -268,13 +198,9 @@ def check_together(
 def runs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
     """A table of runs, one row for each.
 
-    Columns are the fields of the configuration; ``chosen_lr``, the rate that the run was trained
-    with; ``trained``, its number of epochs; the fields of the result (but for ``epochs``), with
-    ``diverged``; ``identity``, ``label`` and ``data``; each version as ``version_torch`` and so on;
-    the entries of `RunRecord.sweep`.
-
-    Raises:
-        MissingExtraError: without pandas.
+    Columns: the fields of configuration, result and `RunRecord.sweep`; ``chosen_lr``, the rate of
+    training; ``trained``, its epochs; ``diverged``, ``identity``, ``label``, ``data``;
+    ``version_torch`` and so on.
     """
     rows = []
     for record in records:
@@ -289,18 +215,16 @@ def runs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
             | {f"version_{name}": version for name, version in record.versions.items()}
             | dict(record.sweep)
         )
-    return _pandas().DataFrame(rows)
+    with importing("pandas", "a table of records"):
+        import pandas as pd
+    return pd.DataFrame(rows)
 
 
 def epochs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
-    """A table of epochs, one row for each epoch of each run.
-
-    Columns are the run's ``identity``, ``label`` and ``seed``, and the fields of the epoch.
-
-    Raises:
-        MissingExtraError: without pandas.
-    """
-    return _pandas().DataFrame(
+    """A table of epochs: the fields of each, and the run's ``identity``, ``label`` and ``seed``."""
+    with importing("pandas", "a table of records"):
+        import pandas as pd
+    return pd.DataFrame(
         {
             "identity": record.config.identity(),
             "label": record.config.label,
@@ -310,14 +234,6 @@ def epochs_frame(records: Iterable[RunRecord[Any, Any, Any]]) -> pd.DataFrame:
         for record in records
         for epoch in record.epochs
     )
-
-
-def _pandas() -> Any:
-    try:
-        import pandas as pd
-    except ImportError as error:
-        raise MissingExtraError("pandas", "a table of records") from error
-    return pd
 
 
 class _DamageError(Exception):
@@ -363,7 +279,7 @@ def _record(text: str, schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
 def _header(line: dict[str, Any], schema: Schema[C, E, R]) -> RunRecord[C, E, R]:
     if line.get("kind") != "run":
         raise _DamageError(1, "a record begins with a line of kind 'run'")
-    if line.get("format") not in _READABLE:
+    if line.get("format") not in (1, _FORMAT):
         what = f"its format is {line.get('format')!r}, this is format {_FORMAT}"
         raise _DamageError(1, what)
     experiment = line.get("experiment", _UNNAMED)
@@ -379,16 +295,8 @@ def _header(line: dict[str, Any], schema: Schema[C, E, R]) -> RunRecord[C, E, R]
         raise _DamageError(1, what) from error
 
 
-# The types in JSON for a field of each type; null is a float that is not finite.
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float, type(None)),
-    "float | None": (int, float, type(None)),
-    "tuple[int, ...]": (list,),
-    "tuple[int, ...] | None": (list,),
-    "str": (str,),
-    "tuple[float, ...]": (list,),
-}
+# What JSON may hold for a field of each type; null is a float that is not finite.
+_WANTED = {"int": int, "float": int | float | None, "str": str, "tuple": list}
 _Row = TypeVar("_Row", bound=EpochRow | ResultRow | Selection)
 
 
@@ -401,7 +309,9 @@ def _row(cls: type[_Row], given: dict[str, Any], line: int) -> _Row:
         raise _DamageError(line, f"fields are missing or unknown: {', '.join(sorted(wrong))}")
     for name, value in given.items():
         annotation = str(fields[name].type)
-        if isinstance(value, bool) or not isinstance(value, _JSON_TYPES[annotation]):
+        if isinstance(value, bool) or not isinstance(
+            value, _WANTED[re.split(r"\W", annotation)[0]]
+        ):
             raise _DamageError(line, f"{name} is {value!r}, not of type {annotation}")
         if isinstance(value, list):
             number = float if "float" in annotation else int

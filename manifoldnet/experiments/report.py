@@ -1,9 +1,4 @@
-"""Reports: Markdown and HTML pages from a list of blocks, and CSV files from rows.
-
-    blocks, tables -> <name>.md, <name>.html, the pictures, the tables
-
-The HTML page contains its pictures and its style, and loads nothing from the network.
-"""
+"""Reports: Markdown and HTML pages from a list of blocks, and CSV files from rows."""
 
 from __future__ import annotations
 
@@ -17,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.files import write_bytes, write_text
+from manifoldnet.experiments.files import write_bytes
 
 T = TypeVar("T")
 
@@ -39,32 +34,20 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        header: names of the columns.
-        rows: cells as text.
-        words: number of text columns, from the left; the others are aligned to the right.
-    """
+    """A table of text."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    words: int = 1
+    words: int = 1  # how many columns, from the left, hold words; the others are set to the right
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG.
+    """A PNG."""
 
-    Attributes:
-        name: name of its file, which is beside the Markdown page.
-        content: bytes of the file.
-        text: alternative text, which describes it.
-    """
-
-    name: str
+    name: str  # of the file beside the Markdown
     content: bytes
-    text: str
+    text: str  # what it shows, for who does not see it
 
 
 Block = Heading | Paragraph | Table | Picture
@@ -72,14 +55,9 @@ Block = Heading | Paragraph | Table | Picture
 
 @dataclass(frozen=True)
 class Report:
-    """A report on disk.
+    """A report that has been written."""
 
-    Attributes:
-        text: the report as Markdown.
-        files: all its files.
-    """
-
-    text: str
+    text: str  # as Markdown
     files: tuple[Path, ...]
 
 
@@ -89,13 +67,11 @@ def publish(
     """Write a report, its pictures, and tables (text by file name) into a folder."""
     text = to_markdown(blocks)
     texts = {**tables, f"{name}.md": text, f"{name}.html": to_html(blocks)}
-    pictures = [block for block in blocks if isinstance(block, Picture)]
-    for file, content in texts.items():
-        write_text(directory / file, content)
-    for picture in pictures:
-        write_bytes(directory / picture.name, picture.content)
-    names = (*texts, *(picture.name for picture in pictures))
-    return Report(text, tuple(directory / file for file in names))
+    files = {file: content.encode() for file, content in texts.items()}
+    files |= {block.name: block.content for block in blocks if isinstance(block, Picture)}
+    for file, content in files.items():
+        write_bytes(directory / file, content)
+    return Report(text, tuple(directory / file for file in files))
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -127,25 +103,14 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
 def read_csv(
     path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], T], way_out: str
 ) -> list[T]:
-    """The rows of a CSV file, each as the result of ``parse``.
-
-    Args:
-        path: the file.
-        columns: the columns that it must have, in this order.
-        parse: the conversion of a row; raises ValueError for an invalid one.
-        way_out: advice in the message about a damaged file.
-
-    Raises:
-        RecordError: naming the file, the line and the way out.
-    """
+    """The rows of a CSV file as ``parse`` returns them, which raises ValueError for a bad one."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream, strict=True)
             if tuple(reader.fieldnames or ()) != tuple(columns):
+                there = ", ".join(reader.fieldnames or ["none"])
                 raise RecordError(
-                    f"{path}, line 1: the columns are "
-                    f"{', '.join(reader.fieldnames or ['none'])}, not "
-                    f"{', '.join(columns)}: {way_out}"
+                    f"{path}, line 1: the columns are {there}, not {', '.join(columns)}: {way_out}"
                 )
             parsed = []
             for row in reader:

@@ -13,26 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-CONFIDENCE = 0.95
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its confidence interval.
+    """A mean with its confidence interval."""
 
-    Attributes:
-        mean: of the values; NaN without any.
-        deviation: standard deviation of a sample (n − 1); NaN for fewer than two values.
-        n: number of values.
-        low: lower end of the interval for the mean; −∞ for fewer than two values.
-        high: upper end; ∞ likewise.
-    """
-
-    mean: float
-    deviation: float
-    n: int
-    low: float
-    high: float
+    mean: float  # of the values; NaN without any
+    deviation: float  # standard deviation of a sample (n − 1); NaN for fewer than two values
+    n: int  # number of values
+    low: float  # lower end of the interval for the mean; −∞ for fewer than two values
+    high: float  # upper end; ∞ likewise
 
     def signed(self, digits: int = 4) -> tuple[str, str]:
         """A difference and its interval as text: ``("+0.0012", "-0.0003 to +0.0027")``."""
@@ -47,15 +37,15 @@ class Estimate:
         return f"{mean:.2f}", f"{low:.2f} to {high:.2f}"
 
 
-def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Mean, deviation and interval: mean ± t · deviation / √n."""
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, deviation and interval of 95%: mean ± t · deviation / √n."""
     n = len(values)
     if n < 2:
         return Estimate(values[0] if n else math.nan, math.nan, n, -math.inf, math.inf)
     from scipy.stats import t  # here, because it takes a second to import
 
     mean, deviation = fmean(values), stdev(values)
-    half = float(t.ppf((1 + confidence) / 2, n - 1)) * deviation / math.sqrt(n)
+    half = float(t.ppf((1 + 0.95) / 2, n - 1)) * deviation / math.sqrt(n)
     return Estimate(mean, deviation, n, mean - half, mean + half)
 
 

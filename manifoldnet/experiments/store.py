@@ -4,9 +4,8 @@
     <folder>/records/<identity>.jsonl    records of runs since then, one file each
     <folder>/runs/<identity>/            of long runs: record and checkpoint after every epoch
 
-A record appears in one atomic step when its run has ended, so every record in the folder is whole,
-and a missing one is still to do. A file in `records` that is no record is an error, and is left as
-it is. Packed and loose records are read and extended alike.
+A record appears in one atomic step when its run has ended: one that is missing is still to do.
+Packed and loose records are read and extended alike.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.jsonl\..*\.tmp")
 
 def path_of(folder: Path, config: Configuration) -> Path:
     """The file of a configuration's record, unless that is packed."""
-    return folder / "records" / f"{config.identity()}.jsonl"
+    return _loose(folder, config.identity())
 
 
 def run_directory(folder: Path, config: Configuration) -> Path:
@@ -59,15 +58,8 @@ def read_all(
 ) -> dict[str, RunRecord[C, E, R]]:
     """All records of a folder, by name, in the order of their names. Changes nothing.
 
-    Args:
-        folder: with the records.
-        schema: of their experiment.
-        exact: whether each must have the name that this version gives it. Reports do without, and
-            so can read the records of an earlier version, whose configurations had fewer fields.
-
-    Raises:
-        RecordError: for a file that is no record of a finished run, or does not hold the run of its
-            name.
+    Reports read with ``exact=False``, without a look at the names: those of an earlier version,
+    whose configurations had fewer fields, differ.
     """
     texts, packed = _texts(folder)
     found = {}
@@ -121,17 +113,13 @@ def read_together(
 
 
 def experiment(folder: Path) -> str:
-    """The experiment of the folder's first record; "" without any.
-
-    Raises:
-        RecordError: when that record does not say, or records cannot be read.
-    """
+    """The experiment of the folder's first record; "" without any."""
     for name, text in _texts(folder)[0].items():
         try:
             return records.experiment_of(text)
         except ValueError as error:
-            where = _loose(folder, name)
-            raise RecordError(f"{where}, line 1 is damaged ({error}): move it away") from error
+            where = f"{_loose(folder, name)}, line 1"
+            raise RecordError(f"{where} is damaged ({error}): move it away") from error
     return ""
 
 
@@ -145,17 +133,7 @@ def check(
 ) -> None:
     """Refuse records that cannot be in one folder with those of ``configs``.
 
-    Args:
-        folder: folder that messages name.
-        found: the records (`read_all`).
-        configs: configurations of the runs to be in the folder.
-        axes: the fields in which runs of the folder may differ.
-        versions: versions of this process.
-        purpose: purpose of the sweep.
-
-    Raises:
-        RecordError: when a record differs in another field or in its data, is of another version,
-            or of a sweep for another purpose.
+    ``axes`` are the fields in which they may differ.
     """
     paths = {folder / name: record for name, record in found.items()}
     for path, record in paths.items():
@@ -167,18 +145,14 @@ def check(
             )
         if record.sweep and purpose and record.sweep != purpose:
             raise RecordError(
-                f"{path} belongs to a sweep for another purpose ({_words(record.sweep)} there, "
-                f"{_words(purpose)} here): choose another folder"
+                f"{path} belongs to a sweep for another purpose ({' '.join(record.sweep.values())} "
+                f"there, {' '.join(purpose.values())} here): choose another folder"
             )
     records.check_together(paths, axes, configs[0], way_out="choose another folder")
 
 
 def keep(folder: Path, record: RunRecord[Any, Any, Any]) -> None:
-    """Put the record of a finished run into the folder, in one atomic step.
-
-    Raises:
-        RecordError: when it cannot be written; the other records stay as they are.
-    """
+    """Put the record of a finished run into the folder, in one atomic step."""
     path = path_of(folder, record.config)
     try:
         records.write(record, path)
@@ -200,11 +174,7 @@ def clean(folder: Path) -> None:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes from writing to it within the block.
-
-    Raises:
-        RecordError: when another process has it, or the folder cannot be written.
-    """
+    """Make the folder, and keep other processes from writing into it within the block."""
     try:
         (folder / "records").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder / "records"):
@@ -220,20 +190,9 @@ def lock(folder: Path) -> Iterator[None]:
 def pack(folder: Path, schema: Schema[C, E, R], sweep: Mapping[str, str] | None = None) -> Path:
     """Put all records of a folder into its packed file, and remove the loose ones.
 
-    The lines of the records are kept as they are. A loose record is removed only when the packed
-    file has been written to the disk and read back. Packing the same records gives the same bytes.
-
-    Args:
-        folder: with packed records, loose ones, or both.
-        schema: of their experiment.
-        sweep: `RunRecord.sweep` of the packed records that do not name their own.
-
-    Returns:
-        The packed file.
-
-    Raises:
-        RecordError: when there are no records, one is damaged (nothing is changed), another process
-            is at work in the folder, or the file cannot be written (the loose records stay).
+    Lines are kept as they are, so the same records give the same bytes. A loose record is removed
+    only when the packed file has been written and read back. ``sweep`` is the `RunRecord.sweep` of
+    the packed records that do not name their own.
     """
     if not read_all(folder, schema, exact=False):
         raise RecordError(f"there are no records in {folder}: nothing to pack")
@@ -258,15 +217,10 @@ def pack(folder: Path, schema: Schema[C, E, R], sweep: Mapping[str, str] | None 
 
 @dataclass(frozen=True)
 class _Packed:
-    """The content of a packed file: a line with names and sweep, then all records one by one.
+    """The content of a packed file: a line with names and sweep, then all records one by one."""
 
-    Attributes:
-        texts: records by name, in the order of their names.
-        sweep: `RunRecord.sweep` of those that do not name their own.
-    """
-
-    texts: dict[str, str] = field(default_factory=dict)
-    sweep: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)  # by name, in the order of names
+    sweep: dict[str, str] = field(default_factory=dict)  # of records that do not name their own
 
     def content(self) -> bytes:
         head = {"kind": "pack", "format": _PACK_FORMAT, "sweep": self.sweep}
@@ -320,7 +274,3 @@ def _texts(folder: Path) -> tuple[dict[str, str], _Packed]:
 
 def _loose(folder: Path, name: str) -> Path:
     return folder / "records" / f"{name}.jsonl"
-
-
-def _words(sweep: Mapping[str, str]) -> str:
-    return " ".join(sweep.values())

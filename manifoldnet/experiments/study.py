@@ -2,8 +2,8 @@
 
     options -> steps -> Sweep -> records -> Sweep -> ... ; lines of text in between
 
-A paper lists its experiments as `Study` values, which the command line walks: it makes the flags of
-a command from the options, runs each sweep that the steps yield, and sends its records back.
+The command line makes flags of the options, runs each sweep that the steps yield, and sends its
+records back.
 """
 
 from __future__ import annotations
@@ -47,23 +47,14 @@ class Options(Checked):
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep of an experiment.
+    """One sweep of an experiment."""
 
-    Attributes:
-        folder: of the records.
-        configs: the runs.
-        title: names the runs in the line at the end: ``"2 cells"``.
-        purpose: `RunRecord.sweep` of the records.
-        axes: the fields in which records of the folder may differ; None for any.
-        checkpoints: whether runs keep a checkpoint after every epoch.
-    """
-
-    folder: Path
-    configs: Sequence[Configuration]
-    title: str
-    purpose: Mapping[str, str]
-    axes: Sequence[str] | None = None
-    checkpoints: bool = True
+    folder: Path  # of the records
+    configs: Sequence[Configuration]  # the runs
+    title: str  # names the runs in the line at the end: ``"2 cells"``
+    purpose: Mapping[str, str]  # `RunRecord.sweep` of the records
+    axes: Sequence[str] | None = None  # fields in which its records may differ; None for any
+    checkpoints: bool = True  # whether runs keep a checkpoint after every epoch
 
 
 def repeated(runs: Sequence[C], repetitions: int) -> list[C]:
@@ -83,18 +74,10 @@ Steps = Generator[Sweep | str, Any, None]
 
 @dataclass(frozen=True)
 class Study:
-    """An experiment of a paper, as a command.
+    """An experiment of a paper, as a command."""
 
-    Attributes:
-        summary: one line of help.
-        experiment: imports and returns what is trained; called when a sweep begins.
-        steps: the sweeps, for some options. Everything is checked before the first one is yielded.
-        options: the class of the options.
-        epilog: further lines of help.
-    """
-
-    summary: str
-    experiment: Callable[[], Any]
-    steps: Callable[[Any], Steps]
-    options: type[Options] = Options
-    epilog: str = ""
+    summary: str  # one line of help
+    experiment: Callable[[], Any]  # imports and returns what is trained; called when a sweep begins
+    steps: Callable[[Any], Steps]  # of options, all checked before the first one is yielded
+    options: type[Options] = Options  # the class of the options
+    epilog: str = ""  # further lines of help

@@ -2,11 +2,9 @@
 
     configurations -> those without a record in the folder -> workers -> records (`store`)
 
-A sweep that was killed is resumed by the same call, which trains the missing runs. A run is
-identified by the hash of its configuration. It is trained in a worker, and its record is written by
-the parent when it has ended. Runs of a minute keep no checkpoints: a kill costs at most the runs
-that were in training. A long run writes a checkpoint after every epoch and is resumed from it.
-Numbers do not depend on the worker, nor on the runs in other workers.
+A sweep that is killed goes on with the same call, which trains the missing runs. A long run keeps
+a checkpoint after every epoch and goes on from there. Numbers do not depend on the worker, nor on
+the runs beside it.
 """
 
 from __future__ import annotations
@@ -29,14 +27,9 @@ from manifoldnet.experiments.training import Data, Experiment, train_in, train_w
 from manifoldnet.experiments.workers import Processes, available
 from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
 
-# A run is tried once more if its worker died, or if it raised no `ExperimentError`.
-ATTEMPTS = 2
-
-# After this many failures without a success the other runs are not tried.
-_MAX_INITIAL_FAILURES = 5
-
-# Interval between two readings of the progress of long runs.
-_POLL_SECONDS = 5.0
+ATTEMPTS = 2  # where a worker died, or failed in a way that is not the user's to mend
+_MAX_INITIAL_FAILURES = 5  # without a success; then the other runs are not tried
+_POLL_SECONDS = 5.0  # between two looks at the progress of long runs
 
 
 class SweepError(ExperimentError):
@@ -57,24 +50,21 @@ def sweep(
     progress: bool = True,
     notice: Callable[[str], None] | None = None,
 ) -> list[RunRecord[C, E, R]]:
-    """Train the configurations, all of one data set, that have no record in a folder.
+    """Train what is missing of some configurations of one data set, after checking all of them.
 
-    Everything is checked before the first run begins. A script that calls this with worker
-    processes does so below ``if __name__ == "__main__":``, since workers import it.
+    A script calls this below ``if __name__ == "__main__":``, since worker processes import it.
 
     Args:
         experiment: the experiment of the configurations.
         configs: the runs that are to be in the folder.
-        folder: folder of the records.
-        axes: the fields in which records of the folder may differ from the first of `configs`;
-            by default all.
+        folder: of the records.
+        axes: the fields in which records of the folder may differ; by default any.
         purpose: written into the records as `RunRecord.sweep`: ``{"purpose": "comparison", ...}``.
-        checkpoints: give each run a directory of its own in the folder, from which it is resumed.
-            Workers on other machines need to see the same folder then.
+        checkpoints: keep one of each run in the folder, which all workers need to see then.
         jobs: worker processes; by default one for each processor.
-        executor: executor to use instead of worker processes; it is not shut down.
-        data_dir: the folder of data sets, for loading; workers are given the same name.
-        progress: show a progress bar on stderr.
+        executor: does the work instead of processes; it is not shut down.
+        data_dir: the folder of data sets; workers are given the same name.
+        progress: show a bar on stderr.
         notice: called with a line of text before anything slow.
 
     Returns:
@@ -82,10 +72,8 @@ def sweep(
 
     Raises:
         ConfigError: when a configuration comes twice, does not fit the data, or there is none.
-        DataError: when the data cannot be loaded, or differ from those of the records.
-        RecordError: when the folder cannot be used: another process is at work there, or a file in
-            it is damaged, foreign, or of another version or sweep; or when a record cannot be
-            written.
+        DataError: when the data cannot be loaded.
+        RecordError: when the folder or a record in it cannot be used, or be written.
         SweepError: when runs failed twice. The others have been done.
     """
     folder = Path(folder).absolute()
@@ -106,9 +94,9 @@ def sweep(
         store.check(folder, found, configs, any_field if axes is None else axes, own, purpose or {})
         missing = [config for identity, config in wanted.items() if identity not in found]
         if missing:
-            fingerprint = _check_data(experiment, missing, data_dir, found, notice)
-            ended = [found[identity] for identity in wanted if identity in found]
-            bar = SweepProgress(missing, ended, enabled=progress)
+            checksum = _check_data(experiment, missing, data_dir, found, notice)
+            there = [found[identity] for identity in wanted if identity in found]
+            bar = SweepProgress(missing, there, enabled=progress)
             workers: AbstractContextManager[Executor] = (
                 Processes(min(jobs, len(missing))) if executor is None else nullcontext(executor)
             )
@@ -122,7 +110,7 @@ def sweep(
                         experiment,
                         config,
                         data_folder,
-                        fingerprint,
+                        checksum,
                         own["manifoldnet"],
                         directory,
                     )
@@ -172,7 +160,13 @@ def _train(
             timeout = _POLL_SECONDS if checkpoints else None
             for future in wait(pending, timeout=timeout, return_when=FIRST_COMPLETED).done:
                 config, attempt = pending.pop(future)
-                error = _error(future)
+                try:
+                    error = future.exception()
+                except CancelledError as cancelled:  # not by us: these are still pending
+                    raise SweepError(
+                        "the workers are gone, with the cluster that they belonged to; finished "
+                        "runs are kept, and the same command goes on"
+                    ) from cancelled
                 if error is None:
                     record = dataclasses.replace(future.result(), sweep=purpose)
                     store.keep(folder, record)
@@ -184,7 +178,7 @@ def _train(
                     failed.setdefault(f"{type(error).__name__}: {error}", []).append(config)
                     bar.fail(config)
                     if not done and sum(map(len, failed.values())) >= _MAX_INITIAL_FAILURES:
-                        raise SweepError(_failure_message(failed, 0, len(configs)))
+                        raise SweepError(_account(failed, 0, len(configs)))
             if checkpoints:
                 for config, _ in pending.values():
                     bar.reach(config, _epochs_in(store.run_directory(folder, config)))
@@ -192,22 +186,12 @@ def _train(
         for future in pending:
             future.cancel()
     if failed:
-        raise SweepError(_failure_message(failed, len(done), len(configs)))
+        raise SweepError(_account(failed, len(done), len(configs)))
     return done
 
 
-def _error(future: Future[Any]) -> BaseException | None:
-    try:
-        return future.exception()
-    except CancelledError as error:  # not by us: these are still pending
-        raise SweepError(
-            "the workers are gone, with the cluster that they belonged to; finished runs are kept, "
-            "and the same command goes on"
-        ) from error
-
-
-def _failure_message(failed: Mapping[str, Sequence[Configuration]], done: int, runs: int) -> str:
-    """The message about failed runs, with the most frequent reasons first."""
+def _account(failed: Mapping[str, Sequence[Configuration]], done: int, runs: int) -> str:
+    """The reasons why runs failed, the most common one first."""
     reasons = sorted(failed.items(), key=lambda item: -len(item[1]))
     parts = []
     for reason, configs in reasons[:3]:
@@ -231,20 +215,9 @@ def run_one(
     version: str,
     directory: Path | None = None,
 ) -> RunRecord[C, E, R]:
-    """Train one run in a worker.
+    """Train one run in a worker, with the version and the data of the sweep.
 
-    Args:
-        experiment: the experiment of the run.
-        config: configuration of the run.
-        data_dir: the folder of data sets.
-        fingerprint: checksum of the data that the sweep was checked with.
-        version: version of manifoldnet in the process that started the sweep.
-        directory: folder of its checkpoint, which is written after every epoch; None for none.
-
-    Raises:
-        ConfigError: when the worker has another version.
-        DataError: when the worker has other data.
-        RecordError: when the run in `directory` was begun by another version, or on other data.
+    A checkpoint is written after every epoch into ``directory``, if any.
     """
     own = versions()["manifoldnet"]
     if own != version:
@@ -264,16 +237,12 @@ def run_one(
         warnings.simplefilter("ignore", ZeroSliceWarning)
         if directory is None:
             return train_whole(experiment, config, data)
-        begun = checkpoint.inspect(
-            directory, config, experiment.schema, resume=True, overwrite=False
-        )
-        if begun is not None and (begun.versions.get("manifoldnet"), begun.data) != (
-            own,
-            fingerprint,
-        ):
+        schema = experiment.schema
+        left = checkpoint.inspect(directory, config, schema, resume=True, overwrite=False)
+        if left is not None and (left.versions.get("manifoldnet"), left.data) != (own, fingerprint):
             raise RecordError(
-                f"{directory} holds this run as manifoldnet {begun.versions.get('manifoldnet')} "
-                f"began it on data of checksum {begun.data}; this is {own}, on {fingerprint}: "
+                f"{directory} holds this run as manifoldnet {left.versions.get('manifoldnet')} "
+                f"began it on data of checksum {left.data}; this is {own}, on {fingerprint}: "
                 "delete that directory, or go on with what it was begun with"
             )
         return train_in(experiment, config, directory, data, resume=True)
@@ -285,7 +254,7 @@ def _load(load: Callable[..., Data], source: tuple[Any, ...], data_dir: str | No
 
 
 def _epochs_in(directory: Path) -> int:
-    """The number of epochs in the record of a run in progress; 0 when it cannot be read."""
+    """The number of epochs in the record of a run that goes on."""
     try:
         return checkpoint.record_path(directory).read_bytes().count(b'{"kind": "epoch"')
     except OSError:

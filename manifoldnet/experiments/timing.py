@@ -1,11 +1,7 @@
 """Timing by turns, and the command line of a measurement.
 
 The callables that are compared take turns, so that a slow second of the machine slows all of them;
-what counts is their ratio, not the seconds. `run` is the command
-
-    python -m <module> --out DIR     (--<units> N, --data-dir, --quiet)
-
-of a module that times something and writes one file.
+what counts is their ratio, not the seconds.
 """
 
 from __future__ import annotations
@@ -33,15 +29,10 @@ def interleaved(
     rounds: int,
     before_round: Callable[[int], object] = lambda number: None,
 ) -> dict[_Name, list[float]]:
-    """Seconds of every call of some callables that take turns.
+    """Seconds of every call of some callables that take turns; each is given the round's number.
 
     Another one comes first in each round, because the first finds the caches of the last one. The
     clock is that of `torch.utils.benchmark`, which waits for a GPU.
-
-    Args:
-        works: called with the number of the round, from 0.
-        rounds: calls of each.
-        before_round: called with the number before each round; its time does not count.
     """
     seconds: dict[_Name, list[float]] = {name: [] for name in works}
     order = list(works.items())
@@ -65,19 +56,9 @@ def run(
     units: str,
     turns: int,
 ) -> int:
-    """Measure and write the file.
+    """Measure and write the file ``name``; returns the exit code.
 
-    Args:
-        argv: the arguments, without the program's name; by default those of the process.
-        measure: the measurement.
-        module: the module that is run.
-        description: for ``--help``.
-        name: of the file.
-        units: name of a turn, in the plural: ``"steps"`` makes the option ``--steps``.
-        turns: their number by default.
-
-    Returns:
-        The exit code: 2 if something in the request is wrong.
+    ``units`` names a turn, in the plural: ``"steps"`` makes the option ``--steps``.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, allow_abbrev=False

@@ -3,9 +3,8 @@
     start (seeded) -> [choice of the learning rate]
         -> [ epoch -> checkpoint and record ] until there is a verdict -> result
 
-An `Experiment` names its data, its `Run` and its rules as functions; a `Run` is a network under
-training. Numbers depend on the configuration and the data alone: a run that is resumed from a
-checkpoint (`manifoldnet.experiments.checkpoint`) gives the same bits as an uninterrupted one.
+Numbers depend on the configuration and the data alone: a run that is resumed from a checkpoint
+gives the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,13 +26,11 @@ from torch import Tensor, nn
 import manifoldnet as mn
 from manifoldnet.experiments import checkpoint as checkpoints
 from manifoldnet.experiments import records
-from manifoldnet.experiments.checkpoint import Checkpoint
+from manifoldnet.experiments.checkpoint import AGAIN, Checkpoint
 from manifoldnet.experiments.data import load
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.files import held
 from manifoldnet.experiments.records import C, E, EpochRow, R, RunRecord, Schema, Selection
-
-_AGAIN = "train the run again with --overwrite, or delete its directory"
 
 
 class Data(Protocol):
@@ -54,22 +51,14 @@ Notice = Callable[[str], None]
 class Run(ABC):
     """A network under training: everything that changes from epoch to epoch.
 
-    A subclass sets the attributes in its constructor, from a configuration with a learning rate and
-    the data.
-
-    Attributes:
-        row: class of the rows that `epoch` returns.
-        network: the model.
-        optimizer: of the network's parameters.
-        scheduler: of the learning rate; None keeps it constant.
-        generator: source of all randomness after the start.
+    A subclass sets the attributes in its constructor, from a configuration with a learning rate.
     """
 
-    row: ClassVar[type[EpochRow]]
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any = None
-    generator: torch.Generator
+    row: ClassVar[type[EpochRow]]  # class of the rows that `epoch` returns
+    network: nn.Module  # the model
+    optimizer: torch.optim.Optimizer  # of the network's parameters
+    scheduler: Any = None  # of the learning rate; None keeps it constant
+    generator: torch.Generator  # source of all randomness after the start
 
     @abstractmethod
     def train_pass(self, parts: Any) -> dict[str, Any]:
@@ -77,10 +66,7 @@ class Run(ABC):
 
     @abstractmethod
     def evaluate(self, number: int, parts: Any, trained: Mapping[str, Any]) -> dict[str, Any]:
-        """Evaluate the network after epoch ``number``; return the other fields of the row.
-
-        ``trained`` is what `train_pass` returned; its fields may be overwritten.
-        """
+        """The other fields of the row after epoch ``number``, given those of `train_pass`."""
 
     @property
     def stateful(self) -> dict[str, Any]:
@@ -132,39 +118,26 @@ def not_finite(last: EpochRow) -> str:
 
 
 def all_epochs(config: object, epochs: Sequence[EpochRow]) -> str:
-    """The rule of experiments that train all their epochs: none."""
+    """The rule of experiments that train all their epochs."""
     return ""
 
 
 @dataclass(frozen=True)
 class Experiment(Generic[C, E, R]):
-    """An experiment as functions of a module, which worker processes can import.
+    """An experiment as functions of a module, which worker processes can import."""
 
-    Attributes:
-        schema: of its records.
-        start: makes a run before its first epoch; the configuration has a learning rate.
-        parts: what a run trains on and is evaluated on; a ConfigError when the data do not fit.
-        outcome: the fields of the result besides those of `ResultRow`, from the last epoch. A
-            ``reason`` among them makes a run that trained to its end count as diverged.
-        load: loads the data for `source`, from a data folder if one is given.
-        data_fields: the attributes of a configuration that decide which data it needs.
-        size_fields: the attributes besides the seed that `parts` depends on.
-        choose: chooses the learning rate of configurations without one, from configuration, data
-            and parts.
-        fault: the reason why a run ends at an epoch as diverged, or "".
-        stopping_rule: the rule that ends a run early after these epochs, in words, or "".
-    """
-
-    schema: Schema[C, E, R]
-    start: Callable[[C, Any], Run]
-    parts: Callable[[C, Any], Any]
+    schema: Schema[C, E, R]  # of its records
+    start: Callable[[C, Any], Run]  # before the first epoch, with a learning rate
+    parts: Callable[[C, Any], Any]  # of the data; a ConfigError when they do not fit
+    # The fields of the result besides those of `ResultRow`, from the last epoch. A ``reason`` among
+    # them makes a run that trained to its end count as diverged.
     outcome: Callable[[C, E], Mapping[str, Any]]
     load: Callable[[tuple[Any, ...], str | Path | None, Notice | None], Data] = load_images
-    data_fields: tuple[str, ...] = ("dataset",)
-    size_fields: tuple[str, ...] = ("train_size", "validation_size")
-    choose: Callable[[C, Any, Any], Selection] | None = None
-    fault: Callable[[E], str] = not_finite
-    stopping_rule: Callable[[C, Sequence[E]], str] = all_epochs
+    data_fields: tuple[str, ...] = ("dataset",)  # attributes of the configuration, for `source`
+    size_fields: tuple[str, ...] = ("train_size", "validation_size")  # that `parts` depends on
+    choose: Callable[[C, Any, Any], Selection] | None = None  # the learning rate, where not given
+    fault: Callable[[E], str] = not_finite  # why a run ends as diverged, or ""
+    stopping_rule: Callable[[C, Sequence[E]], str] = all_epochs  # that ends a run early, or ""
 
     def source(self, config: C) -> tuple[Any, ...]:
         """The first argument of `load`."""
@@ -208,27 +181,9 @@ def train_in(
 ) -> RunRecord[C, E, R]:
     """Train one configuration; write its record and checkpoint after every epoch.
 
-    A process that is killed loses the epoch it was in. A run whose loss stops being finite ends
-    there; it is recorded as diverged, which is no error.
-
-    Args:
-        experiment: of the configuration.
-        config: what to train.
-        directory: for the two files of the run.
-        data: the data set, when it is loaded already.
-        data_dir: the folder of data sets, for loading.
-        resume: go on with the run in `directory`, bit for bit; begin when there is none.
-        overwrite: remove the run in `directory`, if any, and begin.
-        on_epoch: called after each epoch that is trained, once it is on disk.
-
-    Returns:
-        The whole record, also when the run had ended before.
-
-    Raises:
-        ConfigError: when the data do not fit the configuration.
-        DataError: when the data cannot be loaded.
-        RecordError: when `directory` cannot be used (`checkpoint.inspect`), another process trains
-            in it, its run was of other data, or its weights are not finite or off their manifolds.
+    A killed process loses the epoch it was in. A run that diverges is recorded, which is no error.
+    `resume` goes on with the run in `directory`, bit for bit, or begins; `overwrite` removes it.
+    `on_epoch` is called after each epoch that is trained, once it is on disk.
     """
     directory = Path(directory)
 
@@ -246,9 +201,19 @@ def train_in(
         found = inspect()  # again: another process may have been here meanwhile
         if isinstance(found, RunRecord):
             return found
-        state = start = _begun(found, config, directory, data)
+        fingerprint = data.fingerprint()
+        if found is not None and found.data != fingerprint:
+            raise RecordError(
+                f"the run in {directory} was trained on other data than this {data.name!r} "
+                f"(checksum {found.data}, now {fingerprint}): use that data, or {AGAIN}"
+            )
+        checkpoints.tidy(directory, clear=found is None)
+        if found is None:
+            found = Checkpoint(config, versions(), fingerprint, epochs=(), states={})
+            records.write(found.record(), checkpoints.record_path(directory))
+        state = found
         with limited_threads(config.threads):
-            for state in _epochs(experiment, config, data, parts, start, directory):
+            for state in _epochs(experiment, config, data, parts, found, directory):
                 checkpoints.save(state, directory)
                 if on_epoch is not None:
                     on_epoch(state.epochs[-1])
@@ -259,37 +224,12 @@ def train_in(
 
 
 def train_whole(experiment: Experiment[C, E, R], config: C, data: Data) -> RunRecord[C, E, R]:
-    """Train one configuration from start to end without files; the numbers are `train_in`'s.
-
-    Raises:
-        ConfigError: when the data do not fit the configuration.
-    """
+    """Train one configuration from start to end without files; the numbers are `train_in`'s."""
     parts = experiment.parts(config, data)
-    start: Checkpoint[C, E] = Checkpoint(
-        config, versions(), data.fingerprint(), epochs=(), states={}
-    )
+    start = Checkpoint[C, E](config, versions(), data.fingerprint(), epochs=(), states={})
     with limited_threads(config.threads):
         *_, last = _epochs(experiment, config, data, parts, start)
     return dataclasses.replace(last.record(), result=experiment.verdict(config, last.epochs))
-
-
-def _begun(
-    found: Checkpoint[C, E] | None, config: C, directory: Path, data: Data
-) -> Checkpoint[C, E]:
-    """The checkpoint to go on from, in a directory that is held."""
-    fingerprint = data.fingerprint()
-    if found is None:
-        checkpoints.clear(directory)
-        found = Checkpoint(config, versions(), fingerprint, epochs=(), states={})
-        records.write(found.record(), checkpoints.record_path(directory))
-    elif found.data != fingerprint:
-        raise RecordError(
-            f"the run in {directory} was trained on other data than this {data.name!r} (checksum "
-            f"{found.data}, now {fingerprint}): use that data, or {_AGAIN}"
-        )
-    else:
-        checkpoints.tidy(directory)
-    return found
 
 
 def _epochs(
@@ -316,15 +256,11 @@ def _epochs(
     epochs = found.epochs
     while experiment.verdict(config, epochs) is None:
         epochs += (run.epoch(len(epochs) + 1, parts),)
-        states = {} if directory is None else _states(run)
+        states = {
+            name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+            for name, part in (run.stateful.items() if directory is not None else ())
+        }
         yield dataclasses.replace(found, epochs=epochs, states=states, selection=selection)
-
-
-def _states(run: Run) -> dict[str, Any]:
-    return {
-        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-        for name, part in run.stateful.items()
-    }
 
 
 def _restore(run: Run, found: Checkpoint[Any, Any], directory: Path) -> None:
@@ -335,7 +271,7 @@ def _restore(run: Run, found: Checkpoint[Any, Any], directory: Path) -> None:
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise RecordError(
             f"the checkpoint in {directory} does not hold the state of this run "
-            f"({type(error).__name__}: {error}): put an intact one there, or {_AGAIN}"
+            f"({type(error).__name__}: {error}): put an intact one there, or {AGAIN}"
         ) from error
 
 
@@ -349,7 +285,7 @@ def _check_weights(run: Run, directory: Path) -> None:
     except ValueError as error:
         raise RecordError(
             f"{checkpoints.checkpoint_path(directory)} holds weights that training cannot go on "
-            f"from ({error}): put an intact copy there, or {_AGAIN}"
+            f"from ({error}): put an intact copy there, or {AGAIN}"
         ) from error
 
 

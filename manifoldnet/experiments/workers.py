@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from concurrent.futures import ThreadPoolExecutor as Threads
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from manifoldnet.experiments.errors import ConfigError, MissingExtraError
+from manifoldnet.experiments.errors import ConfigError, importing
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -29,12 +28,6 @@ class Processes(Executor):
 
     A call whose worker died raises `BrokenExecutor`; the next one gets a new worker. Leaving the
     ``with`` block by an exception kills the workers.
-
-    Args:
-        jobs: how many.
-
-    Raises:
-        ValueError: when that is less than one.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -49,11 +42,6 @@ class Processes(Executor):
         """Call a function in one of the workers; it and its arguments are pickled."""
         return self._threads.submit(self._call, fn, args, kwargs)
 
-    def pids(self) -> list[int]:
-        """Process numbers of the workers that have been started and are not known to be dead."""
-        with self._lock:
-            return list(self._pools.values())
-
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the workers after all calls; with `cancel_futures`, after those that have begun."""
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
@@ -66,17 +54,13 @@ class Processes(Executor):
         """End the workers at once; their calls are lost."""
         self._stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for pid in self.pids():
-            _kill(pid)
+        with self._lock:
+            for pid in self._pools.values():
+                _kill(pid)
         self.shutdown()
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error_type is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self.shutdown()
         else:
             self.kill()
@@ -138,23 +122,13 @@ def available() -> int:
 
 @contextmanager
 def cluster(address: str, timeout: float = 10.0) -> Iterator[Executor]:
-    """The workers of a Dask cluster, as an executor.
+    """The workers of the Dask cluster at ``address``, as an executor.
 
     Every worker needs this version of manifoldnet and the data, and should have one thread
     (``dask worker --nthreads 1``). A worker that dies is Dask's to replace.
-
-    Args:
-        address: of the scheduler, such as ``tcp://127.0.0.1:8786``.
-        timeout: seconds to wait for an answer.
-
-    Raises:
-        ConfigError: when nobody answers there, or the scheduler has no workers.
-        MissingExtraError: without `distributed`.
     """
-    try:
+    with importing("distributed", "a cluster", extra="cluster"):
         from distributed import Client
-    except ImportError as error:
-        raise MissingExtraError("distributed", "a cluster", extra="cluster") from error
     try:
         client = Client(address, timeout=timeout)
     except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from manifoldnet.experiments import hub
-from manifoldnet.experiments.data import cached, find
+from manifoldnet.experiments.data import cached
 from manifoldnet.experiments.errors import DataError
 from manifoldnet.experiments.papers.segnet.config import CLASSES, SegmentationConfig
 
@@ -64,7 +64,7 @@ def load(source: tuple[Any, ...], data_dir: Any = None, notice: Any = None) -> S
             "to manifoldnet.experiments.papers.segnet.config.CLASSES"
         )
     return cached(
-        find(name, data_dir),
+        hub.find(name, data_dir),
         Scenes,
         partial(read, height=height, width=width),
         notice or (lambda line: None),

@@ -48,7 +48,7 @@ class MaxPoolPairs(nn.Module):
     """2x1 max-pooling with stride 2 over features: the larger of features 2k and 2k + 1."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps ``(batch, 2n)`` to ``(batch, n)``."""
+        """Map ``(batch, 2n)`` to ``(batch, n)``."""
         # Equal to max_pool1d, and to the maximum of two strided halves; quick at these sizes.
         return features.view(features.shape[0], -1, 2).max(-1).values
 
