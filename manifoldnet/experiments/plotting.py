@@ -71,6 +71,13 @@ def style(axes: Axes) -> None:
     axes.tick_params(which="both", length=0, labelcolor=INK, labelsize=9)
 
 
+def panel(axes: Axes, title: str, x: str) -> None:
+    """The style, a title and the name of the horizontal axis."""
+    style(axes)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(x, color=INK)
+
+
 def scale(axes: Axes, values: Sequence[float], longest: int) -> None:
     """Epochs from 1 on, and a logarithmic axis: the first have ten times the error of the last.
 

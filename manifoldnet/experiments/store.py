@@ -96,6 +96,30 @@ def read_all(
     return found
 
 
+def read_together(
+    folder: Path,
+    schema: Schema[C, E, R],
+    free: Sequence[str],
+    command: str,
+    way_out: str = "move one of them to another folder",
+) -> list[RunRecord[C, E, R]]:
+    """The records of a folder that may differ in the fields `free`, for a report on all of them.
+
+    Raises:
+        RecordError: when there are none (`command` makes some), one is damaged or foreign, or two
+            do not belong together.
+    """
+    found = read_all(folder, schema, exact=False)
+    if not found:
+        raise RecordError(
+            f"{folder} holds no records: make some with manifoldnet reproduce {command} "
+            f"--out {folder}"
+        )
+    paths = {_loose(folder, name): record for name, record in found.items()}
+    records.check_together(paths, free, way_out=way_out)
+    return list(found.values())
+
+
 def experiment(folder: Path) -> str:
     """The experiment of the folder's first record; "" without any.
 

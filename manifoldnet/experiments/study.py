@@ -9,12 +9,14 @@ a command from the options, runs each sweep that the steps yield, and sends its 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from manifoldnet.experiments.configuration import Checked, Configuration, field
 from manifoldnet.experiments.errors import ConfigError
+
+C = TypeVar("C", bound=Configuration)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,17 @@ class Sweep:
     purpose: Mapping[str, str]
     axes: Sequence[str] | None = None
     checkpoints: bool = True
+
+
+def repeated(runs: Sequence[C], repetitions: int) -> list[C]:
+    """Runs with several seeds, seed by seed.
+
+    Raises:
+        ConfigError: when there would be none.
+    """
+    if repetitions < 1:
+        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
+    return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
 
 
 Steps = Generator[Sweep | str, Any, None]

@@ -32,24 +32,16 @@ class Update:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
+def _update(summary: str, rule: str, retraction: str) -> Update:
+    return Update(summary, rule, MappingProxyType({"retraction": retraction}))
+
+
 UPDATES: Mapping[str, Update] = MappingProxyType(
     {
         "b-sgd": Update("balanced SGD: Euclidean updates from a unit-norm start"),
-        "sm": Update(
-            "scaled metric, additive step (Table 1)",
-            "scaled_metric",
-            MappingProxyType({"retraction": "additive"}),
-        ),
-        "sm-geodesic": Update(
-            "scaled metric, exact geodesic step",
-            "scaled_metric",
-            MappingProxyType({"retraction": "geodesic"}),
-        ),
-        "un": Update(
-            "unit-norm filters, projective step (Table 1)",
-            "unit_norm",
-            MappingProxyType({"retraction": "projective"}),
-        ),
+        "sm": _update("scaled metric, additive step (Table 1)", "scaled_metric", "additive"),
+        "sm-geodesic": _update("scaled metric, exact geodesic step", "scaled_metric", "geodesic"),
+        "un": _update("unit-norm filters, projective step (Table 1)", "unit_norm", "projective"),
     }
 )
 """The updates of the comparison, by name."""

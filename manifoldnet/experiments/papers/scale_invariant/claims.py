@@ -57,10 +57,6 @@ class Comparison:
             return self.chosen[method]
         return own[0] if len(own) == 1 else None
 
-    def is_earlier(self, method: str, choice: Choice) -> bool:
-        """True where the short runs choose something else now."""
-        return self.chosen.get(method) not in (None, choice)
-
     def differences(self) -> Iterator[tuple[str, Choice, Choice, Estimate]]:
         """The rescaled stage less each other method, where both count and share seeds."""
         rescaled = self.current("rescaled")
@@ -92,11 +88,6 @@ def errors(curve: pd.DataFrame) -> dict[int, float]:
     """Test error after the last epoch, by seed, of the runs that finished."""
     kept = curve.dropna(subset="error")
     return dict(zip(kept["seed"], kept["error"], strict=True))
-
-
-def error_text(curve: pd.DataFrame) -> str:
-    """``0.0195 ± 0.0013``: test error of the runs that finished."""
-    return mean_and_deviation(curve["error"])
 
 
 def lost(settings: Settings, setting: Setting, method: str) -> dict[int, float]:
@@ -150,7 +141,8 @@ def _answer(difference: Estimate) -> tuple[str, str]:
 
 def _lower_error(question: str, title: str, one: pd.DataFrame, other: pd.DataFrame) -> Row:
     answer, text = _answer(paired(errors(one), errors(other)))
-    return question, title, answer, error_text(one), error_text(other), text
+    cells = (mean_and_deviation(curve["error"]) for curve in (one, other))
+    return question, title, answer, *cells, text
 
 
 def _of_comparison(one: Comparison) -> Iterator[Row]:
@@ -159,7 +151,9 @@ def _of_comparison(one: Comparison) -> Iterator[Row]:
         row = list(_lower_error(f"lower test error than {method}", one.title, *curves))
         if diverged := sum(curve["diverged"].sum() for curve in curves):
             row[2] += f", {diverged} diverged"
-        if one.is_earlier("rescaled", rescaled) or one.is_earlier(method, other):
+        if any(
+            one.chosen.get(name, c) != c for name, c in (("rescaled", rescaled), (method, other))
+        ):
             row[2] += ", at an earlier choice"
         yield tuple(row)
 
@@ -182,7 +176,8 @@ def _of_robustness(section: Section) -> Iterator[Row]:
         if other.empty:
             if choices(runs, "logistic"):
                 question = f"trains with {amount}, where the other overflows"
-                yield question, title, "yes", error_text(rescaled), "overflow at every h", "–"
+                error = mean_and_deviation(rescaled["error"])
+                yield question, title, "yes", error, "overflow at every h", "–"
             continue
         costs = [lost(settings, setting, method) for method in PAPERS]
         apart = paired(*costs)

@@ -25,6 +25,7 @@ from typing import ClassVar, NamedTuple
 
 from manifoldnet.experiments.configuration import Configuration, field
 from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.study import repeated
 from manifoldnet.nn.simplex import Simplex
 
 
@@ -191,27 +192,16 @@ _IMAGENET = Preset(5, None, (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), (128,))
 CHOICE = StageConfig(epochs=3, train_size=5000, validation_size=2000)
 """Short runs, from which h and m are chosen; never on test images."""
 
+# m of the short runs, from the number of classes on. Runs that chose of (10, 128) took the largest.
 CHOICE_DIMENSIONS = (10, 128, 1024)
-"""m of the short runs, from the number of classes on. Runs that chose of (10, 128) took 128, the
-largest."""
-
-WRONG_LABELS = (0.0, 0.2, 0.4, 0.6)
-"""Shares of wrong labels."""
-
-CLAIMED = 0.4
-"""The share of wrong labels that is run with several seeds."""
-
-OUTLIERS = (0.1, 0.3)
-"""Shares of training images that are gross outliers."""
-
+WRONG_LABELS = (0.0, 0.2, 0.4, 0.6)  # shares of the training labels
+CLAIMED = 0.4  # the share of wrong labels that is run with several seeds
+OUTLIERS = (0.1, 0.3)  # shares of the training images
+# h besides the preset's for outliers: a gross outlier's gradient is as large as the outlier.
 OUTLIER_RATES = (1e-5, 1e-4, 1e-3, 3e-3)
-"""h besides the preset's for outliers: a gross outlier's gradient is as large as the outlier."""
-
+# Images with right labels by which rates are chosen when the training data are corrupted.
 ROBUSTNESS_VALIDATION = 2000
-"""Images with right labels by which rates are chosen when the training data are corrupted."""
-
-COMPARISON = "comparison"
-"""Beginning of the names of folders of comparisons."""
+COMPARISON = "comparison"  # beginning of the names of folders of comparisons
 
 
 def figure(number: int, preset: str) -> list[StageConfig]:
@@ -250,18 +240,8 @@ def grid(
     ]
 
 
-def repeated(runs: Sequence[StageConfig], repetitions: int) -> list[StageConfig]:
-    """Runs with several seeds, seed by seed."""
-    if repetitions < 1:
-        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
-    return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
-
-
 def stability() -> list[StageConfig]:
-    """500 steps on MNIST, the smaller network, for h from 1e-6 to 1e6.
-
-    The rescaled stage on plain kernels and on kernels that are on spheres, and logistic regression.
-    """
+    """500 steps on MNIST, the smaller network, for h from 1e-6 to 1e6."""
     base = StageConfig(epochs=1, train_size=50_000)
     variants = [replace(base, spheres=spheres) for spheres in (False, True)]
     variants.append(replace(base, method="logistic"))

@@ -21,7 +21,7 @@ from manifoldnet.experiments.papers.scale_invariant.records import (
     choices,
     reliability,
 )
-from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, png, style
+from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, panel, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,7 +119,7 @@ def _finish(axes: Axes, title: str, columns: Sequence[Sequence[Line2D]]) -> None
     """Title, axes, and the legend below the panel, where it covers no curve."""
     from matplotlib.ticker import MaxNLocator
 
-    _panel(axes, title, "epoch")
+    panel(axes, title, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not columns:
         axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center")
@@ -142,7 +142,7 @@ def draw_robustness(settings: Settings) -> bytes:
     kinds = sorted({kind for kind, _ in settings})
     figure = new_figure(4.4 * len(kinds), 4.2)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        _panel(axes, kind, "share of the training images (%)")
+        panel(axes, kind, "share of the training images (%)")
         for method, colour in COLOURS.items():
             points, lost = [], []
             for (of, share), runs in settings.items():
@@ -160,10 +160,7 @@ def draw_robustness(settings: Settings) -> bytes:
 
 
 def draw_stability(runs: pd.DataFrame) -> bytes:
-    """Test error, largest loss and relative step over h, where every `VARIANTS` stayed finite.
-
-    A point for each run, a line through the median of each rate at which none overflowed.
-    """
+    """Test error, largest loss and relative step over h, where every `VARIANTS` stayed finite."""
     figure = new_figure(11.5, 4.3)
     error, loss, step = figure.subplots(1, 3)
     shown = {
@@ -173,7 +170,7 @@ def draw_stability(runs: pd.DataFrame) -> bytes:
     }
     finite = runs["overflow"] == ""
     for axes, (title, values) in shown.items():
-        _panel(axes, title, "learning rate h")
+        panel(axes, title, "learning rate h")
         axes.set_xscale("log")
         for name, (colour, dashes, face) in VARIANTS.items():
             own = runs["variant"] == name
@@ -202,7 +199,7 @@ def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
     for axes, (title, methods) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
-        _panel(axes, title, "confidence (%)")
+        panel(axes, title, "confidence (%)")
         axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
         for method, runs in methods.items():
             bins = reliability(runs)
@@ -219,12 +216,6 @@ def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
         axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     figure.axes[0].set_ylabel("right answers (%)", color=INK)
     return png(figure)
-
-
-def _panel(axes: Axes, title: str, x: str) -> None:
-    style(axes)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel(x, color=INK)
 
 
 def _crosses(

@@ -23,11 +23,11 @@ from manifoldnet.experiments.papers.scale_invariant.config import (
     Choice,
     StageConfig,
     choice_of,
-    repeated,
     stability,
 )
 from manifoldnet.experiments.records import EpochRow, ResultRow, RunRecord, Schema, check_together
 from manifoldnet.experiments.report import read_csv
+from manifoldnet.experiments.study import repeated
 from manifoldnet.nn.calibration import Reliability
 
 COSTS = "stage_cost.csv"

@@ -17,22 +17,13 @@ import numpy as np
 import pandas as pd
 
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.papers.scale_invariant import claims
-from manifoldnet.experiments.papers.scale_invariant.claims import Comparison, error_text, lost
+from manifoldnet.experiments.papers.scale_invariant import claims, figures
+from manifoldnet.experiments.papers.scale_invariant.claims import Comparison, lost
 from manifoldnet.experiments.papers.scale_invariant.config import METHODS, PAPERS, Choice
-from manifoldnet.experiments.papers.scale_invariant.figures import (
-    DRAWN,
-    VARIANTS,
-    draw_grid,
-    draw_reliability,
-    draw_robustness,
-    draw_stability,
-)
 from manifoldnet.experiments.papers.scale_invariant.records import (
     COST_BASE,
     COSTS,
     Section,
-    Settings,
     at,
     best,
     by_setting,
@@ -51,7 +42,7 @@ from manifoldnet.experiments.report import (
     Table,
     publish,
 )
-from manifoldnet.experiments.statistics import estimate, paired
+from manifoldnet.experiments.statistics import estimate, mean_and_deviation, paired
 
 EPOCH_COLUMNS = (
     *("figure", "dataset", "architecture", "method", "h", "m", "seed", "epoch", "test_error"),
@@ -83,8 +74,12 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     tables = {"scale_invariant.csv": epochs_csv([s for s in judged if s.kind != "label noise"])}
     for section in judged:
         if section.kind == "label noise":
-            text = settings_csv(by_setting(section.runs))
-            tables[f"{_file('label_noise', section, sections)}.csv"] = text
+            rows = [
+                runs.assign(kind=kind, share=share)
+                for (kind, share), runs in by_setting(section.runs).items()
+            ]
+            name = _file("label_noise", section, sections)
+            tables[f"{name}.csv"] = _csv(rows, RUN_COLUMNS)
     blocks = list(_blocks(sections, read_costs(folder)))
     output = folder if output is None else Path(output)
     return publish(blocks, output, "scale_invariant", tables)
@@ -104,12 +99,6 @@ def epochs_csv(sections: Sequence[Section]) -> str:
         for section in sections
     ]
     return _csv(rows, EPOCH_COLUMNS)
-
-
-def settings_csv(settings: Settings) -> str:
-    """One row per run, under `RUN_COLUMNS`, with the gradients and steps of its last epoch."""
-    rows = [runs.assign(kind=kind, share=share) for (kind, share), runs in settings.items()]
-    return _csv(rows, RUN_COLUMNS)
 
 
 def _csv(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> str:
@@ -144,7 +133,7 @@ def _blocks(sections: Sequence[Section], costs: pd.DataFrame | None) -> Iterator
             title = f"{claims.figure_of(section) or 'Grid'}: {section.title}"
             yield Heading(title)
             name = f"scale_invariant_{section.name}.png"
-            yield Picture(name, draw_grid(section.runs, title), title)
+            yield Picture(name, figures.draw_grid(section.runs, title), title)
             yield from _grid(section.runs)
     yield from _choices([section for section in sections if section.kind == "choice"])
     yield from _confidence(compared)
@@ -205,7 +194,7 @@ def _rows(one: Comparison) -> Iterator[tuple[str, dict[str, str], pd.DataFrame]]
                 "h": f"{choice.h:g}",
                 "m": str(choice.m or "–"),
                 "chosen": "–" if chosen is None else "now" if choice == chosen else "before",
-                "test error": error_text(curve),
+                "test error": mean_and_deviation(curve["error"]),
                 "n": str(curve["error"].count()),
                 "diverged": str(curve["diverged"].sum()),
             }
@@ -270,16 +259,12 @@ def _robustness(section: Section, name: str) -> Iterator[Block]:
             differences.append(where | row)
     yield from _table(rows, words=4)
     yield from _table(differences, words=2)
-    picture = draw_robustness(settings)
+    picture = figures.draw_robustness(settings)
     yield Picture(f"{name}.png", picture, "Test error against corrupted data")
 
 
 def _stability(section: Section, name: str) -> Iterator[Block]:
-    """One pass of 500 minibatches for every power of ten: loss, step and what overflowed.
-
-    The paper says that its stage is "stable for all values of h", and has "precise control over the
-    actual rate of learning": ‖ΔA‖/‖A‖ is the rate at which the stage's matrix is replaced.
-    """
+    """One pass of 500 minibatches for every power of ten: loss, step and what overflowed."""
     runs, config = section.runs, section.runs["config"].iloc[0]
     yield Heading("Every learning rate")
     yield Paragraph(
@@ -289,7 +274,7 @@ def _stability(section: Section, name: str) -> Iterator[Block]:
         "the stage's direction, which is 1; ‖ΔA‖/‖A‖ is the mean step of the stage's matrix. The "
         "largest and smallest numbers are over the runs that stayed finite."
     )
-    variants = {name: own for name in VARIANTS if len(own := runs[runs["variant"] == name])}
+    variants = {name: own for name in figures.VARIANTS if len(own := runs[runs["variant"] == name])}
     yield from _table([_extremes(name, own) for name, own in variants.items()])
     yield Paragraph(
         "Rate by rate (the median of several seeds), or which number was the first that was not "
@@ -311,7 +296,7 @@ def _stability(section: Section, name: str) -> Iterator[Block]:
     ]
     yield from _table(rows, words=0)
     text = "Test error, largest loss and relative step against the learning rate"
-    yield Picture(f"{name}.png", draw_stability(runs), text)
+    yield Picture(f"{name}.png", figures.draw_stability(runs), text)
 
 
 def _extremes(name: str, own: pd.DataFrame) -> dict[str, str]:
@@ -343,7 +328,9 @@ def _grid(runs: pd.DataFrame) -> Iterator[Block]:
         diverged = curve["diverged"].sum()
         if diverged == len(curve):
             return "–" if curve.empty else "diverged"
-        return error_text(curve) + (f" ({diverged} of {len(curve)} diverged)" if diverged else "")
+        return mean_and_deviation(curve["error"]) + (
+            f" ({diverged} of {len(curve)} diverged)" if diverged else ""
+        )
 
     rows = [
         {"h": f"{h:g}"}
@@ -387,10 +374,7 @@ def _choices(sections: Sequence[Section]) -> Iterator[Block]:
 
 
 def _confidence(compared: Sequence[Comparison]) -> Iterator[Block]:
-    """Accuracy against confidence, whose κ is fitted on every other test image.
-
-    For the softmax methods κ is the reciprocal of a temperature.
-    """
+    """Accuracy against confidence, whose κ is the reciprocal of a temperature for softmax."""
     found: dict[str, dict[str, pd.DataFrame]] = {}
     for one in compared:
         for method in one.methods:
@@ -404,7 +388,7 @@ def _confidence(compared: Sequence[Comparison]) -> Iterator[Block]:
         "One number κ is fitted on every other test image; on the rest, samples are binned by "
         "their confidence, and the share that is right is set against it. Calibration error is "
         "the mean of the difference over samples. Means over seeds; the diagrams pool them, and "
-        f"leave out bins of fewer than {DRAWN} samples."
+        f"leave out bins of fewer than {figures.DRAWN} samples."
     )
     rows = [
         {
@@ -417,7 +401,7 @@ def _confidence(compared: Sequence[Comparison]) -> Iterator[Block]:
         for method, sure in methods.items()
     ]
     yield from _table(rows, words=2)
-    picture = draw_reliability(found)
+    picture = figures.draw_reliability(found)
     yield Picture("scale_invariant_reliability.png", picture, "Accuracy against confidence")
 
 

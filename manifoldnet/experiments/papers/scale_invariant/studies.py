@@ -10,7 +10,7 @@ from typing import Any
 from manifoldnet.experiments.configuration import field
 from manifoldnet.experiments.papers.scale_invariant import config
 from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
-from manifoldnet.experiments.study import Options, Steps, Study, Sweep
+from manifoldnet.experiments.study import Options, Steps, Study, Sweep, repeated
 
 EXPERIMENT = StageConfig.experiment
 SCHEMA = "scale_invariant.records:SCALE_INVARIANT"
@@ -80,7 +80,7 @@ def _sweep(
 
 def _figure(number: int) -> Callable[[PresetOptions], Steps]:
     def steps(options: PresetOptions) -> Steps:
-        runs = config.repeated(config.figure(number, options.preset), options.repetitions)
+        runs = repeated(config.figure(number, options.preset), options.repetitions)
         name, title = f"figure{number}", f"Figure {number}"
         yield _sweep(options, name, runs, title, purpose="grid", figure=str(number))
 
@@ -116,7 +116,7 @@ def _noise(options: NoiseOptions) -> Steps:
 
 
 def _stability(options: StageOptions) -> Steps:
-    runs = config.repeated(config.stability(), options.repetitions)
+    runs = repeated(config.stability(), options.repetitions)
     yield _sweep(options, "stability", runs, "every learning rate", purpose="stability")
 
 

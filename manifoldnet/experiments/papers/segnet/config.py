@@ -32,6 +32,7 @@ from manifoldnet.experiments.configuration import Configuration, check_choice, f
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.records import EpochRow, ResultRow, RunRecord, Schema
+from manifoldnet.experiments.study import repeated
 
 CLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -112,12 +113,8 @@ follows, by their own squared norms: at 0.1 these grow to thousands within 20 ep
 scores are lost.
 """
 
-PRESETS: Mapping[str, SegmentationConfig] = MappingProxyType(
-    {
-        "cpu": SegmentationConfig(),
-        "paper": SegmentationConfig(height=360, width=480, filters=64, batch_size=12),
-    }
-)
+_PAPER = SegmentationConfig(height=360, width=480, filters=64, batch_size=12)
+PRESETS = MappingProxyType({"cpu": SegmentationConfig(), "paper": _PAPER})
 """``"paper"``: the layout of VGG-16 on whole pictures, for a GPU; ``"cpu"``: the same structure
 with a quarter of the filters on small pictures, for a processor."""
 
@@ -130,13 +127,8 @@ def configurations(
         raise ConfigError(f"the updates are {', '.join(updates) or 'none'}; name each of them once")
     for update in updates:
         check_choice("update", update, tuple(RATES))
-    if repetitions < 1:
-        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
-    return [
-        replace(preset, update=update, lr=RATES[update], seed=seed)
-        for seed in range(repetitions)
-        for update in updates
-    ]
+    runs = [replace(preset, update=update, lr=RATES[update]) for update in updates]
+    return repeated(runs, repetitions)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ from manifoldnet.experiments.papers.segnet.config import (
     scores,
 )
 from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, style
-from manifoldnet.experiments.records import check_together
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, panel, png
+from manifoldnet.experiments.records import runs_frame
 from manifoldnet.experiments.report import (
     Block,
     Heading,
@@ -54,17 +54,14 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
     """Write the report on the runs of a sweep."""
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    records = store.read_all(folder, SEGMENTATION, exact=False)
-    if not records:
-        raise RecordError(
-            f"{folder} holds no records: make some with "
-            f"manifoldnet reproduce symmetry segnet --out {folder}"
-        )
-    paths = {folder / "records" / f"{name}.jsonl": record for name, record in records.items()}
-    check_together(paths, ("update", "lr", "seed"))
+    free = ("update", "lr", "seed")
+    records = store.read_together(folder, SEGMENTATION, free, "symmetry segnet")
     order = list(UPDATES)
-    found = sorted(records.values(), key=lambda r: (order.index(r.config.update), r.config.seed))
-    runs = _frame(found)
+    found = sorted(records, key=lambda r: (order.index(r.config.update), r.config.seed))
+    runs = runs_frame(found)  # scores of a diverged run are NaN
+    runs["train_seconds"] = [[epoch.train_seconds for epoch in record.epochs] for record in found]
+    tests = [record.epochs[-1].test_confusion for record in found]
+    runs["ious"] = [None if test is None else scores(test).ious for test in tests]
     if (again := runs.duplicated(["update", "seed"])).any():
         update, seed = runs.loc[again, ["update", "seed"]].iloc[0]
         raise RecordError(
@@ -80,27 +77,6 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
     text = rows.to_csv(columns=COLUMNS, index=False, float_format="%.6g", lineterminator="\n")
     blocks = list(_blocks(found[0], runs, pictures))
     return publish(blocks, output, "segnet", {"segnet.csv": text})
-
-
-def _frame(found: Sequence[SegmentationRecord]) -> pd.DataFrame:
-    """A row for each run: `COLUMNS` (scores of a diverged run are NaN), and what tables need."""
-    rows = []
-    for record in found:
-        assert record.result is not None  # a folder holds finished runs only
-        test = record.epochs[-1].test_confusion
-        rows.append(
-            {
-                **{name: getattr(record.result, name) for name in _MEASURES},
-                "update": record.config.update,
-                "seed": record.config.seed,
-                "seconds": record.result.seconds,
-                "lr": record.lr,
-                "diverged": record.result.diverged,
-                "train_seconds": [epoch.train_seconds for epoch in record.epochs],
-                "ious": None if test is None else scores(test).ious,
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def _blocks(
@@ -121,7 +97,7 @@ def _blocks(
         tuple(
             (
                 str(update),
-                ", ".join(sorted({f"{lr:g}" for lr in own["lr"]})),
+                ", ".join(sorted({f"{lr:g}" for lr in own["chosen_lr"]})),
                 *(mean_and_deviation(own.loc[~own["diverged"], name], 3) for name in _MEASURES),
                 str((~own["diverged"]).sum()),
                 str(own["diverged"].sum()),
@@ -170,9 +146,7 @@ def _draw(found: Sequence[SegmentationRecord]) -> bytes:
         columns=["update", "epoch", *_MEASURES],
     )
     for axes, (name, title) in zip(figure.subplots(1, 3), _MEASURES.items(), strict=True):
-        style(axes)
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("epoch", color=INK)
+        panel(axes, title, "epoch")
         for update, own in epochs.groupby("update", sort=False):
             percent = 100 * own.groupby("epoch")[name].agg(["min", "max", "mean"])
             colour = COLOURS.get(str(update), INK)

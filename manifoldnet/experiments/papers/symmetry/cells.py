@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.symmetry.config import ARCHITECTURES, SCHEDULES, TrainConfig
+from manifoldnet.experiments.study import repeated
 
 REPETITIONS = 10
 DEPTHS = (2, 4)
@@ -61,8 +62,7 @@ class Cell:
 
 
 def _cells(updates: Sequence[str]) -> tuple[Cell, ...]:
-    grid = product(ARCHITECTURES, DEPTHS, updates, SCHEDULES)
-    return tuple(Cell(*values) for values in grid)
+    return tuple(Cell(*each) for each in product(ARCHITECTURES, DEPTHS, updates, SCHEDULES))
 
 
 TABLE2 = _cells(PAPER_UPDATES)
@@ -103,11 +103,7 @@ def configurations(
     """The runs of some cells, seed by seed: stopped early, all cells have as many runs."""
     if not cells:
         raise ConfigError("there are no cells to run")
-    if repetitions < 1:
-        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
-    return [
-        replace(protocol, **vars(cell), seed=seed) for seed in range(repetitions) for cell in cells
-    ]
+    return repeated([replace(protocol, **vars(cell)) for cell in cells], repetitions)
 
 
 class Published(NamedTuple):
@@ -130,15 +126,13 @@ _PRINTED = {
 }
 
 
-def _published() -> dict[Cell, Published]:
-    table = {}
-    for (depth, schedule), text in _PRINTED.items():
-        numbers = map(float, text.split())
-        for network, update in product(ARCHITECTURES, PAPER_UPDATES):
-            cell = Cell(network, depth, update, schedule)
-            table[cell] = Published(next(numbers), next(numbers))
-    return table
-
-
-PUBLISHED: Mapping[Cell, Published] = MappingProxyType(_published())
+PUBLISHED: Mapping[Cell, Published] = MappingProxyType(
+    {
+        Cell(network, depth, update, schedule): Published(*map(float, numbers))
+        for (depth, schedule), text in _PRINTED.items()
+        for (network, update), *numbers in zip(
+            product(ARCHITECTURES, PAPER_UPDATES), *[iter(text.split())] * 2, strict=True
+        )
+    }
+)
 """The paper's Table 2, by cell."""

@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from manifoldnet.experiments.papers.symmetry.cells import DEPTHS, PAPER_UPDATES, Cell
 from manifoldnet.experiments.papers.symmetry.config import SCHEDULES
@@ -89,16 +89,14 @@ class Claim:
         if lost:
             return f"cannot be tested: {max(lost)} diverged"
         few = any(each.difference.n < ENOUGH * each.pairs for each in self.comparisons)
-        return self._word() + (" among survivors" if few else "")
-
-    def _word(self) -> str:
         below = sum(each.below for each in self.comparisons)
-        above = any(each.above for each in self.comparisons)
         if below == len(self.comparisons):
-            return "holds"
-        if above:
-            return "mixed" if below and not self.every else "contradicted"
-        return "in part" if below else "undecided"
+            word = "holds"
+        elif any(each.above for each in self.comparisons):
+            word = "mixed" if below and not self.every else "contradicted"
+        else:
+            word = "in part" if below else "undecided"
+        return word + (" among survivors" if few else "")
 
 
 def claims(table: pd.DataFrame, costs: Costs | None = None) -> list[Claim]:
@@ -112,35 +110,29 @@ def claims(table: pd.DataFrame, costs: Costs | None = None) -> list[Claim]:
         ),
         Claim(
             "SM and UN beat B-SGD on Arch2 with the bold driver",
-            tuple(
-                _difference(
-                    table,
-                    Cell("arch2", depth, update, "bold-driver"),
-                    Cell("arch2", depth, "b-sgd", "bold-driver"),
-                )
-                for update, depth in product(("sm", "un"), DEPTHS)
+            _differences(
+                table,
+                [
+                    (("arch2", depth, update, "bold-driver"), ("arch2", depth, BASE, "bold-driver"))
+                    for update, depth in product(("sm", "un"), DEPTHS)
+                ],
             ),
         ),
         Claim(
             "UN is the best with exponential decay on Arch1",
-            tuple(
-                _difference(
-                    table,
-                    Cell("arch1", depth, "un", "exponential"),
-                    Cell("arch1", depth, other, "exponential"),
-                )
-                for depth, other in product(DEPTHS, ("b-sgd", "sm"))
+            _differences(
+                table,
+                [
+                    (("arch1", depth, "un", "exponential"), ("arch1", depth, other, "exponential"))
+                    for depth, other in product(DEPTHS, (BASE, "sm"))
+                ],
             ),
         ),
         Claim(
             "Two layers with SM and the bold driver beat four layers with B-SGD and exponential "
             "decay",
-            (
-                _difference(
-                    table,
-                    Cell("arch2", 2, "sm", "bold-driver"),
-                    Cell("arch2", 4, "b-sgd", "exponential"),
-                ),
+            _differences(
+                table, [(("arch2", 2, "sm", "bold-driver"), ("arch2", 4, BASE, "exponential"))]
             ),
             "on Arch2, of which the paper speaks there",
         ),
@@ -170,8 +162,9 @@ def compare(table: pd.DataFrame, text: str, pairs: Sequence[tuple[Cell, Cell]]) 
     return Comparison(text, paired(one.to_dict(), other.to_dict()), len(errors), lost)
 
 
-def _difference(table: pd.DataFrame, one: Cell, other: Cell) -> Comparison:
-    return compare(table, f"{one.name} − {other.name}", [(one, other)])
+def _differences(table: pd.DataFrame, pairs: Sequence[tuple[Any, Any]]) -> tuple[Comparison, ...]:
+    cells = [(Cell(*one), Cell(*other)) for one, other in pairs]
+    return tuple(compare(table, f"{a.name} − {b.name}", [(a, b)]) for a, b in cells)
 
 
 def _architectures(table: pd.DataFrame) -> tuple[Comparison, ...]:
@@ -180,10 +173,8 @@ def _architectures(table: pd.DataFrame) -> tuple[Comparison, ...]:
         for setting in product(DEPTHS, PAPER_UPDATES, SCHEDULES)
     ]
     groups = {
-        f"{depth} layers, {schedule}": [
-            pair for pair in pairs if (pair[0].depth, pair[0].schedule) == (depth, schedule)
-        ]
-        for depth, schedule in product(DEPTHS, SCHEDULES)
+        f"{n} layers, {way}": [p for p in pairs if (p[0].depth, p[0].schedule) == (n, way)]
+        for n, way in product(DEPTHS, SCHEDULES)
     }
     groups |= {update: [p for p in pairs if p[0].update == update] for update in PAPER_UPDATES}
     groups["all"] = pairs

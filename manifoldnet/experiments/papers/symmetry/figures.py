@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.papers.symmetry.cells import FIGURE3, Cell
 from manifoldnet.experiments.papers.symmetry.config import Record
-from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, scale, style
+from manifoldnet.experiments.plotting import (
+    COLOURS,
+    INK,
+    MUTED,
+    new_figure,
+    panel,
+    png,
+    scale,
+    style,
+)
 from manifoldnet.experiments.records import epochs_frame
 
 if TYPE_CHECKING:
@@ -55,9 +64,7 @@ def figure3(epochs: pd.DataFrame, runs: dict[Cell, pd.DataFrame]) -> bytes:
     extent: list[float] = []
     longest = []
     for axes, (architecture, title) in zip(every_axes, _PANELS.items(), strict=True):
-        style(axes)
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("epoch", color=INK)
+        panel(axes, title, "epoch")
         cells = [c for c in FIGURE3 if c.architecture == architecture and c in runs]
         lines = trajectories(epochs, [cell.name for cell in cells])
         longest.append(max((len(line) for line in lines.values()), default=1) or 1)
@@ -66,11 +73,8 @@ def figure3(epochs: pd.DataFrame, runs: dict[Cell, pd.DataFrame]) -> bytes:
             n = len(line.columns)
             mean, deviation = line.mean(axis=1), line.std(axis=1).fillna(0.0)
             lost = f", {diverged} diverged" if diverged else ""
-            label = (
-                f"{cell.update} (n = {n}{lost})"
-                if n
-                else f"{cell.update} (all {diverged} diverged)"
-            )
+            counts = f"n = {n}{lost}" if n else f"all {diverged} diverged"
+            label = f"{cell.update} ({counts})"
             whole = min(line.attrs["lengths"], default=0)
             band(axes, cell.update, mean, mean - deviation, mean + deviation, whole, label)
             # The band may leave the picture: one bad run among ten would take half of the height.

@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,10 +31,10 @@ from functools import partial
 from itertools import zip_longest
 from math import inf, isfinite, log
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
@@ -48,6 +46,7 @@ from manifoldnet.experiments.papers.symmetry import networks
 from manifoldnet.experiments.papers.updates import declare
 from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, style
 from manifoldnet.experiments.progress import StatusLine
+from manifoldnet.experiments.report import csv_text
 from manifoldnet.experiments.training import limited_threads
 from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
 from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error
@@ -60,6 +59,7 @@ COMPARED = ("sm", "sm-geodesic", "b-sgd", "adamw")
 """The optimizers: updates of `manifoldnet.experiments.papers.updates`, and torch's AdamW."""
 
 _LARGEST_FACTOR = 1e3
+_loss = partial(cross_entropy, reduction="sum")
 _BATCH = 100
 
 
@@ -110,7 +110,10 @@ class Pair:
     @property
     def differences(self) -> tuple[float, ...]:
         """|difference| of both losses relative to the larger, by step; ∞ from divergence on."""
-        return tuple(_relative(a, b) for a, b in zip_longest(self.losses, self.scaled))
+        return tuple(
+            inf if not (isfinite(a) and isfinite(b)) else abs(a - b) / (max(abs(a), abs(b)) or 1)
+            for a, b in zip_longest(self.losses, self.scaled, fillvalue=inf)
+        )
 
     @property
     def difference(self) -> float:
@@ -129,12 +132,6 @@ class Pair:
         return None if isfinite(self.scaled[-1]) else len(self.scaled) - 1
 
 
-def _relative(a: float | None, b: float | None) -> float:
-    if a is None or b is None or not (isfinite(a) and isfinite(b)):
-        return inf
-    return 0.0 if a == b else abs(a - b) / max(abs(a), abs(b))
-
-
 def trajectories(
     data: Dataset,
     *,
@@ -149,12 +146,7 @@ def trajectories(
     batches = _batches(data, seed)
     for i, setting in enumerate(settings):
         network = networks.build(
-            setting.architecture,
-            data.inputs,
-            len(data.classes),
-            depth=2,
-            features=features,
-            generator=seeded_generator(seed, "start"),
+            setting.architecture, data, depth=2, features=features, seed=seed
         ).double()
         element = _group(network, setting, seed).sample(
             generator=seeded_generator(seed, "scaling"), spread=log(_LARGEST_FACTOR)
@@ -176,10 +168,14 @@ def _pair(
     steps: int,
 ) -> Pair:
     model = copy.deepcopy(network)
-    make: Callable[[nn.Module], torch.optim.Optimizer] = _adamw
     if update != "adamw":
-        make = partial(_riemannian_sgd, lr=setting.lr)
         declare(model, update)
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        if update == "adamw":
+            return torch.optim.AdamW(model.parameters())
+        return mn.RiemannianSGD(model.named_parameters(), lr=setting.lr)
+
     losses = []
     with symmetry.without_eps(model), limited_threads(1), warnings.catch_warnings():
         # A run that diverges is one of the results.
@@ -189,18 +185,6 @@ def _pair(
             run = invariance_error.run(start, _loss, batches, make, steps=steps)
             losses.append(run.losses)
     return Pair(setting, update, *losses)
-
-
-def _riemannian_sgd(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return mn.RiemannianSGD(model.named_parameters(), lr=lr)
-
-
-def _adamw(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters())
-
-
-def _loss(scores: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(scores, labels, reduction="sum")
 
 
 def _group(network: networks.Arch1 | networks.Arch2, setting: Setting, seed: int) -> ScalingGroup:
@@ -228,15 +212,14 @@ def _batches(data: Dataset, seed: int) -> list[Batch]:
 
 def write_csv(pairs: Sequence[Pair], path: Path) -> None:
     """Write a row per pair and step; steps that a run did not reach are empty."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for pair in pairs:
-        rows = zip_longest(pair.losses, pair.scaled, pair.differences, fillvalue="")
-        for step, (loss, scaled, difference) in enumerate(rows):
-            name = (pair.setting.architecture, pair.setting.symmetry, pair.update)
-            writer.writerow([*name, step, loss, scaled, f"{difference:.2e}"])
-    write_text(path, stream.getvalue())
+        name = (pair.setting.architecture, pair.setting.symmetry, pair.update)
+        steps = zip_longest(pair.losses, pair.scaled, pair.differences, fillvalue="")
+        for step, (loss, scaled, difference) in enumerate(steps):
+            row = (*name, step, loss, scaled, f"{difference:.2e}")
+            rows.append(dict(zip(COLUMNS, row, strict=True)))
+    write_text(path, csv_text(COLUMNS, rows))
 
 
 def summary(pairs: Sequence[Pair]) -> str:
@@ -257,9 +240,8 @@ def _verdict(pair: Pair) -> str:
 
 def draw(pairs: Sequence[Pair], path: Path) -> None:
     """Draw the losses of all pairs as a PNG: a row per setting, a panel per update."""
-    rows: dict[Setting, list[Pair]] = {}
-    for pair in pairs:
-        rows.setdefault(pair.setting, []).append(pair)
+    settings = dict.fromkeys(pair.setting for pair in pairs)
+    rows = {setting: [pair for pair in pairs if pair.setting == setting] for setting in settings}
     columns = max(map(len, rows.values()))
     figure = new_figure(2.7 * columns, 0.8 + 2.3 * len(rows), dpi=130)
     figure.suptitle(_headline(pairs), x=0.01, ha="left", fontsize=11.5, color=INK)
@@ -286,12 +268,11 @@ def draw(pairs: Sequence[Pair], path: Path) -> None:
 
 def _headline(pairs: Sequence[Pair]) -> str:
     """The result in words, and the legend."""
-    same: dict[str, bool] = {}
-    for pair in pairs:
-        if pair.setting.symmetry == "paper":
-            same[pair.update] = same.get(pair.update, True) and pair.difference <= SAME
-    keep = " and ".join(update for update, yes in same.items() if yes) or "no update"
-    lose = " and ".join(update for update, yes in same.items() if not yes) or "any other"
+    papers = [pair for pair in pairs if pair.setting.symmetry == "paper"]
+    apart = {pair.update for pair in papers if pair.difference > SAME}
+    updates = dict.fromkeys(pair.update for pair in papers)
+    keep = " and ".join(update for update in updates if update not in apart) or "no update"
+    lose = " and ".join(update for update in updates if update in apart) or "any other"
     return (
         "Rescaled by the paper's symmetries, a network trains in the same way with "
         f"{keep}, not with {lose}\n"
@@ -308,17 +289,8 @@ def _panel(axes: Axes, pair: Pair, highest: float) -> None:
     axes.set_xlim(0, max(len(pair.losses) - 1, 1))
     axes.set_title(pair.update, loc="left", fontsize=10, fontweight="bold", color=colour, pad=3)
     same = pair.difference <= SAME
-    axes.text(
-        0.98,
-        0.97,
-        _verdict(pair),
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-        fontsize=9,
-        fontweight="bold" if same else "normal",
-        color=INK,
-    )
+    font: dict[str, Any] = {"fontsize": 9, "fontweight": "bold" if same else "normal", "color": INK}
+    axes.text(0.98, 0.97, _verdict(pair), font, transform=axes.transAxes, ha="right", va="top")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,6 +35,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from manifoldnet.experiments.data import Dataset, seeded_generator
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.layers import convolution, linear, scaled_filter
 from manifoldnet.experiments.papers.updates import declare as declare
@@ -213,18 +214,14 @@ class ConvArch2(_Convolutional):
 
 
 def build(
-    architecture: str,
-    inputs: int,
-    classes: int,
-    *,
-    depth: int,
-    features: int,
-    generator: torch.Generator,
+    architecture: str, data: Dataset, *, depth: int, features: int, seed: int
 ) -> Arch1 | Arch2:
-    """The network that a configuration names."""
+    """The network that a configuration names, for the images of a data set."""
     networks: dict[str, type[Arch1] | type[Arch2]] = {"arch1": Arch1, "arch2": Arch2}
-    network = networks[architecture]
-    return network(inputs, classes, depth=depth, features=features, generator=generator)
+    start = seeded_generator(seed, "start")
+    return networks[architecture](
+        data.inputs, len(data.classes), depth=depth, features=features, generator=start
+    )
 
 
 def _against_head(weight: str, filters: range, columns: range) -> Generator:

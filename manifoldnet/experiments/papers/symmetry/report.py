@@ -14,14 +14,12 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from manifoldnet.experiments import store
-from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.papers.symmetry import results
 from manifoldnet.experiments.papers.symmetry.cells import AXES, PROTOCOL, PUBLISHED, TABLE2, Cell
 from manifoldnet.experiments.papers.symmetry.claims import Claim, Comparison, claims, compare
 from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION, Record, TrainConfig
 from manifoldnet.experiments.papers.symmetry.figures import figure3
 from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.experiments.records import check_together
 from manifoldnet.experiments.report import (
     Block,
     Heading,
@@ -51,22 +49,15 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
     """
     folder = Path(folder)
     output = folder if output is None else Path(output)
-    found = store.read_all(folder, CLASSIFICATION, exact=False)
-    if not found:
-        raise RecordError(
-            f"{folder} holds no records: make some with "
-            f"manifoldnet reproduce symmetry table2 --out {folder}"
-        )
-    paths = {folder / "records" / f"{name}.jsonl": record for name, record in found.items()}
-    check_together(paths, AXES, way_out="move the runs of the other protocol away")
-    runs = results.run_table(found.values())
-    epochs = results.figure3_table(found.values())
+    way_out = "move the runs of the other protocol away"
+    found = store.read_together(folder, CLASSIFICATION, AXES, "symmetry table2", way_out=way_out)
+    runs, epochs = results.run_table(found), results.figure3_table(found)
     picture = figure3(epochs, results.by_cell(runs))
     blocks = list(
         _blocks(
             runs,
-            next(iter(found.values())).config,
-            _versions(found.values()),
+            found[0].config,
+            _versions(found),
             results.read_times(folder),
             Picture("figure3.png", picture, "Figure 3: mean test error by epoch"),
             folder,
@@ -194,15 +185,13 @@ def _claim(claim: Claim) -> Iterator[Block]:
     if not claim.comparisons:
         yield Paragraph("The measurement is missing; how to make it stands below.")
         return
-    if claim.unit == "time":
-        what = "ratio"
-        numbers = [(*c.difference.factor(), str(c.difference.n)) for c in claim.comparisons]
-    else:
-        what = "difference"
-        numbers = [_difference(each) for each in claim.comparisons]
-    rows = zip((each.text for each in claim.comparisons), numbers, strict=True)
-    header = ("comparison", what, "95 % interval", "n")
-    yield Table(header, tuple((text, *own) for text, own in rows))
+    timed = claim.unit == "time"
+    rows = (
+        (c.text, *((*c.difference.factor(), str(c.difference.n)) if timed else _difference(c)))
+        for c in claim.comparisons
+    )
+    header = ("comparison", "ratio" if timed else "difference", "95 % interval", "n")
+    yield Table(header, tuple(rows))
 
 
 def _difference(each: Comparison) -> tuple[str, str, str]:

@@ -57,7 +57,7 @@ def run_table(records: Iterable[Record]) -> pd.DataFrame:
 def order(record: Record) -> tuple[str, int, int, int, int]:
     """Sort key: network, schedule, update, seed."""
     config = record.config
-    update, schedule = list(UPDATES).index(config.update), SCHEDULES.index(config.schedule)
+    update, schedule = [*UPDATES].index(config.update), SCHEDULES.index(config.schedule)
     return config.architecture, config.depth, schedule, update, config.seed
 
 
@@ -146,5 +146,4 @@ def read_times(folder: Path) -> Costs | None:
 
 
 def _words(key: Key) -> str:
-    architecture, depth, update, number = key
-    return f"{architecture}, {depth} layers, {update}, pass {number}"
+    return "{}, {} layers, {}, pass {}".format(*key)

@@ -72,11 +72,10 @@ class Run(training.Run):
         self.batch_size = config.batch_size
         self.network = networks.build(
             config.architecture,
-            data.inputs,
-            len(data.classes),
+            data,
             depth=config.depth,
             features=config.features,
-            generator=seeded_generator(config.seed, "start"),
+            seed=config.seed,
         )
         declare(self.network, config.update)
         self.optimizer = mn.RiemannianSGD(
@@ -108,12 +107,9 @@ class Run(training.Run):
 
     def evaluate(self, number: int, parts: Split, trained: object) -> dict[str, float]:
         """Loss and error rate on the validation images, error rate on the test images."""
-        validation_loss, validation_error = evaluate(self.network, parts.validation)
-        return {
-            "validation_loss": validation_loss,
-            "validation_error": validation_error,
-            "test_error": evaluate(self.network, parts.test)[1],
-        }
+        names = ("validation_loss", "validation_error", "test_error")
+        scores = (*evaluate(self.network, parts.validation), evaluate(self.network, parts.test)[1])
+        return dict(zip(names, scores, strict=True))
 
 
 _SCHEDULES: dict[str, Callable[[Any, TrainConfig], Any]] = {
@@ -146,11 +142,7 @@ def images_for(config: TrainConfig, data: Dataset) -> Split:
 
 
 def select(config: TrainConfig, data: Dataset, images: Split) -> Selection:
-    """Choose the learning rate of a run.
-
-    With the constant schedule, runs that differ in nothing but the schedule make the same choice.
-    It is made again for each, so that a run depends on nothing but its configuration.
-    """
+    """Choose the learning rate of a run, which depends on its own configuration alone."""
     began = time.perf_counter()
     parts = images_of_choice(config, images.train)
     errors = tuple(_final_error(replace(config, lr=lr), data, parts) for lr in config.lr_candidates)
