@@ -11,7 +11,6 @@ from manifoldnet import cli
 from manifoldnet.experiments import ConfigError, RecordError, store
 from manifoldnet.experiments.papers.scale_invariant import config as grids
 from manifoldnet.experiments.papers.scale_invariant import figures, records
-from manifoldnet.experiments.papers.scale_invariant import report as report_module
 from manifoldnet.experiments.papers.scale_invariant.claims import errors
 from manifoldnet.experiments.papers.scale_invariant.config import Choice, StageConfig
 from manifoldnet.experiments.papers.scale_invariant.records import (
@@ -96,7 +95,7 @@ def text_of(place):
     """The text of the report, without drawing."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("grid", "robustness", "stability", "reliability"):
-            patch.setattr(report_module, f"draw_{name}", lambda *_: b"")
+            patch.setattr(figures, f"draw_{name}", lambda *_: b"")
         return write_stage_report(place).text
 
 
