@@ -16,7 +16,8 @@ judged by is written here a second time. A new manifold is one row in `MANIFOLDS
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -121,6 +122,15 @@ seeds = strategies.seeds()
 def away_from_zero(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
     """The same step, turned round in slices where x + u would be nearer to zero than x."""
     return u * torch.where(manifold.component_inner(x, x, u) < 0, -1.0, 1.0).to(u.dtype)
+
+
+@contextmanager
+def refused(error: type[Exception], **fields: object) -> Iterator[None]:
+    """As `pytest.raises`, for an error of exactly this type whose fields have these values."""
+    with pytest.raises(error) as raised:
+        yield
+    assert type(raised.value) is error
+    assert {field: getattr(raised.value, field) for field in fields} == fields
 
 
 # --- slices, written a second time and differently: tests must not lean on what they test -------

@@ -9,6 +9,7 @@ from collections import OrderedDict
 import geoopt
 import pytest
 import torch
+from cases import refused
 from declared_net import MANIFOLDS, Net, declared, fit, tied, train, unchanged, values
 from torch import nn
 from torch.nn.modules import module as nn_module
@@ -16,6 +17,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import manifoldnet as mn
 from manifoldnet import registry
+from manifoldnet.geometry import NotOnManifoldError, WrongTensorError
 
 EVERY_MANIFOLD = pytest.mark.parametrize("manifold", MANIFOLDS.values(), ids=MANIFOLDS)
 EVERY_WAY = pytest.mark.parametrize("way", ["declared", "assigned"])
@@ -65,31 +67,28 @@ def test_project_puts_the_same_tensor_on_the_manifold(manifold) -> None:
 def test_data_off_the_manifold_is_refused_with_the_worst_slice_and_the_way_out() -> None:
     model = nn.Sequential(off_by_a_half())
     before = values(model)
-    with pytest.raises(ValueError, match=r"^0\.weight is not on Oblique") as error:
+    with pytest.raises(NotOnManifoldError) as error:
         mn.declare(model, "0.weight", OBLIQUE)
-    text = str(error.value)
-    assert "2 of 8 slices are off, the worst is row 2 with norm 1.5, off by 0.5 relative" in text
-    assert "manifold.projx(data)" in text
-    assert "project=True" in text
+    assert str(error.value) == (
+        f"0.weight is not on {OBLIQUE}: 2 of 8 slices are off, the worst is row 2 with norm 1.5, "
+        "off by 0.5 relative. Put it on the manifold with manifold.projx(data), or with "
+        "project=True where that is offered"
+    )
     assert unchanged(model, before)
     assert mn.manifolds(model) == {}
 
 
 @pytest.mark.parametrize("project", [False, True])
 @pytest.mark.parametrize("manifold", [OBLIQUE, mn.ScaledEuclidean()])
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [(0.0, "zero"), (float("nan"), "not finite"), (float("inf"), "not finite")],
-)
-def test_slices_without_projection_are_named(value, words, manifold, project) -> None:
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_slices_without_projection_are_named(value, manifold, project) -> None:
     layer = nn.Linear(5, 8)
     with torch.no_grad():
         layer.weight[1] = value
         layer.weight[6] = value
     before = layer.weight.detach().clone()
-    with pytest.raises(
-        ValueError, match=rf"weight: .*2 of 8 slices.*first of them row 1, which is {words}"
-    ):
+    rows, off = ("row 1", "row 6"), (float("inf"),) * 2
+    with refused(NotOnManifoldError, name="weight", slices=rows, amounts=off, total=8):
         mn.declare(layer, "weight", manifold, project=project)
     assert mn.manifolds(layer) == {}
     torch.testing.assert_close(layer.weight.detach(), before, equal_nan=True, rtol=0, atol=0)
@@ -97,18 +96,18 @@ def test_slices_without_projection_are_named(value, words, manifold, project) ->
 
 @pytest.mark.parametrize("project", [False, True])
 @pytest.mark.parametrize(
-    ("name", "manifold", "words"),
+    ("name", "manifold"),
     [
-        ("hidden.bias", mn.Oblique(dim=1), r"hidden\.bias .* it has order 1 \(shape \(8,\)\)"),
-        ("hidden.weight", mn.Oblique(dim=2), r"hidden\.weight .* no dimension 2"),
-        ("hidden.bias", mn.Oblique(dim=0), r"hidden\.bias .* slices of 1 number"),
-        ("head.weight", mn.from_geoopt(geoopt.Stiefel()), r"head\.weight .* refused by geoopt"),
+        ("hidden.bias", mn.Oblique(dim=1)),  # of order 1
+        ("hidden.weight", mn.Oblique(dim=2)),
+        ("hidden.bias", mn.Oblique(dim=0)),  # slices of one number
+        ("head.weight", mn.from_geoopt(geoopt.Stiefel())),  # wide
     ],
 )
-def test_shapes_that_cannot_be_points(name, manifold, words, project) -> None:
+def test_shapes_that_cannot_be_points(name, manifold, project) -> None:
     model = Net()
     before = values(model)
-    with pytest.raises(ValueError, match=words):
+    with refused(WrongTensorError, name=name, manifold=manifold):
         mn.declare(model, name, manifold, project=project)
     assert unchanged(model, before)
     assert mn.manifolds(model) == {}
@@ -118,7 +117,7 @@ def test_shapes_that_cannot_be_points(name, manifold, words, project) -> None:
 def test_types_that_cannot_be_points(dtype) -> None:
     layer = nn.Linear(5, 8)
     layer.weight = nn.Parameter(torch.ones(8, 5).to(dtype), requires_grad=False)
-    with pytest.raises(ValueError, match=f"weight cannot be a point of .* type {dtype}"):
+    with refused(WrongTensorError, name="weight", manifold=OBLIQUE):
         mn.declare(layer, "weight", OBLIQUE, project=True)
 
 
@@ -132,7 +131,7 @@ def test_types_that_can_be_points(dtype) -> None:
 
 @pytest.mark.parametrize("act", [mn.undeclare, lambda m, n: mn.declare(m, n, OBLIQUE)])
 def test_an_unknown_submodule(act) -> None:
-    with pytest.raises(ValueError, match="Net has no submodule 'tail'"):
+    with pytest.raises(ValueError, match="'tail'"):
         act(Net(), "tail.weight")
 
 
@@ -149,7 +148,7 @@ def test_an_unknown_submodule(act) -> None:
     ],
 )
 def test_every_function_of_a_model_refuses_what_is_none(act, wrong) -> None:
-    with pytest.raises(TypeError, match="give the module that holds the weights, not a"):
+    with pytest.raises(TypeError, match="give the module"):
         act(wrong)
 
 
@@ -176,20 +175,23 @@ def test_arguments_of_a_wrong_type(act) -> None:
         act()
 
 
-def test_unknown_names_are_answered_with_the_known_ones() -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("0.weights", r"Linear has no parameter 'weights' \(it has: weight, bias\)"),
+        ("1.running_mean", "weight, bias"),
+        ("2.weight", "none"),
+        ("3.bias", "weight"),
+        ("0", "none"),
+        ("", "none"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_known_ones(name, words) -> None:
     model = nn.Sequential(
         nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2, bias=False)
     )
-    for name, words in {
-        "0.weights": r"Linear has no parameter 'weights' \(it has: weight, bias\)",
-        "1.running_mean": r"BatchNorm1d has no parameter 'running_mean' \(it has: weight, bias\)",
-        "2.weight": r"ReLU has no parameter 'weight' \(it has: none\)",
-        "3.bias": r"Linear has no parameter 'bias' \(it has: weight\)",
-        "0": r"Sequential has no parameter '0' \(it has: none\)",
-        "": r"Sequential has no parameter ''",
-    }.items():
-        with pytest.raises(ValueError, match=words):
-            mn.declare(model, name, OBLIQUE)
+    with pytest.raises(ValueError, match=words):
+        mn.declare(model, name, OBLIQUE)
     assert mn.manifolds(model) == {}
 
 
@@ -204,17 +206,17 @@ def test_a_parametrized_weight_names_what_can_be_declared() -> None:
 
 def test_a_lazy_layer_has_to_run_first() -> None:
     model = nn.Sequential(nn.LazyLinear(4))
-    with pytest.raises(ValueError, match=r"0\.weight has no shape yet .*run the model once"):
+    with pytest.raises(ValueError, match=r"0\.weight .*run the model once"):
         mn.declare(model, "0.weight", OBLIQUE, project=True)
     model(torch.ones(2, 3))
     mn.declare(model, "0.weight", OBLIQUE, project=True)
     assert mn.manifolds(model) == {"0.weight": OBLIQUE}
 
 
-def test_a_manifold_that_is_none() -> None:
-    for thing in (mn.Oblique, "oblique", None):
-        with pytest.raises(TypeError, match="is not a manifold"):
-            mn.declare(nn.Linear(5, 8), "weight", thing)
+@pytest.mark.parametrize("thing", [mn.Oblique, "oblique", None])
+def test_a_manifold_that_is_none(thing) -> None:
+    with pytest.raises(TypeError, match="a manifold"):
+        mn.declare(nn.Linear(5, 8), "weight", thing)
 
 
 @EVERY_WAY
@@ -234,9 +236,7 @@ def test_the_same_declaration_twice(manifold, way) -> None:
 def test_two_different_declarations_are_refused(other, project, way) -> None:
     model = declared(OBLIQUE, way)
     before = values(model)
-    with pytest.raises(
-        ValueError, match=r"hidden\.weight is declared on .*undeclare it f"
-    ) as error:
+    with pytest.raises(ValueError, match=r"hidden\.weight .*undeclare it") as error:
         mn.declare(model, "hidden.weight", other, project=project)
     assert str(OBLIQUE) in str(error.value)
     assert str(other) in str(error.value)
@@ -283,7 +283,7 @@ def test_a_parameter_of_geoopt_is_found_and_kept(first, request) -> None:
     point = stiefel.projx(model.hidden.weight.detach())
     model.hidden.weight = geoopt.ManifoldParameter(point, geoopt.Stiefel())
     assert mn.manifolds(model) == {"hidden.weight": stiefel}
-    with pytest.raises(ValueError, match=r"hidden\.weight is declared on from_geoopt\(Stiefel"):
+    with pytest.raises(ValueError, match=r"hidden\.weight .*Stiefel"):
         mn.declare(model, "hidden.weight", OBLIQUE, project=True)
     mn.declare(model, "hidden.weight", stiefel)
     assert mn.manifolds(model.to("meta")) == {"hidden.weight": stiefel}
@@ -310,7 +310,7 @@ def test_names_with_dots_and_names_in_a_part_are_the_same() -> None:
 def test_a_layer_without_values_is_declared_by_its_shape() -> None:
     layer = nn.Linear(5, 8, device="meta")
     mn.declare(layer, "weight", OBLIQUE)
-    with pytest.raises(ValueError, match="order 1"):
+    with refused(WrongTensorError, name="bias"):
         mn.declare(layer, "bias", mn.Oblique(dim=1))
     layer.to_empty(device="cpu")
     torch.nn.init.normal_(layer.weight)
@@ -352,12 +352,12 @@ def test_undeclared_weights_are_trained_as_by_torch(manifold, way) -> None:
 
 def test_undeclaring_a_free_weight_is_refused() -> None:
     model = declared(OBLIQUE)
-    with pytest.raises(ValueError, match=r"head\.weight is not declared.*declared: hidden\.weight"):
+    with pytest.raises(ValueError, match=r"head\.weight .*declared: hidden\.weight"):
         mn.undeclare(model, "head.weight")
-    with pytest.raises(ValueError, match=r"nothing is not declared here \(declared: none\)"):
+    with pytest.raises(ValueError, match="declared: none"):
         mn.undeclare(model.head, "nothing")
     mn.undeclare(model, "hidden.weight")
-    with pytest.raises(ValueError, match=r"\(declared: none\)"):
+    with pytest.raises(ValueError, match="declared: none"):
         mn.undeclare(model, "hidden.weight")
 
 
@@ -404,11 +404,9 @@ def test_a_removed_parameter_is_named(change, way) -> None:
         return
     change(model[0].hidden)
     for ask in (mn.manifolds, mn.violations, mn.verify, mn.project_, mn.param_groups):
-        with pytest.raises(
-            RuntimeError, match=r"^0\.hidden\.weight was declared on Oblique.*undeclare\(module"
-        ):
+        with pytest.raises(RuntimeError, match=r"^0\.hidden\.weight .*undeclare\("):
             ask(model)
-    with pytest.raises(RuntimeError, match=r"^0\.hidden\.weight was declared"):
+    with pytest.raises(RuntimeError, match=r"^0\.hidden\.weight"):
         mn.load_state_dict(model, model.state_dict())
     mn.undeclare(model, "0.hidden.weight")
     mn.verify(model)
@@ -425,7 +423,7 @@ def test_a_copy_of_a_tie_may_lose_one_of_its_names() -> None:
     layer.second = layer.weight
     mn.declare(layer, "second", OBLIQUE)  # now it is meant
     del layer.second
-    with pytest.raises(RuntimeError, match="second was declared"):
+    with pytest.raises(RuntimeError, match="second"):
         mn.manifolds(layer)
 
 
@@ -465,25 +463,29 @@ def test_a_manifold_parameter_of_data_that_needs_a_gradient_is_a_leaf() -> None:
 def test_a_manifold_parameter_is_never_moved_silently() -> None:
     data = off_by_a_half().weight.detach()
     before = data.clone()
-    with pytest.raises(ValueError, match=r"2 of 8 slices.*row 2 with norm 1\.5.*off by 0\.5") as e:
+    with refused(NotOnManifoldError, slices=("row 2", "row 3"), total=8):
         mn.ManifoldParameter(data, OBLIQUE)
-    assert "manifold.projx(data)" in str(e.value)
     assert torch.equal(data, before)
-    for bad, words in [
-        (torch.zeros(8, 5), "row 0, which is zero"),
-        (torch.full((8, 5), torch.nan), "not finite"),
-        (torch.ones(8, 5, dtype=torch.int64), r"type torch\.int64"),
-        (torch.ones(()), "order 0"),
-    ]:
-        with pytest.raises(ValueError, match=words):
-            mn.ManifoldParameter(bad, OBLIQUE)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        (torch.zeros(8, 5), NotOnManifoldError),
+        (torch.full((8, 5), torch.nan), NotOnManifoldError),
+        (torch.ones(8, 5, dtype=torch.int64), WrongTensorError),
+        (torch.ones(()), WrongTensorError),
+        (torch.empty(8, device="meta"), WrongTensorError),
+    ],
+)
+def test_a_manifold_parameter_of_other_data_is_refused(bad, error) -> None:
+    with refused(error, manifold=OBLIQUE):
+        mn.ManifoldParameter(bad, OBLIQUE)
 
 
 def test_a_manifold_parameter_without_values() -> None:
     p = mn.ManifoldParameter(torch.empty(8, 5, device="meta"), OBLIQUE)
     assert p.is_meta
-    with pytest.raises(ValueError, match="order 1"):
-        mn.ManifoldParameter(torch.empty(8, device="meta"), mn.Oblique(dim=1))
 
 
 @EVERY_MANIFOLD

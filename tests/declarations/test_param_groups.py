@@ -8,11 +8,13 @@ import warnings
 
 import pytest
 import torch
+from cases import refused
 from declared_net import MANIFOLDS, Net, declared, fit, tied, unchanged, values
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import manifoldnet as mn
+from manifoldnet.geometry import NotOnManifoldError
 
 OBLIQUE = mn.Oblique()
 
@@ -84,7 +86,7 @@ def test_a_tied_weight_is_handed_over_once() -> None:
 
 
 def test_groups_of_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="ReLU has no parameters"):
+    with pytest.raises(ValueError, match="ReLU"):
         mn.param_groups(nn.ReLU())
 
 
@@ -119,14 +121,14 @@ def test_groups_without_names() -> None:
 @pytest.mark.parametrize("where", ["options", "declared", "free"])
 def test_a_misspelt_option_is_refused(where) -> None:
     wrong = {"weigth_decay": 0.1}
-    with pytest.raises(ValueError, match=r"weigth_decay .*did you mean weight_decay\?"):
+    with pytest.raises(ValueError, match=r"did you mean weight_decay\?"):
         mn.param_groups(declared(OBLIQUE), **(wrong if where == "options" else {where: wrong}))
-    with pytest.raises(ValueError, match="params is found by this function"):
+    with pytest.raises(ValueError, match="params"):
         mn.param_groups(declared(OBLIQUE), declared={"params": []})
 
 
 def test_an_option_of_no_optimizer_is_refused_with_a_way_out() -> None:
-    with pytest.raises(ValueError, match="shininess is an option of no optimizer.*constructor"):
+    with pytest.raises(ValueError, match="shininess .*constructor"):
         mn.param_groups(declared(OBLIQUE), shininess=1)
 
 
@@ -144,7 +146,7 @@ def test_the_options_of_every_optimizer_are_known(kind) -> None:
 
 
 def test_weight_decay_for_declared_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"declared=\{'weight_decay': 0.1\}.*free="):
+    with pytest.raises(ValueError, match="weight_decay.*free="):
         mn.param_groups(declared(OBLIQUE), declared={"weight_decay": 0.1})
     mn.param_groups(declared(OBLIQUE), declared={"weight_decay": 0})
 
@@ -169,7 +171,7 @@ def test_declarations_travel_through_json(manifold, way) -> None:
 def test_values_are_projected_on_demand() -> None:
     model, fresh = declared(OBLIQUE), Net()
     before = values(fresh)
-    with pytest.raises(ValueError, match=r"^hidden\.weight is not on Oblique"):
+    with refused(NotOnManifoldError, name="hidden.weight", manifold=OBLIQUE):
         mn.declare_from(fresh, mn.spec(model))
     assert unchanged(fresh, before)
     assert mn.manifolds(fresh) == {}
@@ -212,12 +214,12 @@ def test_a_spec_without_declarations() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"tail.weight": OBLIQUE.spec(), "hidden.weight": OBLIQUE.spec()}, r"no tail\.weight"),
-        ({"head.weight": OBLIQUE.spec(), "hidden.weight": 3}, r"hidden\.weight: not the descr"),
-        ({"hidden.weight": {**OBLIQUE.spec(), "manifold": "Torus"}}, "unknown manifold 'Torus'"),
-        ({"hidden.weight": {**OBLIQUE.spec(), "fields": {"dim": 0, "q": 1}}}, r"hidden\.weight: "),
-        ({"head.weight": OBLIQUE.spec(), "hidden.weight": mn.Oblique(2).spec()}, "no dimension 2"),
-        ({3: OBLIQUE.spec()}, "Net has no 3"),
+        ({"tail.weight": OBLIQUE.spec(), "hidden.weight": OBLIQUE.spec()}, r"tail\.weight"),
+        ({"head.weight": OBLIQUE.spec(), "hidden.weight": 3}, r"hidden\.weight"),
+        ({"hidden.weight": {**OBLIQUE.spec(), "manifold": "Torus"}}, "'Torus'"),
+        ({"hidden.weight": {**OBLIQUE.spec(), "fields": {"dim": 0, "q": 1}}}, r"hidden\.weight"),
+        ({"head.weight": OBLIQUE.spec(), "hidden.weight": mn.Oblique(2).spec()}, r"hidden\.weight"),
+        ({3: OBLIQUE.spec()}, "no 3"),
     ],
 )
 def test_a_spec_that_cannot_be_declared_changes_nothing(spec, words) -> None:
@@ -231,7 +233,7 @@ def test_a_spec_that_cannot_be_declared_changes_nothing(spec, words) -> None:
 
 def test_another_declaration_is_not_overwritten() -> None:
     model = declared(mn.Sphere())
-    with pytest.raises(ValueError, match="is declared on Sphere.*already"):
+    with pytest.raises(ValueError, match=r"hidden\.weight .*Sphere"):
         mn.declare_from(model, mn.spec(declared(OBLIQUE)), project=True)
     assert mn.manifolds(model) == {"hidden.weight": mn.Sphere()}
 

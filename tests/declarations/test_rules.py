@@ -10,12 +10,14 @@ import copy
 
 import pytest
 import torch
+from cases import refused
 from declared_net import Net, train, unchanged, values
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import manifoldnet as mn
 from manifoldnet import rules
+from manifoldnet.geometry import NotOnManifoldError, WrongTensorError
 
 UN, SM = mn.Oblique, mn.ScaledEuclidean
 
@@ -120,9 +122,9 @@ def test_the_retraction_is_passed_on() -> None:
     found = mn.declare_all(mlp(), rules.scaled_metric("head", retraction="additive"))
     assert found["head.weight"] == mn.ScaledEuclidean(1, "additive")
     assert found["first.weight"] == mn.ScaledEuclidean(0, mn.Additive())
-    with pytest.raises(ValueError, match=r"Oblique has no use for Additive\(\)"):
+    with pytest.raises(ValueError, match="Oblique .*Additive"):
         rules.unit_norm("head", retraction="additive")
-    with pytest.raises(ValueError, match="unknown retraction 'nonsense'"):
+    with pytest.raises(ValueError, match="'nonsense'"):
         rules.scaled_metric("head", retraction="nonsense")
 
 
@@ -131,9 +133,7 @@ def test_the_retraction_is_passed_on() -> None:
 def test_an_unknown_classifier(classifier, name) -> None:
     model = mlp()
     before = values(model)
-    with pytest.raises(
-        ValueError, match=r"no linear or convolution layer.* there are: first, second, head"
-    ):
+    with pytest.raises(ValueError, match="there are: first, second, head"):
         mn.declare_all(model, getattr(rules, name)(classifier), project=True)
     assert mn.manifolds(model) == {}
     assert unchanged(model, before)
@@ -149,7 +149,7 @@ def test_a_grouped_transposed_convolution_is_refused(name) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3, groups=2))
     model.head = nn.Linear(4, 3)
     before = values(model)
-    with pytest.raises(ValueError, match=r"1\.weight: the filters of a grouped transposed"):
+    with pytest.raises(ValueError, match=r"1\.weight: .*grouped transposed"):
         mn.declare_all(model, getattr(rules, name)("head"), project=True)
     assert mn.manifolds(model) == {}
     assert unchanged(model, before)
@@ -176,7 +176,8 @@ def test_one_bad_layer_and_nothing_is_declared(bad, project) -> None:
     before, layers = values(model), {"0.weight": mn.Oblique()}
     layers["1.weight"] = mn.Oblique() if project else mn.ScaledEuclidean()
     layers["2.weight"] = mn.Oblique() if bad == "zero" else mn.Oblique(dim=2)
-    with pytest.raises(ValueError, match=r"^2\.weight"):
+    error = NotOnManifoldError if bad == "zero" else WrongTensorError
+    with refused(error, name="2.weight"):
         mn.declare_all(model, lambda name, *_: layers.get(name), project=project)
     assert mn.manifolds(model) == {"0.weight": mn.Oblique()}
     assert unchanged(model, before)
@@ -185,21 +186,23 @@ def test_one_bad_layer_and_nothing_is_declared(bad, project) -> None:
 def test_without_project_the_weights_must_be_points() -> None:
     model = mlp()
     before = values(model)
-    with pytest.raises(ValueError, match=r"first\.weight is not on Oblique.*project=True"):
+    with refused(NotOnManifoldError, name="first.weight", manifold=UN()):
         mn.declare_all(model, rules.unit_norm("head"))
     assert mn.manifolds(model) == {}
     assert unchanged(model, before)
 
 
-def test_a_rule_that_declares_nothing() -> None:
-    with pytest.raises(ValueError, match="declares none of the model's parameters"):
-        mn.declare_all(mlp(), lambda *_: None)
+@pytest.mark.parametrize(
+    ("model", "rule"),
+    [
+        (mlp(), lambda *_: None),
+        (nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))), rules.unit_norm(())),
+        (nn.Linear(3, 2), rules.unit_norm("")),
+    ],
+)
+def test_a_rule_that_declares_nothing(model, rule) -> None:
     with pytest.raises(ValueError, match="declares none"):
-        mn.declare_all(
-            nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3))), rules.unit_norm(())
-        )
-    with pytest.raises(ValueError, match="declares none"):
-        mn.declare_all(nn.Linear(3, 2), rules.unit_norm(""), project=True)
+        mn.declare_all(model, rule, project=True)
 
 
 def test_a_rule_sees_every_parameter_with_its_module() -> None:
@@ -225,7 +228,7 @@ def test_a_rule_may_be_applied_again() -> None:
     once = mn.declare_all(model, rule)
     train(model)
     assert mn.declare_all(model, rule) == once == mn.manifolds(model)
-    with pytest.raises(ValueError, match=r"hidden\.weight is declared on ScaledEuclidean"):
+    with pytest.raises(ValueError, match=r"hidden\.weight"):
         mn.declare_all(model, rules.unit_norm("head"), project=True)
     assert mn.manifolds(model) == once
 

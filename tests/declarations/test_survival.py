@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import refused
 from declared_net import (
     HANDED,
     MANIFOLDS,
@@ -40,6 +41,7 @@ from torch.nn.utils import parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
 import manifoldnet as mn
+from manifoldnet.geometry import NotOnManifoldError
 
 EVERY_MANIFOLD = pytest.mark.parametrize("manifold", MANIFOLDS.values(), ids=MANIFOLDS)
 EVERY_WAY = pytest.mark.parametrize("way", ["declared", "assigned"])
@@ -366,7 +368,7 @@ def test_averages_are_off_the_manifold_until_projected(manifold, way) -> None:
     assert_same_declarations(average, manifold)
     if not isinstance(manifold, mn.ScaledEuclidean):  # every mean of its points is a point
         assert mn.violations(average)["module.hidden.weight"] > 1e-3
-        with pytest.raises(ValueError, match=r"module\.hidden\.weight is not on "):
+        with pytest.raises(ValueError, match=r"module\.hidden\.weight"):
             mn.verify(average)
     copied = copy.deepcopy(average)
     mn.project_(average)
@@ -382,7 +384,7 @@ def test_an_average_that_was_not_projected_is_not_trained() -> None:
     with torch.no_grad():
         average.module.hidden.weight.mul_(0.9)
     for handed in HANDED.values():
-        with pytest.raises(ValueError, match=r"off by 0\.1 relative"):
+        with refused(NotOnManifoldError, amounts=(pytest.approx(0.1, rel=1e-3),) * 8):
             optimizer_of(average, handed)
 
 
@@ -546,7 +548,7 @@ def test_two_manifolds_for_one_tensor_are_refused_by_both_names() -> None:
     def rule(name: str, module: nn.Module, parameter: nn.Parameter) -> mn.Manifold | None:
         return {"0.weight": mn.Oblique(), "1.weight": mn.Sphere()}.get(name)
 
-    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are one tensor") as error:
+    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight") as error:
         mn.declare_all(layers, rule, project=True)
     assert str(mn.Oblique()) in str(error.value)
     assert str(mn.Sphere()) in str(error.value)
@@ -554,7 +556,7 @@ def test_two_manifolds_for_one_tensor_are_refused_by_both_names() -> None:
     assert all(torch.equal(layers.state_dict()[k], v) for k, v in before.items())
 
     mn.declare(layers, "0.weight", mn.Oblique(), project=True)
-    with pytest.raises(ValueError, match=r"1\.weight is declared on Oblique.*on Sphere"):
+    with pytest.raises(ValueError, match=r"1\.weight"):
         mn.declare(layers, "1.weight", mn.Sphere(), project=True)
     assert mn.manifolds(layers) == {"0.weight": mn.Oblique()}
 
@@ -564,7 +566,7 @@ def test_tying_weights_of_two_manifolds_is_refused() -> None:
     mn.declare(layers, "0.weight", mn.Oblique(), project=True)
     mn.declare(layers, "1.weight", mn.Sphere(), project=True)
     second = layers[1].weight
-    with pytest.raises(ValueError, match=r"declared on Sphere.* on Oblique.*undeclare one"):
+    with pytest.raises(ValueError, match="undeclare one"):
         layers[1].weight = layers[0].weight
     assert layers[1].weight is second
 
@@ -575,9 +577,9 @@ def test_silently_tied_weights_are_refused() -> None:
     mn.declare(layers, "1.weight", mn.Sphere(), project=True)
     layers[1]._parameters["weight"] = layers[0].weight
     for ask in (mn.manifolds, mn.verify, mn.param_groups, mn.project_):
-        with pytest.raises(ValueError, match=r"0\.weight and 1\.weight are one tensor.*Oblique"):
+        with pytest.raises(ValueError, match=r"0\.weight and 1\.weight"):
             ask(layers)
-    with pytest.raises(ValueError, match=r"one tensor .*undeclare it"):
+    with pytest.raises(ValueError, match="undeclare it"):
         mn.RiemannianSGD(layers.parameters(), lr=0.1)
     mn.undeclare(layers, "0.weight")
     assert mn.manifolds(layers) == {}
@@ -600,7 +602,7 @@ def test_a_new_tensor_under_the_name_is_declared(way) -> None:
     model.hidden.weight = nn.Parameter(torch.randn(8, 5))
     assert mn.manifolds(model) == {"hidden.weight": mn.Oblique()}
     for handed in HANDED.values():
-        with pytest.raises(ValueError, match="is not on Oblique"):
+        with refused(NotOnManifoldError, manifold=mn.Oblique(), count=8):
             optimizer_of(model, handed)
     model.hidden.weight = mn.ManifoldParameter(mn.Sphere().random(8, 5), mn.Sphere())
     assert mn.manifolds(model) == {"hidden.weight": mn.Sphere()}

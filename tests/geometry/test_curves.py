@@ -99,26 +99,6 @@ def test_a_step_with_transport_is_the_same_step(manifold, shape):
 # --- geodesics ------------------------------------------------------------------------------------
 
 
-@over(ROUND)
-@fewer
-@given(seed=seeds, size=sizes(1e-8, 30.0))
-def test_geodesics_of_spheres_do_not_accelerate(manifold, shape, seed, size):
-    x = point(manifold, shape, seed)
-    u = tangent(manifold, x, seed + 1, size)
-
-    def curve(t):
-        return manifold.expmap(x, t * u)
-
-    for t in (0.7,):
-        y, bend = curve(t), acceleration(curve, t)
-        # Towards the centre with |γ'|²/ρ, and nothing along the sphere.
-        inwards = rows_of(u, manifold.slices.dim).pow(2).sum(1, keepdim=True) / manifold.radius**2
-        exact = -inwards * rows_of(y, manifold.slices.dim)
-        torch.testing.assert_close(
-            rows_of(bend, manifold.slices.dim), exact, rtol=0, atol=_bend(size) * manifold.radius
-        )
-
-
 @over(CYLINDERS)
 @fewer
 @given(seed=seeds, size=sizes(1e-8, 30.0))

@@ -5,15 +5,29 @@ import math
 import geoopt
 import pytest
 import torch
-from cases import GEOMETRIES, each_geometry, each_manifold, few, over, point, seeds, source, tangent
+from cases import (
+    GEOMETRIES,
+    each_geometry,
+    each_manifold,
+    few,
+    over,
+    point,
+    refused,
+    seeds,
+    source,
+    tangent,
+)
 from hypothesis import given
 
 from manifoldnet.geometry import (
     Euclidean,
+    NotOnManifoldError,
+    NotTangentError,
     Oblique,
     Product,
     ScaledEuclidean,
     Sphere,
+    WrongTensorError,
     from_geoopt,
     to_geoopt,
 )
@@ -55,16 +69,16 @@ def test_checks_have_geoopts_signatures(manifold, shape):
     ok, reason = manifold.check_vector(whole, explain=True)
     assert not ok
     assert "int64" in reason or "shape" in reason
-    with pytest.raises(ValueError, match="the vector cannot be a tangent vector of"):
+    with refused(WrongTensorError, name="the vector", manifold=manifold):
         manifold.assert_check_vector(whole)
     bad = u.clone()
     bad.view(-1)[0] = math.nan
     ok, reason = manifold.check_vector_on_tangent(x, bad, explain=True)
     assert not ok
     assert "is not tangent to" in reason
-    with pytest.raises(ValueError, match="and the point"):
+    with refused(WrongTensorError, name="the vector", manifold=manifold):
         manifold.assert_check_vector_on_tangent(x, u[:1])
-    with pytest.raises(ValueError, match="as tol, or as atol and rtol, not both"):
+    with pytest.raises(ValueError, match="tol, or as atol and rtol"):
         manifold.check_point_on_manifold(x, tol=1e-5, atol=1e-5)
 
 
@@ -79,10 +93,10 @@ def test_tolerances_add_up_and_the_point_is_checked_unless_it_is_known():
     u = m.proju(x, torch.ones_like(x))
     assert m.check_vector_on_tangent(x, u, ok_point=True)
     assert not m.check_vector_on_tangent(x, u)
-    with pytest.raises(ValueError, match="^x is not on Oblique"):
+    with refused(NotOnManifoldError, name="x"):
         m.assert_check_vector_on_tangent(x, u)
     u[2] = x[2]
-    with pytest.raises(ValueError, match="the worst is row 2, of which 1 is not tangent"):
+    with refused(NotTangentError, slices=("row 2",), amounts=(pytest.approx(1),)):
         m.assert_check_vector_on_tangent(x, u, ok_point=True)
 
 
@@ -149,7 +163,7 @@ def test_projections_are_mapped_over(manifold, shape):
     torch.testing.assert_close(last, torch.stack(each[:3], -1), **LIKE)
     bad = x.clone()
     bad[1, 2].view(-1)[0] = math.nan
-    with pytest.raises(ValueError, match="point 1, 2 of w.*not finite"):
+    with pytest.raises(NotOnManifoldError, match="point 1, 2 of w"):
         torch.func.vmap(torch.func.vmap(lambda z: manifold.projx(z, name="w")))(bad)
 
 
@@ -189,7 +203,7 @@ def test_checks_are_mapped_over_and_derivatives_pass():
     torch.testing.assert_close(
         slope, m.proju(x.flatten(0, 1), torch.ones(20, 3)).view_as(x), **LIKE
     )
-    with pytest.raises(ValueError, match="the data: 5 of 5 slices cannot be"):
+    with refused(NotOnManifoldError, name="the data", count=5):
         torch.func.hessian(lambda z: m.projx(z).sum())(torch.zeros(5, 3))
 
 
@@ -302,7 +316,7 @@ def test_a_product_of_geoopt_comes_back_adapted():
     torch.testing.assert_close(product.retr_transp(x, 0 * u, u), (x, u))
     x[4:8] = 0
     assert not product.check_point_on_manifold(x)
-    with pytest.raises(ValueError, match="^factor 0 of the data: 1 of 5 .* row 1, which is zero"):
+    with refused(NotOnManifoldError, slices=("row 1 of factor 0 of the data",), total=5):
         product.assert_check_point_on_manifold(x)
 
 
@@ -323,7 +337,7 @@ def test_views():
     ok, reason = view.check_point(torch.ones(4, 5), explain=True)
     assert not ok
     assert "(4, 5), which does not end with (5, 4)" in reason
-    with pytest.raises(ValueError, match="cannot be a point of Oblique"):
+    with refused(WrongTensorError, manifold=Oblique()):
         to_geoopt(Oblique(), 3)
 
 
@@ -337,10 +351,9 @@ def test_a_radius_whose_square_leaves_the_type_is_refused(kind, radius):
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x = torch.ones(3, 4, dtype=dtype)
         assert not manifold.check_point(x)
-        message = rf"the square of radius={radius:g} cannot be computed: use a radius from"
-        with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        with pytest.raises(WrongTensorError, match="use a radius from"):
             manifold.projx(x)
-        with pytest.raises(ValueError, match="has a factor 1 that has type"):
+        with pytest.raises(WrongTensorError, match="factor 1"):
             Product([(Euclidean(), (2,)), (manifold, (3, 4))]).projx(torch.ones(14, dtype=dtype))
     x = manifold.random(3, 4, dtype=torch.float64)
     y = manifold.retr(x, radius * manifold.proju(x, torch.ones_like(x)))

@@ -8,9 +8,10 @@ import unittest
 import hypothesis
 import pytest
 import torch
+from cases import refused
 
 import manifoldnet
-from manifoldnet.geometry import Euclidean, Oblique
+from manifoldnet.geometry import Euclidean, Oblique, WrongTensorError
 from manifoldnet.testing import ManifoldLaws, RetractionLaws
 
 LAWS = [name for name in dir(ManifoldLaws) if name.startswith("test_")]
@@ -48,13 +49,13 @@ def test_a_missing_manifold_or_shape_raises(given):
     laws = type("TestMine", (ManifoldLaws,), {given: fields[given]})
     (other,) = fields.keys() - {given}
     for law in LAWS:
-        with pytest.raises(TypeError, match=f"TestMine does not say which {other}.*`{other} = "):
+        with pytest.raises(TypeError, match=f"TestMine .*`{other} = "):
             getattr(laws(), law)()
 
 
 def test_an_invalid_shape_raises():
     laws = type("TestMine", (ManifoldLaws,), {"manifold": Oblique(), "shape": (3,)})
-    with pytest.raises(ValueError, match="cannot be a point of Oblique.*slices of 1 number"):
+    with refused(WrongTensorError, manifold=Oblique()):
         laws().test_retraction_of_zero()
 
 
@@ -201,7 +202,7 @@ def test_the_rest_works_without_hypothesis(monkeypatch):
     x = testing.point(Oblique(), (5, 4), 0)
     assert Oblique().check_vector_on_tangent(x, testing.tangent(Oblique(), x, 1))
     for name in ("ManifoldLaws", "points"):
-        with pytest.raises(ImportError, match=f"testing.{name} needs.*pip install hypothesis"):
+        with pytest.raises(ImportError, match="pip install hypothesis"):
             getattr(testing, name)
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="nonsense"):
         _ = testing.nonsense

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from cases import seeds
+from cases import refused, seeds
 from hypothesis import given, settings
 
 import manifoldnet.geometry
@@ -20,6 +20,7 @@ from manifoldnet.geometry import (
     Geodesics,
     Manifold,
     Metric,
+    NotOnManifoldError,
     Oblique,
     Projection,
     Projective,
@@ -167,19 +168,19 @@ def test_order_of_the_new_retraction(seed):
 def test_the_offending_entry_is_named(manifold):
     x = manifold.random(4, 3)
     x.view(-1)[4] = -1
-    with pytest.raises(ValueError, match="1 of 12 slices are off, the worst is entry 4"):
+    with refused(NotOnManifoldError, slices=("entry 4",), amounts=(2.0,), total=12):
         manifold.assert_check_point_on_manifold(x)
-    with pytest.raises(ValueError, match="which is zero"):
+    with refused(NotOnManifoldError, count=12):
         manifold.projx(torch.zeros(4, 3))
 
 
 def test_new_and_old_parts_combine():
     half = Positive(Geodesic())
     assert half == Positive("geodesic") != Positive(SecondOrder())
-    with pytest.raises(ValueError, match="Positive has no use for Additive"):
+    with pytest.raises(ValueError, match="Positive .* Additive"):
         Positive(Additive())
     # The names of new retractions are offered, where there is sense in them or not.
-    with pytest.raises(ValueError, match="'second-order'.*register_retraction"):
+    with pytest.raises(ValueError, match="'second-order'"):
         ScaledEuclidean(retraction="nonsense")
     assert from_spec(Oblique(retraction=Doubled()).spec()) == Oblique(retraction="doubled")
 
@@ -220,46 +221,55 @@ def test_class_statements_change_nothing():
     assert Geodesic().name != "geodesic"
     spec = Oblique().spec()
     assert spec["manifold"].endswith("Oblique")
-    with pytest.raises(ValueError, match=r"unknown manifold .*register_manifold\(name, cls\)"):
+    with pytest.raises(ValueError, match="register_manifold"):
         from_spec(spec)
     for register, name, cls in (
         (register_retraction, "geodesic", Geodesic),
         (register_manifold, "Oblique", Oblique),
     ):
-        with pytest.raises(ValueError, match=f"'{name}' is taken by manifoldnet.geometry"):
+        with pytest.raises(ValueError, match=f"'{name}' is taken"):
             register(name, cls)
     assert type(from_spec(ours.Oblique(retraction="geodesic").spec())) is ours.Oblique
 
 
-def test_invalid_names():
+@dataclass(frozen=True)
+class Slower(Doubled):
+    factor: float
+
+
+class Named(Doubled):
+    name = "mine"
+
+
+@pytest.mark.parametrize(
+    ("register", "name", "cls", "named"),
+    [
+        (register_manifold, "Other", Positive, "'Positive'"),
+        (register_manifold, "GeooptManifold", Small, "'GeooptManifold' is taken"),
+        (register_manifold, "", Small, "not empty"),
+        (register_retraction, "other", Named, "'mine'"),
+    ],
+)
+def test_invalid_names(register, name, cls, named):
     register_manifold("Positive", Positive)  # as when its module is loaded again
-    with pytest.raises(ValueError, match=r"Positive is registered already, as 'Positive'"):
-        register_manifold("Other", Positive)
-    with pytest.raises(TypeError, match="not a concrete subclass of Manifold"):
-        register_manifold("Other", SecondOrder)
-    with pytest.raises(TypeError, match="not a concrete subclass of Manifold"):
-        register_manifold("Other", Manifold)
-    with pytest.raises(ValueError, match="'GeooptManifold' is taken by"):
-        register_manifold("GeooptManifold", Small)
-    with pytest.raises(TypeError, match="not a concrete subclass of Retraction"):
-        register_retraction("other", Retraction)
-    with pytest.raises(ValueError, match="a string that is not empty"):
-        register_manifold("", Small)
+    with pytest.raises(ValueError, match=named):
+        register(name, cls)
 
-    @dataclass(frozen=True)
-    class Slower(Doubled):
-        factor: float
 
-    with pytest.raises(TypeError, match=r"Slower needs arguments \(factor\)"):
-        register_retraction("slower", Slower)
-
-    class Named(Doubled):
-        name = "mine"
-
-    with pytest.raises(ValueError, match="Named.name is 'mine': register it by that name"):
-        register_retraction("other", Named)
-    with pytest.raises(ValueError, match="unknown retraction 'slower'"):
-        manifoldnet.geometry.Oblique(retraction="slower")
+@pytest.mark.parametrize(
+    ("register", "cls", "named"),
+    [
+        (register_manifold, SecondOrder, "subclass of Manifold"),
+        (register_manifold, Manifold, "subclass of Manifold"),
+        (register_retraction, Retraction, "subclass of Retraction"),
+        (register_retraction, Slower, r"\(factor\)"),
+    ],
+)
+def test_invalid_classes(register, cls, named):
+    with pytest.raises(TypeError, match=named):
+        register("slower", cls)
+    with pytest.raises(ValueError, match="'slower'"):
+        Oblique(retraction="slower")
 
 
 def test_a_class_that_is_defined_again_keeps_its_name():

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from cases import SPHERES, few, over, point, scale_slices, seeds
+from cases import SPHERES, few, over, point, refused, scale_slices, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,11 +110,13 @@ def test_slices_without_a_nearest_point_are_refused(manifold, shape, called, ind
     assert float(off[index]) == INF
     assert int(off.isinf().sum()) == 1
     why = "zero" if bad == 0.0 else "not finite"
-    with pytest.raises(NotOnManifoldError, match=f"which is {why}") as raised:
+    fields = {"slices": (called.format(index),), "amounts": (INF,)}
+    with refused(NotOnManifoldError, **fields):
         manifold.projx(x)
     # No tolerance makes them acceptable.
-    for error in (raised.value, manifold.validate(x), manifold.validate(x, tol=INF)):
-        assert (error.slices, error.amounts) == ((called.format(index),), (INF,))
+    error = manifold.validate(x, tol=INF)
+    assert {field: getattr(error, field) for field in fields} == fields
+    assert f"which is {why}" in str(error)
 
 
 def test_the_worst_slice_comes_first():
@@ -123,11 +125,9 @@ def test_the_worst_slice_comes_first():
     x[4] *= 0.9
     error = Oblique().validate(x)
     assert (error.slices, error.count, error.total) == (("row 4", "row 1"), 2, 5)
-    assert "2 of 5 slices are off, the worst is row 4" in str(error)
     x[2] = 0
     error = Oblique().validate(x)
     assert (error.slices, error.count) == (("row 2",), 1)
-    assert "1 of 5 slices cannot be on" in str(error)
 
 
 def test_an_error_names_ten_slices_at_the_most():
@@ -168,15 +168,17 @@ def test_tangent_vectors_are_validated():
 # --- bad input ------------------------------------------------------------------------------------
 
 
-def refused(manifold, x, match):
+def cannot_be_a_point(manifold, x, reason):
+    error = manifold.validate(x)
+    assert (type(error), error.manifold, error.name) == (WrongTensorError, manifold, "the data")
+    assert reason in str(error)
     assert not manifold.check_point(x)
-    assert type(manifold.validate(x)) is WrongTensorError
     for refuse in (
         manifold.assert_check_point,
         manifold.assert_check_point_on_manifold,
         manifold.projx,
     ):
-        with pytest.raises(WrongTensorError, match=match):
+        with refused(WrongTensorError, manifold=manifold, name="the data"):
             refuse(x)
 
 
@@ -184,15 +186,15 @@ def refused(manifold, x, match):
 @pytest.mark.parametrize("x", [None, 3, [1.0, 2.0]])
 def test_other_objects_than_tensors_are_type_errors(manifold, x):
     assert type(manifold.validate(x)) is TypeError
-    with pytest.raises(TypeError, match="the data must be a tensor"):
+    with pytest.raises(TypeError, match="the data"):
         manifold.projx(x)
 
 
 @pytest.mark.parametrize("kind", [Oblique, ScaledEuclidean])
 def test_dimension_out_of_range(kind):
-    refused(kind(dim=1), torch.randn(4), r"order 1 \(shape \(4,\)\).*no dimension 1")
-    refused(kind(dim=2), torch.randn(4, 3), "no dimension 2")
-    refused(kind(dim=0), torch.randn(()), "order 0")
+    cannot_be_a_point(kind(dim=1), torch.randn(4), "no dimension 1")
+    cannot_be_a_point(kind(dim=2), torch.randn(4, 3), "no dimension 2")
+    cannot_be_a_point(kind(dim=0), torch.randn(()), "order 0")
 
 
 @pytest.mark.parametrize("kind", [Oblique, ScaledEuclidean])
@@ -208,13 +210,13 @@ def test_invalid_dims(kind, dim):
 )
 @pytest.mark.parametrize("manifold", [Euclidean(), Oblique(), Sphere(), ScaledEuclidean()])
 def test_unsupported_dtypes(manifold, dtype):
-    refused(manifold, torch.ones(3, 4, dtype=dtype), re.escape(str(dtype)))
+    cannot_be_a_point(manifold, torch.ones(3, 4, dtype=dtype), str(dtype))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
 @pytest.mark.parametrize("manifold", [Euclidean(), Oblique(), Sphere(), ScaledEuclidean()])
 def test_empty_tensors(manifold, shape):
-    refused(manifold, torch.ones(shape), "is empty")
+    cannot_be_a_point(manifold, torch.ones(shape), "is empty")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_empty_tensors(manifold, shape):
     ],
 )
 def test_slices_of_one_number_have_no_sphere(manifold, shape):
-    refused(manifold, torch.ones(shape), "slices of 1 number")
+    cannot_be_a_point(manifold, torch.ones(shape), "slices of 1 number")
 
 
 @pytest.mark.parametrize("kind", [Oblique, Sphere])
@@ -245,10 +247,8 @@ def test_invalid_radii(kind, radius):
 @pytest.mark.parametrize("retraction", ["cayley", "", "Geodesic", "geoopt", None, 3])
 def test_unknown_retractions(kind, retraction):
     wrong = ValueError if isinstance(retraction, str) else TypeError
-    with pytest.raises(wrong, match="unknown retraction") as error:
+    with pytest.raises(wrong, match=f"{kind.__name__}.*'geodesic'"):
         kind(retraction=retraction)
-    assert kind.__name__ in str(error.value)
-    assert "'geodesic'" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -266,5 +266,5 @@ def test_slices_whose_square_is_out_of_range_are_no_points_of_the_scaled_metric(
     x = torch.ones(3, 4)
     x[1] *= size
     assert ScaledEuclidean().violation(x).flatten().tolist() == [0.0, math.inf, 0.0]
-    with pytest.raises(ValueError, match="row 1, which is too small or too large to be squared"):
+    with refused(NotOnManifoldError, slices=("row 1",), amounts=(INF,)):
         ScaledEuclidean().assert_check_point_on_manifold(x)

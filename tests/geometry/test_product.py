@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from cases import few, point, seeds, tangent
+from cases import few, point, refused, seeds, tangent
 from hypothesis import given
 
+import manifoldnet
 from manifoldnet.geometry import (
     Euclidean,
     NotOnManifoldError,
@@ -15,7 +16,7 @@ from manifoldnet.geometry import (
     Product,
     ScaledEuclidean,
     Sphere,
-    from_spec,
+    WrongTensorError,
 )
 from manifoldnet.testing import ManifoldLaws, RetractionLaws
 
@@ -93,24 +94,22 @@ def test_it_has_no_parts_and_no_slices_of_its_own():
 
 def test_it_is_a_value():
     assert product() == PRODUCT != product("geodesic")
-    assert hash(product()) == hash(PRODUCT)
-    assert from_spec(PRODUCT.spec()) == PRODUCT
-    assert eval(repr(product("geodesic", "additive")), vars(__import__("manifoldnet"))) == product(
-        "geodesic", "additive"
-    )
+    other = product("geodesic", "additive")
+    assert eval(repr(other), vars(manifoldnet)) == other
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="at least one manifold"):
+    with pytest.raises(ValueError, match="at least one"):
         Product([])
-    with pytest.raises(ValueError, match=r"factor 1, \(3, 1\), cannot be a point of Oblique"):
+    with refused(WrongTensorError, name="factor 1, (3, 1),", manifold=Oblique()):
         Product([(Euclidean(), (2,)), (Oblique(), (3, 1))])
-    with pytest.raises(ValueError, match=r"has shape \(3,\), and a point of this product is \(23"):
+    with refused(WrongTensorError, name="the data", manifold=PRODUCT):
         PRODUCT.projx(torch.ones(3))
-    with pytest.raises(ValueError, match=r"has size 23, not \(4,\)"):
+    with pytest.raises(ValueError, match="size 23"):
         PRODUCT.random(4)
-    with pytest.raises(ValueError, match=r"^factor 0 of the data: 3 of 3 .*row 0, which is zero"):
+    with pytest.raises(NotOnManifoldError, match="^factor 0 of the data: 3 of 3") as raised:
         PRODUCT.projx(torch.zeros(23))
+    assert raised.value.slices[0] == "row 0 of factor 0 of the data"
 
 
 def test_the_factor_that_is_off_is_named():

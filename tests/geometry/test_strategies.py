@@ -4,11 +4,17 @@ import math
 
 import pytest
 import torch
-from cases import GEOMETRIES, few, length, lengths, over
+from cases import GEOMETRIES, few, length, lengths, over, refused
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
-from manifoldnet.geometry import Oblique, ScaledEuclidean, Sphere
+from manifoldnet.geometry import (
+    NotOnManifoldError,
+    Oblique,
+    ScaledEuclidean,
+    Sphere,
+    WrongTensorError,
+)
 from manifoldnet.testing import point, points, points_with_tangents, seeds, sizes, tangent, tangents
 
 some = over(GEOMETRIES[::4])
@@ -111,11 +117,11 @@ def test_one_seed_one_tensor_and_no_one_elses_generator():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="shape \\(4,\\) cannot be a point of Oblique"):
+    with refused(WrongTensorError, manifold=Oblique()):
         points(Oblique(), (4,))
-    with pytest.raises(ValueError, match=r"torch.int64"):
+    with refused(WrongTensorError, manifold=Oblique()):
         points(Oblique(), (4, 3), dtype=torch.int64)
-    with pytest.raises(ValueError, match="x is not on Oblique"):
+    with refused(NotOnManifoldError, name="x", count=4):
         tangents(Oblique(), torch.ones(4, 3))
     with pytest.raises(ValueError, match="count=0"):
         points_with_tangents(Oblique(), (4, 3), count=0)

@@ -8,13 +8,20 @@ import numpy as np
 import pymanopt
 import pytest
 import torch
-from cases import each_geometry, few, point, seeds, tangent
+from cases import each_geometry, few, point, refused, seeds, tangent
 from hypothesis import given
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
-from manifoldnet.geometry import Euclidean, Oblique, ScaledEuclidean, Sphere, to_geoopt
+from manifoldnet.geometry import (
+    Euclidean,
+    Oblique,
+    ScaledEuclidean,
+    Sphere,
+    WrongTensorError,
+    to_geoopt,
+)
 from manifoldnet.interop.pymanopt import SOLVERS, minimize, to_pymanopt
 
 QUIET = {"verbosity": 0}
@@ -143,7 +150,7 @@ def test_single_numbers_and_manifolds_of_geoopt_are_taken():
 
 
 def test_a_shape_without_points_is_refused():
-    with pytest.raises(ValueError, match="cannot be a point of Oblique"):
+    with refused(WrongTensorError, manifold=Oblique()):
         to_pymanopt(Oblique(), (3, 1))
 
 
@@ -348,7 +355,7 @@ def test_an_error_leaves_the_model_as_it_was():
             raise RuntimeError("out of something")
         return cross_entropy(model(images), labels)
 
-    with pytest.raises(RuntimeError, match="out of something"):
+    with pytest.raises(RuntimeError, match="something"):
         minimize(model, loss, **QUIET)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not model._forward_pre_hooks
@@ -362,20 +369,17 @@ def broken(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m, x, y: lambda: cross_entropy(m(x), y, reduction="none"), "one real number, not"),
-        (lambda m, x, y: lambda: cross_entropy(m(x), y).item(), "one real number, not float"),
+        (lambda m, x, y: lambda: cross_entropy(m(x), y, reduction="none"), "one real number"),
+        (lambda m, x, y: lambda: cross_entropy(m(x), y).item(), "not float"),
         (lambda m, x, y: lambda: cross_entropy(m(x), y).detach(), "not differentiable"),
-        (lambda m, x, y: lambda: cross_entropy(m(x), y) * math.nan, "the loss is nan at the start"),
-        (lambda m, x, y: lambda: m[3].weight.square().sum(), r"not depend on 0.weight, 1.weight"),
+        (lambda m, x, y: lambda: cross_entropy(m(x), y) * math.nan, "nan at the start"),
+        (lambda m, x, y: lambda: m[3].weight.square().sum(), "0.weight, 1.weight"),
         (lambda m, x, y: lambda: m(torch.randn_like(x)).square().sum(), "the same weights"),
         (lambda m, x, y: lambda: backward(cross_entropy(m(x), y)), r"calls backward\(\)"),
-        (lambda m, x, y: lambda: (m(x)[:, 0] - 3).sqrt().sum(), "the loss is nan"),
-        (lambda m, x, y: lambda: m(x).sum() + at_a_kink(m[3].bias), "the gradient is not finite"),
-        (
-            lambda m, x, y: lambda: cross_entropy(m(x), y, weight=torch.ones(3)),
-            "targets, class weights",
-        ),
-        (lambda m, x, y: lambda: cross_entropy(m(x).float(), y), "comes in torch.float32, not in"),
+        (lambda m, x, y: lambda: (m(x)[:, 0] - 3).sqrt().sum(), "nan"),
+        (lambda m, x, y: lambda: m(x).sum() + at_a_kink(m[3].bias), "gradient is not finite"),
+        (lambda m, x, y: lambda: cross_entropy(m(x), y, weight=torch.ones(3)), "class weights"),
+        (lambda m, x, y: lambda: cross_entropy(m(x).float(), y), "torch.float32"),
     ],
 )
 def test_a_loss_that_is_no_function_of_the_weights_is_refused(change, message):
@@ -401,7 +405,7 @@ def test_random_batches_are_refused_though_their_losses_agree():
     mn.undeclare(model, "3.weight")  # on which no column may be 0
     nn.init.zeros_(model[3].weight)
     nn.init.zeros_(model[3].bias)
-    with pytest.raises(ValueError, match="it must be a function of the weights"):
+    with pytest.raises(ValueError, match="function of the weights"):
         minimize(model, lambda: cross_entropy(model(images), labels.roll(some_number())), **QUIET)
 
 
@@ -416,19 +420,10 @@ def lend(values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda m: setattr(m[3], "bias", lend(torch.ones(3) + 1j)),
-            "3.bias has type torch.complex",
-        ),
-        (
-            lambda m: setattr(m[3], "bias", lend(torch.zeros(1).expand(3))),
-            "3.bias has entries that",
-        ),
-        (
-            lambda m: setattr(m[3], "bias", lend(m[1].bias.data[:3])),
-            "3.bias and 1.bias share memory but are two parameters",
-        ),
-        (lambda m: m[3].bias.register_hook(lambda g: g.clamp(-1, 1)), "3.bias has a hook"),
+        (lambda m: setattr(m[3], "bias", lend(torch.ones(3) + 1j)), "3.bias .*complex"),
+        (lambda m: setattr(m[3], "bias", lend(torch.zeros(1).expand(3))), "3.bias has entries"),
+        (lambda m: setattr(m[3], "bias", lend(m[1].bias.data[:3])), "3.bias and 1.bias"),
+        (lambda m: m[3].bias.register_hook(lambda g: g.clamp(-1, 1)), "3.bias .*hook"),
     ],
 )
 def test_parameters_that_cannot_be_part_of_a_vector_are_refused(change, message):
@@ -491,7 +486,7 @@ def test_dropout_is_refused_and_allowed_when_it_is_off():
     model, images, labels = net()
     model.append(nn.Dropout(0.5))
     loss = lambda: cross_entropy(model(images), labels)  # noqa: E731
-    with pytest.raises(ValueError, match=r"4 drops units at random.*call model.eval\(\)"):
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         minimize(model, loss, **QUIET)
     model[4].eval()
     minimize(model, loss, max_iterations=1, **QUIET)
@@ -500,10 +495,10 @@ def test_dropout_is_refused_and_allowed_when_it_is_off():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"solver": "newton"}, "no solver 'newton'; there are trust-regions, conj"),
-        ({"max_iter": 3}, "trust-regions has no option max_iter; it has .*max_iterations"),
-        ({"log_verbosity": 1}, "trust-regions has no option log_verbosity"),
-        ({"dtype": torch.bfloat16}, "dtype must be torch.float64 or torch.float32"),
+        ({"solver": "newton"}, "'newton'; there are trust-regions"),
+        ({"max_iter": 3}, "max_iter; it has .*max_iterations"),
+        ({"log_verbosity": 1}, "log_verbosity"),
+        ({"dtype": torch.bfloat16}, "dtype"),
     ],
 )
 def test_unknown_solvers_and_options_are_refused(arguments, message):
@@ -513,32 +508,32 @@ def test_unknown_solvers_and_options_are_refused(arguments, message):
 
 
 def test_a_model_without_trainable_parameters_is_refused():
-    with pytest.raises(ValueError, match="ReLU has no parameters"):
+    with pytest.raises(ValueError, match="ReLU"):
         minimize(nn.ReLU(), lambda: torch.ones(()))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("name", "wrong"),
     [
-        ({"model": [nn.Linear(2, 2)]}, "model must be a torch.nn.Module, not list"),
-        ({"loss_closure": "loss"}, "loss_closure must be a function .* not str"),
-        ({"solver": 3}, "solver must be a name such as 'trust-regions', not 3"),
-        ({"solver": ["trust-regions"]}, "solver must be a name"),
-        ({"dtype": "float64"}, "dtype must be torch.float64 .* not 'float64'"),
+        ("model", [nn.Linear(2, 2)]),
+        ("loss_closure", "loss"),
+        ("solver", 3),
+        ("solver", ["trust-regions"]),
+        ("dtype", "float64"),
     ],
 )
-def test_arguments_of_a_wrong_type(wrong, message):
+def test_arguments_of_a_wrong_type(name, wrong):
     model, images, labels = net()
     given = {"model": model, "loss_closure": lambda: cross_entropy(model(images), labels)}
-    with pytest.raises(TypeError, match=message):
-        minimize(**(given | wrong))
+    with pytest.raises(TypeError, match=f"^{name} must be .* not "):
+        minimize(**(given | {name: wrong}))
 
 
 def test_weights_off_their_manifold_are_refused():
     model, images, labels = net()
     with torch.no_grad():
         model[0].weight *= 2
-    with pytest.raises(ValueError, match="0.weight is not on Oblique"):
+    with pytest.raises(ValueError, match="0.weight"):
         minimize(model, lambda: cross_entropy(model(images), labels), **QUIET)
 
 
@@ -547,7 +542,7 @@ def test_a_manifold_without_hessian_is_refused_by_trust_regions_alone():
     mn.declare(model, "weight", mn.from_geoopt(geoopt.PoincareBall()), project=True)
     b = random(5, 3)
     loss = lambda: (model.weight - b).square().sum()  # noqa: E731
-    with pytest.raises(ValueError, match="weight is on from_geoopt.*no Hessian"):
+    with pytest.raises(ValueError, match="weight .*no Hessian"):
         minimize(model, loss, **QUIET)
     for solver in ("steepest-descent", "conjugate-gradient"):
         before = float(loss().detach())
@@ -569,7 +564,7 @@ class Once(torch.autograd.Function):
 def test_a_layer_without_second_derivative_is_refused_by_trust_regions_alone():
     model, images, _ = net()
     loss = lambda: Once.apply(model(images)).square().mean()  # noqa: E731
-    with pytest.raises(ValueError, match="cannot be differentiated twice"):
+    with pytest.raises(ValueError, match="twice"):
         minimize(model, loss, **QUIET)
     minimize(model, loss, "conjugate-gradient", max_iterations=2, **QUIET)
 

@@ -83,9 +83,9 @@ def test_concentration_of_wrong_and_perfect_labels():
         (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), "one sample or more"),
         (torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64), "are needed"),
         (torch.full((2, 3), math.nan), torch.zeros(2, dtype=torch.int64), "not finite"),
-        (torch.zeros(2, 3), torch.tensor([0, 3]), "from 0 to 3; they must be int64, 0 … 2"),
-        (torch.zeros(2, 3), torch.tensor([-1, 0]), "from -1 to 0; they must be"),
-        (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "labels are torch.float32"),
+        (torch.zeros(2, 3), torch.tensor([0, 3]), "from 0 to 3"),
+        (torch.zeros(2, 3), torch.tensor([-1, 0]), "from -1 to 0"),
+        (torch.zeros(2, 3), torch.tensor([0.0, 1.0]), "torch.float32"),
     ],
 )
 def test_invalid_samples(cosines, labels, message):
@@ -95,11 +95,11 @@ def test_invalid_samples(cosines, labels, message):
 
 
 def test_no_bins_is_an_error():
-    with pytest.raises(ValueError, match="bins is 0; at least one"):
+    with pytest.raises(ValueError, match="bins"):
         Confidence(1.0).reliability(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), bins=0)
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_invalid_concentrations(value):
-    with pytest.raises(ValueError, match="it must be finite and ≥ 0"):
+    with pytest.raises(ValueError, match="finite and ≥ 0"):
         Confidence(value)

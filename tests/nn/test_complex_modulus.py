@@ -133,15 +133,15 @@ def test_compilation_and_torch_func():
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((3, 8, 8), "images are 3x8x8; this stage takes 1 channels"),
-        ((1, 7, 8), "have height 7, of which a 3x3 kernel leaves 5; 2x2 averages need an even"),
-        ((1, 8, 9), "have width 9, of which a 3x3 kernel leaves 7"),
-        ((1, 8, 2), "have width 2, of which a 3x3 kernel leaves 0"),
+        ((3, 8, 8), "1 channels"),
+        ((1, 7, 8), "height 7, of which a 3x3 kernel leaves 5; 2x2 averages need an even"),
+        ((1, 8, 9), "width 9"),
+        ((1, 8, 2), "width 2"),
     ],
 )
 def test_invalid_image_sizes(size, message):
     stage = ComplexModulusStage(1, 2, 3)
-    with pytest.raises(ValueError, match=r"it must be \(batch, channels, height, width\)"):
+    with pytest.raises(ValueError, match="batch, channels"):
         stage(torch.zeros(*size))
     with pytest.raises(ValueError, match=message):
         stage(torch.zeros(2, *size))
@@ -151,7 +151,7 @@ def test_invalid_image_sizes(size, message):
 
 @pytest.mark.parametrize("sizes", [(0, 2, 3), (1, -1, 3), (1, 2, 0), (1, 2.0, 3), (True, 2, 3)])
 def test_invalid_sizes(sizes):
-    with pytest.raises(ValueError, match="must be a positive whole number"):
+    with pytest.raises(ValueError, match="positive whole number"):
         ComplexModulusStage(*sizes)
 
 
@@ -203,15 +203,13 @@ def test_constant_images():
 
 
 def test_invalid_features():
-    with pytest.raises(
-        ValueError, match="stage 2 of 2: images of 4x6x6 have height 6, of which a 2x2"
-    ):
+    with pytest.raises(ValueError, match="stage 2 of 2: .*height 6"):
         ModulusFeatures((1, 14, 14), (4, 6), (3, 2))
-    with pytest.raises(ValueError, match="one of each for every stage"):
+    with pytest.raises(ValueError, match="every stage"):
         ModulusFeatures((1, 16, 16), (4, 6), (3,))
     with pytest.raises(ValueError, match="one stage or more"):
         ModulusFeatures((1, 16, 16), (), ())
     features = ModulusFeatures((1, 16, 16), (4, 6), (3, 2))
     for shape in ((2, 3, 16, 16), (2, 1, 20, 20), (1, 16, 16)):
-        with pytest.raises(ValueError, match=r"they must be \(batch, 1, 16, 16\)"):
+        with pytest.raises(ValueError, match="batch, 1, 16, 16"):
             features(torch.zeros(shape))

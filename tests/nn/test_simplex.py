@@ -315,14 +315,14 @@ def test_compilation_and_torch_func():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((4, 10, 9, "standard"), "embedding_dim is 9, too few for the standard simplex of 10"),
+        ((4, 10, 9, "standard"), "embedding_dim is 9"),
         ((4, 10, 8, "regular"), "embedding_dim is 8, .*it needs 9 or more"),
-        ((4, 2, 1), "embedding_dim is 1, where a direction is 1 or -1"),
-        ((4, 1), "num_classes is 1: a simplex of targets needs at least two"),
-        ((4, 2.0), "num_classes must be a whole number, not 2.0"),
-        ((4, 3, True), "embedding_dim must be a whole number, not True"),
-        ((0, 3), "in_features must be a positive whole number, not 0"),
-        ((4, 3, 3, "round"), "simplex must be"),
+        ((4, 2, 1), "embedding_dim is 1"),
+        ((4, 1), "num_classes"),
+        ((4, 2.0), "num_classes"),
+        ((4, 3, True), "embedding_dim"),
+        ((0, 3), "in_features"),
+        ((4, 3, 3, "round"), "simplex"),
     ],
 )
 def test_invalid_classifiers(arguments, message):
@@ -331,7 +331,7 @@ def test_invalid_classifiers(arguments, message):
 
 
 def test_features_of_another_length_are_an_error():
-    with pytest.raises(ValueError, match=r"shape \(2, 4\); .* in_features = 5"):
+    with pytest.raises(ValueError, match="in_features = 5"):
         SimplexClassifier(5, 3)(torch.zeros(2, 4))
 
 
@@ -339,7 +339,7 @@ def test_features_of_another_length_are_an_error():
 def test_non_finite_features(value):
     stage, features = SimplexClassifier(5, 3), torch.ones(2, 5)
     features[1, 3] = value
-    with pytest.raises(ValueError, match=r"1 of 10 features are not finite, the first at \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"first at \(1, 3\)"):
         stage(features)
     stage(torch.ones(2, 5))
     cosines = stage(features)
@@ -348,21 +348,21 @@ def test_non_finite_features(value):
 
 
 @pytest.mark.parametrize(
-    ("labels", "error", "message"),
+    ("labels", "message"),
     [
-        (torch.tensor([0, 3]), ValueError, r"the label at \(1,\) is 3; classes are 0 … 2"),
-        (torch.tensor([0, -1]), ValueError, r"the label at \(1,\) is -1; classes are 0 … 2"),
-        (torch.tensor([0]), ValueError, r"labels must be int64 of shape \(2,\)"),
-        (torch.tensor([0.0, 1.0]), ValueError, "not torch.float32"),
+        (torch.tensor([0, 3]), r"\(1,\) is 3; classes are 0 … 2"),
+        (torch.tensor([0, -1]), r"\(1,\) is -1"),
+        (torch.tensor([0]), r"shape \(2,\)"),
+        (torch.tensor([0.0, 1.0]), "torch.float32"),
     ],
 )
-def test_invalid_labels(labels, error, message):
-    with pytest.raises(error, match=message):
+def test_invalid_labels(labels, message):
+    with pytest.raises(ValueError, match=message):
         SimplexLoss()(SimplexClassifier(5, 3)(torch.ones(2, 5)), labels)
 
 
 def test_scores_that_are_no_cosines():
-    with pytest.raises(ValueError, match="the scores reach 3, so they are no cosines"):
+    with pytest.raises(ValueError, match="scores reach 3"):
         SimplexLoss()(torch.tensor([[0.5, -3.0]]), torch.tensor([0]))
 
 
@@ -371,7 +371,7 @@ def test_loss_of_rounded_cosines():
     for label, bound in ((0, 0.0), (1, 4.0)):
         losses = SimplexLoss("none")(cosines, torch.tensor([label, label]))
         assert losses.eq(bound).all()
-    with pytest.raises(ValueError, match="the scores reach 1.05, so they are no cosines"):
+    with pytest.raises(ValueError, match="scores reach 1.05"):
         SimplexLoss()(torch.tensor([[0.5, 1.05]]), torch.tensor([0]))
 
 
@@ -400,7 +400,7 @@ def test_materialization_from_the_meta_device(m):
 
 
 def test_unknown_reduction_is_an_error():
-    with pytest.raises(ValueError, match='reduction must be "mean", "sum" or "none"'):
+    with pytest.raises(ValueError, match='"mean", "sum" or "none"'):
         SimplexLoss("max")
 
 
