@@ -68,17 +68,6 @@ def repeated(runs: Sequence[C], repetitions: int) -> list[C]:
     return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
 
 
-def repeated(runs: Sequence[C], repetitions: int) -> list[C]:
-    """Runs with several seeds, seed by seed.
-
-    Raises:
-        ConfigError: when there would be none.
-    """
-    if repetitions < 1:
-        raise ConfigError(f"repetitions is {repetitions}; at least one is needed")
-    return [replace(run, seed=seed) for seed in range(repetitions) for run in runs]
-
-
 Steps = Generator[Sweep | str, Any, None]
 """Yields sweeps, each of which it is sent the records of, and lines of text to print."""
 
