@@ -568,7 +568,13 @@ def from_spec(spec: Spec) -> Manifold:
             "it is your own, name its class with manifoldnet.geometry.register_manifold(name, "
             "cls) where it is defined, and import that module first"
         )
-    return _MANIFOLDS[spec["manifold"]]._from_fields(spec["fields"])
+    try:
+        return _MANIFOLDS[spec["manifold"]]._from_fields(spec["fields"])
+    except KeyError as error:
+        raise ValueError(
+            f"not the description of a manifold, as Manifold.spec gives it: {spec!r} "
+            f"lacks the field {error}"
+        ) from error
 
 
 def resolve_retraction(

@@ -62,13 +62,21 @@ class Product(Manifold):
         factors: manifolds and the shapes of their points.
 
     Raises:
+        TypeError: for factors that are no such pairs.
         ValueError: if there are none, or a shape has no point of its manifold.
     """
 
     factors: tuple[Factor, ...]
 
     def __init__(self, factors: Iterable[tuple[Manifold, Iterable[int]]]) -> None:
-        pairs = tuple((from_geoopt(manifold), tuple(shape)) for manifold, shape in factors)
+        try:
+            given = [(manifold, tuple(shape)) for manifold, shape in factors]
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                "factors are pairs of a manifold and the shape of its points, such as "
+                f"[(Oblique(), (3, 4)), (Sphere(), (5,))]: {error}"
+            ) from error
+        pairs = tuple((from_geoopt(manifold), shape) for manifold, shape in given)
         if not pairs:
             raise ValueError("a product needs at least one manifold")
         for number, (manifold, shape) in enumerate(pairs):
@@ -195,7 +203,7 @@ class Product(Manifold):
 
     @classmethod
     def _from_fields(cls, fields: dict[str, Any]) -> Manifold:
-        return cls((from_spec(spec), shape) for spec, shape in fields["factors"])
+        return cls([(from_spec(spec), shape) for spec, shape in fields["factors"]])
 
 
 register_manifold("Product", Product)

@@ -80,12 +80,18 @@ class NotOnManifoldError(ValueError):
         lines = [str(error) for error in found]
         if len(lines) > _MOST_LINES:
             lines[_MOST_LINES:] = [f"(and {len(lines) - _MOST_LINES} more)"]
+        every = [
+            (amount, label if label.endswith(f" of {e.name}") else f"{label} of {e.name}")
+            for e in found
+            for label, amount in zip(e.slices, e.amounts, strict=True)
+        ]
+        worst = sorted(every, key=lambda pair: -pair[0])[:_MOST_SLICES]
         return cls(
             "\n".join(lines),
             manifold,
             name,
-            slices=tuple(f"{label} of {e.name}" for e in found for label in e.slices),
-            amounts=tuple(amount for e in found for amount in e.amounts),
+            slices=tuple(label for _, label in worst),
+            amounts=tuple(amount for amount, _ in worst),
             tolerance=found[0].tolerance,
             count=sum(e.count for e in found),
             total=sum(e.total for e in found),
@@ -150,7 +156,7 @@ class Validated(ABC):
         name: str = "the vector",
         ok_point: bool = False,
     ) -> NotOnManifoldError | TypeError | None:
-        """Validate a tangent vector at `x`, and first the point itself.
+        """Validate a tangent vector at `x`, and first the point; without values, the shapes alone.
 
         Args:
             x: the point.
@@ -164,11 +170,11 @@ class Validated(ABC):
             `NotTangentError`.
         """
         error = self._wrong_tensor(x, "point", "x")
-        return (
-            error
-            or (None if ok_point else self._off(x, x, tol, "x"))
-            or self._not_tangent(x, u, tol, name)
-        )
+        if error is not None:
+            return error
+        known = ok_point or x.is_meta
+        off = None if known else self._off(x, x, tol, "x")
+        return off or self._not_tangent(x, u, tol, name)
 
     def _wrong_tensor(self, x: Tensor, what: str, name: str) -> WrongTensorError | TypeError | None:
         if not isinstance(x, Tensor):
@@ -228,6 +234,8 @@ class Validated(ABC):
         if x.shape != u.shape:
             message = f"{name} has shape {tuple(u.shape)}, and the point {tuple(x.shape)}"
             return WrongTensorError(message, self, name)
+        if x.is_meta or u.is_meta:
+            return None
         limit = tolerance(x.dtype) if tol is None else tol
         off = self.tangent_violation(x, u).detach()
         if not _exceeds(off, limit):

@@ -112,6 +112,14 @@ def test_bad_input():
     assert raised.value.slices[0] == "row 0 of factor 0 of the data"
 
 
+@pytest.mark.parametrize(
+    "factors", [Oblique(), [Oblique()], [(Sphere(), 4)], [(Sphere(), (4,), 1)]]
+)
+def test_factors_that_are_no_pairs(factors):
+    with pytest.raises(TypeError, match="pairs of a manifold and the shape"):
+        Product(factors)
+
+
 def test_the_factor_that_is_off_is_named():
     x = point(PRODUCT, (23,), 0)
     x[:12].view(3, 4)[2] *= 2
@@ -131,3 +139,27 @@ def test_the_factor_that_is_off_is_named():
         *(f"factor {i}" for i in range(3)),
         "(and 2 m",
     ]
+
+
+def test_slices_of_several_factors_are_worst_first_each_named_once():
+    inner = Product([(Oblique(), (2, 2)), (Sphere(), (3,))])
+    nested = Product([(inner, (7,)), (Oblique(1), (3, 2))])
+    x = torch.cat([torch.tensor([3.0, 0, 1, 0, 5, 0, 0]), 2 * torch.eye(3)[:, :2].flatten()])
+    error = nested.validate(x, name="w")
+    assert error.slices == (
+        "the whole tensor of factor 1 of factor 0 of w",
+        "row 0 of factor 0 of factor 0 of w",
+        "column 0 of factor 1 of w",
+        "column 1 of factor 1 of w",
+    )
+    assert error.amounts == pytest.approx((4, 2, 1, 1))
+    error = Product([(Oblique(), (7, 2))] * 2).validate(torch.arange(2.0, 30.0))
+    assert (len(error.slices), len(error.amounts), error.count) == (10, 10, 14)
+    assert error.amounts == tuple(sorted(error.amounts, reverse=True))
+
+
+def test_tensors_without_values_are_validated_by_shape():
+    for manifold, shape in ((PRODUCT, (23,)), (Oblique(), (3, 4)), (Sphere(), (5,))):
+        x = torch.empty(shape, device="meta")
+        assert manifold.validate_tangent(x, x) is None
+        assert type(manifold.validate_tangent(x, x[:2])) is WrongTensorError

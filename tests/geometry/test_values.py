@@ -95,6 +95,12 @@ def test_unreadable_specs(spec, named):
         from_spec(spec)
 
 
+@pytest.mark.parametrize("name", ["GeooptManifold", "Product"])
+def test_a_spec_without_the_fields_of_its_manifold(name):
+    with pytest.raises(ValueError, match="not the description"):
+        from_spec({"manifold": name, "version": 1, "fields": {}})
+
+
 def test_a_sphere_is_the_oblique_manifold_of_one_slice():
     sphere, oblique = Sphere(2.0, "geodesic"), Oblique(None, 2.0, "geodesic")
     assert sphere == oblique == sphere
