@@ -405,7 +405,7 @@ def test_unknown_reduction_is_an_error():
 
 
 def test_the_cross_entropy_has_no_bound():
-    """What the stage is compared with: the same wrong label costs more and more."""
+    """The comparison for the stage: the same wrong label costs more and more."""
     scores = torch.tensor([[1.0, 0.0, 0.0]])
     losses = [float(cross_entropy(scores * s, torch.tensor([1]))) for s in (1, 10, 100, 1000)]
     assert losses[-1] > 900

@@ -819,7 +819,7 @@ def weight_norm() -> Net:
 
 @net
 def frozen() -> Net:
-    """What is frozen is a constant: no symmetry may scale it, and it has no trivial one."""
+    """Frozen weights are constants: no symmetry may scale them, and they have no trivial one."""
     model = perceptron(nn.ReLU(), MaxPoolPairs(), hidden=8)
     model[3] = nn.Linear(4, CLASSES)
     model[0].bias.requires_grad_(False)

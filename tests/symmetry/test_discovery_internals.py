@@ -98,7 +98,7 @@ def null_space_of(vectors):
 
 
 def recover(vectors, shifts=(), seed=0, sides=None):
-    """What is found for the null space that they span with the shifts."""
+    """Generators found for the null space that they span with the shifts."""
     columns = len(vectors[0])
     sizes, rows = null_space_of([*vectors, *(s.vector(columns) for s in shifts)])
     found, trivial = sparse_basis(sizes, rows, sides or range(columns), shifts, source(seed), 1e-9)
