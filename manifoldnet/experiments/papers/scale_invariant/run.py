@@ -44,7 +44,7 @@ from manifoldnet.nn import (
     SimplexLoss,
     simplex_targets,
 )
-from manifoldnet.nn.direction import direction
+from manifoldnet.nn.normalize import normalize
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _SMOOTHING = 0.1
@@ -171,7 +171,7 @@ class CosineScores(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The scores."""
-        return self.log_scale.exp() * linear(direction(features), direction(self.weight))
+        return self.log_scale.exp() * linear(normalize(features), normalize(self.weight))
 
 
 @final
