@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
+# Examples of each law in `make evidence`: `quick` (5) or `ci` (30).
+EXAMPLES ?= ci
 
 BIN        := $(VENV)/bin
 INSTALLED  := $(VENV)/.installed
@@ -54,7 +56,7 @@ tests: $(INSTALLED) ## tests and README examples (pytest); each law on a few exa
 .PHONY: evidence
 evidence: $(INSTALLED) docs ## slow tests, and the site in a browser
 	$(call step,slow tests)
-	MANIFOLDNET_SITE=build/site $(PYTEST) -m thorough --hypothesis-profile ci
+	MANIFOLDNET_SITE=build/site $(PYTEST) -m thorough --hypothesis-profile $(EXAMPLES)
 
 .PHONY: laws
 laws: $(INSTALLED) ## each law on more examples
