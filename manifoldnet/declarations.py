@@ -105,7 +105,8 @@ def undeclare(module: nn.Module, name: str) -> None:
         ]
         raise ValueError(f"{name} is not declared here (declared: {', '.join(known) or 'none'})")
     if parameter is not None and of_geoopt:
-        # As a plain Parameter no optimizer will take it for a point of the manifold.
+        # As a plain Parameter no optimizer will take it for a point of the manifold. The attribute is
+        # one of geoopt's class, which carries no types.
         del parameter.manifold  # type: ignore[attr-defined]
         parameter.__class__ = nn.Parameter
     for record, key in found:
@@ -394,7 +395,8 @@ def load_state_dict(
     incoming = _Incoming(project, assign)
     if not any(_converts(module) for module in model.modules()):
         checked: dict[str, Any] = OrderedDict(state)
-        if hasattr(state, "_metadata"):  # torch keeps the modules' versions there
+        # torch keeps the modules' versions in an attribute of the dictionary, which has no type.
+        if hasattr(state, "_metadata"):
             checked._metadata = state._metadata  # type: ignore[attr-defined]
         for name, (parameter, manifold) in declared.items():
             incoming.check(checked, name, parameter, manifold)

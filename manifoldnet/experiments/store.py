@@ -199,6 +199,7 @@ def pack(folder: Path, schema: Schema[C, E, R], sweep: Mapping[str, str] | None 
     path = folder / PACK
     with lock(folder):
         clean(folder)
+        read_all(folder, schema, exact=False)  # again: another process may have added some
         texts, before = _texts(folder)
         packed = _Packed(texts, dict(sweep or before.sweep))
         try:

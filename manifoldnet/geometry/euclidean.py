@@ -101,6 +101,7 @@ class Euclidean(Manifold):
         seed: int | None = 42,
     ) -> Tensor:
         """Zero, whatever the `seed`; the other arguments are those of `torch.zeros`."""
+        # Numbers or one tuple, as in torch, whose types have an overload for each.
         return torch.zeros(*size, dtype=dtype, device=device)  # type: ignore[arg-type]
 
 

@@ -117,6 +117,7 @@ class GeooptView(geoopt.manifolds.base.Manifold):  # type: ignore[misc]
         **options: Any,
     ) -> Tensor:
         """Random points."""
+        # Numbers or one tuple; the type checker cannot tell from the condition.
         shape = tuple(torch.Size(size[0] if size and not isinstance(size[0], int) else size))  # type: ignore[arg-type]
         self._assert_check_shape(shape, "the size")
         count = torch.Size(shape[: len(shape) - self.ndim]).numel()

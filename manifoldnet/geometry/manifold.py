@@ -551,7 +551,11 @@ def from_spec(spec: Spec) -> Manifold:
         ValueError: if it lacks an entry of a spec, has a newer version, or describes a manifold
             whose class is not registered.
     """
-    if not isinstance(spec, dict) or not {"manifold", "version", "fields"} <= spec.keys():
+    if (
+        not isinstance(spec, dict)
+        or not {"manifold", "version", "fields"} <= spec.keys()
+        or not isinstance(spec["fields"], dict)
+    ):
         message = f"not the description of a manifold, as Manifold.spec gives it: {spec!r}"
         raise ValueError(message) if isinstance(spec, dict) else TypeError(message)
     if spec["version"] > SPEC_VERSION:

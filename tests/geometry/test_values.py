@@ -87,6 +87,7 @@ def test_names_of_retractions(cls):
         ({**Oblique().spec(), "version": 2}, "version 2.*install a newer"),
         ({**Oblique().spec(), "manifold": "Klein"}, "'Klein'"),
         ({**Oblique().spec(), "fields": {"dim": -1}}, "dim=-1"),
+        ({**Oblique().spec(), "fields": None}, "not the description of a manifold"),
         ({"manifold": "Oblique"}, "the description"),
     ],
 )

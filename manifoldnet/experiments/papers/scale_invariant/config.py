@@ -100,6 +100,7 @@ class StageConfig(Configuration):
     lr: float = field(0.1, above=0)
     embedding_dim: int | None = field(None, at_least=1)
     spheres: bool = False
+    # Ruff does not know that the alias of a Literal is an immutable type.
     simplex: Simplex = field("regular", choices=("regular", "standard"))  # noqa: RUF009
     batch_size: int = field(100, at_least=1)
     epochs: int = field(10, at_least=1)
