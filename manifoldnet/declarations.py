@@ -105,8 +105,8 @@ def undeclare(module: nn.Module, name: str) -> None:
         ]
         raise ValueError(f"{name} is not declared here (declared: {', '.join(known) or 'none'})")
     if parameter is not None and of_geoopt:
-        # As a plain Parameter no optimizer will take it for a point of the manifold. The attribute is
-        # one of geoopt's class, which carries no types.
+        # As a plain Parameter no optimizer will take it for a point of the manifold. The attribute
+        # is of geoopt's class, which carries no types.
         del parameter.manifold  # type: ignore[attr-defined]
         parameter.__class__ = nn.Parameter
     for record, key in found:
