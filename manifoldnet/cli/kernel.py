@@ -24,7 +24,7 @@ def add_kernel(commands: Any) -> None:
 
 def _build(arguments: argparse.Namespace) -> None:
     from manifoldnet.experiments.errors import ExperimentError
-    from manifoldnet.optim.native.build import KernelError, build
+    from manifoldnet.optim.backends.cpp.build import KernelError, build
 
     try:
         print(build(force=arguments.force))

@@ -2,7 +2,7 @@
 
 from manifoldnet.optim.adam import RiemannianAdam
 from manifoldnet.optim.bold_driver import BoldDriver
-from manifoldnet.optim.growth import NormGrowthWarning, ZeroSliceWarning
+from manifoldnet.optim.overflow import NormGrowthWarning, ZeroSliceWarning
 from manifoldnet.optim.sgd import RiemannianSGD
 
 __all__ = [

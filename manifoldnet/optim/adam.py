@@ -26,16 +26,16 @@ from torch import Tensor
 from torch.optim import adam as torch_adam
 
 from manifoldnet.geometry import Manifold, slices
-from manifoldnet.optim.checks import check_number
-from manifoldnet.optim.memory import Entry, scalar_dtype
-from manifoldnet.optim.motion import Motion
-from manifoldnet.optim.riemannian import (
+from manifoldnet.optim.base import (
     Declared,
     PlainCall,
     RiemannianOptimizer,
     plain_tensors,
 )
-from manifoldnet.optim.work import Rates, Work
+from manifoldnet.optim.checks import check_number
+from manifoldnet.optim.memory import Entry, scalar_dtype
+from manifoldnet.optim.motion import Motion
+from manifoldnet.optim.step import HyperParameters, StepInput
 
 __all__ = ["RiemannianAdam"]
 
@@ -227,7 +227,7 @@ class RiemannianAdam(RiemannianOptimizer):
             slice_scale=group["slice_scale"],
         )
 
-    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
+    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
         for p, manifold, _ in declared:
             state = self.state[p]
             if not state:
@@ -237,18 +237,19 @@ class RiemannianAdam(RiemannianOptimizer):
         states = [self.state[p] for p, _, _ in declared]
         torch._foreach_add_([state["step"] for state in states], 1)
         works = []
-        for (p, _, kind), state in zip(declared, states, strict=True):
-            assert kind is not None  # so chosen by _step_declared
+        for (p, _, geometry), state in zip(declared, states, strict=True):
+            assert geometry is not None  # so chosen by _step_declared
             top = state["max_exp_avg_sq"] if group["amsgrad"] else None
             unbias = _unbias(state["step"], group["betas"], group["capturable"])
-            v, s = state["exp_avg"], state["exp_avg_sq"]
+            b, s = state["exp_avg"], state["exp_avg_sq"]
             x, grad = self._memory_of(p), self._gradient(p)
-            works.append(Work(x, grad, kind, v, False, s, top, unbias))
+            share = s.numel() / x.numel() if group["slice_scale"] == "rms" else 1.0
+            works.append(StepInput(x, grad, geometry, b, False, s, top, unbias, share))
         return works
 
-    def _rates(self, group: dict[str, Any]) -> Rates:
+    def _hyper(self, group: dict[str, Any]) -> HyperParameters:
         beta1, beta2 = group["betas"]
-        return Rates(
+        return HyperParameters(
             lr=group["lr"],
             sign=-1.0 if group["maximize"] else 1.0,
             keep=beta1,
@@ -256,7 +257,6 @@ class RiemannianAdam(RiemannianOptimizer):
             beta2=beta2,
             eps=group["eps"],
             amsgrad=group["amsgrad"],
-            rms=group["slice_scale"] == "rms",
         )
 
     def _adopt(

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Manifold, Slices, slices
-from manifoldnet.optim import native
-from manifoldnet.optim.kind import Kind, kind_of
+from manifoldnet.optim.backends import cpp
+from manifoldnet.optim.step import SliceGeometry, slice_geometry
 
 __all__ = [
     "Entries",
@@ -79,12 +79,12 @@ class Expected(NamedTuple):
     per_slice: Form
     plain: bool
     dense: bool
-    layout: native.Layout | None = None
+    layout: cpp.Layout | None = None
 
 
 def expected(p: Tensor, manifold: Manifold | None) -> Expected:
     """The forms for a weight; for an undeclared one (None) those of torch."""
-    kind = None if manifold is None else kind_of(manifold)
+    kind = None if manifold is None else slice_geometry(manifold)
     if kind is not None:
         return expected_on(p, kind)
     if manifold is None:
@@ -95,12 +95,12 @@ def expected(p: Tensor, manifold: Manifold | None) -> Expected:
     return _expected(p, point.dtype, shape)
 
 
-def expected_on(p: Tensor, kind: Kind) -> Expected:
+def expected_on(p: Tensor, kind: SliceGeometry) -> Expected:
     """The forms for a weight on one of the manifolds that the fast paths know."""
     over = Slices(kind.dim).over(p.ndim)
     shape = torch.Size(1 if d in over else n for d, n in enumerate(p.shape))
     want = _expected(p, slices.promote(p.detach())[0].dtype, shape)
-    return want._replace(layout=native.layout(p, kind)) if want.dense else want
+    return want._replace(layout=cpp.layout(p, kind)) if want.dense else want
 
 
 def _expected(p: Tensor, dtype: torch.dtype, per_slice: torch.Size) -> Expected:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manifoldnet.geometry import Manifold, Slices
 from manifoldnet.geometry.slices import promote
-from manifoldnet.optim.kind import Kind
+from manifoldnet.optim.step import SliceGeometry
 
 __all__ = ["Motion"]
 
@@ -29,21 +29,20 @@ class Motion:
     Args:
         x: the weight, detached; it is changed in place by `move`.
         manifold: where it lives.
-        kind: what the fast paths know of that; None for manifolds whose zero slices are their own
-            matter.
+        geometry: of its slices; None for manifolds whose zero slices are their own matter.
     """
 
-    def __init__(self, x: Tensor, manifold: Manifold, kind: Kind | None) -> None:
+    def __init__(self, x: Tensor, manifold: Manifold, geometry: SliceGeometry | None) -> None:
         (self.point,) = promote(x)
         self.manifold = manifold
         self._x = x
         # Manifolds made of others have no slices of their own: a whole step is zero or not.
         self._slices: Slices = getattr(manifold, "slices", Slices(None))
-        self._sphere = kind is not None and kind.radius is not None
+        self._sphere = geometry is not None and geometry.radius is not None
         #: Whether a slice is known to be zero: only a processor is asked.
         self.any_zero = False
         self._zero: Tensor | None = None
-        if kind is not None:
+        if geometry is not None:
             # As in the metric: what is too small to be squared counts as zero.
             zero = manifold.slices.inner(self.point, self.point) == 0
             asked = x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -10,8 +10,8 @@ For a declared weight x with buffer b, both tangent at every step:
 Without momentum, under the additive scaled metric it is the paper's update (7), on the oblique
 manifold (9) of [badrinarayanan2015symmetry]; convergence: [bonnabel2013stochastic]. Undeclared
 parameters go to `torch.optim.sgd.sgd`. The single-tensor path below is the specification; the same
-step is taken in fewer passes by `manifoldnet.optim.plane`, and by a compiled kernel in
-`manifoldnet.optim.native`.
+step is taken in fewer passes by `manifoldnet.optim.backends.torch_ops`, and by a compiled kernel in
+`manifoldnet.optim.backends.cpp`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from torch import Tensor
 from torch.optim import sgd as torch_sgd
 
 from manifoldnet.geometry import Manifold, slices
-from manifoldnet.optim.checks import check_number
-from manifoldnet.optim.memory import Entry
-from manifoldnet.optim.motion import Motion
-from manifoldnet.optim.riemannian import (
+from manifoldnet.optim.base import (
     Declared,
     PlainCall,
     RiemannianOptimizer,
     plain_tensors,
 )
-from manifoldnet.optim.work import Rates, Work
+from manifoldnet.optim.checks import check_number
+from manifoldnet.optim.memory import Entry
+from manifoldnet.optim.motion import Motion
+from manifoldnet.optim.step import HyperParameters, StepInput
 
 __all__ = ["RiemannianSGD"]
 
@@ -54,11 +54,12 @@ class RiemannianSGD(RiemannianOptimizer):
         nesterov: Nesterov momentum; needs a momentum and no dampening.
         maximize: ascend.
         foreach: False takes the formulas as they are written, tensor by tensor; None and True take
-            declared weights in few passes (`manifoldnet.optim.plane`), and others as torch does.
+            declared weights in few sweeps (`manifoldnet.optim.backends.torch_ops`), and others as
+            torch does.
         differentiable: refused; a step is taken without a graph.
         fused: True takes a kernel that is compiled at first use, in seconds, for declared float32
-            and float64 weights on a processor (`manifoldnet.optim.native`), and torch's own for
-            the others.
+            and float64 weights on a processor (`manifoldnet.optim.backends.cpp`), and torch's own
+            for the others.
         error_if_nonfinite: refuse to step, naming the parameter, when a gradient is NaN or
             infinite (a synchronization with the device in every step); otherwise as torch does.
 
@@ -166,29 +167,29 @@ class RiemannianSGD(RiemannianOptimizer):
             maximize=group["maximize"],
         )
 
-    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
+    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
         works = []
-        for p, _, kind in declared:
-            assert kind is not None  # so chosen by _step_declared
+        for p, _, geometry in declared:
+            assert geometry is not None  # so chosen by _step_declared
             x, grad = self._memory_of(p), self._gradient(p)
             if group["momentum"] == 0:
-                works.append(Work(x, grad, kind))
+                works.append(StepInput(x, grad, geometry))
                 continue
             buffer = self.state[p].get("momentum_buffer")
             first = buffer is None
             if first:
                 (point,) = slices.promote(x)
                 buffer = torch.empty_like(point, memory_format=torch.preserve_format)
-            works.append(Work(x, grad, kind, buffer, first))
+            works.append(StepInput(x, grad, geometry, buffer, first))
         return works
 
-    def _keep_buffers(self, declared: list[Declared], works: list[Work]) -> None:
+    def _keep_buffers(self, declared: list[Declared], works: list[StepInput]) -> None:
         for (p, _, _), work in zip(declared, works, strict=True):
             if work.first:
-                self.state[p]["momentum_buffer"] = work.v
+                self.state[p]["momentum_buffer"] = work.b
 
-    def _rates(self, group: dict[str, Any]) -> Rates:
-        return Rates(
+    def _hyper(self, group: dict[str, Any]) -> HyperParameters:
+        return HyperParameters(
             lr=group["lr"],
             sign=-1.0 if group["maximize"] else 1.0,
             keep=group["momentum"],

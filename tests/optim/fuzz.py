@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 import manifoldnet as mn
-from manifoldnet.optim import traced
+from manifoldnet.optim.backends import compiled
 
 PATHS: dict[str, dict[str, Any]] = {
     "specification": {"foreach": False},
     "few passes": {},
     "kernel": {"fused": True},
-    "traced": {},
+    "compiled": {},
 }
 LIMIT = 64.0
 Array = np.ndarray[Any, np.dtype[np.longdouble]]
@@ -271,7 +271,7 @@ def _reform(config: Configuration, state: dict[str, Any]) -> None:
 
 def _take(optimizer: Any, path: str) -> None:
     """One step; that of a graph by the operator that the graph calls."""
-    if path != "traced":
+    if path != "compiled":
         optimizer.step()
         return
     group = optimizer.param_groups[0]
@@ -280,7 +280,7 @@ def _take(optimizer: Any, path: str) -> None:
         optimizer._check(works)
         declared = works[0][2]
         made = optimizer._works(group, declared)
-        traced.step(made, optimizer._rates(group), fused=True)
+        compiled.step(made, optimizer._hyper(group), fused=True)
         optimizer._keep_buffers(declared, made)
 
 
@@ -368,7 +368,7 @@ def search(first: int, count: int) -> tuple[Counter[str], list[str]]:
     for seed in range(first, first + count):
         config = Configuration(seed)
         for path in PATHS:
-            if path == "traced" and config.options.nesterov:
+            if path == "compiled" and config.options.nesterov:
                 continue  # takes the specification inside a graph
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)

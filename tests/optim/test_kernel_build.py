@@ -22,8 +22,8 @@ import pytest
 
 from manifoldnet.cache import cache_folder
 from manifoldnet.cli import main
-from manifoldnet.optim.native import build as kernel
-from manifoldnet.optim.native.build import KernelError, build
+from manifoldnet.optim.backends.cpp import build as kernel
+from manifoldnet.optim.backends.cpp.build import KernelError, build
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="compilers are shell scripts here")
 as_root = pytest.mark.skipif(
@@ -239,7 +239,7 @@ def test_a_step_waits_for_a_compiler_a_minute_at_most() -> None:
     assert kernel._IN_STEP <= 60
 
 
-_BUILD = "from manifoldnet.optim.native.build import build; print(build())"
+_BUILD = "from manifoldnet.optim.backends.cpp.build import build; print(build())"
 
 
 @pytest.mark.thorough

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import manifoldnet as mn
-from manifoldnet.optim import native
-from manifoldnet.optim.kind import kind_of
+from manifoldnet.optim.backends import cpp
+from manifoldnet.optim.step import slice_geometry
 
 PATHS: dict[str, dict[str, bool]] = {"few passes": {}, "kernel": {"fused": True}}
 SPECIFICATION = {"foreach": False}
@@ -39,7 +39,7 @@ each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.fixture(scope="module", autouse=True)
 def _a_kernel_there_is() -> None:
     """Without it its tests would hold one other path against another."""
-    assert native.there()
+    assert cpp.there()
 
 
 def _layer(manifold: mn.Manifold, x: Tensor) -> nn.Module:
@@ -393,7 +393,7 @@ def test_the_kernel_warns_of_growing_norms() -> None:
 
 def test_all_but_euclidean_manifolds_have_fast_paths() -> None:
     for manifold, _ in MANIFOLDS:
-        assert (kind_of(manifold) is None) is isinstance(manifold, mn.Euclidean)
+        assert (slice_geometry(manifold) is None) is isinstance(manifold, mn.Euclidean)
 
 
 def test_mixed_parts_take_the_reference_step() -> None:
@@ -410,8 +410,8 @@ def test_mixed_parts_take_the_reference_step() -> None:
             return {}
 
     columns, larger = mn.Oblique(1), mn.Oblique(radius=2.0)
-    assert kind_of(Mixed()) is not None
+    assert slice_geometry(Mixed()) is not None
     for part in ("metric", "projection", "geodesics"):
-        assert kind_of(Mixed(**{part: getattr(columns, part)})) is None, part
+        assert slice_geometry(Mixed(**{part: getattr(columns, part)})) is None, part
     for part in ("projection", "geodesics"):
-        assert kind_of(Mixed(**{part: getattr(larger, part)})) is None, part
+        assert slice_geometry(Mixed(**{part: getattr(larger, part)})) is None, part

@@ -79,10 +79,10 @@ def test_the_kernel_is_called_once(
     make: Any, options: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    from manifoldnet.optim import native
+    from manifoldnet.optim.backends import cpp
 
-    inner = native.step
-    monkeypatch.setattr(native, "step", lambda *a: calls.append(1) or inner(*a))
+    inner = cpp.step
+    monkeypatch.setattr(cpp, "step", lambda *a: calls.append(1) or inner(*a))
     counter = _count(50, (64, 64), make, fused=True, **options)
     assert len(calls) == 2  # one a step
     assert counter.calls <= 2 * 50 + 10  # a view of each weight; a step count of each

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry.slices import Dim
-from manifoldnet.optim.kind import Kind
-from manifoldnet.optim.native.build import library
-from manifoldnet.optim.work import Rates, Work
+from manifoldnet.optim.backends.cpp.build import library
+from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput
 
 __all__ = ["layout", "step", "there"]
 
 # The kernel's structures, field for field.
 _OPTIONS = struct.Struct("=6i10d")
-_WAYS = {"projective": 0, "geodesic": 1, "additive": 2}
+_RETRACTIONS = {"projective": 0, "geodesic": 1, "additive": 2}
 Layout = tuple[int, int, int]
 _NAMES = {torch.float32: "step_float", torch.float64: "step_double"}
 
@@ -36,15 +35,15 @@ def there() -> bool:
     return library() is not None
 
 
-def layout(p: Tensor, kind: Kind) -> Layout | None:
+def layout(p: Tensor, geometry: SliceGeometry) -> Layout | None:
     """The order of memory of a weight; None if the kernel cannot step weights in it."""
     if p.dtype not in _NAMES or p.device.type != "cpu":
         return None
-    return _layout(p.shape, p.stride(), kind.dim)
+    return _layout(p.shape, p.stride(), geometry.dim)
 
 
 def step(
-    works: Sequence[Work], rates: Rates, layouts: Sequence[Layout]
+    works: Sequence[StepInput], hyper: HyperParameters, layouts: Sequence[Layout]
 ) -> list[tuple[float, float]]:
     """Step weights in place.
 
@@ -53,7 +52,7 @@ def step(
 
     Args:
         works: weights that have a `layout`.
-        rates: of all of them.
+        hyper: of all of them.
         layouts: theirs.
 
     Returns:
@@ -64,18 +63,19 @@ def step(
         return [
             square
             for work, layout in zip(works, layouts, strict=True)
-            for square in step([work], rates, [layout])
+            for square in step([work], hyper, [layout])
         ]
     options: list[bytes] = []
     numbers: list[int] = []
     like = None  # most weights of a group have the same options
-    for (x, g, kind, v, first, s, top, unbias), layout in zip(works, layouts, strict=True):
-        share = s.numel() / x.numel() if s is not None and rates.rms else 1.0
-        if like != (kind, first, unbias, share):
-            like = kind, first, unbias, share
-            packed = _packed(kind, first, unbias, share, rates)
+    for (x, g, geometry, b, first, s, top, unbias, share), layout in zip(
+        works, layouts, strict=True
+    ):
+        if like != (geometry, first, unbias, share):
+            like = geometry, first, unbias, share
+            packed = _packed(geometry, first, unbias, share, hyper)
         options.append(packed)
-        numbers += (x.data_ptr(), g.data_ptr(), _address(v), _address(s), _address(top), *layout)
+        numbers += (x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(top), *layout)
     addresses = array.array("q", numbers)
     squares = array.array("d", bytes(16 * len(works)))
     getattr(library(), _NAMES[dtype])(
@@ -91,12 +91,18 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _packed(kind: Kind, first: bool, unbias: tuple[Any, Any], share: float, rates: Rates) -> bytes:
+def _packed(
+    geometry: SliceGeometry,
+    first: bool,
+    unbias: tuple[Any, Any],
+    share: float,
+    hyper: HyperParameters,
+) -> bytes:
     return _OPTIONS.pack(
-        *(kind.radius is None, _WAYS[kind.way], rates.beta2 is not None),
-        *(rates.nesterov, rates.amsgrad, first),
-        *(kind.radius or 0.0, rates.lr, rates.sign, rates.keep, rates.fresh),
-        *(rates.beta2 or 0.0, rates.eps, *unbias, share),
+        *(geometry.radius is None, _RETRACTIONS[geometry.retraction], hyper.beta2 is not None),
+        *(hyper.nesterov, hyper.amsgrad, first),
+        *(geometry.radius or 0.0, hyper.lr, hyper.sign, hyper.keep, hyper.fresh),
+        *(hyper.beta2 or 0.0, hyper.eps, *unbias, share),
     )
 
 

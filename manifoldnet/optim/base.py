@@ -25,26 +25,26 @@ from torch.optim import Optimizer
 
 from manifoldnet import registry
 from manifoldnet.geometry import Euclidean, Manifold, slices
-from manifoldnet.optim import checkpoint, memory, native, plane, traced
+from manifoldnet.optim import checkpoint, memory
+from manifoldnet.optim.backends import compiled, cpp, torch_ops
 from manifoldnet.optim.checks import check_point, refuse_nonfinite, users_level
-from manifoldnet.optim.growth import (
+from manifoldnet.optim.memory import Entry, Expected
+from manifoldnet.optim.motion import Motion
+from manifoldnet.optim.overflow import (
     NormGrowthWarning,
     ZeroSliceWarning,
     growing,
     overflowing,
     zero_slices,
 )
-from manifoldnet.optim.kind import Kind, kind_of
-from manifoldnet.optim.memory import Entry, Expected
-from manifoldnet.optim.motion import Motion
-from manifoldnet.optim.work import Rates, Work
+from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput, slice_geometry
 
 __all__ = ["RiemannianOptimizer"]
 
 
 # A weight, its manifold, and what the fast paths know of that. Not a named tuple: Dynamo (2.13)
 # cannot guard one.
-Declared = tuple[Tensor, Manifold | None, Kind | None]
+Declared = tuple[Tensor, Manifold | None, SliceGeometry | None]
 
 # A group with its undeclared parameters and declared weights that have gradients.
 StepWork = tuple[dict[str, Any], list[Tensor], list[Declared]]
@@ -219,8 +219,8 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _entry_at(self, group: dict[str, Any], place: int) -> Declared:
         number = next(i for i, g in enumerate(self.param_groups) if g is group)
-        p, manifold, kind = self._places[number][place]
-        return p, manifold, kind
+        p, manifold, geometry = self._places[number][place]
+        return p, manifold, geometry
 
     def _resolve(self) -> None:
         """Look all manifolds up again; RuntimeError if a declaration has changed."""
@@ -316,7 +316,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         for number, (group, _, declared) in enumerate(works):
             self._check_group(number, group, bool(declared))
             if declared and group["fused"]:
-                native.there()  # it may have to be compiled, and warns if it cannot
+                cpp.there()  # it may have to be compiled, and warns if it cannot
         if not self._verified:
             self._verify(works)
         for group, _, _ in works:
@@ -463,39 +463,39 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _step_declared(self, group: dict[str, Any], declared: list[Declared]) -> None:
         """Step declared weights, each by the fastest path that supports it and is allowed."""
         if torch.compiler.is_compiling():
-            self._step_traced(group, declared)
+            self._step_compiled(group, declared)
             return
         by_kernel: list[Declared] = []
-        layouts: list[native.Layout] = []
-        by_plane: list[Declared] = []
+        layouts: list[cpp.Layout] = []
+        by_torch: list[Declared] = []
         alarming: list[Declared] = []  # that a warning may be due for
-        fast = group["foreach"] is not False and not group.get("nesterov")
-        fused = group["fused"] and native.there()
+        fast = group["foreach"] is not False
+        fused = group["fused"] and cpp.there()
         scheduled = self._steps <= 128 or self._steps % 100 == 0
         for entry in declared:
-            p, manifold, kind = entry
+            p, manifold, geometry = entry
             want = self._expected[id(p)]
             if fused and want.layout is not None:
                 by_kernel.append(entry)
                 layouts.append(want.layout)
                 continue
             if not want.plain:
-                kind = None
-            if kind is not None and fast:
-                by_plane.append(entry)
+                geometry = None
+            if geometry is not None and fast:
+                by_torch.append(entry)
             elif self._step_alone(group, entry):
                 alarming.append(entry)
             grows = manifold is not None and manifold.scale_invariant
             if scheduled and (grows or (self._steps % 100 == 0 and p.device.type != "cpu")):
                 alarming.append(entry)
-        if by_plane:
-            works = self._works(group, by_plane)
-            zero = plane.step(works, self._rates(group))
-            self._keep_buffers(by_plane, works)
-            alarming += [entry for entry, found in zip(by_plane, zero, strict=True) if found]
+        if by_torch:
+            works = self._works(group, by_torch)
+            zero = torch_ops.step(works, self._hyper(group))
+            self._keep_buffers(by_torch, works)
+            alarming += [entry for entry, found in zip(by_torch, zero, strict=True) if found]
         if by_kernel:
             works = self._works(group, by_kernel)
-            squares = native.step(works, self._rates(group), layouts)
+            squares = cpp.step(works, self._hyper(group), layouts)
             self._keep_buffers(by_kernel, works)
             alarming += [
                 entry
@@ -504,28 +504,28 @@ class RiemannianOptimizer(Optimizer, ABC):
             ]
         self._alarming += [(group, entry) for entry in alarming]
 
-    def _step_traced(self, group: dict[str, Any], declared: list[Declared]) -> None:
+    def _step_compiled(self, group: dict[str, Any], declared: list[Declared]) -> None:
         """Step declared weights inside a graph, without reading values."""
         known = []
         for entry in declared:
-            _, _, kind = entry
-            if kind is not None and not group.get("nesterov"):
+            _, _, geometry = entry
+            if geometry is not None:
                 known.append(entry)
             else:
                 self._step_alone(group, entry)
         if known:
             works = self._works(group, known)
-            traced.step(works, self._rates(group), bool(group["fused"]))
+            compiled.step(works, self._hyper(group), bool(group["fused"]))
             self._keep_buffers(known, works)
 
     def _step_alone(self, group: dict[str, Any], entry: Declared) -> bool:
         """Step one weight by the formulas; return whether a slice is known to be zero."""
-        p, manifold, kind = entry
+        p, manifold, geometry = entry
         assert manifold is not None  # so chosen by _split
         assert p.grad is not None
         # Under `detach` a ManifoldParameter is an ordinary tensor on the same memory.
         x = p.detach()
-        motion = Motion(x, manifold, kind)
+        motion = Motion(x, manifold, geometry)
         state = self.state.get(p, {})
         self._step_reference(group, motion, p.grad, state)
         if state:
@@ -539,14 +539,14 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Step one declared weight, in place, by the reference formulas."""
 
     @abstractmethod
-    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[Work]:
+    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
         """The input of the fast paths, with new buffers where there are none."""
 
-    def _keep_buffers(self, declared: list[Declared], works: list[Work]) -> None:
+    def _keep_buffers(self, declared: list[Declared], works: list[StepInput]) -> None:
         """Put new buffers into the state, once a step has given them values."""
 
     @abstractmethod
-    def _rates(self, group: dict[str, Any]) -> Rates:
+    def _hyper(self, group: dict[str, Any]) -> HyperParameters:
         """The hyperparameters of a group, for the fast paths."""
 
     def _verify(self, works: list[StepWork]) -> None:
@@ -562,11 +562,11 @@ class RiemannianOptimizer(Optimizer, ABC):
 
         After the step, since a warning may be an error.
         """
-        for group, (p, manifold, kind) in self._alarming:
+        for group, (p, manifold, geometry) in self._alarming:
             assert manifold is not None  # so chosen by _split
             found: list[tuple[type[UserWarning], str | None]] = [
                 (NormGrowthWarning, overflowing(p, manifold)),
-                (ZeroSliceWarning, zero_slices(p, manifold) if kind is not None else None),
+                (ZeroSliceWarning, zero_slices(p, manifold) if geometry is not None else None),
             ]
             for category, trouble in found:
                 if trouble is None:
@@ -679,7 +679,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
 
 def _declared(p: Tensor, manifold: Manifold | None) -> Declared:
-    return p, manifold, (None if manifold is None else kind_of(manifold))
+    return p, manifold, (None if manifold is None else slice_geometry(manifold))
 
 
 def _manifold(p: Tensor) -> Manifold | None:

@@ -1,0 +1,1 @@
+"""Implementations of a step, each as products and update of slices."""

@@ -1,0 +1,363 @@
+"""Steps by operators of torch, on any device: small weights of one shape stacked, few sweeps.
+
+On a processor a large weight goes in blocks that stay in its cache, one operator after the other:
+whole slices, products to update, where a block holds them; else the products of all blocks first.
+Elsewhere a weight is one block. Values are read on a processor only: ordinary slices take the short
+way through the formulas, and where something cancels, tangent parts are formed and measured, in
+double precision, and the weight is measured once more after its step. An accelerator does the
+latter always, in the weight's own type, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from manifoldnet.geometry import Slices
+from manifoldnet.geometry.slices import computed_in
+from manifoldnet.optim.step import (
+    Coefficients,
+    Gram,
+    HyperParameters,
+    StepInput,
+    coefficients,
+    is_zero,
+)
+
+__all__ = ["Batch", "advance", "gram", "step", "update"]
+
+# Numbers of a block; some blocks of this size fit into the cache of a processor.
+_BLOCK = 1 << 18
+# Numbers of a weight that is worth being copied to be stepped together with others.
+_SMALL = 1 << 14
+
+# Numbers of a slice whose norm torch sums well enough; `sum` adds pairwise, `vector_norm` in a row.
+_SHORT = 1 << 13
+
+Over = tuple[int, ...]
+Sum = Callable[[list[Tensor]], list[Tensor]]
+
+
+class Piece(NamedTuple):
+    """A piece of a weight, its gradient and its buffer, with two scratch tensors if it has any."""
+
+    x: Tensor
+    g: Tensor
+    b: Tensor | None
+    near: Tensor | None = None
+    far: Tensor | None = None
+
+
+class Batch(NamedTuple):
+    """Slices that are stepped at once: of one weight, of stacked ones, or of one block.
+
+    Attributes:
+        work: the geometry, and what is one number per slice.
+        over: the dimensions that a slice extends over.
+        pieces: of the slices, whose products add up.
+    """
+
+    work: StepInput
+    over: Over
+    pieces: Sequence[Piece]
+
+
+def step(works: Sequence[StepInput], hyper: HyperParameters) -> list[bool]:
+    """Step weights in place.
+
+    Returns:
+        For each weight, whether it may have a zero slice; only processors are asked.
+    """
+    zero = [False] * len(works)
+    for places in _alike(works):
+        chosen = [works[place] for place in places]
+        if len(chosen) == 1:
+            batches = batches_of(chosen[0])
+            found = max([advance([batch], hyper)[0] for batch in batches])
+        else:
+            found = _step_together(chosen, hyper)
+        for place in places:
+            zero[place] = found
+    return zero
+
+
+def advance(batches: Sequence[Batch], hyper: HyperParameters, add: Sum | None = None) -> list[bool]:
+    """Step batches in place: products, coefficients, update.
+
+    Args:
+        batches: to step, all of one device.
+        hyper: the numbers of their group.
+        add: adds up products that slices have in other places, all at once.
+
+    Returns:
+        For each batch, whether it may have a zero slice; only processors are asked.
+    """
+    grams = _added([gram(batch, hyper) for batch in batches], add)
+    asked = _may_ask(grams[0].xx)
+    zero = [False] * len(batches)
+    careful = []
+    for place, found in enumerate(grams):
+        if not asked:
+            careful.append(place)
+        elif bool(found.cancelled().any()):
+            careful.append(place)
+            zero[place] = bool((found.xx == 0).any())
+    bent = [p for p in careful if batches[p].work.geometry.retraction != "additive"]
+    if bent:
+        exact = [gram(batches[p], hyper, grams[p]) for p in bent]
+        for p, found in zip(bent, _added(exact, add), strict=True):
+            grams[p] = grams[p].refined(found)
+    found_ = []
+    for place, (batch, found) in enumerate(zip(batches, grams, strict=True)):
+        regular = place not in careful
+        found_.append(coefficients(found, batch.work, hyper, regular=regular))
+        update(batch, found_[-1], careful=not regular)
+    rounded = [p for p in bent if _is_rounded(batches[p])]
+    if rounded:
+        _mend([batches[p] for p in rounded], [found_[p] for p in rounded], add)
+    return zero
+
+
+def batches_of(work: StepInput) -> Iterator[Batch]:
+    """The batches of one weight: its blocks, if whole slices lie in them."""
+    x, dim = work.x, work.geometry.dim
+    over = Slices(dim).over(x.ndim)
+    if x.numel() <= _BLOCK or not _may_ask(x):
+        yield Batch(work, over, [Piece(work.x, work.g, work.b)])
+        return
+    along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]))  # the slowest in memory
+    long = max(1, _BLOCK * x.shape[along] // x.numel())
+    # One place for what is computed on the way: memory that is asked for anew costs more than that.
+    like = torch.empty_like(x.narrow(along, 0, long), dtype=computed_in(x.dtype))
+    space = like, torch.empty_like(like)
+    parts = [_divided(t, along, long) for t in (work.x, work.g, work.b, work.s, work.top)]
+    pieces = [
+        Piece(x_, g, b, *(place.narrow(along, 0, x_.shape[along]) for place in space))
+        for x_, g, b in zip_longest(*parts[:3])
+    ]
+    if along != dim:
+        yield Batch(work, over, pieces)
+        return
+    for i, piece in enumerate(pieces):
+        s, top = (part[i] if part else None for part in parts[3:])
+        yield Batch(work._replace(s=s, top=top), over, [piece])
+
+
+def _alike(works: Sequence[StepInput]) -> Iterator[list[int]]:
+    """Small weights of equal type, shape and geometry; single weights otherwise.
+
+    On an accelerator no weight is too large: what counts is the number of launches.
+    """
+    groups: dict[object, list[int]] = {}
+    for place, work in enumerate(works):
+        x = work.x
+        if x.device.type == "cpu" and (x.numel() > _SMALL or torch.compiler.is_compiling()):
+            yield [place]
+            continue
+        unbias = tuple(map(_identity, work.unbias))
+        form = x.shape, x.stride(), x.dtype, x.device
+        groups.setdefault((*form, work.geometry, work.first, work.share, unbias), []).append(place)
+    yield from groups.values()
+
+
+def _identity(number: float | Tensor) -> object:
+    return id(number) if isinstance(number, Tensor) else number
+
+
+def _step_together(works: Sequence[StepInput], hyper: HyperParameters) -> bool:
+    first = works[0]
+    dim = first.geometry.dim
+    apart = {0} if dim is None else {0, int(dim) + 1}
+    over = tuple(d for d in range(first.x.ndim + 1) if d not in apart)
+
+    def stacked(name: str) -> Any:
+        tensors = [getattr(work, name) for work in works]
+        return None if tensors[0] is None else torch.stack(tensors)
+
+    x, g, b, s, top = map(stacked, ("x", "g", "b", "s", "top"))
+    batch = Batch(first._replace(x=x, g=g, b=b, s=s, top=top), over, [Piece(x, g, b)])
+    (zero,) = advance([batch], hyper)
+    for stack, name in ((x, "x"), (b, "b"), (s, "s"), (top, "top")):
+        if stack is not None:
+            torch._foreach_copy_([getattr(work, name) for work in works], list(stack.unbind()))
+    return zero
+
+
+def _divided(tensor: Tensor | None, along: int, long: int) -> Sequence[Tensor]:
+    return () if tensor is None else tensor.split(long, along)
+
+
+def _may_ask(x: Tensor) -> bool:
+    """Test whether values can be read without waiting: on a processor."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+# --- products ---------------------------------------------------------------------------------
+
+
+def gram(batch: Batch, hyper: HyperParameters, first: Gram | None = None) -> Gram:
+    """The inner products of slices that a step depends on.
+
+    Args:
+        batch: the slices.
+        hyper: the numbers of their group.
+        first: their products, to take what they have along x from the gradient and the buffer
+            before these are multiplied (`Gram.refined`).
+    """
+    names = batch.work.products(hyper)
+    along: dict[str, Tensor] = {}
+    if first is not None:
+        wide = _wide(first.xx)
+        along = {v: c.to(wide) for v, c in zip("gb", first.along(), strict=True) if c is not None}
+    sums = _sums(batch, names, along, first is not None)
+    products: dict[str, Any] = dict(zip(names, sums, strict=True))
+    return Gram(**products)
+
+
+def _sums(
+    batch: Batch, names: Sequence[str], along: dict[str, Tensor], careful: bool
+) -> Sequence[Tensor]:
+    found = [_products(piece, names, along, batch.over, careful) for piece in batch.pieces]
+    return (
+        found[0] if len(found) == 1 else [torch.stack(p).sum(0) for p in zip(*found, strict=True)]
+    )
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The type of careful arithmetic: double precision on a processor."""
+    return torch.float64 if _may_ask(x) else computed_in(x.dtype)
+
+
+def _products(
+    piece: Piece, names: Sequence[str], along: dict[str, Tensor], over: Over, careful: bool
+) -> list[Tensor]:
+    dtype = _wide(piece.x) if careful else computed_in(piece.x.dtype)
+    vectors = {"x": piece.x.to(dtype), "g": piece.g.to(dtype)}
+    if piece.b is not None:
+        vectors["b"] = piece.b.to(dtype)
+    x, scratch = vectors["x"], None if piece.far is None or piece.far.dtype != dtype else piece.far
+    parts = {v: torch.addcmul(vectors[v], a, x, value=-1) for v, a in along.items()}
+    found = []
+    for name in names:
+        first, second = tuple(name)
+        u, v = parts.get(first, vectors[first]), parts.get(second, vectors[second])
+        found.append(_squared(u, over, scratch) if u is v else _inner(u, v, over, scratch))
+    return found
+
+
+def _added(grams: list[Gram], add: Sum | None) -> list[Gram]:
+    """Products with those that slices have in other places."""
+    if add is None:
+        return grams
+    names = [
+        [name for name in gram._fields[:6] if getattr(gram, name) is not None] for gram in grams
+    ]
+    sums = iter(add([getattr(g, n) for g, own in zip(grams, names, strict=True) for n in own]))
+    added: list[dict[str, Any]] = [{name: next(sums) for name in own} for own in names]
+    return [g._replace(**own) for g, own in zip(grams, added, strict=True)]
+
+
+def _inner(u: Tensor, v: Tensor, over: Over, out: Tensor | None) -> Tensor:
+    product = torch.mul(u, v, out=out)
+    for run in _runs(over):  # torch's sum over dimensions on both sides of another is slow
+        product = product.sum(run, keepdim=True)
+    return product
+
+
+def _squared(x: Tensor, over: Over, out: Tensor | None) -> Tensor:
+    short = x.numel() <= _SHORT or math.prod(x.shape[d] for d in over) <= _SHORT
+    if short and len(_runs(over)) == 1 and over[-1] == x.ndim - 1 and x.is_contiguous():
+        return torch.linalg.vector_norm(x, 2, over, keepdim=True).square_()
+    return _inner(x, x, over, out)
+
+
+@cache
+def _runs(over: Over) -> tuple[Over, ...]:
+    """Dimensions in groups of neighbours."""
+    runs: list[list[int]] = []
+    for d in over:
+        if runs and runs[-1][-1] == d - 1:
+            runs[-1].append(d)
+        else:
+            runs.append([d])
+    return tuple(map(tuple, runs))
+
+
+# --- update -----------------------------------------------------------------------------------
+
+
+def update(batch: Batch, found: Coefficients, *, careful: bool = False) -> None:
+    """Write weights, buffers and second moments by the coefficients of their slices."""
+    for state, value in ((batch.work.s, found.s), (batch.work.top, found.top)):
+        if state is not None and value is not None:
+            state.copy_(value)
+    for piece in batch.pieces:
+        dtype = _wide(piece.x) if careful else computed_in(piece.x.dtype)
+        _write(piece, found, dtype)
+
+
+def _write(piece: Piece, found: Coefficients, dtype: torch.dtype) -> None:
+    x, g = piece.x.to(dtype), piece.g.to(dtype)
+    x1, x2, x3, b1, b2, b3 = (
+        value.to(dtype) if isinstance(value, Tensor) else value for value in found[:6]
+    )
+    if piece.b is None:
+        _put(piece.x, _combined([(x1, x), (x2, g)], x))
+        return
+    b = piece.b.to(dtype)
+    near = x if is_zero(b1) else _scratch(piece.near, dtype)  # b⁺ may need x as it is
+    end = _combined([(x1, x), (x2, g), (x3, b)], near)
+    _put(piece.b, _combined([(b3, b), (b2, g), (b1, x)], b))
+    _put(piece.x, end)
+
+
+def _combined(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None) -> Tensor:
+    """The sum of factors times vectors, written to `out`, which may be the first vector."""
+    total: Tensor | None = None
+    for factor, v in terms:
+        if is_zero(factor):
+            continue
+        if total is None and not isinstance(factor, Tensor) and factor == 1:
+            total = v
+        elif total is None:
+            total = torch.mul(v, factor, out=out)
+        elif isinstance(factor, Tensor):
+            total = torch.addcmul(total, v, factor, out=out)
+        else:
+            total = torch.add(total, v, alpha=factor, out=out)
+    return torch.zeros_like(terms[0][1]) if total is None else total
+
+
+def _is_rounded(batch: Batch) -> bool:
+    """Test for slices of a sphere that no wider type was there for."""
+    x = batch.pieces[0].x
+    return batch.work.geometry.radius is not None and _wide(x) == x.dtype
+
+
+def _put(place: Tensor, value: Tensor) -> None:
+    if value is not place:
+        place.copy_(value)
+
+
+def _scratch(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return tensor if tensor is not None and tensor.dtype == dtype else None
+
+
+def _mend(batches: Sequence[Batch], found: Sequence[Coefficients], add: Sum | None) -> None:
+    """Bring slices that moved back to their radius.
+
+    What a large gradient has along x cancels in x⁺, and leaves its rounding.
+    """
+    squares = [Gram(xx=_sums(batch, ("xx",), {}, True)[0]) for batch in batches]
+    for batch, own, measured in zip(batches, found, _added(squares, add), strict=True):
+        moved = (measured.xx > 0) & ((own.x1 != 1) | (own.x2 != 0) | (own.x3 != 0))
+        radius: Any = batch.work.geometry.radius
+        factor = torch.where(moved, radius / measured.xx.sqrt(), 1.0)
+        for piece in batch.pieces:
+            piece.x.mul_(factor)
