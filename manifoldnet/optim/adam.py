@@ -26,16 +26,12 @@ from torch import Tensor
 from torch.optim import adam as torch_adam
 
 from manifoldnet.geometry import Manifold, slices
-from manifoldnet.optim.base import (
-    Declared,
-    PlainCall,
-    RiemannianOptimizer,
-    plain_tensors,
-)
+from manifoldnet.optim import shards
+from manifoldnet.optim.base import Declared, Plain, PlainCall, RiemannianOptimizer
 from manifoldnet.optim.checks import check_number
 from manifoldnet.optim.memory import Entry, scalar_dtype
 from manifoldnet.optim.motion import Motion
-from manifoldnet.optim.step import HyperParameters, StepInput
+from manifoldnet.optim.step import HyperParameters, StepInput, slice_geometry
 
 __all__ = ["RiemannianAdam"]
 
@@ -170,25 +166,28 @@ class RiemannianAdam(RiemannianOptimizer):
                 "was changed"
             )
 
-    def _prepare_plain(self, group: dict[str, Any], plain: list[Tensor]) -> list[PlainCall]:
+    def _prepare_plain(self, group: dict[str, Any], plain: list[Plain]) -> list[PlainCall]:
         calls = []
         for fused, some in self._for_fused(group, plain):
             params: list[Tensor] = []
             grads: list[Tensor] = []
             state: tuple[list[Any], ...] = ([], [], [], [])
             is_complex = torch_adam.Adam._init_group(
-                cast(Any, self), {**group, "params": some, "fused": fused}, params, grads, *state
+                cast(Any, self),
+                {**group, "params": [weight.p for weight in some], "fused": fused},
+                params,
+                grads,
+                *state,
             )
-            if self._laid_out:
-                grads = [self._gradient(p) for p in params]
+            grads = [weight.grad for weight in some]
             calls.append(PlainCall(fused, params, grads, state, is_complex))
         return calls
 
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
-        fused, params, grads, (averages, squares, maxima, steps), is_complex = call
+        params, grads, (averages, squares, maxima, steps) = call.pieces()
         beta1, beta2 = group["betas"]
         torch_adam.adam(
-            list(plain_tensors(params)),
+            params,
             grads,
             averages,
             squares,
@@ -197,8 +196,8 @@ class RiemannianAdam(RiemannianOptimizer):
             foreach=group["foreach"],
             capturable=group["capturable"],
             differentiable=group["differentiable"],
-            fused=fused,
-            has_complex=is_complex,
+            fused=call.fused,
+            has_complex=call.special,
             decoupled_weight_decay=group["decoupled_weight_decay"],
             amsgrad=group["amsgrad"],
             beta1=beta1,
@@ -227,24 +226,23 @@ class RiemannianAdam(RiemannianOptimizer):
             slice_scale=group["slice_scale"],
         )
 
-    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
-        for p, manifold, _ in declared:
-            state = self.state[p]
+    def _inputs(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
+        states = [self.state[weight.p] for weight in declared]
+        for weight, state in zip(declared, states, strict=True):
             if not state:
-                assert manifold is not None  # so chosen by _split
-                (point,) = slices.promote(p.detach())
-                _begin(state, point, manifold, group["amsgrad"], group["capturable"])
-        states = [self.state[p] for p, _, _ in declared]
+                (point,) = slices.promote(weight.x)
+                _begin(state, point, weight.manifold, group["amsgrad"], group["capturable"])
         torch._foreach_add_([state["step"] for state in states], 1)
         works = []
-        for (p, _, geometry), state in zip(declared, states, strict=True):
-            assert geometry is not None  # so chosen by _step_declared
+        for weight, state in zip(declared, states, strict=True):
+            assert weight.geometry is not None  # so chosen by _step_declared
             top = state["max_exp_avg_sq"] if group["amsgrad"] else None
             unbias = _unbias(state["step"], group["betas"], group["capturable"])
             b, s = state["exp_avg"], state["exp_avg_sq"]
-            x, grad = self._memory_of(p), self._gradient(p)
+            x = weight.x
             share = s.numel() / x.numel() if group["slice_scale"] == "rms" else 1.0
-            works.append(StepInput(x, grad, geometry, b, False, s, top, unbias, share))
+            work = StepInput(x, weight.grad, weight.geometry, b, False, s, top, unbias, share)
+            works.append(work)
         return works
 
     def _hyper(self, group: dict[str, Any]) -> HyperParameters:
@@ -294,7 +292,11 @@ def _begin(
     device = x.device if capturable else "cpu"
     state["step"] = torch.zeros((), dtype=scalar_dtype(), device=device)
     state["exp_avg"] = torch.zeros_like(x, memory_format=torch.preserve_format)
-    state["exp_avg_sq"] = torch.zeros_like(manifold.component_inner(x, state["exp_avg"]))
+    geometry = slice_geometry(manifold)
+    if geometry is None:
+        state["exp_avg_sq"] = torch.zeros_like(manifold.component_inner(x, state["exp_avg"]))
+    else:
+        state["exp_avg_sq"] = shards.per_slice(x, geometry.dim)
     if amsgrad:
         state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from operator import itemgetter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -25,15 +25,15 @@ from torch.optim import Optimizer
 
 from manifoldnet import registry
 from manifoldnet.geometry import Euclidean, Manifold, slices
-from manifoldnet.optim import checkpoint, memory
-from manifoldnet.optim.backends import compiled, cpp, torch_ops
+from manifoldnet.optim import backends, checkpoint, memory, shards
+from manifoldnet.optim.backends import Layout, compiled, cpp
 from manifoldnet.optim.checks import check_point, refuse_nonfinite, users_level
 from manifoldnet.optim.memory import Entry, Expected
 from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.overflow import (
     NormGrowthWarning,
     ZeroSliceWarning,
-    growing,
+    alarming,
     overflowing,
     zero_slices,
 )
@@ -42,12 +42,56 @@ from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput, sl
 __all__ = ["RiemannianOptimizer"]
 
 
-# A weight, its manifold, and what the fast paths know of that. Not a named tuple: Dynamo (2.13)
-# cannot guard one.
-Declared = tuple[Tensor, Manifold | None, SliceGeometry | None]
+@dataclass(eq=False)
+class Plain:
+    """An undeclared parameter.
+
+    Attributes:
+        p: the parameter.
+        want: the forms of its gradient and state, once they were asked for.
+        copied: its gradient in the order of memory of the parameter, if that is a copy; for the
+            time of a step.
+    """
+
+    p: Tensor
+    want: Expected | None = None
+    copied: Tensor | None = None
+
+    @property
+    def grad(self) -> Tensor:
+        """The gradient as a step reads it."""
+        grad = self.p.grad if self.copied is None else self.copied
+        assert grad is not None  # no weight without one is stepped
+        return grad
+
+    @property
+    def strewn(self) -> bool:
+        """Whether its memory has holes."""
+        return self.want is not None and self.want.plain and not self.want.dense
+
+
+@dataclass(eq=False)
+class Declared(Plain):
+    """A declared weight.
+
+    Attributes:
+        manifold: where it lives.
+        geometry: of its slices; None for manifolds that only the reference step knows.
+        records: of its declaration. They outlive a model that is thrown away while it trains.
+    """
+
+    manifold: Manifold = field(kw_only=True)
+    geometry: SliceGeometry | None = None
+    records: tuple[registry.Declarations, ...] = ()
+
+    @property
+    def x(self) -> Tensor:
+        """The weight as an ordinary tensor on the same memory."""
+        return self.p if type(self.p) is torch.nn.Parameter else self.p.detach()
+
 
 # A group with its undeclared parameters and declared weights that have gradients.
-StepWork = tuple[dict[str, Any], list[Tensor], list[Declared]]
+StepWork = tuple[dict[str, Any], list[Plain], list[Declared]]
 
 
 class PlainCall(NamedTuple):
@@ -58,6 +102,13 @@ class PlainCall(NamedTuple):
     grads: list[Tensor]
     state: tuple[list[Any], ...]
     special: bool  # whether there is a sparse gradient (SGD) or a complex parameter (Adam)
+
+    def pieces(self) -> tuple[list[Tensor], list[Tensor], tuple[list[Any], ...]]:
+        """The tensors as torch's functions take them: no subclasses, and pieces of sharded ones."""
+        params = [p if type(p) is torch.nn.Parameter else p.detach() for p in self.params]
+        grads = [shards.local(g, like=p) for g, p in zip(self.grads, params, strict=True)]
+        state = tuple([t if t is None else shards.local(t) for t in some] for some in self.state)
+        return [shards.local(p) for p in params], grads, state
 
 
 _EMPTY: dict[str, Any] = {}
@@ -84,26 +135,18 @@ class RiemannianOptimizer(Optimizer, ABC):
         super().__init__(params, defaults)
 
     def _reset(self) -> None:
-        # Not by weak reference: torch swaps no tensor that has one (swap_module_params).
-        self._cache: dict[int, Declared] = {}
-        self._places: list[list[Declared]] = []
+        # What is known of the parameters of each group, in their order. Not by weak reference:
+        # torch swaps no tensor that has one (swap_module_params).
+        self._weights: list[list[Plain]] = []
         self._clock = -1
-        self._keep: list[registry.Declarations] = []
+        self._options: dict[int, tuple[Any, ...]] = {}
         self._verified = False
+        self._seen: memory.Seen | None = None
         self._steps = 0
         self._warned: set[tuple[str, type[UserWarning]]] = set()
-        self._options: dict[int, tuple[Any, ...]] = {}
-        self._option_values: Callable[[dict[str, Any]], tuple[Any, ...]] | None = None
-        self._expected: dict[int, Expected] = {}
-        self._seen: memory.Seen | None = None
-        self._alarming: list[tuple[dict[str, Any], Declared]] = []
-        # Undeclared parameters, by `id`, whose memory has holes.
-        self._strewn: set[int] = set()
-        # Gradients in the order of memory of their weights, for the time of a step.
-        self._laid_out: dict[int, Tensor] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_cache" not in self.__dict__:
+        if "_weights" not in self.__dict__:
             self._reset()
         super().__setstate__(state)
         for group in self.param_groups:
@@ -129,24 +172,20 @@ class RiemannianOptimizer(Optimizer, ABC):
         number = len(self.param_groups) - 1
         try:
             registry.refresh()
-            found = [_manifold(p) for p in group["params"]]
-            group["manifolds"] = [None if m is None else m.spec() for m in found]
-            self._check_group(number, group, any(m is not None for m in found))
-            if group["fused"]:
-                self._check_devices(group, found)
-            for name, parameter, manifold in zip(
-                self._names(group), group["params"], found, strict=True
-            ):
-                check_point(name, parameter, manifold)
+            weights = [_weight(p) for p in group["params"]]
+            group["manifolds"] = [_spec(weight) for weight in weights]
+            any_declared = any(isinstance(weight, Declared) for weight in weights)
+            self._check_group(number, group, any_declared)
+            for name, weight in zip(self._names(group), weights, strict=True):
+                if isinstance(weight, Declared):
+                    if group["fused"]:
+                        self._check_device(name, weight)
+                    check_point(name, weight.p, weight.manifold)
         except Exception:
             self.param_groups.pop()
             self._options.pop(number, None)
             raise
-        for parameter, manifold in zip(group["params"], found, strict=True):
-            self._cache[id(parameter)] = _declared(parameter, manifold)
-            # The records outlive a model that is thrown away while its weights still train.
-            self._keep += [declarations for declarations, _ in registry.records(parameter)]
-        self._places.append([self._cache[id(p)] for p in group["params"]])
+        self._weights.append(weights)
 
     @abstractmethod
     def _check_options(self, group: dict[str, Any]) -> None:
@@ -161,14 +200,13 @@ class RiemannianOptimizer(Optimizer, ABC):
                 "other parameters only"
             )
 
-    def _check_devices(self, group: dict[str, Any], found: list[Manifold | None]) -> None:
-        for name, p, manifold in zip(self._names(group), group["params"], found, strict=True):
-            if manifold is not None and p.device.type not in ("cpu", "meta"):
-                raise ValueError(
-                    f"fused=True: {name} is declared on {manifold} and is on {p.device}, and the "
-                    "kernel is for processors. Leave fused out and compile the step with "
-                    "torch.compile(optimizer.step), or give fused=True to undeclared weights only"
-                )
+    def _check_device(self, name: str, weight: Declared) -> None:
+        if weight.p.device.type not in ("cpu", "meta"):
+            raise ValueError(
+                f"fused=True: {name} is declared on {weight.manifold} and is on {weight.p.device}, "
+                "and the kernel is for processors. Leave fused out and compile the step with "
+                "torch.compile(optimizer.step), or give fused=True to undeclared weights only"
+            )
 
     def _names(self, group: dict[str, Any]) -> list[str]:
         """The names of the parameters of a group in messages."""
@@ -185,58 +223,56 @@ class RiemannianOptimizer(Optimizer, ABC):
         """The name of one parameter of a group in messages."""
         return self._names(group)[next(i for i, q in enumerate(group["params"]) if q is p)]
 
-    def _split(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Declared]]:
-        """The parameters of a group that have a gradient: the plain ones, and the declared."""
-        compiling = torch.compiler.is_compiling()
-        if not compiling and self._clock != (version := registry.version()):
-            changed = registry.changed_since(self._clock)
-            if changed is None or not changed.isdisjoint(self._cache):
-                self._resolve()
-            self._clock = version
-        plain, declared = [], []
-        for place, p in enumerate(group["params"]):
-            if p.grad is None:
+    def _split(self, number: int) -> tuple[list[Plain], list[Declared]]:
+        """The parameters of a group that have a gradient: undeclared and declared ones."""
+        group, compiling = self.param_groups[number], torch.compiler.is_compiling()
+        if not compiling:  # a graph is of the declarations that it was made with
+            self._refresh(number)
+        plain: list[Plain] = []
+        declared: list[Declared] = []
+        for weight in self._weights[number]:
+            grad = weight.p.grad
+            if grad is None:
                 continue
-            if compiling:  # a graph is of the declarations that it was made with
-                entry = self._entry_at(group, place)
-            else:
-                found = self._cache.get(id(p))
-                if found is None or found[0] is not p:
-                    self._resolve()
-                    found = self._cache[id(p)]
-                entry = found
-            _, manifold, _ = entry
-            if manifold is None:
-                plain.append(p)
+            if not isinstance(weight, Declared):
+                plain.append(weight)
                 continue
-            if p.grad.is_sparse:
+            if grad.is_sparse:
                 raise RuntimeError(
-                    f"{self._name_of(group, p)} has a sparse gradient, and a step on {manifold} "
-                    "needs all of a slice: make the layer with sparse=False, or undeclare it"
+                    f"{self._name_of(group, weight.p)} has a sparse gradient, and a step on "
+                    f"{weight.manifold} needs all of a slice: make the layer with sparse=False, "
+                    "or undeclare it"
                 )
-            declared.append(entry)
+            declared.append(weight)
         return plain, declared
 
-    def _entry_at(self, group: dict[str, Any], place: int) -> Declared:
-        number = next(i for i, g in enumerate(self.param_groups) if g is group)
-        p, manifold, geometry = self._places[number][place]
-        return p, manifold, geometry
+    def _refresh(self, number: int) -> None:
+        """Look manifolds up again if declarations or the parameters of a group have changed."""
+        if self._clock != (version := registry.version()):
+            changed = registry.changed_since(self._clock)
+            ours = {id(weight.p) for weights in self._weights for weight in weights}
+            if changed is None or not changed.isdisjoint(ours):
+                self._resolve()
+            self._clock = version
+        known = self._weights[number] if number < len(self._weights) else []
+        if [id(weight.p) for weight in known] != list(map(id, self.param_groups[number]["params"])):
+            self._resolve()
 
     def _resolve(self) -> None:
         """Look all manifolds up again; RuntimeError if a declaration has changed."""
         version = registry.version()
         registry.refresh()
-        keep: list[registry.Declarations] = []
-        old, cache = self._cache, {}
+        old = {id(weight.p): weight for weights in self._weights for weight in weights}
         present = {id(p) for group in self.param_groups for p in group["params"]}
-        lost = any(m is not None for key, (_, m, _) in old.items() if key not in present)
+        lost = any(isinstance(w, Declared) and key not in present for key, w in old.items())
+        resolved = []
         for group in self.param_groups:
+            weights = [_weight(p) for p in group["params"]]
             specs = group.get("manifolds", ())
-            known = specs if len(specs) == len(group["params"]) else [...] * len(group["params"])
-            for i, (p, spec) in enumerate(zip(group["params"], known, strict=True)):
-                manifold = _manifold(p)
-                now = None if manifold is None else manifold.spec()
-                if spec is ... and id(p) not in old and manifold is None and lost:
+            known = specs if len(specs) == len(weights) else [...] * len(weights)
+            for i, (weight, spec) in enumerate(zip(weights, known, strict=True)):
+                now = _spec(weight)
+                if spec is ... and id(weight.p) not in old and now is None and lost:
                     raise RuntimeError(
                         f"{self._names(group)[i]} is not declared, and stands in groups that were "
                         "rewritten and have lost declared weights: put the parameters of the "
@@ -248,23 +284,19 @@ class RiemannianOptimizer(Optimizer, ABC):
                         f"optimizer and is {_said(now)} now (declared, undeclared, or copied "
                         "without its module?): make the optimizer after the declarations"
                     )
-                cache[id(p)] = _declared(p, manifold)
-                keep += [declarations for declarations, _ in registry.records(p)]
-            group["manifolds"] = [
-                None if (m := cache[id(p)][1]) is None else m.spec() for p in group["params"]
-            ]
-        self._keep = list({id(d): d for d in keep}.values())
-        self._cache = cache
-        self._places = [[cache[id(p)] for p in g["params"]] for g in self.param_groups]
+            group["manifolds"] = [_spec(weight) for weight in weights]
+            resolved.append(weights)
+        self._weights = resolved
         self._clock = version
         self._forget_checks()
 
     def _forget_checks(self) -> None:
         """Make the next step check options and memory again."""
         self._options.clear()
-        self._expected.clear()
-        self._strewn.clear()
         self._seen = None
+        for weights in self._weights:
+            for weight in weights:
+                weight.want = None
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -289,27 +321,35 @@ class RiemannianOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        works = [(group, *self._split(group)) for group in self.param_groups]
+        works = [(g, *self._split(number)) for number, g in enumerate(self.param_groups)]
         if torch.compiler.is_compiling():
             self._take(works)
             return loss
-        self._laid_out.clear()
-        self._alarming.clear()
-        self._check(works)
-        self._take(works)
-        self._laid_out.clear()
+        try:
+            self._check(works)
+            watched = self._take(works)
+        finally:
+            for _, plain, declared in works:
+                for weight in (*plain, *declared):
+                    weight.copied = None
         self._steps += 1
-        self._warn_of_norms()
+        self._warn_of_norms(watched)
         return loss
 
-    def _take(self, works: list[StepWork]) -> None:
-        """Step all weights, those of torch's functions after all of them were prepared."""
+    def _take(self, works: list[StepWork]) -> list[tuple[dict[str, Any], Declared]]:
+        """Step all weights, those of torch's functions after all of them were prepared.
+
+        Returns:
+            Weights that a warning may be due for, with their groups.
+        """
         prepared = [self._prepare_plain(group, plain) for group, plain, _ in works]
+        watched = []
         for (group, _, declared), calls in zip(works, prepared, strict=True):
             for call in calls:
                 self._step_plain(group, call)
             if declared:
-                self._step_declared(group, declared)
+                watched += [(group, weight) for weight in self._step_declared(group, declared)]
+        return watched
 
     def _check(self, works: list[StepWork]) -> None:
         """Check all groups for a step; only then convert state to the form of its weights."""
@@ -327,14 +367,15 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._seen = None
         found: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
         for group, plain, declared in works:
-            for p, manifold, _ in declared:
-                found += self._check_state_of(group, p, manifold)
-            for p in plain:
-                found += self._check_state_of(group, p, None)
+            for weight in (*declared, *plain):
+                found += self._check_state_of(group, weight)
         for state, values in found:
             state.update(values)
         tensors, places = self._tensors(works)
-        if not self._laid_out and all(x.layout is torch.strided for x in tensors):
+        copied = any(
+            w.copied is not None for _, plain, declared in works for w in (*plain, *declared)
+        )
+        if not copied and all(x.layout is torch.strided for x in tensors):
             self._seen = memory.Seen(tensors, places)
 
     def _tensors(self, works: list[StepWork]) -> tuple[list[Any], list[int]]:
@@ -344,19 +385,16 @@ class RiemannianOptimizer(Optimizer, ABC):
         state, empty = self.state, _EMPTY
         for number, (_, plain, declared) in enumerate(works):
             places.append(number)
-            for p in plain:
-                found += (p, p.grad, *state.get(p, empty).values())
-                places.append(id(p))
-            for p, _, _ in declared:
-                found += (p, p.grad, *state.get(p, empty).values())
-                places.append(id(p))
-        return found, places
+            for weights in (plain, declared):
+                for weight in weights:
+                    p = weight.p
+                    found += (p, p.grad, *state.get(p, empty).values())
+                    places.append(id(p))
+        return shards.pieces(found), places
 
     def _check_group(self, number: int, group: dict[str, Any], any_declared: bool) -> None:
         """Check the options of a group unless they are those of the last step."""
-        if self._option_values is None:
-            self._option_values = itemgetter(*self.defaults)
-        options = (any_declared, *self._option_values(group))
+        options = (any_declared, *map(group.__getitem__, self.defaults))
         try:
             if self._options.get(number) == options:
                 return
@@ -376,23 +414,20 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._seen = None
 
     def _check_state_of(
-        self, group: dict[str, Any], p: Tensor, manifold: Manifold | None
+        self, group: dict[str, Any], weight: Plain
     ) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
         """Check one weight and its state; return the entries of the state to replace."""
-        want = self._expected.get(id(p))
+        p, grad, plain = weight.p, weight.grad, not isinstance(weight, Declared)
+        want = weight.want
         if want is None or want.weight != memory.form(p):
-            want = self._expected[id(p)] = memory.expected(p, manifold)
-            if manifold is None:
-                mark = self._strewn.add if want.plain and not want.dense else self._strewn.discard
-                mark(id(p))
-        grad = p.grad
-        assert grad is not None  # so chosen by _split
+            manifold = weight.manifold if isinstance(weight, Declared) else None
+            want = weight.want = memory.expected(p, manifold)
         state: dict[str, Any] = self.state.get(p, {})
 
         def name() -> str:
             return self._name_of(group, p)
 
-        fused, plain = bool(group["fused"]), manifold is None
+        fused = bool(group["fused"])
         if plain:
             self._check_plain(name, group, p, grad)
         on_device = group.get("capturable") or (fused and plain)
@@ -412,20 +447,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             values |= self._missing_entries(name, group, state | values)
         if fused and grad.layout is torch.strided and want.dense:
             fitting = memory.laid_out(grad, p.detach())
-            if fitting is not grad:
-                self._laid_out[id(p)] = fitting
+            weight.copied = None if fitting is grad else fitting
         return [(state, values)] if values else []
-
-    @staticmethod
-    def _memory_of(p: Tensor) -> Tensor:
-        """The weight as an ordinary tensor on the same memory."""
-        return p if type(p) is torch.nn.Parameter else p.detach()
-
-    def _gradient(self, p: Tensor) -> Tensor:
-        """The gradient of a weight as its step reads it."""
-        grad = self._laid_out.get(id(p), p.grad) if self._laid_out else p.grad
-        assert grad is not None  # so chosen by _split
-        return grad
 
     def _check_plain(
         self, name: Callable[[], str], group: dict[str, Any], p: Tensor, grad: Tensor
@@ -439,7 +462,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         return {}
 
     @abstractmethod
-    def _prepare_plain(self, group: dict[str, Any], plain: list[Tensor]) -> list[PlainCall]:
+    def _prepare_plain(self, group: dict[str, Any], plain: list[Plain]) -> list[PlainCall]:
         """Calls of torch's own function that step undeclared parameters."""
 
     @abstractmethod
@@ -447,87 +470,57 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Step undeclared parameters with torch's own function."""
 
     def _for_fused(
-        self, group: dict[str, Any], plain: list[Tensor]
-    ) -> list[tuple[bool | None, list[Tensor]]]:
+        self, group: dict[str, Any], plain: list[Plain]
+    ) -> list[tuple[bool | None, list[Plain]]]:
         """Undeclared parameters with the `fused` to step them with.
 
         On a processor torch's fused functions run over memory from a weight's first number on; one
         with holes is for the others.
         """
-        if not plain or not group["fused"] or not self._strewn:
+        if not plain or not group["fused"]:
             return [(group["fused"], plain)] if plain else []
-        dense = [p for p in plain if id(p) not in self._strewn]
-        strewn = [p for p in plain if id(p) in self._strewn]
+        dense = [weight for weight in plain if not weight.strewn]
+        strewn = [weight for weight in plain if weight.strewn]
         return [(fused, some) for fused, some in ((True, dense), (False, strewn)) if some]
 
-    def _step_declared(self, group: dict[str, Any], declared: list[Declared]) -> None:
-        """Step declared weights, each by the fastest path that supports it and is allowed."""
-        if torch.compiler.is_compiling():
-            self._step_compiled(group, declared)
-            return
-        by_kernel: list[Declared] = []
-        layouts: list[cpp.Layout] = []
-        by_torch: list[Declared] = []
-        alarming: list[Declared] = []  # that a warning may be due for
-        fast = group["foreach"] is not False
-        fused = group["fused"] and cpp.there()
-        scheduled = self._steps <= 128 or self._steps % 100 == 0
-        for entry in declared:
-            p, manifold, geometry = entry
-            want = self._expected[id(p)]
-            if fused and want.layout is not None:
-                by_kernel.append(entry)
-                layouts.append(want.layout)
-                continue
-            if not want.plain:
-                geometry = None
-            if geometry is not None and fast:
-                by_torch.append(entry)
-            elif self._step_alone(group, entry):
-                alarming.append(entry)
-            grows = manifold is not None and manifold.scale_invariant
-            if scheduled and (grows or (self._steps % 100 == 0 and p.device.type != "cpu")):
-                alarming.append(entry)
-        if by_torch:
-            works = self._works(group, by_torch)
-            zero = torch_ops.step(works, self._hyper(group))
-            self._keep_buffers(by_torch, works)
-            alarming += [entry for entry, found in zip(by_torch, zero, strict=True) if found]
-        if by_kernel:
-            works = self._works(group, by_kernel)
-            squares = cpp.step(works, self._hyper(group), layouts)
-            self._keep_buffers(by_kernel, works)
-            alarming += [
-                entry
-                for entry, (least, most) in zip(by_kernel, squares, strict=True)
-                if not least > 0 or growing(most, entry[0].dtype)
-            ]
-        self._alarming += [(group, entry) for entry in alarming]
+    def _step_declared(self, group: dict[str, Any], declared: list[Declared]) -> list[Declared]:
+        """Step declared weights, each by the fastest path that supports it and is allowed.
 
-    def _step_compiled(self, group: dict[str, Any], declared: list[Declared]) -> None:
-        """Step declared weights inside a graph, without reading values."""
-        known = []
-        for entry in declared:
-            _, _, geometry = entry
-            if geometry is not None:
-                known.append(entry)
-            else:
-                self._step_alone(group, entry)
+        Returns:
+            Those that a warning may be due for.
+        """
+        compiling, fused = torch.compiler.is_compiling(), bool(group["fused"])
+        fast = compiling or group["foreach"] is not False
+        watched: list[Declared] = []
+        known: list[Declared] = []
+        layouts: list[Layout | None] = []
+        for weight in declared:
+            want = weight.want
+            layout = want.layout if fused and want is not None else None
+            pieces = want is None or want.plain or want.sharded
+            if weight.geometry is not None and ((fast and pieces) or layout is not None):
+                known.append(weight)
+                layouts.append(layout)
+            elif self._step_alone(group, weight):
+                watched.append(weight)
         if known:
-            works = self._works(group, known)
-            compiled.step(works, self._hyper(group), bool(group["fused"]))
+            works, hyper = self._inputs(group, known), self._hyper(group)
+            if compiling:
+                compiled.step(works, hyper, fused)
+            else:
+                looks = backends.step(works, hyper, layouts)
+                watched += [weight for weight, look in zip(known, looks, strict=True) if look]
             self._keep_buffers(known, works)
+        return watched
 
-    def _step_alone(self, group: dict[str, Any], entry: Declared) -> bool:
+    def _step_alone(self, group: dict[str, Any], weight: Declared) -> bool:
         """Step one weight by the formulas; return whether a slice is known to be zero."""
-        p, manifold, geometry = entry
-        assert manifold is not None  # so chosen by _split
-        assert p.grad is not None
+        p, grad = weight.p, weight.p.grad
+        assert grad is not None  # so chosen by _split
         # Under `detach` a ManifoldParameter is an ordinary tensor on the same memory.
-        x = p.detach()
-        motion = Motion(x, manifold, geometry)
+        motion = Motion(p.detach(), weight.manifold, weight.geometry)
         state = self.state.get(p, {})
-        self._step_reference(group, motion, p.grad, state)
+        self._step_reference(group, motion, grad, state)
         if state:
             self.state[p] = state
         return motion.any_zero
@@ -539,7 +532,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Step one declared weight, in place, by the reference formulas."""
 
     @abstractmethod
-    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
+    def _inputs(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
         """The input of the fast paths, with new buffers where there are none."""
 
     def _keep_buffers(self, declared: list[Declared], works: list[StepInput]) -> None:
@@ -550,31 +543,54 @@ class RiemannianOptimizer(Optimizer, ABC):
         """The hyperparameters of a group, for the fast paths."""
 
     def _verify(self, works: list[StepWork]) -> None:
-        """Check the points of a group, before the first step and after loading."""
+        """Check the points of all groups, before the first step and after loading."""
         for group, _, declared in works:
-            manifold_of = {id(p): m for p, m, _ in declared}
-            for name, p in zip(self._names(group), group["params"], strict=True):
-                check_point(name, p, manifold_of.get(id(p)))
+            for weight in declared:
+                check_point(self._name_of(group, weight.p), weight.p, weight.manifold)
         self._verified = True
 
-    def _warn_of_norms(self) -> None:
+    def _warn_of_norms(self, watched: list[tuple[dict[str, Any], Declared]]) -> None:
         """Warn once of each weight that has a zero slice or whose norm will overflow.
 
-        After the step, since a warning may be an error.
+        After the step, since a warning may be an error. Weights on a processor are asked at first
+        in every step, and later every 100; others every 100, all of them by one flag.
         """
-        for group, (p, manifold, geometry) in self._alarming:
-            assert manifold is not None  # so chosen by _split
+        watched = [*watched, *self._due()]
+        for group, weight in {id(weight): (group, weight) for group, weight in watched}.values():
             found: list[tuple[type[UserWarning], str | None]] = [
-                (NormGrowthWarning, overflowing(p, manifold)),
-                (ZeroSliceWarning, zero_slices(p, manifold) if geometry is not None else None),
+                (NormGrowthWarning, overflowing(weight.p, weight.manifold)),
+                (
+                    ZeroSliceWarning,
+                    zero_slices(weight.p, weight.manifold) if weight.geometry else None,
+                ),
             ]
             for category, trouble in found:
                 if trouble is None:
                     continue
-                name = self._name_of(group, p)
+                name = self._name_of(group, weight.p)
                 if (name, category) not in self._warned:
                     self._warned.add((name, category))
                     warnings.warn(f"{name}: {trouble}", category, stacklevel=users_level())
+
+    def _due(self) -> list[tuple[dict[str, Any], Declared]]:
+        """Weights to be looked at after this step, whatever their step has found."""
+        seldom = self._steps % 100 == 0
+        if not seldom and self._steps > 128:
+            return []
+        found, elsewhere = [], []
+        for group, weights in zip(self.param_groups, self._weights, strict=True):
+            for weight in weights:
+                if not isinstance(weight, Declared) or weight.p.grad is None:
+                    continue
+                if weight.p.device.type == "cpu" and not shards.is_sharded(weight.p):
+                    if weight.manifold.scale_invariant:
+                        found.append((group, weight))
+                elif seldom:
+                    elsewhere.append((group, weight))
+        if elsewhere:
+            flags = alarming([(weight.p, weight.manifold) for _, weight in elsewhere])
+            found += [place for place, flag in zip(elsewhere, flags, strict=True) if flag]
+        return found
 
     # --- checkpoints --------------------------------------------------------------------------
 
@@ -613,8 +629,10 @@ class RiemannianOptimizer(Optimizer, ABC):
         specs = checkpoint.saved_specs(aligned)
         self._resolve()
         number = 0
-        for group, merged in zip(self.param_groups, aligned["param_groups"], strict=True):
-            manifolds = [self._cache[id(p)][1] for p in group["params"]]
+        for group, merged, weights in zip(
+            self.param_groups, aligned["param_groups"], self._weights, strict=True
+        ):
+            manifolds = [w.manifold if isinstance(w, Declared) else None for w in weights]
             kept = _PATHS if any(m is not None for m in manifolds) else ()
             if manifolds and all(m is not None for m in manifolds):
                 kept = ("weight_decay", *kept)
@@ -678,20 +696,18 @@ class RiemannianOptimizer(Optimizer, ABC):
                 )
 
 
-def _declared(p: Tensor, manifold: Manifold | None) -> Declared:
-    return p, manifold, (None if manifold is None else slice_geometry(manifold))
-
-
-def _manifold(p: Tensor) -> Manifold | None:
-    """The manifold to step a tensor on; None for Euclidean space, declared or not."""
+def _weight(p: Tensor) -> Plain:
+    """What an optimizer knows of a parameter. Euclidean weights, declared or not, are plain."""
     manifold = registry.manifold_of(p)
-    return None if isinstance(manifold, Euclidean) else manifold
+    if manifold is None or isinstance(manifold, Euclidean):
+        return Plain(p)
+    records = tuple(declarations for declarations, _ in registry.records(p))
+    return Declared(p, manifold=manifold, geometry=slice_geometry(manifold), records=records)
+
+
+def _spec(weight: Plain) -> Any:
+    return weight.manifold.spec() if isinstance(weight, Declared) else None
 
 
 def _said(spec: Any) -> str:
     return "not declared" if spec is None else f"declared on {spec['manifold']} {spec['fields']}"
-
-
-def plain_tensors(parameters: list[Tensor]) -> Iterator[Tensor]:
-    """Parameters as plain tensors: torch's fast paths refuse subclasses."""
-    return (p if type(p) is torch.nn.Parameter else p.detach() for p in parameters)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Manifold, Slices, slices
+from manifoldnet.optim import shards
 from manifoldnet.optim.backends import cpp
 from manifoldnet.optim.step import SliceGeometry, slice_geometry
 
@@ -70,6 +71,7 @@ class Expected(NamedTuple):
         whole: of state with the weight's shape.
         per_slice: of state with one number a slice.
         plain: whether the weight is nothing but memory.
+        sharded: whether a piece of it is here that is nothing but memory.
         dense: whether its numbers fill that memory without holes.
         layout: how the compiled kernel reads it; None if it does not.
     """
@@ -78,15 +80,16 @@ class Expected(NamedTuple):
     whole: Form
     per_slice: Form
     plain: bool
+    sharded: bool
     dense: bool
     layout: cpp.Layout | None = None
 
 
 def expected(p: Tensor, manifold: Manifold | None) -> Expected:
     """The forms for a weight; for an undeclared one (None) those of torch."""
-    kind = None if manifold is None else slice_geometry(manifold)
-    if kind is not None:
-        return expected_on(p, kind)
+    geometry = None if manifold is None else slice_geometry(manifold)
+    if geometry is not None:
+        return expected_on(p, geometry)
     if manifold is None:
         want = _expected(p, p.dtype, p.shape)
         return want._replace(per_slice=want.whole)
@@ -95,12 +98,14 @@ def expected(p: Tensor, manifold: Manifold | None) -> Expected:
     return _expected(p, point.dtype, shape)
 
 
-def expected_on(p: Tensor, kind: SliceGeometry) -> Expected:
+def expected_on(p: Tensor, geometry: SliceGeometry) -> Expected:
     """The forms for a weight on one of the manifolds that the fast paths know."""
-    over = Slices(kind.dim).over(p.ndim)
+    over = Slices(geometry.dim).over(p.ndim)
     shape = torch.Size(1 if d in over else n for d, n in enumerate(p.shape))
     want = _expected(p, slices.promote(p.detach())[0].dtype, shape)
-    return want._replace(layout=cpp.layout(p, kind)) if want.dense else want
+    if not want.dense and not want.sharded:
+        return want
+    return want._replace(layout=cpp.layout(shards.local(p), geometry))
 
 
 def _expected(p: Tensor, dtype: torch.dtype, per_slice: torch.Size) -> Expected:
@@ -113,6 +118,7 @@ def _expected(p: Tensor, dtype: torch.dtype, per_slice: torch.Size) -> Expected:
         (type(x), dtype, x.shape, like.stride(), x.device),
         (type(x), dtype, per_slice, contiguous, x.device),
         plain,
+        shards.is_sharded(x),
         plain and like.stride() == x.stride(),
     )
 
@@ -234,7 +240,7 @@ def fitted(
     Raises:
         RuntimeError: for another shape, and for what is no tensor with memory.
     """
-    kind, dtype, shape, strides, device = form_
+    class_, dtype, shape, strides, device = form_
     if not isinstance(value, Tensor):
         raise RuntimeError(
             f"{key} of {name()} is a {type(value).__name__}, and must be a tensor of shape "
@@ -251,7 +257,7 @@ def fitted(
     _check_there(name, key, value)
     if form(value) == form_ and not value.is_neg():
         return value
-    if kind not in _PLAIN:  # torch knows how it lies
+    if class_ not in _PLAIN:  # torch knows how it lies
         return value.to(device, dtype)
     return torch.empty_strided(shape, strides, dtype=dtype, device=device).copy_(value)
 

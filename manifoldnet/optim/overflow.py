@@ -7,6 +7,7 @@ Elsewhere a large rate can go from ordinary to infinite in a step or two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -15,7 +16,14 @@ from torch import Tensor
 from manifoldnet.geometry import Manifold
 from manifoldnet.geometry.slices import promote
 
-__all__ = ["NormGrowthWarning", "ZeroSliceWarning", "growing", "overflowing", "zero_slices"]
+__all__ = [
+    "NormGrowthWarning",
+    "ZeroSliceWarning",
+    "alarming",
+    "growing",
+    "overflowing",
+    "zero_slices",
+]
 
 
 class NormGrowthWarning(UserWarning):
@@ -36,6 +44,23 @@ def _limit(dtype: torch.dtype) -> float:
 def growing(square: float, dtype: torch.dtype) -> bool:
     """Test whether `overflowing` should be asked about a weight, by ‖x‖² of its longest slice."""
     return not square <= _limit(dtype) ** 2
+
+
+def alarming(weights: Sequence[tuple[Tensor, Manifold]]) -> list[bool]:
+    """Test weights for zero slices and, as `overflowing` does, for norms near overflow.
+
+    The numbers of all of them are read at once.
+    """
+    flags = []
+    for p, manifold in weights:
+        (x,) = promote(p.detach())
+        squares = manifold.slices.inner(x, x)
+        squares = squares.full_tensor() if hasattr(squares, "full_tensor") else squares
+        found = squares == 0
+        if manifold.scale_invariant:
+            found = found | ~(squares <= _limit(p.dtype) ** 2)
+        flags.append(found.any().float())
+    return [bool(flag) for flag in torch.stack(flags).tolist()]
 
 
 def overflowing(p: Tensor, manifold: Manifold) -> str | None:

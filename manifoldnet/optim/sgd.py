@@ -25,12 +25,8 @@ from torch import Tensor
 from torch.optim import sgd as torch_sgd
 
 from manifoldnet.geometry import Manifold, slices
-from manifoldnet.optim.base import (
-    Declared,
-    PlainCall,
-    RiemannianOptimizer,
-    plain_tensors,
-)
+from manifoldnet.optim import shards
+from manifoldnet.optim.base import Declared, Plain, PlainCall, RiemannianOptimizer
 from manifoldnet.optim.checks import check_number
 from manifoldnet.optim.memory import Entry
 from manifoldnet.optim.motion import Motion
@@ -116,32 +112,35 @@ class RiemannianSGD(RiemannianOptimizer):
                 "group without fused. No weight was changed"
             )
 
-    def _prepare_plain(self, group: dict[str, Any], plain: list[Tensor]) -> list[PlainCall]:
+    def _prepare_plain(self, group: dict[str, Any], plain: list[Plain]) -> list[PlainCall]:
         calls = []
         for fused, some in self._for_fused(group, plain):
             params: list[Tensor] = []
             grads: list[Tensor] = []
             buffers: list[Tensor | None] = []
             sparse = torch_sgd.SGD._init_group(
-                cast(Any, self), {**group, "params": some, "fused": fused}, params, grads, buffers
+                cast(Any, self),
+                {**group, "params": [weight.p for weight in some], "fused": fused},
+                params,
+                grads,
+                buffers,
             )
-            if self._laid_out:
-                grads = [self._gradient(p) for p in params]
+            grads = [weight.grad for weight in some]
             calls.append(PlainCall(fused, params, grads, (buffers,), sparse))
         return calls
 
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
-        fused, params, grads, (buffers,), sparse = call
-        if group["nesterov"] and not fused and group["foreach"] is not False:
+        params, grads, (buffers,) = call.pieces()
+        if group["nesterov"] and not call.fused and group["foreach"] is not False:
             # torch's foreach function adds the momentum to the gradients it is given, in place.
             grads = [g.clone() for g in grads]
         torch_sgd.sgd(
-            list(plain_tensors(params)),
+            params,
             grads,
             buffers,
-            has_sparse_grad=sparse,
+            has_sparse_grad=call.special,
             foreach=group["foreach"],
-            fused=fused,
+            fused=call.fused,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             lr=group["lr"],
@@ -150,8 +149,8 @@ class RiemannianSGD(RiemannianOptimizer):
             maximize=group["maximize"],
         )
         if group["momentum"] != 0:
-            for p, buffer in zip(params, buffers, strict=True):
-                self.state[p]["momentum_buffer"] = buffer
+            for p, buffer in zip(call.params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = shards.wrapped(buffer, p)
 
     def _step_reference(
         self, group: dict[str, Any], motion: Motion, grad: Tensor, state: dict[str, Any]
@@ -167,26 +166,26 @@ class RiemannianSGD(RiemannianOptimizer):
             maximize=group["maximize"],
         )
 
-    def _works(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
+    def _inputs(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
         works = []
-        for p, _, geometry in declared:
-            assert geometry is not None  # so chosen by _step_declared
-            x, grad = self._memory_of(p), self._gradient(p)
+        for weight in declared:
+            assert weight.geometry is not None  # so chosen by _step_declared
+            x, work = weight.x, StepInput(weight.x, weight.grad, weight.geometry)
             if group["momentum"] == 0:
-                works.append(StepInput(x, grad, geometry))
+                works.append(work)
                 continue
-            buffer = self.state[p].get("momentum_buffer")
+            buffer = self.state[weight.p].get("momentum_buffer")
             first = buffer is None
             if first:
                 (point,) = slices.promote(x)
                 buffer = torch.empty_like(point, memory_format=torch.preserve_format)
-            works.append(StepInput(x, grad, geometry, buffer, first))
+            works.append(work._replace(b=buffer, first=first))
         return works
 
     def _keep_buffers(self, declared: list[Declared], works: list[StepInput]) -> None:
-        for (p, _, _), work in zip(declared, works, strict=True):
+        for weight, work in zip(declared, works, strict=True):
             if work.first:
-                self.state[p]["momentum_buffer"] = work.b
+                self.state[weight.p]["momentum_buffer"] = work.b
 
     def _hyper(self, group: dict[str, Any]) -> HyperParameters:
         return HyperParameters(

@@ -59,6 +59,8 @@ __all__ = [
     "SliceGeometry",
     "StepInput",
     "coefficients",
+    "is_zero",
+    "moments",
     "slice_geometry",
 ]
 
@@ -170,23 +172,17 @@ class Gram(NamedTuple):
     bb: Tensor | None = None
     tangent: bool = False
 
-    def cancelled(self) -> Tensor:
-        """Test slices for tangent parts that differences do not give: zero, or with g or b along x.
+    def along(self, zero: Tensor | None) -> tuple[Any, Any]:
+        """What g and b have along x, as multiples of x; None if not known.
 
-        True also where a square is not finite.
+        Args:
+            zero: the zero slices, which have nothing along them; None if there are none.
         """
-        found = self.xx == 0
-        for square, along in ((self.gg, self.xg), (self.bb, self.xb)):
-            if square is not None and along is not None:
-                whole = square * self.xx
-                found = found | ~(whole - along.square() > _LEFT * whole)
-        return found
-
-    def along(self) -> tuple[Any, Any]:
-        """What g and b have along x, as multiples of x; zero at zero slices. None if not known."""
-        per = torch.where(self.xx == 0, 0.0, 1 / self.xx)
-        g, b = (None if known is None else known * per for known in (self.xg, self.xb))
-        return g, b
+        found = [
+            None if product is None else _unless(zero, 0.0, product / self.xx)
+            for product in (self.xg, self.xb)
+        ]
+        return found[0], found[1]
 
     def refined(self, parts: Gram) -> Gram:
         """The products, from those of x and of g and b less what they were found to have along x.
@@ -195,7 +191,7 @@ class Gram(NamedTuple):
         """
         xx: Any
         xx, xg, gg, xb, gb, bb, _ = parts
-        (along_g, along_b), (rest_g, rest_b) = self.along(), parts.along()
+        (along_g, along_b), (rest_g, rest_b) = self.along(self.xx == 0), parts.along(xx == 0)
         found = {"xx": xx, "xg": xg + along_g * xx, "gg": gg - rest_g * xg}
         if xb is not None:
             found["xb"] = xb + along_b * xx
@@ -223,9 +219,33 @@ class Coefficients(NamedTuple):
     top: Tensor | None
 
 
+def moments(
+    squared: Tensor, work: StepInput, hyper: HyperParameters
+) -> tuple[Any, Tensor | None, Tensor | None]:
+    """The rate of each slice, and Adam's second moments, from ⟨d, d⟩."""
+    if hyper.beta2 is None:
+        return hyper.lr, None, None
+    assert work.s is not None  # Adam's inputs have them
+    # Not as a mean of both: ∞ is to stay ∞.
+    s, top = hyper.beta2 * work.s, work.top
+    s = s + (1 - hyper.beta2) * work.share * squared
+    if top is not None:
+        top = torch.maximum(top, s)
+    root = ((s if top is None else top) / work.unbias[1]).sqrt() + hyper.eps
+    rate = hyper.lr / (root * work.unbias[0])
+    if is_zero(hyper.eps):  # where there never was a gradient there is no step
+        rate = torch.where(root == 0, 0.0, rate)
+    return rate, s, top
+
+
 def coefficients(
-    gram: Gram, work: StepInput, hyper: HyperParameters, *, regular: bool = False
-) -> Coefficients:
+    gram: Gram,
+    work: StepInput,
+    hyper: HyperParameters,
+    *,
+    rate: Any = None,
+    ask: bool = False,
+) -> Coefficients | None:
     """The coefficients of a step, in the type of the products.
 
     A slice that is zero has no direction: it stays as it is, and its buffer is zero. On a sphere a
@@ -235,116 +255,148 @@ def coefficients(
         gram: the inner products of the slices.
         work: their weight, of which only what is one number per slice is read.
         hyper: the numbers of its group.
-        regular: whether the products are those of ordinary slices: none is zero or cancelled
-            (`Gram.cancelled`). It saves the exceptions.
+        rate: σ, if the gradient and the buffer have been made one new buffer, which g stands for.
+        ask: whether to read values, and to answer None where the ordinary formulas do not do: for
+            zero slices, steps of zero, squares that overflow, and tangent parts that are small
+            beside the vectors they are part of, of which rounding leaves nothing in a difference
+            (`Gram.refined`). Without it there are exceptions for the first two.
     """
-    sphere, rr = work.geometry.radius is not None, gram.xx
-    zero = None if regular else rr == 0
-    carries = work.b is not None and not work.first and not is_zero(hyper.keep)
-    # The gradient d = scale · g (its tangent part on a sphere), and the buffer n = n_g g + n_b b.
-    scale: Any = hyper.sign if sphere or hyper.displacement else rr * hyper.sign
-    mixes = hyper.beta2 is not None or carries
-    n_g = scale * hyper.fresh if mixes else scale
-    n_b = hyper.keep if carries else 0.0
+    rr, sphere = gram.xx, work.geometry.radius is not None
+    mixed, zero = rate is not None, None if ask else rr == 0
+    adam = hyper.beta2 is not None and not mixed
+    carries = not (mixed or work.b is None or work.first or is_zero(hyper.keep))
+    # The gradient d = scale · g (its tangent part on a sphere), the buffer n = n_g g + n_b b, and
+    # the direction m = m_g g + m_b b of the step −rate · m.
+    scale: Any = 1.0 if mixed else hyper.sign if sphere or hyper.displacement else rr * hyper.sign
+    n_g = scale * hyper.fresh if carries or adam else scale
+    n_b: Any = hyper.keep if carries else 0.0
+    m_g, m_b = n_g, n_b
+    if hyper.nesterov:
+        m_g, m_b = scale + hyper.keep * n_g, hyper.keep * n_b
+    s = top = None
+    gg: Any = gram.gg
+    if work.geometry.retraction == "additive":
+        if ask and not float(rr.min()) > 0:
+            return None
+        if not mixed:
+            rate, s, top = moments(rr * gg if adam else rr, work, hyper)
+        if zero is not None and (carries or mixed):  # what is left of the buffer of a zero slice
+            kept = (~zero).to(rr.dtype)
+            m_b, n_b = m_b * kept, n_b * kept
+            m_g, n_g = (m_g * kept, n_g * kept) if mixed else (m_g, n_g)
+        return Coefficients(
+            1.0, -rate * m_g, -rate * m_b if carries else 0.0, 0.0, n_g, n_b, s, top
+        )
 
     # What g and b have along x, and the products of what is orthogonal to it.
-    along_g: Any = 0.0
-    along_b: Any = 0.0
-    gg: Any = gram.gg
+    along_g, along_b = gram.along(zero)
     gb: Any = gram.gb
     bb: Any = gram.bb
-    if gram.xg is not None:
-        per = _unless(zero, 0.0, 1 / rr)
-        along_g = gram.xg * per
-        gg = _orthogonal(gg, along_g, gram.xg, gram.tangent).clamp(min=0)
-        if gram.xb is not None:
-            along_b = gram.xb * per
-            gb = _orthogonal(gb, along_g, gram.xb, gram.tangent)
-            bb = _orthogonal(bb, along_b, gram.xb, gram.tangent).clamp(min=0)
-
-    rate: Any = hyper.lr
-    s: Any = work.s
-    top = work.top
-    if hyper.beta2 is not None:
-        squared = gg if sphere else rr * (gg if gram.xg is None else gg + along_g * gram.xg)
-        s = hyper.beta2 * s + (1 - hyper.beta2) * (squared * work.share)
-        if top is not None:
-            top = torch.maximum(top, s)
-        root = ((s if top is None else top) / work.unbias[1]).sqrt() + hyper.eps
-        rate = hyper.lr / (root * work.unbias[0])
-        if not regular or is_zero(hyper.eps):  # where there never was a gradient is no step
-            rate = _unless(root == 0, 0.0, rate)
-
-    # The direction m = m_g g + m_b b of the step −rate · m.
-    m_g, m_b = (scale + hyper.keep * n_g, hyper.keep * n_b) if hyper.nesterov else (n_g, n_b)
-    if work.geometry.retraction == "additive":
-        x3 = -rate * m_b if carries else 0.0
-        b3 = _unless(zero, 0.0, n_b) if carries else 0.0
-        return Coefficients(1.0, -rate * m_g, _unless(zero, 0.0, x3), 0.0, n_g, b3, s, top)
-    mm, mn = m_g * gg * m_g, m_g * gg * n_g
+    if not gram.tangent:
+        xg: Any = gram.xg
+        gg = torch.addcmul(gg, along_g, xg, value=-1)
+        if carries:
+            gb, bb = gb - along_g * gram.xb, bb - along_b * gram.xb
+    if ask and (is_zero(hyper.lr) or not float((gg / gram.gg).min()) > _LEFT):
+        return None
+    if not ask:
+        gg = gg.clamp(min=0)
+    if not mixed:
+        squared = gg if sphere or not adam else rr * (gg + along_g * gram.xg)
+        rate, s, top = moments(squared, work, hyper)
+    mm, s_m = _times(m_g, _times(m_g, gg)), _times(m_g, along_g)
     if carries:
-        mm = (mm + 2 * m_g * gb * m_b + m_b * bb * m_b).clamp(min=0)
-        mn = mn + (m_g * n_b + m_b * n_g) * gb + m_b * bb * n_b if hyper.nesterov else mm
-    s_m, s_n = m_g * along_g + m_b * along_b, n_g * along_g + n_b * along_b
-    a, b, c, d, e = _carry(work, rr, rate, s_m, s_n, mm, mn)
+        apart = mm + m_b * bb.clamp(min=0) * m_b
+        mm, s_m = apart + 2 * m_g * gb * m_b, s_m + m_b * along_b
+        least = torch.minimum(mm / apart, bb / gram.bb) if ask else None
+        if least is not None and not float(least.min()) > _LEFT:
+            return None
+        mm = mm.clamp(min=0)
+    c: Any
+    if hyper.nesterov:
+        mn, s_n = m_g * gg * n_g, n_g * along_g
+        if carries:
+            mn = mn + (m_g * n_b + m_b * n_g) * gb + m_b * bb * n_b
+            s_n = s_n + n_b * along_b
+        a, b, c, d, e = _turn_and_carry(work, rr, rate, s_m, s_n, mm, mn)
+        b2, b3 = d * m_g + e * n_g, d * m_b + e * n_b
+    else:
+        a, b, c, b2 = _turn(work, rr, rate, s_m, mm)
+        if work.b is not None:
+            b2, b3 = _times(n_g, b2), b2 * n_b if carries else 0.0
     # A sphere's slice without a step stays, whatever rounding left of its radius.
     still = zero | (rate * mm == 0) if zero is not None and sphere else zero
-    x1, x2 = _unless(still, 1.0, a - b * s_m), _unless(still, 0.0, b * m_g)
+    x1 = _unless(still, 1.0, torch.addcmul(a, b, s_m, value=-1))
+    x2 = _unless(still, 0.0, _times(m_g, b))
     x3 = _unless(still, 0.0, b * m_b) if carries else 0.0
     if work.b is None:
         return Coefficients(x1, x2, x3, 0.0, 0.0, 0.0, s, top)
-    b2, b3 = d * m_g + e * n_g, d * m_b + e * n_b if carries else 0.0
-    b1 = c - b2 * along_g - b3 * along_b
-    if carries:  # a buffer without a value must not be read, not even times zero
-        b3 = _unless(zero, 0.0, b3)
+    b1 = torch.addcmul(c, b2, along_g, value=-1)
+    if not carries:  # a buffer without a value must not be read, not even times zero
+        b3 = 0.0
+    else:
+        b1, b3 = b1 - b3 * along_b, _unless(zero, 0.0, b3)
     return Coefficients(x1, x2, x3, _unless(zero, 0.0, b1), _unless(zero, 0.0, b2), b3, s, top)
 
 
 def is_zero(number: float | Tensor) -> bool:
+    """Test for a number that is zero; tensors, which may be on a device, are not asked."""
     return not isinstance(number, Tensor) and number == 0
+
+
+def _times(factor: float | Tensor, x: Any) -> Any:
+    return x if not isinstance(factor, Tensor) and factor == 1 else factor * x
 
 
 def _unless(exception: Tensor | None, value: float, ordinary: Any) -> Any:
     return ordinary if exception is None else torch.where(exception, value, ordinary)
 
 
-def _orthogonal(uv: Any, along: Tensor, xv: Tensor, tangent: bool) -> Tensor:
-    """⟨u,v⟩ of the parts orthogonal to x: as it is given, or less what both have along x."""
-    return uv if tangent else uv - along * xv
+def _turn(work: StepInput, rr: Tensor, rate: Any, s: Any, mm: Tensor) -> tuple[Any, ...]:
+    """The step −rate · m = −rate (s x + t): x⁺ = a x + b t and, carried along, m⁺ = c x + d t.
 
-
-def _carry(
-    work: StepInput, rr: Tensor, rate: Any, s_m: Tensor, s_n: Tensor, mm: Tensor, mn: Tensor
-) -> tuple[Any, ...]:
-    """The numbers a to e of the module's docstring, with t_m = −t_u / rate in place of t_u.
-
-    So no number is as large as the square of a rate. Those from c on are for a buffer.
+    So written, no number is as large as the square of a rate.
     """
     radius, buffered = work.geometry.radius, work.b is not None
     if work.geometry.retraction == "projective":
         assert radius is not None
         r = rr.sqrt()
+        per = torch.hypot(r, mm.sqrt() * rate).reciprocal_()
+        a = per if radius == 1 else per * radius
+        return a, a * -rate, *((per * rate * mm / r, r * per) if buffered else (None, None))
+    unit = rr if radius is None else radius**2
+    qq = mm / unit
+    cos, sinc = slices.cos_sinc((qq.sqrt() * rate).square())
+    sine = rate * sinc
+    if radius is None:
+        k = (s * -rate).exp()
+        c, d = (k * (s * cos + sine * qq), k * (cos - s * sine)) if buffered else (None, None)
+        return k * cos, -k * sine, c, d
+    k = radius / (cos.square() * rr + sine.square() * mm).sqrt_()
+    return k * cos, -k * sine, *((sine * qq, cos) if buffered else (None, None))
+
+
+def _turn_and_carry(
+    work: StepInput, rr: Tensor, rate: Any, s_m: Any, s_n: Any, mm: Tensor, mn: Tensor
+) -> tuple[Any, ...]:
+    """The same with another vector carried along: n⁺ = c x + d t_m + e t_n (Nesterov)."""
+    radius = work.geometry.radius
+    if work.geometry.retraction == "projective":
+        assert radius is not None
+        r = rr.sqrt()
         end = torch.hypot(r, rate * mm.sqrt())
-        a, per = radius / end, rate / end
-        if not buffered:
-            return a, -radius * per, None, None, None
-        turn = rate / (end + r) * mn
-        return a, -radius * per, turn * (1 / r + 1 / end), -turn * per, 1.0
+        per, turn = rate / end, rate / (end + r) * mn
+        return radius / end, -radius * per, turn * (1 / r + 1 / end), -turn * per, 1.0
     unit = rr if radius is None else radius**2
     cos, sinc = slices.cos_sinc((rate * (mm / unit).sqrt()).square())
     sine = rate * sinc
-    k = (
-        (-rate * s_m).exp()
-        if radius is None
-        else radius / (cos * cos * rr + sine * sine * mm).sqrt()
-    )
-    a, b = k * cos, -k * sine
-    if not buffered:
-        return a, b, None, None, None
     c = sine * mn / unit
     d = (cos - 1) * mn / mm.clamp(min=torch.finfo(mm.dtype).tiny)
     if radius is None:
-        return a, b, k * (s_n * cos + c), k * (d - s_n * sine), k
+        k = (-rate * s_m).exp()
+        return k * cos, -k * sine, k * (s_n * cos + c), k * (d - s_n * sine), k
+    k = radius / (cos * cos * rr + sine * sine * mm).sqrt()
+    a, b = k * cos, -k * sine
     # What rounding of the radius left along the new point.
     off = (a * c * rr + b * (d * mm + mn)) / unit
     return a, b, c - off * a, d - off * b, 1.0

@@ -46,7 +46,7 @@ def _count(weights: int, shape: tuple[int, ...], make: Any, **options: Any) -> C
 STEPS = [
     (mn.RiemannianSGD, {}, 24),
     (mn.RiemannianSGD, {"momentum": 0.9}, 33),
-    (mn.RiemannianAdam, {}, 49),
+    (mn.RiemannianAdam, {}, 51),
 ]
 
 

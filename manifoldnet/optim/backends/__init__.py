@@ -1,1 +1,67 @@
-"""Implementations of a step, each as products and update of slices."""
+"""Implementations of a step, and the choice between them.
+
+Each computes products, coefficients and update (`manifoldnet.optim.step`) in its own way:
+
+    torch_ops   operators of torch, on any device
+    cpp         a kernel for processors, compiled at first use
+    triton      kernels for accelerators: a launch or two for all weights of a bucket
+
+Pieces of weights whose slices extend over several processes have their products added in between
+(`manifoldnet.optim.shards`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from manifoldnet.optim import shards
+from manifoldnet.optim.backends import cpp, torch_ops
+from manifoldnet.optim.backends.cpp import Layout
+from manifoldnet.optim.overflow import growing
+from manifoldnet.optim.step import HyperParameters, StepInput
+
+__all__ = ["Layout", "step"]
+
+
+def step(
+    works: Sequence[StepInput], hyper: HyperParameters, layouts: Sequence[Layout | None]
+) -> list[bool]:
+    """Step weights in place, each by the kernel if it has a layout for it.
+
+    Returns:
+        For each weight, whether it may have a zero slice or a norm near overflow; only plain
+        weights on processors are asked.
+    """
+    look = [False] * len(works)
+    by_kernel: list[tuple[int, Layout]] = []
+    by_torch: list[int] = []
+    across: dict[shards.Groups, list[StepInput]] = {}
+    pieces = list(works)
+    for place, (work, layout) in enumerate(zip(works, layouts, strict=True)):
+        if shards.is_sharded(work.x):
+            groups = shards.groups_of(work.x, work.geometry.dim)
+            piece = pieces[place] = shards.localized(work)
+            if groups:
+                across.setdefault(groups, []).append(piece)
+                continue
+            if not piece.x.numel():
+                continue
+        if layout is None:
+            by_torch.append(place)
+        else:
+            by_kernel.append((place, layout))
+    for place, zero in zip(
+        by_torch, torch_ops.step([pieces[place] for place in by_torch], hyper), strict=True
+    ):
+        look[place] = zero
+    if by_kernel:
+        chosen = [pieces[place] for place, _ in by_kernel]
+        squares = cpp.step(chosen, hyper, [layout for _, layout in by_kernel])
+        for (place, _), work, (least, most) in zip(by_kernel, chosen, squares, strict=True):
+            look[place] = not least > 0 or growing(most, work.x.dtype)
+    for groups, some in across.items():
+        torch_ops.step_across(some, hyper, partial(shards.add_over, groups))
+    return [
+        found and not shards.is_sharded(work.x) for found, work in zip(look, works, strict=True)
+    ]

@@ -28,9 +28,10 @@ from manifoldnet.optim.step import (
     StepInput,
     coefficients,
     is_zero,
+    moments,
 )
 
-__all__ = ["Batch", "advance", "gram", "step", "update"]
+__all__ = ["Batch", "Piece", "advance", "gram", "step", "step_across", "update"]
 
 # Numbers of a block; some blocks of this size fit into the cache of a processor.
 _BLOCK = 1 << 18
@@ -87,6 +88,17 @@ def step(works: Sequence[StepInput], hyper: HyperParameters) -> list[bool]:
     return zero
 
 
+def step_across(works: Sequence[StepInput], hyper: HyperParameters, add: Sum) -> None:
+    """Step weights whose slices have other pieces elsewhere, in place.
+
+    Args:
+        works: the pieces that are here, of one device.
+        hyper: the numbers of their group.
+        add: adds up products of all pieces of slices.
+    """
+    advance([next(batches_of(work, one=True)) for work in works], hyper, add)
+
+
 def advance(batches: Sequence[Batch], hyper: HyperParameters, add: Sum | None = None) -> list[bool]:
     """Step batches in place: products, coefficients, update.
 
@@ -98,40 +110,126 @@ def advance(batches: Sequence[Batch], hyper: HyperParameters, add: Sum | None = 
     Returns:
         For each batch, whether it may have a zero slice; only processors are asked.
     """
-    grams = _added([gram(batch, hyper) for batch in batches], add)
-    asked = _may_ask(grams[0].xx)
-    zero = [False] * len(batches)
-    careful = []
-    for place, found in enumerate(grams):
-        if not asked:
-            careful.append(place)
-        elif bool(found.cancelled().any()):
-            careful.append(place)
-            zero[place] = bool((found.xx == 0).any())
-    bent = [p for p in careful if batches[p].work.geometry.retraction != "additive"]
+    mixtures = [
+        _mixed(batch, hyper) if add is None and not hyper.nesterov else Mixture(batch)
+        for batch in batches
+    ]
+    batches = [mixture.batch for mixture in mixtures]
+    grams = _added([_gram(mixture, hyper) for mixture in mixtures], add)
+    ask = _may_ask(grams[0].xx)
+
+    def found(place: int, ask: bool) -> Any:
+        work, rate = batches[place].work, mixtures[place].rate
+        return coefficients(grams[place], work, hyper, rate=rate, ask=ask)
+
+    own: list[Any] = [found(place, ask) if ask else None for place in range(len(batches))]
+    careful = [place for place, ordinary in enumerate(own) if ordinary is None]
+    bent = [place for place in careful if batches[place].work.geometry.retraction != "additive"]
     if bent:
-        exact = [gram(batches[p], hyper, grams[p]) for p in bent]
-        for p, found in zip(bent, _added(exact, add), strict=True):
-            grams[p] = grams[p].refined(found)
-    found_ = []
-    for place, (batch, found) in enumerate(zip(batches, grams, strict=True)):
-        regular = place not in careful
-        found_.append(coefficients(found, batch.work, hyper, regular=regular))
-        update(batch, found_[-1], careful=not regular)
-    rounded = [p for p in bent if _is_rounded(batches[p])]
+        parts = _added([_gram(mixtures[place], hyper, grams[place]) for place in bent], add)
+        for place, part in zip(bent, parts, strict=True):
+            grams[place] = grams[place].refined(part)
+    for place in careful:
+        own[place] = found(place, False)
+    for place, batch in enumerate(batches):
+        update(batch, own[place], careful=place in careful)
+    rounded = [place for place in bent if _is_rounded(batches[place])]
     if rounded:
-        _mend([batches[p] for p in rounded], [found_[p] for p in rounded], add)
-    return zero
+        _mend([batches[place] for place in rounded], [own[place] for place in rounded], add)
+    return [ask and place in careful and bool((g.xx == 0).any()) for place, g in enumerate(grams)]
 
 
-def batches_of(work: StepInput) -> Iterator[Batch]:
-    """The batches of one weight: its blocks, if whole slices lie in them."""
+class Mixture(NamedTuple):
+    """Slices before their products.
+
+    Attributes:
+        batch: the slices; where gradient and buffer have been made one new buffer, that is both.
+        rate: of such slices.
+        xx: ⟨x, x⟩, if that has been needed.
+    """
+
+    batch: Batch
+    rate: Any = None
+    xx: Tensor | None = None
+
+
+def _mixed(batch: Batch, hyper: HyperParameters) -> Mixture:
+    """Make gradient and buffer one new buffer, and write second moments.
+
+    So two vectors and three products are left of three and six.
+    """
+    work = batch.work
+    if work.b is None:
+        return Mixture(batch)
+    sphere, adam = work.geometry.radius is not None, hyper.beta2 is not None
+    names = (("xx", "xg") if sphere else ("xx", "gg")) if adam else () if sphere else ("xx",)
+    sums = _sums(batch, names, {}, False) if names else []
+    known: dict[str, Any] = dict(zip(names, sums, strict=True))
+    rr = known.get("xx")
+    keep = 0.0 if work.first else hyper.keep
+    weight: Any = hyper.sign * (1.0 if work.first else hyper.fresh)
+    if not sphere and rr is not None:
+        weight = weight * rr
+    along = None
+    if "xg" in known and rr is not None:  # of a zero slice nothing is along x
+        along = known["xg"] / rr.clamp(min=torch.finfo(rr.dtype).tiny)
+    squares = []
+    for piece in batch.pieces:
+        dtype = computed_in(piece.x.dtype)
+        d = piece.g.to(dtype)
+        if along is not None:
+            near = _scratch(piece.near, dtype)
+            d = torch.addcmul(d, along, piece.x.to(dtype), value=-1, out=near)
+            squares.append(_squared(d, batch.over, _scratch(piece.far, dtype)))
+        if piece.b is not None:
+            _mix(piece.b, d, keep, weight)
+    rate: Any = hyper.lr
+    if adam:
+        squared = known["xx"] * known["gg"] if along is None else sum(squares[1:], squares[0])
+        rate, s, top = moments(squared, work, hyper)
+        _keep(work, s, top)
+    pieces = [piece._replace(g=piece.g if piece.b is None else piece.b) for piece in batch.pieces]
+    return Mixture(Batch(work._replace(s=None, top=None), batch.over, pieces), rate, rr)
+
+
+def _mix(b: Tensor, d: Tensor, keep: Any, weight: Any) -> None:
+    """b ← keep · b + weight · d; with keep zero, b may have no value yet."""
+    if isinstance(weight, Tensor):
+        torch.mul(d, weight, out=b) if is_zero(keep) else b.mul_(keep).addcmul_(weight, d)
+    elif is_zero(keep):
+        torch.mul(d, weight, out=b)
+    elif isinstance(keep, Tensor):
+        b.mul_(keep).add_(d, alpha=weight)
+    elif weight == 1:
+        torch.add(d, b, alpha=keep, out=b)
+    elif weight == 1 - keep:
+        b.lerp_(d, weight)
+    else:
+        b.mul_(keep).add_(d, alpha=weight)
+
+
+def _gram(mixture: Mixture, hyper: HyperParameters, first: Gram | None = None) -> Gram:
+    """The products of slices, mixed or not."""
+    batch, rate, xx = mixture
+    if rate is None:
+        return gram(batch, batch.work.products(hyper), first)
+    names = ("xx",) if batch.work.geometry.retraction == "additive" else ("xx", "xg", "gg")
+    return gram(batch, names, first, xx)
+
+
+def batches_of(work: StepInput, *, one: bool = False) -> Iterator[Batch]:
+    """The batches of one weight: its blocks, if whole slices lie in them.
+
+    Args:
+        work: the weight.
+        one: whether to put all slices into one batch.
+    """
     x, dim = work.x, work.geometry.dim
     over = Slices(dim).over(x.ndim)
-    if x.numel() <= _BLOCK or not _may_ask(x):
+    along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]), default=0)  # the slowest
+    if x.numel() <= _BLOCK or not _may_ask(x) or (one and along == dim):
         yield Batch(work, over, [Piece(work.x, work.g, work.b)])
         return
-    along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]))  # the slowest in memory
     long = max(1, _BLOCK * x.shape[along] // x.numel())
     # One place for what is computed on the way: memory that is asked for anew costs more than that.
     like = torch.empty_like(x.narrow(along, 0, long), dtype=computed_in(x.dtype))
@@ -201,23 +299,28 @@ def _may_ask(x: Tensor) -> bool:
 # --- products ---------------------------------------------------------------------------------
 
 
-def gram(batch: Batch, hyper: HyperParameters, first: Gram | None = None) -> Gram:
-    """The inner products of slices that a step depends on.
+def gram(
+    batch: Batch, names: Sequence[str], first: Gram | None = None, xx: Tensor | None = None
+) -> Gram:
+    """Inner products of slices.
 
     Args:
         batch: the slices.
-        hyper: the numbers of their group.
-        first: their products, to take what they have along x from the gradient and the buffer
+        names: of the products.
+        first: the same products, to take what they have along x from the gradient and the buffer
             before these are multiplied (`Gram.refined`).
+        xx: ⟨x, x⟩, if it is known.
     """
-    names = batch.work.products(hyper)
     along: dict[str, Tensor] = {}
     if first is not None:
         wide = _wide(first.xx)
-        along = {v: c.to(wide) for v, c in zip("gb", first.along(), strict=True) if c is not None}
-    sums = _sums(batch, names, along, first is not None)
+        found = zip("gb", first.along(first.xx == 0), strict=True)
+        along = {name: share.to(wide) for name, share in found if share is not None}
+    elif xx is not None:
+        names = [name for name in names if name != "xx"]
+    sums = _sums(batch, names, along, first is not None) if names else []
     products: dict[str, Any] = dict(zip(names, sums, strict=True))
-    return Gram(**products)
+    return Gram(**{"xx": xx, **products})
 
 
 def _sums(
@@ -294,12 +397,17 @@ def _runs(over: Over) -> tuple[Over, ...]:
 
 def update(batch: Batch, found: Coefficients, *, careful: bool = False) -> None:
     """Write weights, buffers and second moments by the coefficients of their slices."""
-    for state, value in ((batch.work.s, found.s), (batch.work.top, found.top)):
-        if state is not None and value is not None:
-            state.copy_(value)
+    _keep(batch.work, found.s, found.top)
     for piece in batch.pieces:
         dtype = _wide(piece.x) if careful else computed_in(piece.x.dtype)
         _write(piece, found, dtype)
+
+
+def _keep(work: StepInput, s: Tensor | None, top: Tensor | None) -> None:
+    """Write second moments."""
+    for state, value in ((work.s, s), (work.top, top)):
+        if state is not None and value is not None:
+            state.copy_(value)
 
 
 def _write(piece: Piece, found: Coefficients, dtype: torch.dtype) -> None:
