@@ -26,8 +26,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold, from_geoopt, from_spec
+from manifoldnet.geometry import Euclidean, Manifold, Slices, from_geoopt, from_spec
 from manifoldnet.geometry.manifold import Spec
+from manifoldnet.geometry.settled import copy_into, settle
 from manifoldnet.registry import (
     Declarations,
     check_module,
@@ -52,6 +53,8 @@ __all__ = [
     "verify",
     "violations",
 ]
+
+_WHOLE = Slices(None)
 
 Rule = Callable[[str, nn.Module, nn.Parameter], Manifold | None]
 """A rule for `declare_all`: (qualified name, module, parameter) -> manifold, or None if free."""
@@ -218,7 +221,7 @@ def _declare(
         else:
             manifold.assert_check_point_on_manifold(x, name=name)
     for x, point in values:
-        x.copy_(point)
+        copy_into(x, point)
     for module in [plan[0][1]] if alone else model.modules():
         for local, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in planned:
@@ -246,7 +249,7 @@ def violations(model: nn.Module) -> dict[str, float]:
     """
     with torch.no_grad():
         return {
-            name: float(manifold.violation(parameter).max())
+            name: float(settle(_WHOLE.largest(manifold.violation(parameter))))
             for name, (parameter, manifold) in declared_parameters(model).items()
         }
 
@@ -289,7 +292,7 @@ def project_(model: nn.Module) -> None:
         for name, (parameter, manifold) in declared_parameters(model).items()
     ]
     for parameter, point in points:
-        parameter.copy_(point)
+        copy_into(parameter, point)
 
 
 def spec(model: nn.Module) -> dict[str, Spec]:
@@ -418,7 +421,7 @@ def load_state_dict(
             if name not in incoming.seen and before.has_changed(parameter):
                 if project and not parameter.is_meta:
                     x = parameter.detach()
-                    x.copy_(manifold.projx(x, name=name))
+                    copy_into(x, manifold.projx(x, name=name))
                 incoming.note(_trouble(name, manifold, parameter.detach()))
         incoming.refuse()
     except BaseException:

@@ -30,6 +30,7 @@ from manifoldnet.geometry.euclidean import Euclidean
 from manifoldnet.geometry.geoopt_view import GeooptView
 from manifoldnet.geometry.manifold import Manifold, Projective, Retraction, register_manifold
 from manifoldnet.geometry.oblique import SphereGeodesics
+from manifoldnet.geometry.settled import settle
 from manifoldnet.geometry.slices import Slices, promote
 
 __all__ = ["GeooptManifold", "adapted"]
@@ -140,11 +141,11 @@ class GeooptManifold(Manifold):
 
     def violation(self, x: Tensor) -> Tensor:
         """The distance of each batch entry from the manifold, relative to its size."""
-        return _violation(self.base, *promote(x))
+        return _violation(self.base, *promote(settle(x)))
 
     def tangent_violation(self, x: Tensor, u: Tensor) -> Tensor:
         """The share of each batch entry of `u` that is not tangent at `x`."""
-        x, u = promote(x, u)
+        x, u = promote(settle(x), settle(u))
         size = _length(self.base, u)
         off = _length(self.base, u - self.proju(x, u)) / torch.where(size > 0, size, 1.0)
         # More than 1 where the projection is orthogonal in another metric (Lorentz's) only.
@@ -273,18 +274,25 @@ class GeooptManifold(Manifold):
         """geoopt's parts of a point."""
         return self.base.unpack_tensor(tensor)
 
-    def _slice(self, x: Tensor, index: int) -> tuple[str, Tensor]:
+    def _label(self, x: Tensor, index: int) -> str:
         base = _innermost(self.base)
         if isinstance(base, Manifold):
-            return base._slice(x, index)
+            return base._label(x, index)
         batch = x.shape[: x.ndim - self.ndim]
-        entries = x.reshape(batch.numel(), -1)[index]
         if not batch:
-            return "the whole tensor", entries
+            return "the whole tensor"
         if len(batch) == 1:
-            return f"{'row' if self.ndim == 1 else 'batch entry'} {index}", entries
+            return f"{'row' if self.ndim == 1 else 'batch entry'} {index}"
         place = [int(i) for i in torch.unravel_index(torch.tensor(index), batch)]
-        return f"batch entry ({', '.join(map(str, place))})", entries
+        return f"batch entry ({', '.join(map(str, place))})"
+
+    def _sizes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        base = _innermost(self.base)
+        if isinstance(base, Manifold):
+            return base._sizes(x)
+        (x,) = promote(settle(x))
+        rows = x.reshape(x.shape[: x.ndim - self.ndim].numel(), -1)
+        return rows.abs().amax(1), rows.norm(dim=1)
 
     def _misfit(self, x: Tensor) -> str | None:
         if x.numel() == 0:

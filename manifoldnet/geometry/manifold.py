@@ -28,6 +28,7 @@ from torch import Tensor
 
 from manifoldnet.geometry.geoopt_vocabulary import GeooptVocabulary
 from manifoldnet.geometry.parts import Geodesics, Metric, Projection, name_of, register
+from manifoldnet.geometry.settled import settle
 from manifoldnet.geometry.slices import ELEMENTS, Slices, promote
 from manifoldnet.geometry.validation import raise_if
 
@@ -141,7 +142,7 @@ class Manifold(GeooptVocabulary):
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
     ) -> Tensor:
         """⟨u, v⟩ₓ of the whole parameter: one number (with `keepdim`, of shape 1×…×1)."""
-        total = self.component_inner(x, u, v).sum()
+        total = settle(self.component_inner(x, u, v).sum())
         return total.reshape((1,) * x.ndim) if keepdim else total
 
     def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
@@ -251,13 +252,13 @@ class Manifold(GeooptVocabulary):
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """The length of the shortest geodesic from `x` to `y`, over all slices together."""
-        total = torch.linalg.vector_norm(self.component_dist(x, y))
+        total = settle(torch.linalg.vector_norm(self.component_dist(x, y)))
         return total.reshape((1,) * x.ndim) if keepdim else total
 
     def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """The squared distance."""
         parts = self.component_dist(x, y)
-        total = (parts * parts).sum()
+        total = settle((parts * parts).sum())
         return total.reshape((1,) * x.ndim) if keepdim else total
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
@@ -350,8 +351,12 @@ class Manifold(GeooptVocabulary):
 
     # --- validation -------------------------------------------------------------------------
 
-    def _slice(self, x: Tensor, index: int) -> tuple[str, Tensor]:
-        return self.slices.label(index, x.ndim), self.slices.select(x, index)
+    def _label(self, x: Tensor, index: int) -> str:
+        return self.slices.label(index, x.ndim)
+
+    def _sizes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        (x,) = promote(x)
+        return self.slices.largest(x), self.slices.norm(x)
 
     def _misfit(self, x: Tensor) -> str | None:
         reason = self.projection.misfit(x.dtype)

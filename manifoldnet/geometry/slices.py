@@ -22,6 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from manifoldnet.geometry.settled import is_sharded, reducible
+
 __all__ = [
     "ELEMENTS",
     "Dim",
@@ -105,9 +107,11 @@ class Slices:
 
     def largest(self, x: Tensor) -> Tensor:
         """The largest |entry| of each slice."""
-        over = self.over(x.ndim)
+        over, x = self.over(x.ndim), x.abs()
+        if over and is_sharded(x):
+            x = reducible(x, over)
         # Several times faster on CPU than torch's maximum norm.
-        return x.abs().amax(over, keepdim=True) if over else x.abs()
+        return x.amax(over, keepdim=True) if over else x
 
     def normalize(self, x: Tensor, length: float | Tensor = 1.0) -> Tensor:
         """`length · x/‖x‖` of each slice, without overflow or underflow of the squares.
@@ -119,12 +123,6 @@ class Slices:
         tiny = torch.finfo(x.dtype).tiny
         x = x * self.largest(x.detach()).clamp(min=tiny).reciprocal()
         return x * (length / self.norm(x))
-
-    def select(self, x: Tensor, index: int) -> Tensor:
-        """The entries of slice number `index`."""
-        if self.dim == "elements":
-            return x.flatten()[index]
-        return x if self.dim is None else x.select(self.dim, index)
 
     def label(self, index: int, ndim: int) -> str:
         """The name of slice number `index` in messages: "row 3", "column 5", "filter 7", …"""

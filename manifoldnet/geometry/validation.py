@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
 
-from manifoldnet.geometry.slices import promote
+from manifoldnet.geometry.settled import settle
 
 __all__ = [
     "NotOnManifoldError",
@@ -118,8 +118,12 @@ class Validated(ABC):
         """The share of each slice of `u` that is not tangent at `x`, between 0 and 1."""
 
     @abstractmethod
-    def _slice(self, x: Tensor, index: int) -> tuple[str, Tensor]:
-        """Label and entries of a slice, by its place in `violation`."""
+    def _label(self, x: Tensor, index: int) -> str:
+        """The name of a slice of `x`, by its place in `violation`."""
+
+    @abstractmethod
+    def _sizes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest |entry| and the norm of each slice of `x`, in the order of `violation`."""
 
     @abstractmethod
     def _misfit(self, x: Tensor) -> str | None:
@@ -199,13 +203,15 @@ class Validated(ABC):
         if parts:
             errors = (m._off(part, at, tol, label) for m, label, part, at in parts)
             return NotOnManifoldError.joined(self, name, errors)
-        off = off.flatten().nan_to_num(nan=math.inf, posinf=math.inf)
+        off = settle(off).flatten().nan_to_num(nan=math.inf, posinf=math.inf)
         no_nearest = off.isinf()
         bad = no_nearest if bool(no_nearest.any()) else ~(off <= limit)
-        fields, entries = self._fields_of_error(original, off, bad)
+        fields, worst = self._fields_of_error(original, off, bad)
         where, amount = fields["slices"][0], fields["amounts"][0]
+        size, norm = (float(settle(t).flatten()[worst]) for t in self._sizes(original.detach()))
         if math.isinf(amount):
-            size = float(entries.abs().max())
+            if math.isnan(norm):  # the largest entry of several processes may be another one
+                size = norm
             if size == 0:
                 what = "zero"
             elif math.isfinite(size):
@@ -220,7 +226,7 @@ class Validated(ABC):
         else:
             message = (
                 f"{name} is not on {self}: {fields['count']} of {off.numel()} slices are off, "
-                f"the worst is {where} with norm {float(entries.norm()):.6g}, off by "
+                f"the worst is {where} with norm {norm:.6g}, off by "
                 f"{amount:.2g} relative. Put it on the manifold with "
                 "manifold.projx(data), or with project=True where that is offered"
             )
@@ -244,7 +250,7 @@ class Validated(ABC):
         if parts:
             errors = (m._not_tangent(part, v, tol, label) for m, label, part, v in parts)
             return NotTangentError.joined(self, name, errors)
-        off = off.flatten().nan_to_num(nan=math.inf, posinf=math.inf)
+        off = settle(off).flatten().nan_to_num(nan=math.inf, posinf=math.inf)
         fields, _ = self._fields_of_error(u, off, ~(off <= limit))
         return NotTangentError(
             f"{name} is not tangent to {self}: {fields['count']} of {off.numel()} slices "
@@ -258,17 +264,18 @@ class Validated(ABC):
 
     def _fields_of_error(
         self, x: Tensor, off: Tensor, bad: Tensor
-    ) -> tuple[dict[str, Any], Tensor]:
-        """The fields of an error about the slices marked as bad; the entries of the worst."""
+    ) -> tuple[dict[str, Any], int]:
+        """The fields of an error about the slices marked as bad; the place of the worst."""
         count = int(bad.sum())
         amounts = torch.where(bad, off, -1.0)
         order = amounts.argsort(descending=True, stable=True)[: min(count, _MOST_SLICES)]
-        found = [self._slice(x.detach(), int(i)) for i in order]
-        labels = tuple(label for label, _ in found)
-        values = tuple(amounts[order].tolist())
-        (entries,) = promote(found[0][1])
-        fields = {"slices": labels, "amounts": values, "count": count, "total": off.numel()}
-        return fields, entries
+        fields = {
+            "slices": tuple(self._label(x, int(i)) for i in order),
+            "amounts": tuple(amounts[order].tolist()),
+            "count": count,
+            "total": off.numel(),
+        }
+        return fields, int(order[0])
 
     def _apart(self, name: str, *tensors: Tensor) -> list[tuple[Any, ...]]:
         """(manifold, name, tensors) of each point under vmap or factor; nothing if whole."""
@@ -289,7 +296,8 @@ def _exceeds(off: Tensor, limit: float) -> bool:
     """Test whether any violation is above the limit, NaN or ∞; also under `torch.func.vmap`."""
     while functorch.is_functorch_wrapped_tensor(off):
         off = functorch.get_unwrapped(off)
-    return not bool(((off <= limit) & off.isfinite()).all())
+    # Counted, because torch takes no "all" of processes together (2.13).
+    return bool(settle((~((off <= limit) & off.isfinite())).sum()))
 
 
 def _batch(*tensors: Tensor) -> list[tuple[Any, ...]]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manifoldnet.geometry.settled import settle
 from manifoldnet.registry import unwrapped
 
 __all__ = ["align", "check_entries", "name_parameters", "saved_specs"]
@@ -155,12 +156,15 @@ def check_entries(
                     f"{key} of {name} has type {value.dtype}: of a declared weight it is "
                     "floating-point"
                 )
-            if declared and not value.is_meta and not bool(value.isfinite().all()):
+            if not declared or value.is_meta:
+                continue
+            count = int(settle((~value.isfinite()).sum()))
+            if count:
                 raise ValueError(
-                    f"{key} of {name} has {int((~value.isfinite()).sum())} entries that are NaN or "
-                    "infinite: load an earlier state, or start with a new optimizer"
+                    f"{key} of {name} has {count} entries that are NaN or infinite: load an "
+                    "earlier state, or start with a new optimizer"
                 )
-            if declared and key.endswith("_sq") and not value.is_meta and bool((value < 0).any()):
+            if key.endswith("_sq") and int(settle((value < 0).sum())):
                 raise ValueError(f"{key} of {name} has negative entries, and it is made of squares")
         elif value is not None or key != "momentum_buffer":  # torch's SGD writes None there
             raise ValueError(f"{key} of {name} must be a tensor, not a {type(value).__name__}")

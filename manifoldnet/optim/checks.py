@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from manifoldnet.geometry import Manifold
+from manifoldnet.geometry.settled import settled_numbers
 
 __all__ = ["check_number", "check_point", "refuse_nonfinite", "users_level"]
 
@@ -44,15 +45,14 @@ def check_point(name: str, p: Tensor, manifold: Manifold | None) -> None:
 
 def refuse_nonfinite(names: Sequence[str], parameters: Sequence[Tensor]) -> None:
     """Raise RuntimeError for gradients with entries that are NaN or infinite."""
-    for name, p in zip(names, parameters, strict=True):
-        if p.grad is None:
-            continue
-        values = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
-        if not bool(values.isfinite().all()):
+    found = [(n, p.grad) for n, p in zip(names, parameters, strict=True) if p.grad is not None]
+    values = (g.coalesce().values() if g.is_sparse else g for _, g in found)
+    counts = settled_numbers([(~each.isfinite()).sum() for each in values])
+    for (name, _), count in zip(found, counts, strict=True):
+        if count:
             raise RuntimeError(
-                f"the gradient of {name} has {int((~values.isfinite()).sum())} entries that "
-                "are NaN or infinite; no weight was changed. Lower the learning rate, clip "
-                "gradients, or skip this batch"
+                f"the gradient of {name} has {count:.0f} entries that are NaN or infinite; no "
+                "weight was changed. Lower the learning rate, clip gradients, or skip this batch"
             )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Manifold, Slices
+from manifoldnet.geometry.settled import copy_into, is_sharded
 from manifoldnet.geometry.slices import promote
 from manifoldnet.optim.step import SliceGeometry
 
@@ -45,7 +46,9 @@ class Motion:
         if geometry is not None:
             # As in the metric: what is too small to be squared counts as zero.
             zero = manifold.slices.inner(self.point, self.point) == 0
-            asked = x.device.type == "cpu" and not torch.compiler.is_compiling()
+            # What one process sees of a weight that many have parts of is no answer.
+            asked = x.device.type == "cpu" and not is_sharded(x)
+            asked = asked and not torch.compiler.is_compiling()
             self.any_zero = asked and bool(zero.any())
             if self.any_zero or not asked:
                 self._zero = zero
@@ -91,5 +94,5 @@ class Motion:
         if self._zero is not None:
             still = still | self._zero
             b = None if b is None else torch.where(self._zero, 0.0, b)
-        self._x.copy_(torch.where(still, self.point, end))
+        copy_into(self._x, torch.where(still, self.point, end))
         return b

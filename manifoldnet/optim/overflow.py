@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Manifold
+from manifoldnet.geometry.settled import settle
 from manifoldnet.geometry.slices import promote
 
 __all__ = [
@@ -72,7 +73,7 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
     if not manifold.scale_invariant:
         return None
     (x,) = promote(p.detach())
-    norms = manifold.slices.norm(x).flatten()
+    norms = settle(manifold.slices.norm(x)).flatten()
     if not bool((norms > _limit(p.dtype)).any()):
         return None
     worst = int(norms.argmax())
@@ -91,7 +92,7 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
 def zero_slices(p: Tensor, manifold: Manifold) -> str | None:
     """A message about the zero slices of a weight; None if there are none."""
     (x,) = promote(p.detach())
-    zero = (manifold.slices.inner(x, x) == 0).flatten()
+    zero = (settle(manifold.slices.inner(x, x)) == 0).flatten()
     count = int(zero.sum())
     if not count:
         return None

@@ -1,0 +1,86 @@
+"""Values of tensors of which several processes hold a part each (torch's DTensor).
+
+Where Python asks such a tensor for a number, each process sees its own part (torch 2.13 reduces
+none), so that processes would decide differently, and wait for each other forever. What decides
+from values asks `settle` or `settled_numbers` first. All processes have to, in the same order.
+
+These tensors are known by their methods: torch.distributed is not imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["copy_into", "is_sharded", "reducible", "settle", "settled_numbers"]
+
+
+def is_sharded(t: Tensor) -> bool:
+    """Test whether a tensor is a DTensor, of which this process may hold a part only."""
+    return hasattr(t, "full_tensor")
+
+
+def settle(t: Tensor) -> Tensor:
+    """The whole of a DTensor, alike on all processes, as an ordinary tensor; others themselves.
+
+    Meant for numbers of slices and flags, not for weights: it takes the memory of the whole.
+    """
+    parts: Any = t  # DTensor has the method, which the type Tensor has not
+    return parts.full_tensor() if is_sharded(t) else t
+
+
+def settled_numbers(numbers: Sequence[Tensor]) -> list[float]:
+    """The values of tensors of one number; all DTensors of a mesh share one collective."""
+    groups: dict[Any, list[int]] = {}
+    for place, t in enumerate[Any](numbers):
+        layout = (t.device_mesh, t.placements) if is_sharded(t) else None
+        groups.setdefault((t.device, t.dtype, layout), []).append(place)
+    values = [math.nan] * len(numbers)
+    for (_, _, layout), places in groups.items():
+        some: list[Any] = [numbers[place] for place in places]
+        if layout is None:
+            row = torch.stack(some)
+        else:
+            parts = torch.stack([t.to_local() for t in some])
+            row = type(some[0]).from_local(parts, *layout, run_check=False)
+        for place, value in zip(places, settle(row).tolist(), strict=True):
+            values[place] = value
+    return values
+
+
+def reducible(t: Any, over: tuple[int, ...]) -> Any:
+    """A DTensor of non-negative numbers that has the maxima of `t`, and no empty part.
+
+    Of an empty part torch computes no maximum. Here each process gives that of its own part, 0 if
+    it is empty, and ∞ for NaN, which a collective may lose.
+
+    Args:
+        t: a DTensor of numbers ≥ 0.
+        over: the dimensions that the maximum is to be taken over.
+    """
+    if any(placement.is_partial() for placement in t.placements):
+        return t
+    part = t.to_local().nan_to_num(nan=math.inf, posinf=math.inf)
+    empty = any(part.shape[d] == 0 for d in over)
+    shape = [1 if d in over else n for d, n in enumerate(part.shape)]
+    part = part.new_zeros(shape) if empty else part.amax(over, keepdim=True)
+    whole = list(t.shape)
+    for d in over:
+        sizes = zip(t.placements, t.device_mesh.shape, strict=True)
+        whole[d] = math.prod(n for p, n in sizes if getattr(p, "dim", None) == d)
+    stride = torch.empty(whole, device="meta").stride()
+    return type(t).from_local(
+        part, t.device_mesh, t.placements, run_check=False, shape=torch.Size(whole), stride=stride
+    )
+
+
+def copy_into(x: Any, y: Any) -> None:
+    """`x.copy_(y)`, also for a DTensor that torch refuses to copy to (dimensions of size one)."""
+    if is_sharded(x) and is_sharded(y):
+        x.to_local().copy_(y.redistribute(x.device_mesh, x.placements).to_local())
+    else:
+        x.copy_(y)
