@@ -87,7 +87,8 @@ class Slices:
 
     def count(self, shape: torch.Size) -> int:
         """The number of slices."""
-        return math.prod(shape) // self.size(shape)
+        over = self.over(len(shape))
+        return math.prod(n for d, n in enumerate(shape) if d not in over)
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """`⟨u, v⟩` of each slice, shape of `u` with the slice's dimensions reduced to one."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from manifoldnet.geometry import Slices
 from manifoldnet.optim import shards
 from manifoldnet.optim.backends import cpp, torch_ops
 from manifoldnet.optim.backends.cpp import Layout
@@ -42,10 +43,10 @@ def step(
         if shards.is_sharded(work.x):
             groups = shards.groups_of(work.x, work.geometry.dim)
             piece = pieces[place] = shards.localized(work)
+            if not Slices(work.geometry.dim).count(piece.x.shape):
+                continue  # the same in all processes of these groups
             if groups:
                 across.setdefault(groups, []).append(piece)
-                continue
-            if not piece.x.numel():
                 continue
         if layout is None:
             by_torch.append(place)
