@@ -58,8 +58,10 @@ def align(groups: list[dict[str, Any]], saved: dict[str, Any]) -> dict[str, Any]
     old_keys = [k for g in saved["param_groups"] for k in g["params"]]
     old_specs = saved_specs(saved)
     old_names = _flat(saved["param_groups"], "param_names")
-    # What is kept under no parameter's number, torch copies as it is.
-    state = {key: value for key, value in saved["state"].items() if not isinstance(key, int)}
+    # What is kept under no parameter's key (its number, or its name in a distributed checkpoint),
+    # torch copies as it is.
+    known = {*old_keys, *(key for key in saved["state"] if isinstance(key, int))}
+    state = {key: value for key, value in saved["state"].items() if key not in known}
     new_groups: list[dict[str, Any]] = []
     number = 0
     for group in groups:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from ranks import Ranks, mesh
 from torch import Tensor, nn
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 import manifoldnet as mn
 
@@ -26,9 +39,10 @@ PATHS: dict[str, dict[str, Any]] = {
     "torch": {},
     "kernel": {"fused": True},
 }
-# Two small ones alike, uneven ones, some with fewer rows or columns than processes.
-SMALL = [(8, 6), (8, 6), (7, 5), (1, 4), (4, 1), (3, 9)]
-LARGE = [(700, 601)]
+STEPS = 5
+Shape = tuple[int, ...]
+# Two small ones alike, an uneven one, some with fewer rows or columns than processes.
+SMALL: tuple[Shape, ...] = ((8, 6), (8, 6), (7, 5), (1, 4), (4, 1))
 
 LINES: dict[str, list[Any]] = {
     "rows": [Shard(0)],
@@ -41,22 +55,22 @@ MESHES: dict[str, list[Any]] = {
 }
 
 
-def _manifolds() -> list[mn.Manifold]:
-    found: list[mn.Manifold] = []
-    for dim in (0, 1, None):
-        found += [
-            mn.Oblique(dim),
-            mn.Oblique(dim, 2.0, "geodesic"),
-            mn.ScaledEuclidean(dim),
-            mn.ScaledEuclidean(dim, "additive"),
-        ]
-    return found
+GEOMETRIES: list[mn.Manifold] = [
+    make(dim)
+    for dim in (0, 1, None)
+    for make in (
+        mn.Oblique,
+        lambda dim: mn.Oblique(dim, 2.0, "geodesic"),
+        mn.ScaledEuclidean,
+        lambda dim: mn.ScaledEuclidean(dim, "additive"),
+    )
+]
 
 
 class Net(nn.Module):
     """Declared weights of some shapes and a free one."""
 
-    def __init__(self, manifold: mn.Manifold, shapes: list[tuple[int, ...]]) -> None:
+    def __init__(self, manifold: mn.Manifold, shapes: list[Shape]) -> None:
         super().__init__()
         source = torch.Generator().manual_seed(0)
         for i, shape in enumerate(shapes):
@@ -68,100 +82,254 @@ class Net(nn.Module):
         self.free = nn.Parameter(torch.randn(6, 3, generator=source, dtype=torch.float64))
 
 
-def _placed(x: Tensor, placements: list[Any], shape: tuple[int, ...]) -> Tensor:
-    return distribute_tensor(x, mesh(*shape), placements)
-
-
 def _steps(
-    net: nn.Module,
-    make: Any,
-    options: dict[str, Any],
-    steps: int,
-    place: Any = None,
-    length: float = 0.1,
+    net: nn.Module, kind: str, path: str, steps: int, place: Any = None
 ) -> tuple[dict[str, Tensor], Any]:
     """The weights after some steps with gradients that depend on the weights."""
-    optimizer = make(mn.param_groups(net), lr=0.05, **options)
+    make, options = ALGORITHMS[kind]
+    optimizer = make(mn.param_groups(net), lr=0.05, **options, **PATHS[path])
     for step in range(steps):
         for i, p in enumerate(net.parameters()):
             source = torch.Generator().manual_seed(10**6 + 100 * step + i)
-            g = torch.randn(p.shape, generator=source, dtype=torch.float64) * length
-            if place is None:
-                p.grad = g + 0.01 * p.detach()
-            else:
-                p.grad = place(g).redistribute(p.device_mesh, p.placements) + 0.01 * p.detach()
+            g = 0.1 * torch.randn(p.shape, generator=source, dtype=torch.float64)
+            g = g if place is None else place(g)
+            p.grad = g + 0.01 * p.detach()
         optimizer.step()
-    whole = {
-        name: p.detach() if place is None else p.detach().full_tensor()
-        for name, p in net.named_parameters()
-    }
-    return whole, optimizer
+    return {name: _whole(p) for name, p in net.named_parameters()}, optimizer
 
 
-def _shard(net: nn.Module, place: Any) -> None:
+def _whole(p: Tensor) -> Tensor:
+    x = p.detach()
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def _sharded(manifold: mn.Manifold, sizes: list[Shape], place: Any) -> Net:
+    net = Net(manifold, sizes)
     for name, p in list(net.named_parameters()):
         setattr(net, name, nn.Parameter(place(p.detach())))
+    return net
 
 
-def _worst(
-    placements: list[Any], shape: tuple[int, ...], sizes: list[tuple[int, ...]], path: str
-) -> dict[str, float]:
-    """The largest error of each geometry and algorithm."""
+@cache
+def _alone(manifold: mn.Manifold, sizes: tuple[Shape, ...], kind: str) -> dict[str, Tensor]:
+    return _steps(Net(manifold, list(sizes)), kind, "reference", STEPS)[0]
 
+
+def _here(
+    manifold: mn.Manifold, sizes: tuple[Shape, ...], kind: str, path: str, placements: list[Any]
+) -> dict[str, Tensor]:
     def place(x: Tensor) -> Tensor:
-        return _placed(x, placements, shape)
+        return distribute_tensor(x, mesh(*(2,) * len(placements)), placements)
 
-    found = {}
-    for manifold in _manifolds():
-        for kind, (make, options) in ALGORITHMS.items():
-            alone, _ = _steps(Net(manifold, sizes), make, options, 5)
-            net = Net(manifold, sizes)
-            _shard(net, place)
-            here, _ = _steps(net, make, {**options, **PATHS[path]}, 5, place)
-            off = max(float((here[k] - alone[k]).abs().max() / alone[k].abs().max()) for k in here)
-            if not off <= 1e-12:
-                found[f"{manifold} {kind}"] = off
-    return found
+    return _steps(_sharded(manifold, list(sizes), place), kind, path, STEPS, place)[0]
 
 
-@pytest.mark.parametrize("path", ["torch", "kernel"])
-@pytest.mark.parametrize("placements", LINES.values(), ids=LINES)
-def test_small_weights_on_two_processes(two: Ranks, placements: list[Any], path: str) -> None:
-    assert two.agreed(_worst, placements, (2,), SMALL, path) == {}
+def _check(
+    ranks: Ranks,
+    manifold: mn.Manifold,
+    sizes: tuple[Shape, ...],
+    path: str,
+    placements: list[Any],
+    kinds: Iterable[str] = ALGORITHMS,
+) -> None:
+    for kind in kinds:
+        found = ranks.run(_here, manifold, sizes, kind, path, placements)
+        alone = _alone(manifold, sizes, kind)
+        for weights in found:
+            for name, x in weights.items():
+                off = float((x - alone[name]).abs().max() / alone[name].abs().max())
+                assert off <= 1e-12, (kind, name, off)
 
 
-@pytest.mark.parametrize("path", ["torch", "kernel"])
-@pytest.mark.parametrize("placements", MESHES.values(), ids=MESHES)
-def test_small_weights_on_four_processes(four: Ranks, placements: list[Any], path: str) -> None:
-    assert four.agreed(_worst, placements, (2, 2), SMALL, path) == {}
+each_path = pytest.mark.parametrize("path", ["torch", "kernel"])
+each_geometry = pytest.mark.parametrize("manifold", GEOMETRIES, ids=str)
+lines = pytest.mark.parametrize("placements", LINES.values(), ids=LINES)
+meshes = pytest.mark.parametrize("placements", MESHES.values(), ids=MESHES)
+
+
+@each_path
+@lines
+@pytest.mark.parametrize("manifold", GEOMETRIES[::4], ids=str)
+def test_small_weights_on_two_processes(
+    two: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
+) -> None:
+    _check(two, manifold, SMALL, path, placements, ["momentum", "nesterov", "adam"])
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("path", ["torch", "kernel"])
-@pytest.mark.parametrize("placements", LINES.values(), ids=LINES)
-def test_large_weights_on_two_processes(two: Ranks, placements: list[Any], path: str) -> None:
-    assert two.agreed(_worst, placements, (2,), LARGE, path) == {}
+@each_path
+@lines
+@each_geometry
+def test_every_geometry_on_two_processes(
+    two: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
+) -> None:
+    _check(two, manifold, SMALL, path, placements)
+
+
+@pytest.mark.thorough
+@each_path
+@meshes
+@each_geometry
+def test_every_geometry_on_four_processes(
+    four: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
+) -> None:
+    _check(four, manifold, SMALL, path, placements, ["momentum", "nesterov", "amsgrad"])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("path", ["reference", "torch", "kernel"])
+@lines
+@pytest.mark.parametrize("manifold", GEOMETRIES[::5], ids=str)
+def test_large_weights_on_two_processes(
+    two: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
+) -> None:
+    _check(two, manifold, ((700, 601),), path, placements, ["momentum", "adam"])
 
 
 def _messages(manifold: mn.Manifold, kind: str, count: int) -> int:
     """The number of collectives of one step of many weights, sharded by rows."""
 
     def place(x: Tensor) -> Tensor:
-        return _placed(x, [Shard(0)], (2,))
+        return distribute_tensor(x, mesh(), [Shard(0)])
 
-    make, options = ALGORITHMS[kind]
-    net = Net(manifold, [(8, 6)] * count)
-    _shard(net, place)
-    _, optimizer = _steps(net, make, options, 1, place)
+    _, optimizer = _steps(_sharded(manifold, [(8, 6)] * count, place), kind, "torch", 1, place)
     with CommDebugMode() as messages:
         optimizer.step()
     return int(messages.get_total_counts())
 
 
-@pytest.mark.parametrize("kind", ALGORITHMS)
+@pytest.mark.parametrize("kind", ["momentum", "nesterov", "adam"])
 def test_communication(two: Ranks, kind: str) -> None:
     """Rows need none; a message or three serve all columns of a step."""
     assert two.agreed(_messages, mn.Oblique(0), kind, 5) == 0
-    for dim in (1, None):
-        assert 1 <= two.agreed(_messages, mn.Oblique(dim), kind, 50) <= 3
-        assert two.agreed(_messages, mn.ScaledEuclidean(dim, "additive"), kind, 50) == 1
+    assert 1 <= two.agreed(_messages, mn.Oblique(1), kind, 50) <= 3
+    assert 1 <= two.agreed(_messages, mn.Sphere(), kind, 50) <= 3
+    assert two.agreed(_messages, mn.ScaledEuclidean(1, "additive"), kind, 50) == 1
+
+
+# --- as trainers shard ------------------------------------------------------------------------
+
+
+class Layers(nn.Module):
+    """Rows, columns and a whole tensor, one of them with fewer rows than processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows = nn.Linear(6, 8, dtype=torch.float64)
+        self.columns = nn.Linear(8, 8, dtype=torch.float64)
+        self.whole = nn.Linear(8, 5, dtype=torch.float64)
+        self.gate = nn.Linear(5, 1, bias=False, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.columns(torch.tanh(self.rows(x))))
+        out: Tensor = self.gate(torch.tanh(self.whole(x)))
+        return out
+
+
+def _declare(net: nn.Module) -> None:
+    mn.declare(net, "rows.weight", mn.Oblique(), project=True)
+    mn.declare(net, "columns.weight", mn.Oblique(1, retraction="geodesic"), project=True)
+    mn.declare(net, "whole.weight", mn.ScaledEuclidean(None))
+    mn.declare(net, "gate.weight", mn.Oblique(), project=True)
+
+
+def _train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        source = torch.Generator().manual_seed(step)
+        x, y = (torch.randn(16, n, generator=source, dtype=torch.float64) for n in (6, 1))
+        optimizer.zero_grad()
+        (net(x) - y).square().mean().backward()
+        optimizer.step()
+
+
+def _split(net: nn.Module, how: str) -> nn.Module:
+    """A model sharded as trainers do."""
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+    if how in ("tensor", "both"):
+        devices = mesh() if how == "tensor" else mesh(2, 2, names=("data", "tensor"))["tensor"]
+        styles = {"rows": ColwiseParallel(), "columns": RowwiseParallel()}
+        parallelize_module(net, devices, styles)
+    if how == "tensor":
+        return net
+    devices = mesh() if how == "full" else mesh(2, 2, names=("data", "tensor"))
+    for module in (*net.children(), net):
+        fully_shard(module, mesh=devices["data"] if how == "both" else devices)
+    return net
+
+
+def _optimizer(net: nn.Module, kind: str, path: str) -> Any:
+    make, options = ALGORITHMS[kind]
+    return make(mn.param_groups(net), lr=0.05, **options, **PATHS[path])
+
+
+def _trained(how: str, kind: str, path: str, before: bool = True) -> dict[str, Tensor]:
+    net = Layers()
+    if before:
+        _declare(net)
+        net = _split(net, how)
+    else:
+        net = _split(net, how)
+        _declare(net)
+    _train(net, _optimizer(net, kind, path), STEPS)
+    return {name: _whole(p) for name, p in net.named_parameters()}
+
+
+@cache
+def _trained_alone(kind: str, steps: int = STEPS) -> dict[str, Tensor]:
+    net = Layers()
+    _declare(net)
+    _train(net, _optimizer(net, kind, "reference"), steps)
+    return {name: p.detach() for name, p in net.named_parameters()}
+
+
+def _same(found: dict[str, Tensor], alone: dict[str, Tensor]) -> None:
+    for name, x in alone.items():
+        assert float((found[name] - x).abs().max()) <= 1e-12 * float(x.abs().max()), name
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+@pytest.mark.parametrize("how", ["full", "tensor"])
+def test_trainers_on_two_processes(two: Ranks, how: str, kind: str, path: str) -> None:
+    for found in two.run(_trained, how, kind, path):
+        _same(found, _trained_alone(kind))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+@pytest.mark.parametrize("how", ["hybrid", "both"])
+def test_trainers_on_four_processes(four: Ranks, how: str, kind: str, path: str) -> None:
+    for found in four.run(_trained, how, kind, path):
+        _same(found, _trained_alone(kind))
+
+
+def test_weights_are_declared_before_or_after_they_are_sharded(two: Ranks) -> None:
+    for found in two.run(_trained, "full", "momentum", "torch", before=False):
+        _same(found, _trained_alone("momentum"))
+
+
+def _continued(folder: str, number: int, kind: str) -> dict[str, Tensor]:
+    """Two steps from the checkpoint that was saved before (number > 0); then it is saved."""
+    net = Layers()
+    _declare(net)
+    if dist.get_world_size() > 1:
+        net = _split(net, "full")
+    optimizer = _optimizer(net, kind, "torch")
+    if number:
+        weights, state = get_state_dict(net, optimizer)
+        dcp.load({"net": weights, "optimizer": state}, checkpoint_id=f"{folder}/{number - 1}")
+        set_state_dict(net, optimizer, model_state_dict=weights, optim_state_dict=state)
+    _train(net, optimizer, 2, 2 * number)
+    weights, state = get_state_dict(net, optimizer)
+    dcp.save({"net": weights, "optimizer": state}, checkpoint_id=f"{folder}/{number}")
+    return {name: _whole(p) for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam", "amsgrad"])
+def test_checkpoints_are_resharded(two: Ranks, four: Ranks, kind: str, tmp_path: Path) -> None:
+    """Two processes, then four, then one."""
+    with Ranks(1) as one:
+        for number, ranks in enumerate((two, four, one)):
+            for found in ranks.run(_continued, str(tmp_path), number, kind):
+                _same(found, _trained_alone(kind, 2 * number + 2))
