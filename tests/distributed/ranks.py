@@ -39,6 +39,10 @@ import torch.distributed.fsdp
 import torch.distributed.tensor.parallel
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which it still uses
+    import torch.distributed.optim
+
 __all__ = ["RankError", "Ranks", "mesh", "rank"]
 
 # Seconds for a call, and for the other ranks once one has answered.
