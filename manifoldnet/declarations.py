@@ -158,15 +158,37 @@ def declare_all(model: nn.Module, rule: Rule, project: bool = False) -> dict[str
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule of a qualified name, and the last part of the name."""
+    """The submodule of a qualified name, and the last part of the name.
+
+    A parameter is also found by its name in the plain model, without the parts of torch's wrappers.
+    """
     check_module(module)
     if not isinstance(name, str):
         raise TypeError(f"a parameter is named by a string such as 'fc.weight', not {name!r}")
     *path, local = name.split(".")
+    owner, reason = None, None
     try:
-        return module.get_submodule(".".join(path)), local
+        owner = module.get_submodule(".".join(path))
     except AttributeError as error:
-        raise ValueError(f"{type(module).__name__} has no submodule {'.'.join(path)!r}") from error
+        reason = error
+    if owner is None or local not in owner._parameters:
+        wrapped = _names(module).get(name, name)
+        if wrapped != name:
+            return _owner(module, wrapped)
+    if owner is None:
+        raise ValueError(f"{type(module).__name__} has no submodule {'.'.join(path)!r}") from reason
+    return owner, local
+
+
+def _names(model: nn.Module) -> dict[str, str]:
+    """The names of a model's parameters, by themselves and by those of the plain model."""
+    names = [
+        qualified(prefix, local)
+        for prefix, module in model.named_modules()
+        for local, parameter in module._parameters.items()
+        if parameter is not None
+    ]
+    return {**dict(zip(registry.unwrapped(names), names, strict=True)), **{n: n for n in names}}
 
 
 def _find(module: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -335,13 +357,7 @@ def declare_from(
         raise TypeError(
             f"spec must be a dictionary, as manifoldnet.spec gives it, not {type(spec).__name__}"
         )
-    names = [
-        qualified(prefix, local)
-        for prefix, module in model.named_modules()
-        for local, parameter in module._parameters.items()
-        if parameter is not None
-    ]
-    known = {**dict(zip(registry.unwrapped(names), names, strict=True)), **{n: n for n in names}}
+    known = _names(model)
     unknown = [str(name) for name in spec if name not in known]
     if unknown:
         raise ValueError(

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from manifoldnet.geometry.geoopt_vocabulary import GeooptVocabulary
 from manifoldnet.geometry.parts import Geodesics, Metric, Projection, name_of, register
-from manifoldnet.geometry.settled import settle
+from manifoldnet.geometry.settled import laid_out_as, settle
 from manifoldnet.geometry.slices import ELEMENTS, Slices, promote
 from manifoldnet.geometry.validation import raise_if
 
@@ -192,7 +192,7 @@ class Manifold(GeooptVocabulary):
                 a shape or type that no point has.
         """
         raise_if(self._wrong_tensor(x, "point", name))
-        y = self.nearest(x)
+        y = laid_out_as(x, self.nearest(x))
         if not x.is_meta:
             raise_if(self._off(y, x, math.inf, name))
         return y

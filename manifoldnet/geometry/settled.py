@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["copy_into", "is_sharded", "reducible", "settle", "settled_numbers"]
+__all__ = ["copy_into", "is_sharded", "laid_out_as", "reducible", "settle", "settled_numbers"]
 
 
 def is_sharded(t: Tensor) -> bool:
@@ -81,6 +81,16 @@ def reducible(t: Any, over: tuple[int, ...]) -> Any:
 def copy_into(x: Any, y: Any) -> None:
     """`x.copy_(y)`, also for a DTensor that torch refuses to copy to (dimensions of size one)."""
     if is_sharded(x) and is_sharded(y):
-        x.to_local().copy_(y.redistribute(x.device_mesh, x.placements).to_local())
+        part, new = x.to_local(), laid_out_as(x, y).to_local()
+        if part.data_ptr() != new.data_ptr():
+            part.copy_(new)
     else:
         x.copy_(y)
+
+
+def laid_out_as(x: Any, y: Any) -> Any:
+    """`y` in parts as those of `x`, if both are DTensors; else `y` itself."""
+    if not (is_sharded(x) and is_sharded(y)):
+        return y
+    here, there = ((t.device_mesh, t.placements) for t in (x, y))
+    return y if here == there else y.redistribute(*here)

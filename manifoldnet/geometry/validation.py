@@ -262,9 +262,7 @@ class Validated(ABC):
             **fields,
         )
 
-    def _fields_of_error(
-        self, x: Tensor, off: Tensor, bad: Tensor
-    ) -> tuple[dict[str, Any], int]:
+    def _fields_of_error(self, x: Tensor, off: Tensor, bad: Tensor) -> tuple[dict[str, Any], int]:
         """The fields of an error about the slices marked as bad; the place of the worst."""
         count = int(bad.sum())
         amounts = torch.where(bad, off, -1.0)

@@ -39,10 +39,14 @@ import torch.distributed.fsdp
 import torch.distributed.tensor.parallel
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which it still uses
+    import torch.distributed.optim
+
 __all__ = ["RankError", "Ranks", "mesh", "rank"]
 
 # Seconds for a call, and for the other ranks once one has answered.
-_LIMIT, _GRACE = 120.0, 30.0
+_LIMIT, _GRACE = 60.0, 20.0
 
 
 class RankError(AssertionError):
@@ -161,13 +165,16 @@ class Ranks:
             answer = f"answered {_traced(answers[number])}" if number in answers else "is silent:"
             lines.append(f"rank {number} {answer}")
             if number not in answers:
-                lines.append(self._log(number).read_text(errors="replace")[-4000:])
+                log = self._log(number).read_text(errors="replace")
+                lines.append(log[log.rfind("most recent call first") :][:4000])
         self.stop()
         raise RankError("\n".join(lines))
 
     # --- processes --------------------------------------------------------------------------
 
     def _start(self) -> None:
+        import torch._dynamo  # which DistributedDataParallel imports, else in each rank
+
         self._folder = Path(tempfile.mkdtemp(prefix="ranks"))
         for number in range(self.count):
             here, there = Pipe()

@@ -1,0 +1,253 @@
+"""Checks of sharded weights: every rank gives the answer that one process gives of the whole."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from ranks import Ranks, mesh
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import manifoldnet as mn
+from manifoldnet.geometry.settled import copy_into, settle
+from manifoldnet.optim.overflow import overflowing, zero_slices
+
+# What a weight is cut along. Two processes: rows by FSDP, columns. Four: replicas of two halves
+# (HSDP), both dimensions, and FSDP on top of tensor parallelism, whose rows are strided.
+TWO = ("rows", "columns", "copies")
+FOUR = ("rows", "hsdp", "grid", "strided", "rowwise")
+
+# Even and uneven parts, and empty ones: fewer rows than processes.
+SHAPES = {"even": (6, 4), "uneven": (5, 3), "empty": (1, 4)}
+
+MANIFOLDS = [
+    mn.Oblique(0),
+    mn.Oblique(1),
+    mn.Sphere(2.0),
+    mn.ScaledEuclidean(0, "additive"),
+    mn.ScaledEuclidean(1),
+    mn.ScaledEuclidean(None),
+    mn.Euclidean(),
+]
+
+FAULTS: dict[str, Callable[[Tensor], object]] = {
+    "none": lambda x: x,
+    "off": lambda x: x[-1].mul_(1.5),
+    "nan": lambda x: x[-1, -1].fill_(torch.nan),
+    "zero": lambda x: x[-1].zero_(),
+    "large": lambda x: x[-1].fill_(1e100),
+    "huge": lambda x: x[-1].fill_(1e200),
+}
+
+
+def _point(manifold: mn.Manifold, shape: tuple[int, ...]) -> Tensor:
+    source = torch.Generator().manual_seed(1)
+    return manifold.random(shape, dtype=torch.float64, generator=source)
+
+
+def _faulty(manifold: mn.Manifold, shape: tuple[int, ...], fault: str) -> Tensor:
+    x = _point(manifold, shape)
+    FAULTS[fault](x)
+    return x
+
+
+def _layer(x: Tensor) -> nn.Linear:
+    layer = nn.Linear(x.shape[1], x.shape[0], bias=False, dtype=x.dtype)
+    layer.weight = nn.Parameter(x.clone())
+    return layer
+
+
+def _shard(layer: nn.Linear, layout: str) -> nn.Linear:
+    grid = ("data", "tensor")
+    if layout == "rows":
+        fully_shard(layer, mesh=mesh())
+    elif layout == "columns":
+        parallelize_module(layer, mesh(), RowwiseParallel())
+    elif layout == "hsdp":
+        fully_shard(layer, mesh=mesh(2, 2, names=grid))
+    elif layout in ("strided", "rowwise"):
+        style = ColwiseParallel() if layout == "strided" else RowwiseParallel()
+        parallelize_module(layer, mesh(2, 2, names=grid)["tensor"], style)
+        fully_shard(layer, mesh=mesh(2, 2, names=grid)["data"])
+    elif layout in ("copies", "grid"):
+        two = layout == "grid"
+        places = [Shard(1), Shard(0)] if two else [Replicate()]
+        whole = mesh(2, 2, names=grid) if two else mesh()
+        layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), whole, places))
+    return layer
+
+
+@torch.no_grad()
+def _fill(t: Tensor, x: Tensor) -> None:
+    """Write an ordinary tensor into one that may be sharded."""
+    if hasattr(t, "device_mesh"):
+        x = distribute_tensor(x, t.device_mesh, [Replicate()] * t.device_mesh.ndim)
+    copy_into(t, x)
+
+
+def _outcome(door: Callable[[], Any]) -> Any:
+    """What a call returns, or the type, the text and the fields of what it raises."""
+    try:
+        found = door()
+    except (ValueError, RuntimeError) as error:
+        fields = {key: str(value) for key, value in vars(error).items() if key != "amounts"}
+        return type(error).__name__, str(error), fields
+    return settle(found.detach()).tolist() if isinstance(found, Tensor) else found
+
+
+def _checked(
+    manifold: mn.Manifold, shape: tuple[int, ...], fault: str, layout: str | None
+) -> dict[str, Any]:
+    """The answers of all doors about one weight, on this process."""
+    good, bad = _point(manifold, shape), _faulty(manifold, shape, fault)
+
+    def made(x: Tensor, *, declared: bool = True) -> nn.Linear:
+        layer = _layer(x)
+        if declared:
+            mn.declare(layer, "weight", manifold)
+        return layer if layout is None else _shard(layer, layout)
+
+    def written() -> nn.Linear:
+        layer = made(good)
+        _fill(layer.weight, bad)
+        return layer
+
+    def declared(project: bool) -> Any:
+        layer = made(bad, declared=False)
+        mn.declare(layer, "weight", manifold, project=project)
+        return layer.weight
+
+    def projected() -> Any:
+        layer = written()
+        mn.project_(layer)
+        return layer.weight
+
+    def loaded(project: bool) -> Any:
+        layer = made(good)
+        mn.load_state_dict(layer, written().state_dict(), project=project)
+        return layer.weight
+
+    def given() -> Any:
+        layer = written()
+        mn.RiemannianSGD(mn.param_groups(layer), lr=0.1)
+        return layer.weight
+
+    def stepped() -> Any:
+        layer = made(good)
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        _fill(layer.weight.grad, 0.1 * bad)
+        options = {"foreach": False, "error_if_nonfinite": True}
+        mn.RiemannianSGD(mn.param_groups(layer), lr=0.1, **options).step()
+        return layer.weight
+
+    def resumed() -> Any:
+        layer = made(good)
+        optimizer = mn.RiemannianSGD(mn.param_groups(layer), lr=0.1, momentum=0.9)
+        buffer = torch.zeros_like(layer.weight).detach()
+        _fill(buffer, bad)
+        state = {0: {"momentum_buffer": buffer}}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        return optimizer.state[layer.weight]["momentum_buffer"]
+
+    x = written().weight.detach()
+    u = manifold.proju(x, x * 0 + 0.1)
+    v = torch.zeros_like(x)
+    _fill(v, torch.arange(1.0, 1 + good.numel(), dtype=good.dtype).reshape(shape))
+    doors: dict[str, Callable[[], Any]] = {
+        "violations": lambda: mn.violations(written()),
+        "verify": lambda: mn.verify(written()),
+        "declare": lambda: declared(False),
+        "declare, project": lambda: declared(True),
+        "project_": projected,
+        "load": lambda: loaded(False),
+        "load, project": lambda: loaded(True),
+        "optimizer": given,
+        "optimizer's state": resumed,
+        "check": lambda: manifold.check_point_on_manifold(x, explain=True),
+        "check tangent": lambda: manifold.check_vector_on_tangent(x, v, explain=True),
+    }
+    if fault in ("none", "off", "nan"):
+        doors["error_if_nonfinite"] = stepped
+    if fault in ("none", "off"):
+        doors |= {
+            "inner": lambda: float(manifold.inner(x, u)),
+            "norm": lambda: float(manifold.norm(x, u)),
+            "dist": lambda: float(manifold.dist(x, manifold.retr(x, u))),
+            "dist2": lambda: float(manifold.dist2(x, manifold.retr(x, u))),
+        }
+    if not isinstance(manifold, mn.Euclidean) and fault != "huge":
+        doors |= {
+            "zero slices": lambda: zero_slices(x, manifold),
+            "growth": lambda: overflowing(x, manifold),
+        }
+    return {name: _outcome(door) for name, door in doors.items()}
+
+
+def _assert_same(found: Any, expected: Any) -> None:
+    if isinstance(expected, list | tuple) and not isinstance(found, str):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            _assert_same(one, other)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            _assert_same(found[key], expected[key])
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-11, abs=1e-15, nan_ok=True)
+    else:
+        assert found == expected
+
+
+def _assert_as_one_process(
+    ranks: Ranks,
+    manifold: mn.Manifold,
+    shape: tuple[int, ...],
+    layouts: Iterable[str],
+    faults: Iterable[str] = tuple(FAULTS),
+) -> None:
+    for fault in faults:
+        expected = _checked(manifold, shape, fault, None)
+        for layout in layouts:
+            for found in ranks.run(_checked, manifold, shape, fault, layout):
+                _assert_same(found, expected)
+
+
+def _has_points(manifold: mn.Manifold, shape: tuple[int, ...]) -> bool:
+    return manifold.check_point(torch.empty(shape, device="meta"))
+
+
+def _each_weight(manifolds: list[mn.Manifold]) -> pytest.MarkDecorator:
+    every = [
+        pytest.param(manifold, shape, id=f"{manifold}-{name}")
+        for manifold in manifolds
+        for name, shape in SHAPES.items()
+        if _has_points(manifold, shape)
+    ]
+    return pytest.mark.parametrize(("manifold", "shape"), every)
+
+
+@_each_weight([mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1)])
+def test_a_fault_on_one_rank_is_told_on_all(
+    two: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
+) -> None:
+    fault = "off" if shape == SHAPES["even"] else "nan"
+    _assert_as_one_process(two, manifold, shape, ["rows"], [fault])
+
+
+@pytest.mark.thorough
+@_each_weight(MANIFOLDS)
+def test_two_processes_answer_as_one(
+    two: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
+) -> None:
+    _assert_as_one_process(two, manifold, shape, TWO)
+
+
+@pytest.mark.thorough
+@_each_weight(MANIFOLDS)
+def test_four_processes_answer_as_one(
+    four: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
+) -> None:
+    _assert_as_one_process(four, manifold, shape, FOUR)
