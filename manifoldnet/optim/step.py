@@ -245,7 +245,7 @@ def coefficients(
     scale: Any = hyper.sign if sphere or hyper.displacement else rr * hyper.sign
     mixes = hyper.beta2 is not None or carries
     n_g = scale * hyper.fresh if mixes else scale
-    n_b = hyper.keep if carries else 0.0
+    n_b: Any = hyper.keep if carries else 0.0
 
     # What g and b have along x, and the products of what is orthogonal to it.
     along_g: Any = 0.0
@@ -278,9 +278,13 @@ def coefficients(
     # The direction m = m_g g + m_b b of the step −rate · m.
     m_g, m_b = (scale + hyper.keep * n_g, hyper.keep * n_b) if hyper.nesterov else (n_g, n_b)
     if work.geometry.retraction == "additive":
-        x3 = -rate * m_b if carries else 0.0
-        b3 = _unless(zero, 0.0, n_b) if carries else 0.0
-        return Coefficients(1.0, -rate * m_g, _unless(zero, 0.0, x3), 0.0, n_g, b3, s, top)
+        x3: Any = 0.0  # a buffer without a value must not be read
+        b3: Any = 0.0
+        if carries:
+            if zero is not None:  # of numbers `where` makes torch's default type
+                m_b, n_b = torch.full_like(rr, m_b), torch.full_like(rr, n_b)
+            x3, b3 = _unless(zero, 0.0, -rate * m_b), _unless(zero, 0.0, n_b)
+        return Coefficients(1.0, -rate * m_g, x3, 0.0, n_g, b3, s, top)
     mm, mn = m_g * gg * m_g, m_g * gg * n_g
     if carries:
         mm = (mm + 2 * m_g * gb * m_b + m_b * bb * m_b).clamp(min=0)
