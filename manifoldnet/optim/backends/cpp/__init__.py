@@ -19,7 +19,6 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -44,6 +43,7 @@ Layout = tuple[int, int, int]
 
 # The kernel's structures, field for field.
 _OPTIONS = struct.Struct("=q13d")
+_NOTHING = bytes(_OPTIONS.size)
 _RETRACTIONS = {"projective": 0, "additive": 3}
 _PRODUCTS = ("xx", "xg", "gg", "xb", "gb", "bb")
 _TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -76,17 +76,7 @@ def step(
     """
     squares = array.array("d", bytes(16 * len(works)))
     start, _ = squares.buffer_info()
-    options: list[bytes] = []
-    like = None  # most weights of a group have the same options
-    for work in works:
-        _, _, geometry, b, first, _, _, unbias, share = work
-        if b is not None and (first or hyper.keep == 0):
-            b.zero_()  # it has no value, or none that counts
-        if like != (geometry, first, unbias, share):
-            like = geometry, first, unbias, share
-            packed = _packed(work, hyper)
-        options.append(packed)
-    _call("step", works, layouts, options, range(start, start + 16 * len(works), 16))
+    _call("step", works, hyper, layouts, range(start, start + 16 * len(works), 16))
     return list(zip(squares[::2], squares[1::2], strict=True))
 
 
@@ -122,8 +112,8 @@ def gram(
         work if "xb" in own else work._replace(b=None)
         for work, own in zip(works, names, strict=True)
     ]
-    options = [_packed(work, hyper) for work in works]
-    _call("gram", read, layouts, options, [numbers.data_ptr() for numbers in flat], along)
+    places = [numbers.data_ptr() for numbers in flat]
+    _call("gram", read, hyper, layouts, places, along)
     grams = []
     for work, own, count, numbers in zip(works, names, counts, flat, strict=True):
         over = Slices(work.geometry.dim).over(work.x.ndim)
@@ -151,31 +141,58 @@ def update(
         if work.b is not None and is_zero(own.x3) and is_zero(own.b3):
             work.b.zero_()  # it has no value, or none that counts
         flat.append(_flat(own[:6], count))
-    options = [bytes(_OPTIONS.size)] * len(works)
-    _call("update", works, layouts, options, [numbers.data_ptr() for numbers in flat])
+    _call("update", works, None, layouts, [numbers.data_ptr() for numbers in flat])
 
 
 def _call(
     task: str,
     works: Sequence[StepInput],
+    hyper: HyperParameters | None,
     layouts: Sequence[Layout],
-    options: Sequence[bytes],
-    numbers: Iterable[int],
-    along: Iterable[int] | None = None,
+    numbers: Sequence[int],
+    along: Sequence[int] | None = None,
 ) -> None:
-    """Call the kernel once for each type, with addresses of what is one number per slice."""
-    by_type: dict[torch.dtype, tuple[list[bytes], list[int]]] = {}
-    for (x, g, _, b, _, s, top, _, _), layout, packed, place, share in zip(
-        works, layouts, options, numbers, along or repeat(0), strict=False
+    """Call the kernel, once for each type.
+
+    Args:
+        task: the function.
+        works: weights.
+        hyper: the numbers of their group; None for an update, which has the coefficients.
+        layouts: theirs.
+        numbers: the addresses of what is computed or given slice by slice.
+        along: those of what g and b have along x.
+    """
+    along = [0] * len(works) if along is None else along
+    dtypes = {work.x.dtype for work in works}
+    if len(dtypes) > 1:
+        for dtype in dtypes:
+            own = [i for i, work in enumerate(works) if work.x.dtype is dtype]
+            of_type: Any = ([v[i] for i in own] for v in (works, layouts, numbers, along))
+            some, *others = of_type
+            _call(task, some, hyper, *others)
+        return
+    options: list[bytes] = []
+    table: list[int] = []
+    like = None  # most weights of a group have the same options
+    for (x, g, geometry, b, first, s, top, unbias, share), layout, place, part in zip(
+        works, layouts, numbers, along, strict=True
     ):
-        own, addresses = by_type.setdefault(x.dtype, ([], []))
-        own.append(packed)
-        addresses += (x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(top))
-        addresses += (*layout, place, share)
-    for dtype, (own, addresses) in by_type.items():
-        table = array.array("q", addresses)
-        function = getattr(library(), f"{task}_{_TYPES[dtype]}")
-        function(b"".join(own), table.buffer_info()[0], len(own))
+        if like != (alike := (geometry, b is None, first, unbias, share)):
+            like, work = alike, works[len(options)]
+            packed = _NOTHING if hyper is None else _packed(work, hyper)
+        if hyper is not None and b is not None and (first or hyper.keep == 0):
+            b.zero_()  # it has no value, or none that counts
+        options.append(packed)
+        table += (x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(top))
+        table += (*layout, place, part)
+    for dtype in dtypes:
+        call = getattr(library(), f"{task}_{_TYPES[dtype]}")
+        addresses = array.array("q", table)
+        call(b"".join(options), addresses.buffer_info()[0], len(works))
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _is_memory(p: Tensor) -> bool:
@@ -187,10 +204,6 @@ def _is_memory(p: Tensor) -> bool:
     loaded = sys.modules.get("manifoldnet.manifold_parameter")  # it would import geoopt
     known = (Tensor, torch.nn.Parameter, getattr(loaded, "ManifoldParameter", Tensor))
     return type(p) in known and torch._C._has_storage(p) and not torch._is_functional_tensor(p)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _flat(values: Iterable[Any], count: int) -> Tensor:
