@@ -303,7 +303,7 @@ struct Slices {
     {
       std::vector<double> space(task == STEP ? (PRODUCTS + COEFFICIENTS) * block : 0);
       double *const products = space.data(), *const k = products + PRODUCTS * block;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
       for (int64_t first = 0; first < w.count; first += block) {
         const int64_t n = std::min(block, w.count - first);
         if (task == GRAM && w.along) {
