@@ -71,7 +71,7 @@ enum { X1, X2, X3, B1, B2, B3, S, TOP, CARE, COEFFICIENTS };
 constexpr int64_t SMALL = 1 << 16;  // numbers; below, a weight is one thread's
 constexpr int64_t LONG = 1 << 17;   // a slice that is worth all threads
 constexpr int64_t CHUNK = 1 << 14;  // numbers of it that are summed in one go
-constexpr int64_t BLOCK = 1 << 13;  // numbers of rows that are stepped together
+constexpr int64_t BLOCK = 1 << 12;  // numbers of rows that are stepped together
 constexpr int64_t MANY = 1 << 6;    // rows that are, at most
 constexpr int64_t AHEAD = 1 << 10;  // numbers to ask memory for in advance, at least
 constexpr int64_t NEAR = 1 << 7;    // the same, where many rows are read along
