@@ -11,8 +11,8 @@
 // the cache. The formulas are those of manifoldnet/optim/step.py.
 //
 // Products are summed a few in the type of the weight, these sums in double; what is left of
-// <v,v> - <x,v>^2/<x,x>, the square of a tangent part, is exact to rounding unless it is small. Then,
-// and where squares overflow, the part is formed in a wider type, and x is measured after its step.
+// <v,v> - <x,v>^2/<x,x>, the square of a tangent part, is exact to rounding unless it is small.
+// Then, and where squares overflow, it is formed in a wider type, and x is measured after its step.
 //
 // A slice that is zero, and on a sphere one whose step is zero, stays as it is.
 
@@ -39,8 +39,8 @@ constexpr bool on_sphere(Retraction r) { return r == PROJECTIVE || r == GREAT_CI
 
 }  // namespace
 
-// As in __init__.py, field for field. With the gradient d = (constant + linear <x,x>) g, or its tangent
-// part on a sphere, the new buffer is n = fresh d + keep b, and the step -rate (direct d + heavy n).
+// As in __init__.py, field for field. With d = (constant + linear <x,x>) g (on a sphere its tangent
+// part) the new buffer is n = fresh d + keep b, and the step -lr (direct d + heavy n).
 struct Options {
   Retraction retraction;
   double radius, lr, constant, linear;
@@ -54,8 +54,8 @@ struct Weight {
   void *x, *g, *b;      // b may be null
   void *s, *top;        // second moments and their maxima, one number a slice; may be null
   int64_t outer, count, inner;  // a slice is x[:, i, :] of (outer, count, inner)
-  // Of `gram` the products, of `update` the coefficients, kind by kind and slice by slice; of `step`
-  // the least and the largest <x,x>.
+  // Of `gram` the products and of `update` the coefficients, kind by kind, slice by slice; of
+  // `step` the least and the largest <x,x>.
   double *numbers;
   const double *along;  // of `gram`: what to take off g and b, as multiples of x; may be null
 };
@@ -199,7 +199,8 @@ inline Coefficients coefficients(const Options &o, const Products<R> &p, double 
   const R uv = ug * ng * gg + (ug * nb + ub * ng) * gb + ub * nb * bb;
   const R su = sphere ? R(0) : ug * sg + ub * sb, sv = sphere ? R(0) : ng * sg + nb * sb;
   const Carried<R> k = carry<WAY, R>(o, rr, su, sv, uu, uv);
-  const R tg = (k.d == 0 ? R(0) : k.d * ug) + k.e * ng, tb = (k.d == 0 ? R(0) : k.d * ub) + k.e * nb;
+  const R tg = (k.d == 0 ? R(0) : k.d * ug) + k.e * ng;
+  const R tb = (k.d == 0 ? R(0) : k.d * ub) + k.e * nb;
   // A slice of zeros stays, and so does one of a sphere without a step. (Compilers compute several
   // slices at once if conditions are comparisons, and not made of others.)
   R x1 = k.a - k.b * (ug * sg + ub * sb), x2 = k.b * ug, x3 = k.b * ub;
@@ -274,7 +275,7 @@ void write(T *x, const T *g, T *b, int64_t n, const double *k, int64_t apart, in
   for (; i < n; ++i) put<C, T, BUFFER>(x, g, b, i, x1, x2, x3, b1, b2, b3);
 }
 
-// --- one weight -----------------------------------------------------------------------------------
+// --- one weight ---------------------------------------------------------------------------------
 
 template <class T, bool BUFFER>
 struct Slices {
@@ -294,12 +295,11 @@ struct Slices {
   // Slices go in blocks: products, coefficients, update, while they are in the cache. Threads have
   // a block each, or share all of them.
   void run(Task task) const {
-    const Blocks found = blocks();
-    const int64_t block = found.size;
-    const bool shared = found.shared;
-    const bool apart = !alone && !shared;
+    const Blocks blocks = plan();
+    const int64_t block = blocks.size;
+    const bool shared = blocks.shared;
     Range range;
-#pragma omp parallel reduction(join : range) if (apart)
+#pragma omp parallel reduction(join : range) if (!alone && !shared)
     {
       std::vector<double> space(task == STEP ? (PRODUCTS + COEFFICIENTS) * block : 0);
       double *const products = space.data(), *const k = products + PRODUCTS * block;
@@ -315,7 +315,8 @@ struct Slices {
         } else {
           gram(first, n, products, block, shared);
           for (int64_t i = 0; i < n; ++i) range.add(products[i]);
-          solve(first, n, products, k, block);
+          s ? solve<true>(first, n, products, k, block)
+            : solve<false>(first, n, products, k, block);
           update(first, n, k, block, shared, std::max(n * w.inner, AHEAD), false);
           for (int64_t i = 0; i < n; ++i)
             if (k[CARE * block + i] == 2) mend(first + i);
@@ -330,7 +331,7 @@ struct Slices {
     bool shared;
   };
 
-  Blocks blocks() const {
+  Blocks plan() const {
     const int64_t threads = alone ? 1 : omp_get_max_threads();
     const int64_t share = std::max<int64_t>(1, (w.count + threads - 1) / threads);
     if (w.outer == 1) {
@@ -482,24 +483,20 @@ struct Slices {
 
   // --- coefficients -----------------------------------------------------------------------------
 
+  template <bool ADAM>
   void solve(int64_t first, int64_t n, const double *p, double *k, int64_t apart) const {
     switch (o.retraction) {
-      case PROJECTIVE: return solve_on<PROJECTIVE>(first, n, p, k, apart);
-      case GREAT_CIRCLE: return solve_on<GREAT_CIRCLE>(first, n, p, k, apart);
-      case SCALED_GEODESIC: return solve_on<SCALED_GEODESIC>(first, n, p, k, apart);
-      case ADDITIVE: return solve_on<ADDITIVE>(first, n, p, k, apart);
+      case PROJECTIVE: return solve_on<PROJECTIVE, ADAM>(first, n, p, k, apart);
+      case GREAT_CIRCLE: return solve_on<GREAT_CIRCLE, ADAM>(first, n, p, k, apart);
+      case SCALED_GEODESIC: return solve_on<SCALED_GEODESIC, ADAM>(first, n, p, k, apart);
+      case ADDITIVE: return solve_on<ADDITIVE, ADAM>(first, n, p, k, apart);
     }
-  }
-
-  template <Retraction WAY>
-  void solve_on(int64_t first, int64_t n, const double *p, double *k, int64_t apart) const {
-    s ? solve_all<WAY, true>(first, n, p, k, apart) : solve_all<WAY, false>(first, n, p, k, apart);
   }
 
   // The coefficients of n slices from their products, both each kind `apart` from the next.
   template <Retraction WAY, bool ADAM>
-  void solve_all(int64_t first, int64_t n, const double *__restrict p, double *__restrict k,
-                 int64_t apart) const {
+  void solve_on(int64_t first, int64_t n, const double *__restrict p, double *__restrict k,
+                int64_t apart) const {
     for (int64_t i = 0; i < n; ++i) {
       k[S * apart + i] = ADAM ? s[first + i] : T(0);
       k[TOP * apart + i] = ADAM && top ? top[first + i] : T(0);
@@ -555,23 +552,22 @@ struct Slices {
   void update(int64_t first, int64_t n, const double *k, int64_t apart, bool shared,
               int64_t ahead, bool all_careful) const {
     if (w.outer != 1) return update_columns(first, n, k, apart, shared, all_careful);
+    const int64_t chunk = shared ? CHUNK : w.inner, chunks = (w.inner + CHUNK - 1) / CHUNK;
+    auto piece = [=](int64_t i, int64_t c) {
+      const int64_t at = (first + i) * w.inner + c * chunk;
+      const int64_t m = std::min(chunk, w.inner - c * chunk);
+      const int64_t next = at + ahead + m < wide ? ahead : 0;
+      all_careful || k[CARE * apart + i] != 0
+          ? write<double, T, BUFFER>(x + at, g + at, b + at, m, k + i, apart, next)
+          : write<T, T, BUFFER>(x + at, g + at, b + at, m, k + i, apart, next);
+    };
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t start = (first + i) * w.inner;
-      const int64_t chunk = shared ? CHUNK : w.inner, chunks = shared ? (w.inner + CHUNK - 1) / CHUNK : 1;
-      const bool careful = all_careful || k[CARE * apart + i] != 0;
-      auto piece = [&](int64_t c) {
-        const int64_t at = start + c * chunk, m = std::min(chunk, w.inner - c * chunk);
-        T *const bi = BUFFER ? b + at : nullptr;
-        const int64_t next = at + ahead + m < wide ? ahead : 0;
-        careful ? write<double, T, BUFFER>(x + at, g + at, bi, m, k + i, apart, next)
-                : write<T, T, BUFFER>(x + at, g + at, bi, m, k + i, apart, next);
-      };
       if (!shared) {
-        piece(0);
+        piece(i, 0);
         continue;
       }
 #pragma omp parallel for schedule(static)
-      for (int64_t c = 0; c < chunks; ++c) piece(chunks - 1 - c);
+      for (int64_t back = 0; back < chunks; ++back) piece(i, chunks - 1 - back);
     }
   }
 
@@ -642,7 +638,7 @@ struct Slices {
   }
 };
 
-// --- many weights ---------------------------------------------------------------------------------
+// --- many weights -------------------------------------------------------------------------------
 
 template <class T>
 void run(Task task, const Options &o, const Weight &w, bool alone) {
@@ -670,11 +666,13 @@ void run_all(Task task, const Options *o, const Weight *w, int64_t n) {
 }  // namespace
 
 // Products, updates and steps of n weights of one type.
-extern "C" {
-void gram_float(const Options *o, const Weight *w, int64_t n) { run_all<float>(GRAM, o, w, n); }
-void gram_double(const Options *o, const Weight *w, int64_t n) { run_all<double>(GRAM, o, w, n); }
-void update_float(const Options *o, const Weight *w, int64_t n) { run_all<float>(UPDATE, o, w, n); }
-void update_double(const Options *o, const Weight *w, int64_t n) { run_all<double>(UPDATE, o, w, n); }
-void step_float(const Options *o, const Weight *w, int64_t n) { run_all<float>(STEP, o, w, n); }
-void step_double(const Options *o, const Weight *w, int64_t n) { run_all<double>(STEP, o, w, n); }
-}
+#define FOR_EACH_TYPE(name, task)                                                                 \
+  extern "C" void name##_float(const Options *o, const Weight *w, int64_t n) {                    \
+    run_all<float>(task, o, w, n);                                                                \
+  }                                                                                               \
+  extern "C" void name##_double(const Options *o, const Weight *w, int64_t n) {                   \
+    run_all<double>(task, o, w, n);                                                               \
+  }
+FOR_EACH_TYPE(gram, GRAM)
+FOR_EACH_TYPE(update, UPDATE)
+FOR_EACH_TYPE(step, STEP)
