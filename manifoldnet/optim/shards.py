@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -137,10 +138,12 @@ def per_slice(x: Tensor, dim: Dim) -> Tensor:
 
 
 def add_over(groups: Groups, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The sums of tensors over process groups, by one message for each group."""
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
+    """The sums of tensors over process groups, by one message for each group.
+
+    Its type is the same everywhere, whatever computed the products: float64 on processors.
+    """
+    cpu = tensors[0].device.type == "cpu"
+    dtype = torch.float64 if cpu else reduce(torch.promote_types, [t.dtype for t in tensors])
     flat = torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors])
     for group in groups:
         torch.distributed.all_reduce(flat, group=group)

@@ -173,7 +173,6 @@ class Ranks:
     # --- processes --------------------------------------------------------------------------
 
     def _start(self) -> None:
-        import torch._dynamo  # which DistributedDataParallel imports, else in each rank
 
         self._folder = Path(tempfile.mkdtemp(prefix="ranks"))
         for number in range(self.count):

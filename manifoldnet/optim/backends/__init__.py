@@ -20,7 +20,7 @@ from manifoldnet.optim import shards
 from manifoldnet.optim.backends import cpp, torch_ops
 from manifoldnet.optim.backends.cpp import Layout
 from manifoldnet.optim.overflow import growing
-from manifoldnet.optim.step import HyperParameters, StepInput
+from manifoldnet.optim.step import Gram, HyperParameters, StepInput
 
 __all__ = ["Layout", "step"]
 
@@ -37,7 +37,7 @@ def step(
     look = [False] * len(works)
     by_kernel: list[tuple[int, Layout]] = []
     by_torch: list[int] = []
-    across: dict[shards.Groups, list[StepInput]] = {}
+    across: dict[shards.Groups, list[int]] = {}
     pieces = list(works)
     for place, (work, layout) in enumerate(zip(works, layouts, strict=True)):
         if shards.is_sharded(work.x):
@@ -46,7 +46,7 @@ def step(
             if not Slices(work.geometry.dim).count(piece.x.shape):
                 continue  # the same in all processes of these groups
             if groups:
-                across.setdefault(groups, []).append(piece)
+                across.setdefault(groups, []).append(place)
                 continue
         if layout is None:
             by_torch.append(place)
@@ -61,8 +61,27 @@ def step(
         squares = cpp.step(chosen, hyper, [layout for _, layout in by_kernel])
         for (place, _), work, (least, most) in zip(by_kernel, chosen, squares, strict=True):
             look[place] = not least > 0 or growing(most, work.x.dtype)
-    for groups, some in across.items():
-        torch_ops.step_across(some, hyper, partial(shards.add_over, groups))
+    for groups, places in across.items():
+        some = [pieces[place] for place in places]
+        theirs = [own for place in places if (own := layouts[place]) is not None]
+        torch_ops.step_across(
+            some,
+            hyper,
+            partial(shards.add_over, groups),
+            _kernel(some, hyper, theirs) if len(theirs) == len(some) else None,
+        )
     return [
         found and not shards.is_sharded(work.x) for found, work in zip(look, works, strict=True)
     ]
+
+
+def _kernel(
+    works: Sequence[StepInput], hyper: HyperParameters, layouts: Sequence[Layout]
+) -> torch_ops.Kernel:
+    """Products and update of some weights by the compiled kernel."""
+
+    def gram(places: Sequence[int], first: Sequence[Gram] | None) -> list[Gram]:
+        chosen, theirs = ([some[place] for place in places] for some in (works, layouts))
+        return cpp.gram(chosen, hyper, theirs, first)
+
+    return torch_ops.Kernel(gram, lambda found: cpp.update(works, found, layouts))

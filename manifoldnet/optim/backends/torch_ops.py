@@ -31,7 +31,7 @@ from manifoldnet.optim.step import (
     moments,
 )
 
-__all__ = ["Batch", "Piece", "advance", "gram", "step", "step_across", "update"]
+__all__ = ["Batch", "Kernel", "Piece", "advance", "gram", "step", "step_across", "update"]
 
 # Numbers of a block; some blocks of this size fit into the cache of a processor.
 _BLOCK = 1 << 18
@@ -88,15 +88,30 @@ def step(works: Sequence[StepInput], hyper: HyperParameters) -> list[bool]:
     return zero
 
 
-def step_across(works: Sequence[StepInput], hyper: HyperParameters, add: Sum) -> None:
+class Kernel(NamedTuple):
+    """Products and update of numbered weights by another backend.
+
+    Attributes:
+        gram: the products of some of them, with those of the first look if this is the second.
+        update: writes all of them.
+    """
+
+    gram: Callable[[Sequence[int], Sequence[Gram] | None], list[Gram]]
+    update: Callable[[Sequence[Coefficients]], None]
+
+
+def step_across(
+    works: Sequence[StepInput], hyper: HyperParameters, add: Sum, kernel: Kernel | None = None
+) -> None:
     """Step weights whose slices have other pieces elsewhere, in place.
 
     Args:
         works: the pieces that are here, of one device.
         hyper: the numbers of their group.
         add: adds up products of all pieces of slices.
+        kernel: for products and update, if there is one.
     """
-    advance([next(batches_of(work, one=True)) for work in works], hyper, add)
+    advance([next(batches_of(work, one=True)) for work in works], hyper, add, kernel)
 
 
 def advance(batches: Sequence[Batch], hyper: HyperParameters, add: Sum | None = None) -> list[bool]:
@@ -106,6 +121,7 @@ def advance(batches: Sequence[Batch], hyper: HyperParameters, add: Sum | None = 
         batches: to step, all of one device.
         hyper: the numbers of their group.
         add: adds up products that slices have in other places, all at once.
+        kernel: for products and update, if there is one.
 
     Returns:
         For each batch, whether it may have a zero slice; only processors are asked.
@@ -115,7 +131,16 @@ def advance(batches: Sequence[Batch], hyper: HyperParameters, add: Sum | None = 
         for batch in batches
     ]
     batches = [mixture.batch for mixture in mixtures]
-    grams = _added([_gram(mixture, hyper) for mixture in mixtures], add)
+
+    def products(places: Sequence[int], first: Sequence[Gram] | None) -> list[Gram]:
+        if kernel is not None:
+            return _added(kernel.gram(places, first), add)
+        known = [None] * len(places) if first is None else first
+        return _added(
+            [_gram(mixtures[p], hyper, own) for p, own in zip(places, known, strict=True)], add
+        )
+
+    grams = products(range(len(batches)), None)
     ask = _may_ask(grams[0].xx)
 
     def found(place: int, ask: bool) -> Any:
@@ -126,13 +151,16 @@ def advance(batches: Sequence[Batch], hyper: HyperParameters, add: Sum | None = 
     careful = [place for place, ordinary in enumerate(own) if ordinary is None]
     bent = [place for place in careful if batches[place].work.geometry.retraction != "additive"]
     if bent:
-        parts = _added([_gram(mixtures[place], hyper, grams[place]) for place in bent], add)
+        parts = products(bent, [grams[place] for place in bent])
         for place, part in zip(bent, parts, strict=True):
             grams[place] = grams[place].refined(part)
     for place in careful:
         own[place] = found(place, False)
-    for place, batch in enumerate(batches):
-        update(batch, own[place], careful=place in careful)
+    if kernel is not None:
+        kernel.update(own)
+    else:
+        for place, batch in enumerate(batches):
+            update(batch, own[place], careful=place in careful)
     rounded = [place for place in bent if _is_rounded(batches[place])]
     if rounded:
         _mend([batches[place] for place in rounded], [own[place] for place in rounded], add)

@@ -1,33 +1,52 @@
 """Steps by a C++ kernel (`step.cpp`), compiled on this machine at first use.
 
 It takes float32 and float64 on a processor, in any order of memory without holes, and many weights
-in one call. It is compiled once for each machine and version, in seconds (`build.py`). Where it
-cannot be had there is a warning, once, and it takes nothing. It runs on torch's threads, as many as
-`torch.set_num_threads` says.
+in one call. `step` is products, coefficients and update of slices while they are in the cache.
+`gram` and `update` are the first and the last of these alone, for slices that extend over several
+processes, which add up products in between. The kernel is compiled once for each machine and
+version, in seconds (`build.py`). Where it cannot be had there is a warning, once, and it takes
+nothing. It runs on torch's threads, as many as `torch.set_num_threads` says.
+
+Memory is read as the kernel is told: gradients and buffers must have the type and the order of
+memory of their weight (`manifoldnet.optim.memory` sees to that).
 """
 
 from __future__ import annotations
 
 import array
+import math
 import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from manifoldnet.geometry import Slices
 from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim.backends.cpp.build import library
-from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput
+from manifoldnet.optim.step import (
+    Coefficients,
+    Gram,
+    HyperParameters,
+    SliceGeometry,
+    StepInput,
+    is_zero,
+)
 
-__all__ = ["layout", "step", "there"]
+__all__ = ["Layout", "gram", "layout", "step", "there", "update"]
+
+Layout = tuple[int, int, int]
+"""A slice as x[:, i, :] of (outer, count, inner), in the order of memory."""
 
 # The kernel's structures, field for field.
-_OPTIONS = struct.Struct("=6i10d")
-_RETRACTIONS = {"projective": 0, "geodesic": 1, "additive": 2}
-Layout = tuple[int, int, int]
-_NAMES = {torch.float32: "step_float", torch.float64: "step_double"}
+_OPTIONS = struct.Struct("=q13d")
+_NOTHING = bytes(_OPTIONS.size)
+_RETRACTIONS = {"projective": 0, "additive": 3}
+_PRODUCTS = ("xx", "xg", "gg", "xb", "gb", "bb")
+_TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
 def there() -> bool:
@@ -37,7 +56,7 @@ def there() -> bool:
 
 def layout(p: Tensor, geometry: SliceGeometry) -> Layout | None:
     """The order of memory of a weight; None if the kernel cannot step weights in it."""
-    if p.dtype not in _NAMES or p.device.type != "cpu":
+    if not _is_memory(p) or p.dtype not in _TYPES or p.device.type != "cpu" or p.is_neg():
         return None
     return _layout(p.shape, p.stride(), geometry.dim)
 
@@ -47,80 +66,185 @@ def step(
 ) -> list[tuple[float, float]]:
     """Step weights in place.
 
-    The kernel reads memory as it is told: gradients and buffers must have the type and the order of
-    memory of their weight (`manifoldnet.optim.memory` sees to that).
-
     Args:
         works: weights that have a `layout`.
-        hyper: of all of them.
+        hyper: the numbers of their group.
         layouts: theirs.
 
     Returns:
         The least and the largest ‖x‖² of a slice of each, before the step.
     """
-    dtype = works[0].x.dtype
-    if any(work.x.dtype is not dtype for work in works):
-        return [
-            square
-            for work, layout in zip(works, layouts, strict=True)
-            for square in step([work], hyper, [layout])
-        ]
-    options: list[bytes] = []
-    numbers: list[int] = []
-    like = None  # most weights of a group have the same options
-    for (x, g, geometry, b, first, s, top, unbias, share), layout in zip(
-        works, layouts, strict=True
-    ):
-        if like != (geometry, first, unbias, share):
-            like = geometry, first, unbias, share
-            packed = _packed(geometry, first, unbias, share, hyper)
-        options.append(packed)
-        numbers += (x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(top), *layout)
-    addresses = array.array("q", numbers)
     squares = array.array("d", bytes(16 * len(works)))
-    getattr(library(), _NAMES[dtype])(
-        b"".join(options),
-        addresses.buffer_info()[0],
-        squares.buffer_info()[0],
-        len(works),
-    )
+    start, _ = squares.buffer_info()
+    _call("step", works, hyper, layouts, range(start, start + 16 * len(works), 16))
     return list(zip(squares[::2], squares[1::2], strict=True))
+
+
+def gram(
+    works: Sequence[StepInput],
+    hyper: HyperParameters,
+    layouts: Sequence[Layout],
+    first: Sequence[Gram] | None = None,
+) -> list[Gram]:
+    """The inner products of slices that a step depends on.
+
+    Args:
+        works: weights, or pieces of them, that have a `layout`.
+        hyper: the numbers of their group.
+        layouts: theirs.
+        first: the products of the whole slices, to take what they have along x from gradients and
+            buffers before these are multiplied (`Gram.refined`).
+
+    Returns:
+        The products of each in float64, one number per slice, dimensions kept.
+    """
+    names = [work.products(hyper) for work in works]
+    counts = [count for _, count, _ in layouts]
+    flat = [
+        torch.zeros((6 if "xb" in own else 3) * count, dtype=torch.float64)
+        for own, count in zip(names, counts, strict=True)
+    ]
+    along = [0] * len(works)
+    if first is not None:
+        shares = [_flat(f.along(f.xx == 0), count) for f, count in zip(first, counts, strict=True)]
+        along = [share.data_ptr() for share in shares]
+    read = [
+        work if "xb" in own else work._replace(b=None)
+        for work, own in zip(works, names, strict=True)
+    ]
+    places = [numbers.data_ptr() for numbers in flat]
+    _call("gram", read, hyper, layouts, places, along)
+    grams = []
+    for work, own, count, numbers in zip(works, names, counts, flat, strict=True):
+        over = Slices(work.geometry.dim).over(work.x.ndim)
+        shape = [1 if d in over else n for d, n in enumerate(work.x.shape)]
+        products = dict(zip(_PRODUCTS, numbers.split(count), strict=False))
+        grams.append(Gram(**{name: products[name].view(shape) for name in own}))
+    return grams
+
+
+def update(
+    works: Sequence[StepInput], found: Sequence[Coefficients], layouts: Sequence[Layout]
+) -> None:
+    """Write weights, buffers and second moments by the coefficients of their slices, in float64.
+
+    Args:
+        works: weights, or pieces of them, that have a `layout`.
+        found: the coefficients of their steps.
+        layouts: theirs.
+    """
+    flat = []
+    for work, own, (_, count, _) in zip(works, found, layouts, strict=True):
+        for state, value in ((work.s, own.s), (work.top, own.top)):
+            if state is not None and value is not None:
+                state.copy_(value)
+        if work.b is not None and is_zero(own.x3) and is_zero(own.b3):
+            work.b.zero_()  # it has no value, or none that counts
+        flat.append(_flat(own[:6], count))
+    _call("update", works, None, layouts, [numbers.data_ptr() for numbers in flat])
+
+
+def _call(
+    task: str,
+    works: Sequence[StepInput],
+    hyper: HyperParameters | None,
+    layouts: Sequence[Layout],
+    numbers: Sequence[int],
+    along: Sequence[int] | None = None,
+) -> None:
+    """Call the kernel, once for each type.
+
+    Args:
+        task: the function.
+        works: weights.
+        hyper: the numbers of their group; None for an update, which has the coefficients.
+        layouts: theirs.
+        numbers: the addresses of what is computed or given slice by slice.
+        along: those of what g and b have along x.
+    """
+    along = [0] * len(works) if along is None else along
+    dtypes = {work.x.dtype for work in works}
+    if len(dtypes) > 1:
+        for dtype in dtypes:
+            own = [i for i, work in enumerate(works) if work.x.dtype is dtype]
+            of_type: Any = ([v[i] for i in own] for v in (works, layouts, numbers, along))
+            some, *others = of_type
+            _call(task, some, hyper, *others)
+        return
+    options: list[bytes] = []
+    table: list[int] = []
+    like = None  # most weights of a group have the same options
+    for (x, g, geometry, b, first, s, top, unbias, share), layout, place, part in zip(
+        works, layouts, numbers, along, strict=True
+    ):
+        if like != (alike := (geometry, b is None, first, unbias, share)):
+            like, work = alike, works[len(options)]
+            packed = _NOTHING if hyper is None else _packed(work, hyper)
+        if hyper is not None and b is not None and (first or hyper.keep == 0):
+            b.zero_()  # it has no value, or none that counts
+        options.append(packed)
+        table += (x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(top))
+        table += (*layout, place, part)
+    for dtype in dtypes:
+        call = getattr(library(), f"{task}_{_TYPES[dtype]}")
+        addresses = array.array("q", table)
+        call(b"".join(options), addresses.buffer_info()[0], len(works))
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _packed(
-    geometry: SliceGeometry,
-    first: bool,
-    unbias: tuple[Any, Any],
-    share: float,
-    hyper: HyperParameters,
-) -> bytes:
+def _is_memory(p: Tensor) -> bool:
+    """Test for a tensor that is nothing but memory, of which pointers can be taken.
+
+    Of other classes (DTensor, FakeTensor) and of the wrappers of `torch.func` only torch knows
+    where the numbers are.
+    """
+    loaded = sys.modules.get("manifoldnet.manifold_parameter")  # it would import geoopt
+    known = (Tensor, torch.nn.Parameter, getattr(loaded, "ManifoldParameter", Tensor))
+    return type(p) in known and torch._C._has_storage(p) and not torch._is_functional_tensor(p)
+
+
+def _flat(values: Iterable[Any], count: int) -> Tensor:
+    """Numbers of slices, kind by kind; None stands for zeros."""
+    parts = [
+        torch.as_tensor(0.0 if value is None else value, dtype=torch.float64).flatten()
+        for value in values
+    ]
+    return torch.cat([part.expand(count) for part in parts])
+
+
+def _packed(work: StepInput, hyper: HyperParameters) -> bytes:
+    """The numbers of a group and of a weight, as the kernel combines them.
+
+    The gradient is d = (constant + linear ⟨x,x⟩) g, the buffer n = fresh d + keep b, the step
+    −lr (direct d + heavy n).
+    """
+    radius, adam = work.geometry.radius, hyper.beta2 is not None
+    flat = radius is not None or hyper.displacement
+    carries = work.b is not None and not work.first and hyper.keep != 0
+    way = _RETRACTIONS.get(work.geometry.retraction, 2 if radius is None else 1)
     return _OPTIONS.pack(
-        *(geometry.radius is None, _RETRACTIONS[geometry.retraction], hyper.beta2 is not None),
-        *(hyper.nesterov, hyper.amsgrad, first),
-        *(geometry.radius or 0.0, hyper.lr, hyper.sign, hyper.keep, hyper.fresh),
-        *(hyper.beta2 or 0.0, hyper.eps, *unbias, share),
+        *(way, radius or 0.0, hyper.lr),
+        *((hyper.sign, 0.0) if flat else (0.0, hyper.sign)),
+        *(hyper.keep if carries else 0.0, hyper.fresh if carries or adam else 1.0),
+        *((1.0, hyper.keep) if hyper.nesterov else (0.0, 1.0)),
+        *(hyper.beta2 or 0.0, hyper.eps, *work.unbias, work.share),
     )
 
 
 @cache
 def _layout(shape: torch.Size, stride: tuple[int, ...], dim: Dim) -> Layout | None:
-    """A slice as x[:, i, :] of (outer, count, inner), in the order of memory; None with holes."""
+    """The layout of a dense tensor; None with holes."""
     order = sorted(range(len(shape)), key=lambda d: (-stride[d], d))
     expected = 1
     for d in reversed(order):
         if shape[d] != 1 and stride[d] != expected:
             return None
-        expected *= shape[d]
+        expected *= max(shape[d], 1)
     if not isinstance(dim, int):
-        return 1, 1, expected
+        return 1, 1, math.prod(shape)
     place = order.index(dim)
-    outer = inner = 1
-    for d in order[:place]:
-        outer *= shape[d]
-    for d in order[place + 1 :]:
-        inner *= shape[d]
-    return outer, shape[dim], inner
+    before, after = order[:place], order[place + 1 :]
+    return math.prod(shape[d] for d in before), shape[dim], math.prod(shape[d] for d in after)

@@ -54,7 +54,9 @@ _FLAGS = (
     # All of the registers' width, which compilers do not take by themselves.
     *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),
 )
-_SYMBOLS = ("step_float", "step_double")
+_SYMBOLS = tuple(
+    f"{task}_{type}" for task in ("gram", "update", "step") for type in ("float", "double")
+)
 _COMPILERS = ("g++", "c++", "clang++")
 # Seconds that compiling may take, within a step and ahead of it. It takes some 12 of a processor.
 _IN_STEP, _AHEAD = 60.0, 600.0
@@ -139,7 +141,7 @@ def _open(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     for name in _SYMBOLS:
         function = getattr(loaded, name)
-        function.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        function.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64]
         function.restype = None
     return loaded
 

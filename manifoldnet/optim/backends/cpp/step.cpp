@@ -1,19 +1,20 @@
 // A step on a manifold for the price of a plain one: each weight, gradient and buffer is read once,
 // each weight and buffer written once (columns and whole tensors: read twice).
 //
-// Whatever the manifold, a step stays in the span of x, g and the buffer b of its slice:
+// A step stays in the span of the weight x, the gradient g and the buffer b of its slice,
 //
 //     x <- x1 x + x2 g + x3 b            b <- b1 x + b2 g + b3 b
 //
-// and the six coefficients depend on the slice only through its inner products <x,x>, <x,g>, <x,b>,
-// <g,g>, <g,b>, <b,b>. So: one sweep for the inner products, a few numbers, one sweep that writes.
-// Inner products are summed a few in the type of the weight, these sums in double; what is left of
-// <v,v> - <x,v>^2/<x,x>, the square of a tangent part, is exact to rounding unless it is small. Then,
-// and where squares overflow, the part is formed in a wider type, and x is measured after its step.
+// and the six coefficients depend on the slice through its inner products alone: <x,x>, <x,g>,
+// <g,g>, <x,b>, <g,b>, <b,b>. `gram` computes these, `update` writes by given coefficients, and
+// `step` does both and computes the coefficients in between, some slices at a time, which stay in
+// the cache. The formulas are those of manifoldnet/optim/step.py.
+//
+// Products are summed a few in the type of the weight, these sums in double; what is left of
+// <v,v> - <x,v>^2/<x,x>, the square of a tangent part, is exact to rounding unless it is small.
+// Then, and where squares overflow, it is formed in a wider type, and x is measured after its step.
 //
 // A slice that is zero, and on a sphere one whose step is zero, stays as it is.
-//
-// The formulas are those of manifoldnet/optim/plane.py, held to the reference path by the tests.
 
 #include <algorithm>
 #include <cmath>
@@ -32,36 +33,46 @@ static int omp_get_max_threads() { return 1; }
 
 namespace {
 
-enum Set : int32_t { SPHERE = 0, SCALED = 1 };
-enum Way : int32_t { PROJECTIVE = 0, GEODESIC = 1, ADDITIVE = 2 };
+enum Retraction : int64_t { PROJECTIVE, GREAT_CIRCLE, SCALED_GEODESIC, ADDITIVE };
+
+constexpr bool on_sphere(Retraction r) { return r == PROJECTIVE || r == GREAT_CIRCLE; }
 
 }  // namespace
 
-// As in native/__init__.py, field for field.
+// As in __init__.py, field for field. With d = (constant + linear <x,x>) g (on a sphere its tangent
+// part) the new buffer is n = fresh d + keep b, and the step -lr (direct d + heavy n).
 struct Options {
-  int32_t set, way;     // which manifold, which retraction
-  int32_t adam;         // Adam, or SGD
-  int32_t nesterov, amsgrad;
-  int32_t first;        // whether the buffer has no value yet; for Adam it has zeros
-  double radius;
-  double rate;          // lambda
-  double sign;          // -1 to maximize
-  double keep, fresh;   // b <- keep b + fresh d; momentum and 1 - dampening, or beta1 and 1 - beta1
-  double beta2, eps, unbias1, unbias2;  // 1 - beta^t
+  Retraction retraction;
+  double radius, lr, constant, linear;
+  double keep, fresh;   // keep: 0 where there is no buffer, or one without a value
+  double direct, heavy;
+  double beta2, eps, unbias1, unbias2;  // of Adam, 1 - beta^t
   double share;         // of <d,d> that the second moment takes: 1, or one over a slice's size
 };
 
-struct Work {
+struct Weight {
   void *x, *g, *b;      // b may be null
-  void *v, *top;        // second moments and their maxima, one number a slice; may be null
+  void *s, *top;        // second moments and their maxima, one number a slice; may be null
   int64_t outer, count, inner;  // a slice is x[:, i, :] of (outer, count, inner)
+  // Of `gram` the products and of `update` the coefficients, kind by kind, slice by slice; of
+  // `step` the least and the largest <x,x>.
+  double *numbers;
+  const double *along;  // of `gram`: what to take off g and b, as multiples of x; may be null
 };
 
 namespace {
 
+enum Task { GRAM = 1, UPDATE = 2, STEP = 3 };
+
+// Kinds of numbers of a slice: its products, and its coefficients with what else its step needs.
+enum { XX, XG, GG, XB, GB, BB, PRODUCTS };
+enum { X1, X2, X3, B1, B2, B3, S, TOP, CARE, COEFFICIENTS };
+
 constexpr int64_t SMALL = 1 << 16;  // numbers; below, a weight is one thread's
 constexpr int64_t LONG = 1 << 17;   // a slice that is worth all threads
 constexpr int64_t CHUNK = 1 << 14;  // numbers of it that are summed in one go
+constexpr int64_t BLOCK = 1 << 12;  // numbers of rows that are stepped together
+constexpr int64_t MANY = 1 << 6;    // rows that are, at most
 constexpr int64_t AHEAD = 1 << 10;  // numbers to ask memory for in advance, at least
 constexpr int64_t NEAR = 1 << 7;    // the same, where many rows are read along
 constexpr int64_t TILE = 1 << 13;   // columns whose sums stay in the cache
@@ -71,11 +82,12 @@ constexpr int64_t HIGH = 64;        // rows of a stripe, at least
 constexpr int ROWS = 4;             // that are read and written together
 constexpr int64_t FEW = 8;          // products that are summed before their sum is taken to double
 constexpr int LANES = 16;           // sums that are kept apart so that none waits for the last one
+constexpr int HALF = LANES / 2;     // the same, of those in double
 
 // Bytes of columns that stay in a processor's own cache.
 int64_t panel() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
-  const long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  static const long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
   if (cache > 0) return cache / 4 * 3;
 #endif
   return 3 << 18;
@@ -87,44 +99,35 @@ using Wide = std::conditional_t<std::is_same_v<T, float>, double, long double>;
 
 template <class R>
 struct Products {
-  R xx = 0, xg = 0, xb = 0, gg = 0, gb = 0, bb = 0;
-  bool tangent = false;  // whether the last three are of what is at right angles to x
-
-  void add(const Products &s) {
-    xx += s.xx, xg += s.xg, xb += s.xb;
-    gg += s.gg, gb += s.gb, bb += s.bb;
-  }
+  R xx = 0, xg = 0, gg = 0, xb = 0, gb = 0, bb = 0;
+  bool tangent = false;  // whether those without x are of what is orthogonal to x
 };
 
-using Sums = Products<double>;
-
-// The six coefficients of a slice, and whether rounding on the way would be too much.
-struct Mix {
-  double x1 = 1, x2 = 0, x3 = 0, b1 = 0, b2 = 0, b3 = 0;
-  double moment = 0, top = 0;  // Adam's
-  char care = 0;               // 1: to be written in a wider type; 2: and x to be measured after it
-  bool cancelled = false;      // the step is all but nothing beside what it was made of
+// The coefficients of a slice, its second moments, and whether rounding on the way was too much.
+struct Coefficients {
+  double x1, x2, x3, b1, b2, b3, s, top;
+  double cancelled;  // 1 where the step is all but nothing beside what it was made of
 };
 
-// The least and the largest <x,x> of some slices.
+// The least and the largest <x,x> of some slices. NaN, which is neither, stays out of both.
 struct Range {
   double least = std::numeric_limits<double>::infinity(), most = 0;
 
-  // NaN, which is neither, stays out of both.
   void add(double xx) { least = std::min(least, xx), most = std::max(most, xx); }
   void add(const Range &r) { least = std::min(least, r.least), most = std::max(most, r.most); }
 };
 #pragma omp declare reduction(join : Range : omp_out.add(omp_in)) initializer(omp_priv = Range())
 
 // Writes a number, computing in C.
-template <class C, class T, bool OLD, bool NEW>
+template <class C, class T, bool BUFFER>
 inline void put(T *x, const T *g, T *b, int64_t i, C x1, C x2, C x3, C b1, C b2, C b3) {
-  const C p = x[i], q = g[i], w = OLD ? b[i] : T(0);
-  C y = x1 * p + x2 * q, z = b1 * p + b2 * q;
-  if (OLD) y += x3 * w, z += b3 * w;
-  x[i] = T(y);
-  if (NEW) b[i] = T(z);
+  const C p = x[i], q = g[i], w = BUFFER ? b[i] : T(0);
+  const C y = x1 * p + x2 * q, z = b1 * p + b2 * q;
+  x[i] = T(BUFFER ? y + x3 * w : y);
+  if (BUFFER) b[i] = T(z + b3 * w);
 }
+
+// --- coefficients: without branches, so that some slices share an instruction ------------------
 
 // How a step u = s_u x + t_u carries the point, x' = a x + b t_u, and a vector v = s_v x + t_v:
 // v' = c x + d t_u + e t_v; t_u and t_v at right angles to x.
@@ -133,24 +136,24 @@ struct Carried {
   R a, b, c, d, e;
 };
 
-template <class R>
+template <Retraction WAY, class R>
 inline Carried<R> carry(const Options &o, R rr, R su, R sv, R uu, R uv) {
-  const R r = std::sqrt(rr), radius = o.radius;
-  if (o.way == ADDITIVE) return {1 + su, 1, sv, 0, 1};
-  if (o.way == PROJECTIVE) {
-    const R end = std::sqrt(rr + uu), per_end = 1 / end;
+  const R radius = o.radius;
+  if (WAY == ADDITIVE) return {1 + su, 1, sv, 0, 1};
+  if (WAY == PROJECTIVE) {
+    const R r = std::sqrt(rr), end = std::sqrt(rr + uu), per_end = 1 / end;
     const R turn = -uv / (end + r), size = radius * per_end;
     return {size, size, turn * (1 / r + per_end), turn * per_end, 1};
   }
-  const R unit = o.set == SPHERE ? radius * radius : rr;
+  const R unit = WAY == GREAT_CIRCLE ? radius * radius : rr;
   const R turned = std::sqrt(uu / unit), angle = std::min(turned, R(4503599627370496.0));
-  const R cos = std::cos(angle), sin = std::sin(angle);
+  const R half = std::sin(angle / 2), other = std::cos(angle / 2);
+  const R cos = 1 - 2 * half * half, sin = 2 * half * other;
   const bool still = angle < R(1e-150);
   const R sinc = still ? 1 : sin / turned;
-  const R half = std::sin(angle / 2);
   const R versed = still ? R(0.5) : 2 * half * half / (uu / unit);
   const R along = uv / unit;
-  if (o.set == SPHERE) {
+  if (WAY == GREAT_CIRCLE) {
     const R size = radius / std::sqrt(cos * cos * rr + sinc * sinc * uu);
     Carried<R> k{size * cos, size * sinc, -along * sinc, -along * versed, 1};
     // What rounding of the radius left along the new point.
@@ -164,315 +167,263 @@ inline Carried<R> carry(const Options &o, R rr, R su, R sv, R uu, R uv) {
           stretch * (sv * sinc - along * versed), stretch};
 }
 
-// The coefficients of a slice from its products; `moment` and `top` are its second moments so far.
-template <class T, bool NEW, class R>
-Mix mix(const Options &o, const Products<R> &s, double moment, double top) {
-  const R rr = s.xx;
-  // d = scale g + along x: the Riemannian gradient.
-  const R scale = o.set == SPHERE ? R(o.sign) : R(o.sign) * rr;
-  const R dg = o.first ? scale : scale * R(o.fresh);
-  const R db = o.first ? 0 : o.keep;
-  // The new buffer n = dg g + db b, and the step u = -rate d, -rate n or Nesterov's of both.
-  const bool plain = !o.adam && o.keep == 0;
-  const R ng = plain ? scale : dg, nb = plain ? R(0) : db;
-  // g and b taken apart: a share of x, and what is at right angles to it. Of zero nothing is.
-  const R per = rr > 0 ? 1 / rr : rr, sg = s.xg * per, sb = nb == 0 ? R(0) : s.xb * per;
-  const R gg = s.tangent ? s.gg : std::max(s.gg - sg * s.xg, R(0));
-  const R gb = nb == 0 ? R(0) : s.tangent ? s.gb : s.gb - sg * s.xb;
-  const R bb = nb == 0 ? R(0) : s.tangent ? s.bb : std::max(s.bb - sb * s.xb, R(0));
-  Mix m;
-  R rate = o.rate;
-  if (o.adam) {
-    const R dd = o.set == SPHERE ? gg : rr * (gg + sg * s.xg);
-    R now = m.moment = T(R(o.beta2) * R(moment) + R(1 - o.beta2) * dd * R(o.share));
-    if (o.amsgrad) m.top = now = std::max(R(top), now);
-    const R root = std::sqrt(now / R(o.unbias2)) + R(o.eps);
+template <class R>
+inline R larger(R a, R b) {  // NaN in b stays
+  return a > b ? a : b;
+}
+
+// The coefficients of a slice from its products, and its second moments so far.
+template <class T, Retraction WAY, bool ADAM, bool BUFFER, class R>
+inline Coefficients coefficients(const Options &o, const Products<R> &p, double s, double top) {
+  constexpr bool sphere = on_sphere(WAY);
+  const R rr = p.xx, scale = R(o.constant) + R(o.linear) * rr;
+  // g and b taken apart: a share of x, and what is orthogonal to it. Of zero nothing is.
+  const R per = rr == 0 ? R(0) : 1 / rr, sg = p.xg * per, sb = BUFFER ? p.xb * per : R(0);
+  const R gg = p.tangent ? p.gg : larger(R(0), p.gg - sg * p.xg);
+  const R gb = !BUFFER ? R(0) : p.tangent ? p.gb : p.gb - sg * p.xb;
+  const R bb = !BUFFER ? R(0) : p.tangent ? p.bb : larger(R(0), p.bb - sb * p.xb);
+  R rate = o.lr;
+  if (ADAM) {
+    const R dd = sphere ? gg : rr * (gg + sg * p.xg);
+    s = T(R(o.beta2) * R(s) + R(1 - o.beta2) * dd * R(o.share));
+    top = larger(top, s);
+    const R root = std::sqrt(R(top) / R(o.unbias2)) + R(o.eps);
     // Without eps: where there never was a gradient there is no step.
     rate = root == 0 ? R(0) : rate / (root * R(o.unbias1));
   }
-  if (rr == 0) return m;  // no direction: it stays, and its buffer is zero
-  const R ug = -rate * (o.nesterov ? scale + R(o.keep) * ng : ng);
-  const R ub = -rate * (o.nesterov ? R(o.keep) * nb : nb);
+  // The new buffer n = ng g + nb b, and the step u = ug g + ub b.
+  const R ng = scale * R(o.fresh), nb = BUFFER ? R(o.keep) : R(0);
+  const R ug = -rate * (R(o.direct) * scale + R(o.heavy) * ng), ub = -rate * R(o.heavy) * nb;
   const R of_g = ug * ug * gg, of_b = ub * ub * bb;
-  const R uu = std::max(of_g + 2 * ug * ub * gb + of_b, R(0));
-  m.cancelled = uu < R(0.1) * (of_g + of_b);
+  const R uu = larger(R(0), of_g + 2 * ug * ub * gb + of_b);
   const R uv = ug * ng * gg + (ug * nb + ub * ng) * gb + ub * nb * bb;
-  const bool scaled = o.set == SCALED;
-  const R su = scaled ? ug * sg + ub * sb : R(0), sv = scaled ? ng * sg + nb * sb : R(0);
-  const Carried<R> k = carry<R>(o, rr, su, sv, uu, uv);
-  m.care = s.tangent;
-  if (scaled || !(uu == 0)) {
-    if (s.tangent && !scaled) m.care = 2;
-    m.x1 = k.a - k.b * (ug * sg + ub * sb), m.x2 = k.b * ug, m.x3 = k.b * ub;
-  }
-  if (NEW) {
-    const R tg = (k.d == 0 ? R(0) : k.d * ug) + k.e * ng;
-    const R tb = (k.d == 0 ? R(0) : k.d * ub) + k.e * nb;
-    m.b1 = k.c - (tg * sg + tb * sb), m.b2 = tg, m.b3 = tb;
-  }
-  return m;
+  const R su = sphere ? R(0) : ug * sg + ub * sb, sv = sphere ? R(0) : ng * sg + nb * sb;
+  const Carried<R> k = carry<WAY, R>(o, rr, su, sv, uu, uv);
+  const R tg = (k.d == 0 ? R(0) : k.d * ug) + k.e * ng;
+  const R tb = (k.d == 0 ? R(0) : k.d * ub) + k.e * nb;
+  // A slice of zeros stays, and so does one of a sphere without a step. (Compilers compute several
+  // slices at once if conditions are comparisons, and not made of others.)
+  R x1 = k.a - k.b * (ug * sg + ub * sb), x2 = k.b * ug, x3 = k.b * ub;
+  if (sphere) x1 = uu == 0 ? R(1) : x1, x2 = uu == 0 ? R(0) : x2, x3 = uu == 0 ? R(0) : x3;
+  return {double(rr == 0 ? R(1) : x1),
+          double(rr == 0 ? R(0) : x2),
+          double(rr == 0 ? R(0) : x3),
+          double(rr == 0 ? R(0) : k.c - (tg * sg + tb * sb)),
+          double(rr == 0 ? R(0) : tg),
+          double(rr == 0 ? R(0) : tb),
+          s,
+          top,
+          uu < R(0.1) * (of_g + of_b) ? 1.0 : 0.0};
 }
 
-// OLD: there is a buffer with a value; NEW: it gets one.
-template <class T, bool OLD>
-Sums sums(const T *x, const T *g, const T *b, int64_t n) {
-  double xx[LANES] = {}, xg[LANES] = {}, gg[LANES] = {};
-  double xb[LANES] = {}, gb[LANES] = {}, bb[LANES] = {};
+// --- slices in one piece ------------------------------------------------------------------------
+
+template <class T, bool BUFFER>
+void sums(const T *x, const T *g, const T *b, int64_t n, double *out) {
+  constexpr int KINDS = BUFFER ? PRODUCTS : XB;
+  double wide[PRODUCTS][HALF] = {};
   int64_t i = 0;
   while (n - i >= LANES) {
     const int64_t end = i + std::min(FEW, (n - i) / LANES) * LANES;
-    T fxx[LANES] = {}, fxg[LANES] = {}, fgg[LANES] = {};
-    T fxb[LANES] = {}, fgb[LANES] = {}, fbb[LANES] = {};
+    T near[PRODUCTS][LANES] = {};
     for (; i < end; i += LANES) {
       __builtin_prefetch(x + i + AHEAD);
       __builtin_prefetch(g + i + AHEAD);
-      if (OLD) __builtin_prefetch(b + i + AHEAD);
+      if (BUFFER) __builtin_prefetch(b + i + AHEAD);
 #pragma omp simd
       for (int l = 0; l < LANES; ++l) {
         const T p = x[i + l], q = g[i + l];
-        fxx[l] += p * p, fxg[l] += p * q, fgg[l] += q * q;
-        if (OLD) {
+        near[XX][l] += p * p, near[XG][l] += p * q, near[GG][l] += q * q;
+        if (BUFFER) {
           const T w = b[i + l];
-          fxb[l] += p * w, fgb[l] += q * w, fbb[l] += w * w;
+          near[XB][l] += p * w, near[GB][l] += q * w, near[BB][l] += w * w;
         }
       }
     }
+    for (int kind = 0; kind < KINDS; ++kind)
 #pragma omp simd
-    for (int l = 0; l < LANES; ++l) {
-      xx[l] += fxx[l], xg[l] += fxg[l], gg[l] += fgg[l];
-      if (OLD) xb[l] += fxb[l], gb[l] += fgb[l], bb[l] += fbb[l];
-    }
+      for (int l = 0; l < HALF; ++l)
+        wide[kind][l] += double(near[kind][l]) + double(near[kind][l + HALF]);
   }
-  for (int l = 0; i < n; ++i, ++l) {
-    const double p = x[i], q = g[i], w = OLD ? b[i] : T(0);
-    xx[l] += p * p, xg[l] += p * q, gg[l] += q * q;
-    xb[l] += p * w, gb[l] += q * w, bb[l] += w * w;
+  for (int l = 0; i < n; ++i, l = (l + 1) % HALF) {
+    const double p = x[i], q = g[i], w = BUFFER ? b[i] : T(0);
+    wide[XX][l] += p * p, wide[XG][l] += p * q, wide[GG][l] += q * q;
+    if (BUFFER) wide[XB][l] += p * w, wide[GB][l] += q * w, wide[BB][l] += w * w;
   }
-  Sums s;
-  for (int l = 0; l < LANES; ++l) {
-    s.xx += xx[l], s.xg += xg[l], s.xb += xb[l];
-    s.gg += gg[l], s.gb += gb[l], s.bb += bb[l];
+  for (int kind = 0; kind < KINDS; ++kind) {
+    const double *t = wide[kind];
+    out[kind] = ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7]));
   }
-  return s;
 }
 
 // While one piece is written, memory can bring the piece that is `ahead` of it (0: none).
-template <class C, class T, bool OLD, bool NEW>
-void write_in(T *x, const T *g, T *b, int64_t n, const Mix &m, int64_t ahead) {
-  const C x1 = m.x1, x2 = m.x2, x3 = m.x3, b1 = m.b1, b2 = m.b2, b3 = m.b3;
+template <class C, class T, bool BUFFER>
+void write(T *x, const T *g, T *b, int64_t n, const double *k, int64_t apart, int64_t ahead) {
+  const C x1 = k[X1 * apart], x2 = k[X2 * apart], x3 = k[X3 * apart];
+  const C b1 = k[B1 * apart], b2 = k[B2 * apart], b3 = k[B3 * apart];
   constexpr int64_t line = 64 / sizeof(T);
   int64_t i = 0;
   for (; i + line <= n; i += line) {
     if (ahead) {
       __builtin_prefetch(x + i + ahead, 1);
       __builtin_prefetch(g + i + ahead);
-      if (NEW) __builtin_prefetch(b + i + ahead, 1);
+      if (BUFFER) __builtin_prefetch(b + i + ahead, 1);
     }
 #pragma omp simd
-    for (int64_t j = i; j < i + line; ++j) put<C, T, OLD, NEW>(x, g, b, j, x1, x2, x3, b1, b2, b3);
+    for (int64_t j = i; j < i + line; ++j) put<C, T, BUFFER>(x, g, b, j, x1, x2, x3, b1, b2, b3);
   }
-  for (; i < n; ++i) put<C, T, OLD, NEW>(x, g, b, i, x1, x2, x3, b1, b2, b3);
+  for (; i < n; ++i) put<C, T, BUFFER>(x, g, b, i, x1, x2, x3, b1, b2, b3);
 }
 
-template <class T, bool OLD, bool NEW>
-void write(T *x, const T *g, T *b, int64_t n, const Mix &m, int64_t ahead = 0) {
-  if (m.care) return write_in<double, T, OLD, NEW>(x, g, b, n, m, ahead);
-  write_in<T, T, OLD, NEW>(x, g, b, n, m, ahead);
-}
+// --- one weight ---------------------------------------------------------------------------------
 
-template <class T, bool OLD, bool NEW>
-struct Step {
+template <class T, bool BUFFER>
+struct Slices {
   const Options &o;
-  const Work &w;
-  T *x, *b, *v, *top;
+  const Weight &w;
+  const bool alone;  // whether this thread has the weight for itself
+  T *x, *b, *s, *top;
   const T *g;
+  const int64_t wide;
   static constexpr int64_t LINE = 64 / sizeof(T);  // numbers that memory brings at once
-  static constexpr int64_t SETS = OLD ? 6 : 3;     // kinds of inner products
+  static constexpr int KINDS = BUFFER ? PRODUCTS : XB;
 
-  Step(const Options &o, const Work &w)
-      : o(o), w(w), x((T *)w.x), b((T *)w.b), v((T *)w.v), top((T *)w.top), g((const T *)w.g) {}
+  Slices(const Options &o, const Weight &w, bool alone)
+      : o(o), w(w), alone(alone), x((T *)w.x), b((T *)w.b), s((T *)w.s), top((T *)w.top),
+        g((const T *)w.g), wide(w.count * w.inner) {}
 
-  Mix coefficients(const Sums &s, int64_t i) const {
-    const double moment = v ? v[i] : T(0), high = top ? top[i] : T(0);
-    // Where g or b is nearly parallel to x, the square of its tangent part would be rounding.
-    const double least = 0.1;
-    const bool lost = s.gg * s.xx - s.xg * s.xg < least * s.gg * s.xx ||
-                      (OLD && s.bb * s.xx - s.xb * s.xb < least * s.bb * s.xx);
-    const bool finite = std::isfinite(s.xx) && std::isfinite(s.gg) && std::isfinite(s.bb);
-    Mix m;
-    if (!lost && finite) m = mix<T, NEW>(o, s, moment, high);
-    if ((lost || m.cancelled || !finite) && (o.way != ADDITIVE || !finite))
-      m = mix<T, NEW>(o, tangents(i), moment, high);
-    else if (lost)
-      m = mix<T, NEW>(o, s, moment, high);
-    if (v) v[i] = T(m.moment);
-    if (top) top[i] = T(m.top);
-    return m;
-  }
-
-  // The same sums in a wider type, the last three of the tangent parts: two more looks at a slice.
-  Products<Wide<T>> tangents(int64_t i) const {
-    using R = Wide<T>;
-    Products<R> s;
-    s.tangent = true;
-    each(i, [&](R p, R q, R u) { s.xx += p * p, s.xg += p * q, s.xb += p * u; });
-    const R per = s.xx > 0 ? 1 / s.xx : s.xx, sg = s.xg * per, sb = s.xb * per;
-    each(i, [&](R p, R q, R u) {
-      q -= sg * p, u -= sb * p;
-      s.gg += q * q, s.gb += q * u, s.bb += u * u;
-    });
-    return s;
-  }
-
-  // Brings a slice of a sphere to its radius, as measured.
-  void mend(int64_t i) const {
-    Wide<T> xx = 0;
-    each(i, [&](Wide<T> p, Wide<T>, Wide<T>) { xx += p * p; });
-    const Wide<T> size = xx > 0 ? Wide<T>(o.radius) / std::sqrt(xx) : xx;
-    for (int64_t row = 0; row < w.outer; ++row) {
-      T *const from = x + (row * w.count + i) * w.inner;
-      for (int64_t j = 0; j < w.inner; ++j) from[j] = T(size * from[j]);
-    }
-  }
-
-  template <class Look>
-  void each(int64_t i, Look look) const {
-    for (int64_t row = 0; row < w.outer; ++row) {
-      const int64_t from = (row * w.count + i) * w.inner;
-      for (int64_t j = from; j < from + w.inner; ++j) look(x[j], g[j], OLD ? b[j] : T(0));
-    }
-  }
-
-  // Slices that lie in one piece each: read, and while it is in the cache, written.
-  Range rows(bool alone) const {
-    const int64_t m = w.inner;
+  // Slices go in blocks: products, coefficients, update, while they are in the cache. Threads have
+  // a block each, or share all of them.
+  void run(Task task) const {
+    const Blocks blocks = plan();
+    const int64_t block = blocks.size;
+    const bool shared = blocks.shared;
     Range range;
-    if (!alone && (w.count < omp_get_max_threads() || m >= LONG)) {
-      for (int64_t i = 0; i < w.count; ++i) range.add(one(i));
-      return range;
-    }
-    const int64_t ahead = std::max(m, AHEAD), end = w.count * m;
-#pragma omp parallel for schedule(static) reduction(join : range) if (!alone)
-    for (int64_t i = 0; i < w.count; ++i) {
-      const int64_t at = i * m;
-      T *xi = x + at, *bi = NEW ? b + at : nullptr;
-      const Sums s = sums<T, OLD>(xi, g + at, bi, m);
-      range.add(s.xx);
-      const Mix k = coefficients(s, i);
-      write<T, OLD, NEW>(xi, g + at, bi, m, k, at + m + ahead < end ? ahead : 0);
-      if (k.care == 2) mend(i);
-    }
-    return range;
-  }
-
-  // One slice in one piece, by all threads. Sums of chunks are added in their order, so that the
-  // number of threads does not matter.
-  double one(int64_t i) const {
-    const int64_t m = w.inner, start = i * m, chunks = (m + CHUNK - 1) / CHUNK;
-    std::vector<Sums> parts(chunks);
-#pragma omp parallel for schedule(static)
-    for (int64_t c = 0; c < chunks; ++c) {
-      const int64_t at = start + c * CHUNK, n = std::min(CHUNK, m - c * CHUNK);
-      parts[c] = sums<T, OLD>(x + at, g + at, NEW ? b + at : nullptr, n);
-    }
-    Sums s;
-    for (const Sums &part : parts) s.add(part);
-    const Mix k = coefficients(s, i);
-    // Backwards: what was read last is still in the cache.
-#pragma omp parallel for schedule(static)
-    for (int64_t back = 0; back < chunks; ++back) {
-      const int64_t c = chunks - 1 - back;
-      const int64_t at = start + c * CHUNK, n = std::min(CHUNK, m - c * CHUNK);
-      write<T, OLD, NEW>(x + at, g + at, NEW ? b + at : nullptr, n, k, AHEAD);
-    }
-    if (k.care == 2) mend(i);
-    return s.xx;
-  }
-
-  // Slices that are strewn: columns of (outer, count * inner), of which `inner` are a slice. In
-  // panels of columns that stay in the cache from their first look to the second, if that leaves
-  // panels worth reading; else all of them at once, by stripes of rows.
-  Range columns(bool alone) const {
-    const int64_t wide = w.count * w.inner;
-    const int64_t most_slices = panel() / (w.outer * w.inner * 3 * int64_t(sizeof(T)));
-    if (!alone && most_slices * w.inner < std::min(NARROW, wide)) return stripes();
-    const int64_t share = alone ? w.count : w.count / omp_get_max_threads() + 1;
-    const int64_t slices = std::max<int64_t>(1, std::min(most_slices, share));
-    Range range;
-#pragma omp parallel for schedule(static) reduction(join : range) if (!alone)
-    for (int64_t i = 0; i < w.count; i += slices) {
-      const int64_t left = i * w.inner, n = std::min(slices * w.inner, wide - left);
-      std::vector<double> space(SETS * n, 0.0), mixes(6 * n);
-      std::vector<char> care(n / w.inner);
-      gather_all(0, w.outer, left, n, space.data(), n);
-      range.add(mixtures(space.data(), 1, i, n / w.inner, mixes.data(), care, true));
-      spread_all(0, w.outer, left, n, mixes.data(), n, any(care));
-      mend_all(care, i, true);
-    }
-    return range;
-  }
-
-  Range stripes() const {
-    const int64_t wide = w.count * w.inner;
-    // Of rows, whatever the number of threads.
-    const int64_t high = std::max(HIGH, (w.outer + STRIPES - 1) / STRIPES);
-    const int64_t stripes = (w.outer + high - 1) / high;
-    std::vector<double> space(stripes * SETS * wide, 0.0), mixes(6 * wide);
-#pragma omp parallel for schedule(static)
-    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
-      const int64_t from = stripe * high, to = std::min(from + high, w.outer);
-      for (int64_t left = 0; left < wide; left += TILE) {
-        double *sum = space.data() + stripe * SETS * wide + left;
-        gather_all(from, to, left, std::min(TILE, wide - left), sum, wide);
+#pragma omp parallel reduction(join : range) if (!alone && !shared)
+    {
+      std::vector<double> space(task == STEP ? (PRODUCTS + COEFFICIENTS) * block : 0);
+      double *const products = space.data(), *const k = products + PRODUCTS * block;
+#pragma omp for schedule(static) nowait
+      for (int64_t first = 0; first < w.count; first += block) {
+        const int64_t n = std::min(block, w.count - first);
+        if (task == GRAM && w.along) {
+          gram_exactly(first, n, shared);
+        } else if (task == GRAM) {
+          gram(first, n, w.numbers + first, w.count, shared);
+        } else if (task == UPDATE) {
+          update(first, n, w.numbers + first, w.count, shared, AHEAD, true);
+        } else {
+          gram(first, n, products, block, shared);
+          for (int64_t i = 0; i < n; ++i) range.add(products[i]);
+          s ? solve<true>(first, n, products, k, block)
+            : solve<false>(first, n, products, k, block);
+          update(first, n, k, block, shared, std::max(n * w.inner, AHEAD), false);
+          for (int64_t i = 0; i < n; ++i)
+            if (k[CARE * block + i] == 2) mend(first + i);
+        }
       }
     }
-    std::vector<char> care(w.count);
-    const Range range = mixtures(space.data(), stripes, 0, w.count, mixes.data(), care, false);
-    const bool careful = any(care);
-#pragma omp parallel for schedule(static)
-    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
-      const int64_t from = stripe * high, to = std::min(from + high, w.outer);
-      for (int64_t left = 0; left < wide; left += TILE)
-        spread_all(from, to, left, std::min(TILE, wide - left), mixes.data() + left, wide, careful);
+    if (task == STEP) w.numbers[0] = range.least, w.numbers[1] = range.most;
+  }
+
+  struct Blocks {
+    int64_t size;
+    bool shared;
+  };
+
+  Blocks plan() const {
+    const int64_t threads = alone ? 1 : omp_get_max_threads();
+    const int64_t share = std::max<int64_t>(1, (w.count + threads - 1) / threads);
+    if (w.outer == 1) {
+      if (!alone && (w.count < threads || w.inner >= LONG)) return {1, true};
+      const int64_t fit = std::min(MANY, BLOCK / std::max<int64_t>(1, w.inner));
+      return {std::max<int64_t>(1, std::min(fit, share)), false};
     }
-    mend_all(care, 0, false);
-    return range;
+    // Panels of columns, if the cache leaves panels worth reading; else all columns at once.
+    const int64_t bytes = std::max<int64_t>(1, w.outer * w.inner) * 3 * sizeof(T);
+    const int64_t fit = panel() / bytes;
+    if (!alone && fit * w.inner < std::min(NARROW, wide)) return {w.count, true};
+    return {std::max<int64_t>(1, std::min(fit, share)), false};
   }
 
-  static bool any(const std::vector<char> &care) {
-    return std::any_of(care.begin(), care.end(), [](char c) { return c; });
+  // --- products ---------------------------------------------------------------------------------
+
+  // The products of n slices, each kind of them `apart` from the next.
+  void gram(int64_t first, int64_t n, double *out, int64_t apart, bool shared) const {
+    if (w.outer != 1) return gram_of_columns(first, n, out, apart, shared);
+    for (int64_t i = 0; i < n; ++i) {
+      double found[PRODUCTS] = {};
+      const int64_t at = (first + i) * w.inner;
+      shared ? sum_together(at, found) : sums<T, BUFFER>(x + at, g + at, b + at, w.inner, found);
+      for (int kind = 0; kind < KINDS; ++kind) out[kind * apart + i] = found[kind];
+    }
   }
 
-  void mend_all(const std::vector<char> &care, int64_t first, bool alone) const {
-    const int64_t count = care.size();
-#pragma omp parallel for schedule(static) if (!alone)
-    for (int64_t i = 0; i < count; ++i)
-      if (care[i] == 2) mend(first + i);
+  // Of one slice, by all threads. Sums of chunks are added in their order, so that the number of
+  // threads does not matter.
+  void sum_together(int64_t start, double *out) const {
+    const int64_t chunks = (w.inner + CHUNK - 1) / CHUNK;
+    std::vector<double> parts(PRODUCTS * chunks);
+#pragma omp parallel for schedule(static)
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t at = start + c * CHUNK, n = std::min(CHUNK, w.inner - c * CHUNK);
+      sums<T, BUFFER>(x + at, g + at, b + at, n, parts.data() + PRODUCTS * c);
+    }
+    for (int64_t c = 0; c < chunks; ++c)
+      for (int kind = 0; kind < KINDS; ++kind) out[kind] += parts[PRODUCTS * c + kind];
   }
 
-  // Adds some rows to the sums of n columns, which are `apart` from one kind of sum to the next.
-  void gather_all(int64_t from, int64_t to, int64_t left, int64_t n, double *sum,
-                  int64_t apart) const {
-    for (; from + FEW <= to; from += FEW) gather<FEW>(from, left, n, sum, apart);
-    for (; from < to; ++from) gather<1>(from, left, n, sum, apart);
+  // Of slices that are strewn: columns of (outer, count * inner), of which `inner` are a slice.
+  void gram_of_columns(int64_t first, int64_t n, double *out, int64_t apart, bool shared) const {
+    const int64_t width = n * w.inner, left = first * w.inner;
+    const int64_t high = height(shared), stripes = (w.outer + high - 1) / high;
+    const bool direct = stripes == 1 && w.inner == 1;
+    std::vector<double> space(direct ? 0 : stripes * KINDS * width);
+    double *const sum = direct ? out : space.data();
+    const int64_t step = direct ? apart : width;
+    for (int kind = 0; kind < KINDS; ++kind) std::fill_n(out + kind * apart, n, 0.0);
+#pragma omp parallel for schedule(static) if (shared)
+    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
+      const int64_t end = std::min((stripe + 1) * high, w.outer);
+      for (int64_t j = 0; j < width; j += TILE) {
+        double *const tile = sum + stripe * KINDS * width + j;
+        const int64_t columns = std::min(TILE, width - j);
+        int64_t row = stripe * high;
+        for (; row + FEW <= end; row += FEW) gather<FEW>(row, left + j, columns, tile, step);
+        for (; row < end; ++row) gather<1>(row, left + j, columns, tile, step);
+      }
+    }
+    if (direct) return;
+#pragma omp parallel for schedule(static) if (shared)
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t part = 0; part < stripes * KINDS; ++part)
+        for (int64_t j = i * w.inner; j < (i + 1) * w.inner; ++j)
+          out[part % KINDS * apart + i] += sum[part * width + j];
   }
 
+  // Rows of a stripe, whatever the number of threads.
+  int64_t height(bool shared) const {
+    const int64_t all = std::max<int64_t>(1, w.outer);
+    return shared ? std::max(HIGH, (all + STRIPES - 1) / STRIPES) : all;
+  }
+
+  // Adds N rows to the sums of n columns.
   template <int N>
   void gather(int64_t row, int64_t left, int64_t n, double *sum, int64_t apart) const {
-    const int64_t wide = w.count * w.inner, at = row * wide + left;
-    const T *px = x + at, *pg = g + at, *pb = OLD ? b + at : nullptr;
+    const int64_t wide = this->wide, at = row * wide + left;
+    const T *px = x + at, *pg = g + at, *pb = BUFFER ? b + at : nullptr;
     auto add = [=](int64_t i) {
       T xx = 0, xg = 0, gg = 0, xb = 0, gb = 0, bb = 0;
       for (int r = 0; r < N; ++r) {
         const T p = px[r * wide + i], q = pg[r * wide + i];
         xx += p * p, xg += p * q, gg += q * q;
-        if (OLD) {
+        if (BUFFER) {
           const T u = pb[r * wide + i];
           xb += p * u, gb += q * u, bb += u * u;
         }
       }
       sum[i] += xx, sum[apart + i] += xg, sum[2 * apart + i] += gg;
-      if (OLD) sum[3 * apart + i] += xb, sum[4 * apart + i] += gb, sum[5 * apart + i] += bb;
+      if (BUFFER) sum[3 * apart + i] += xb, sum[4 * apart + i] += gb, sum[5 * apart + i] += bb;
     };
     // Of a panel the next rows are asked for; whole rows are read along.
     const int64_t ahead = n < std::min(TILE, wide) ? N * wide : NEAR;
@@ -489,101 +440,219 @@ struct Step {
   void fetch(int64_t at) const {
     __builtin_prefetch(x + at);
     __builtin_prefetch(g + at);
-    if (OLD) __builtin_prefetch(b + at);
+    if (BUFFER) __builtin_prefetch(b + at);
   }
 
-  // The coefficients of some slices, column by column, from the sums of all stripes.
-  Range mixtures(const double *sum, int64_t stripes, int64_t first, int64_t count, double *mixes,
-                 std::vector<char> &care, bool alone) const {
-    const int64_t n = count * w.inner;
-    Range range;
-#pragma omp parallel for schedule(static) reduction(join : range) if (!alone)
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t from = i * w.inner, to = from + w.inner;
-      double all[6] = {};
-      if (n == count && stripes == 1) {
-        for (int64_t set = 0; set < SETS; ++set) all[set] = sum[set * n + i];
-      } else {
-        for (int64_t set = 0; set < SETS; ++set)
-          for (int64_t stripe = 0; stripe < stripes; ++stripe)
-            for (int64_t j = from; j < to; ++j) all[set] += sum[(stripe * SETS + set) * n + j];
+  // Products in a wider type, of x and of g - along_g x and b - along_b x.
+  template <class R>
+  void exactly(int64_t first, int64_t n, const R *along_g, const R *along_b,
+               Products<R> *out) const {
+    for (int64_t row = 0; row < w.outer; ++row)
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t from = (row * w.count + first + i) * w.inner;
+        const R sg = along_g[i], sb = BUFFER ? along_b[i] : R(0);
+        Products<R> s = out[i];
+        for (int64_t j = from; j < from + w.inner; ++j) {
+          const R p = x[j], q = g[j] - sg * p, u = BUFFER ? b[j] - sb * p : R(0);
+          s.xx += p * p, s.xg += p * q, s.gg += q * q;
+          s.xb += p * u, s.gb += q * u, s.bb += u * u;
+        }
+        out[i] = s;
       }
-      range.add(all[0]);
-      Sums s;
-      s.xx = all[0], s.xg = all[1], s.gg = all[2], s.xb = all[3], s.gb = all[4], s.bb = all[5];
-      const Mix m = coefficients(s, first + i);
-      for (int64_t j = from; j < to; ++j) {
-        mixes[j] = m.x1, mixes[n + j] = m.x2;
-        if (NEW) mixes[2 * n + j] = m.x3, mixes[3 * n + j] = m.b1, mixes[4 * n + j] = m.b2;
-        if (NEW) mixes[5 * n + j] = m.b3;
+  }
+
+  void gram_exactly(int64_t first, int64_t n, bool shared) const {
+    using R = Wide<T>;
+#pragma omp parallel for schedule(static) if (shared)
+    for (int64_t from = first; from < first + n; from += NARROW) {
+      const int64_t many = std::min(NARROW, first + n - from);
+      std::vector<R> along(2 * many);
+      for (int64_t i = 0; i < many; ++i) {
+        along[i] = w.along[from + i];
+        if (BUFFER) along[many + i] = w.along[w.count + from + i];
       }
-      care[i] = m.care;
+      std::vector<Products<R>> found(many);
+      exactly<R>(from, many, along.data(), along.data() + many, found.data());
+      for (int64_t i = 0; i < many; ++i) {
+        const Products<R> &p = found[i];
+        const R all[PRODUCTS] = {p.xx, p.xg, p.gg, p.xb, p.gb, p.bb};
+        for (int kind = 0; kind < KINDS; ++kind) w.numbers[kind * w.count + from + i] = all[kind];
+      }
     }
-    return range;
   }
 
-  // Writes n columns of some rows, backwards: what was read last is still in the cache. Their
-  // coefficients are `apart` from one kind to the next.
-  void spread_all(int64_t from, int64_t to, int64_t left, int64_t n, const double *k,
-                  int64_t apart, bool careful) const {
-    careful ? spread_in<double>(from, to, left, n, k, apart)
-            : spread_in<T>(from, to, left, n, k, apart);
+  // --- coefficients -----------------------------------------------------------------------------
+
+  template <bool ADAM>
+  void solve(int64_t first, int64_t n, const double *p, double *k, int64_t apart) const {
+    switch (o.retraction) {
+      case PROJECTIVE: return solve_on<PROJECTIVE, ADAM>(first, n, p, k, apart);
+      case GREAT_CIRCLE: return solve_on<GREAT_CIRCLE, ADAM>(first, n, p, k, apart);
+      case SCALED_GEODESIC: return solve_on<SCALED_GEODESIC, ADAM>(first, n, p, k, apart);
+      case ADDITIVE: return solve_on<ADDITIVE, ADAM>(first, n, p, k, apart);
+    }
   }
 
+  // The coefficients of n slices from their products, both each kind `apart` from the next.
+  template <Retraction WAY, bool ADAM>
+  void solve_on(int64_t first, int64_t n, const double *__restrict p, double *__restrict k,
+                int64_t apart) const {
+    for (int64_t i = 0; i < n; ++i) {
+      k[S * apart + i] = ADAM ? s[first + i] : T(0);
+      k[TOP * apart + i] = ADAM && top ? top[first + i] : T(0);
+    }
+    const Options o = this->o;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) {
+      auto of = [=](int kind) { return BUFFER || kind < XB ? p[kind * apart + i] : 0.0; };
+      const Products<double> q{of(XX), of(XG), of(GG), of(XB), of(GB), of(BB), false};
+      const Coefficients c =
+          coefficients<T, WAY, ADAM, BUFFER>(o, q, k[S * apart + i], k[TOP * apart + i]);
+      // Where g or b is nearly parallel to x, the square of its tangent part would be rounding.
+      const double left = q.gg * q.xx - q.xg * q.xg, left_b = q.bb * q.xx - q.xb * q.xb;
+      double care = c.cancelled;
+      care = left < 0.1 * q.gg * q.xx ? 1.0 : care;
+      if (BUFFER) care = left_b < 0.1 * q.bb * q.xx ? 1.0 : care;
+      if (WAY == ADDITIVE) care = 0;
+      k[CARE * apart + i] = (q.xx + q.gg + q.bb) * 0 == 0 ? care : 1.0;
+      k[X1 * apart + i] = c.x1, k[X2 * apart + i] = c.x2, k[X3 * apart + i] = c.x3;
+      k[B1 * apart + i] = c.b1, k[B2 * apart + i] = c.b2, k[B3 * apart + i] = c.b3;
+      k[S * apart + i] = c.s, k[TOP * apart + i] = c.top;
+    }
+    for (int64_t i = 0; i < n; ++i)
+      if (k[CARE * apart + i] != 0) solve_exactly<WAY, ADAM>(first + i, k + i, apart);
+    for (int64_t i = 0; ADAM && i < n; ++i) {
+      s[first + i] = T(k[S * apart + i]);
+      if (top) top[first + i] = T(k[TOP * apart + i]);
+    }
+  }
+
+  // From products in a wider type, the tangent parts formed: two more looks at a slice.
+  template <Retraction WAY, bool ADAM>
+  void solve_exactly(int64_t i, double *k, int64_t apart) const {
+    using R = Wide<T>;
+    const R nothing = 0;
+    Products<R> all, parts;
+    exactly<R>(i, 1, &nothing, &nothing, &all);
+    const R per = all.xx > 0 ? 1 / all.xx : all.xx, sg = all.xg * per, sb = all.xb * per;
+    exactly<R>(i, 1, &sg, &sb, &parts);
+    parts.xg = all.xg, parts.xb = all.xb, parts.tangent = true;
+    const Coefficients c = coefficients<T, WAY, ADAM, BUFFER>(o, parts, ADAM ? s[i] : T(0),
+                                                           ADAM && top ? top[i] : T(0));
+    const double found[] = {c.x1, c.x2, c.x3, c.b1, c.b2, c.b3, c.s, c.top};
+    for (int kind = 0; kind < CARE; ++kind) k[kind * apart] = found[kind];
+    const bool moved = c.x1 != 1 || c.x2 != 0 || c.x3 != 0;
+    if (on_sphere(WAY) && moved) k[CARE * apart] = 2;
+  }
+
+  // --- update -----------------------------------------------------------------------------------
+
+  // Writes n slices, backwards: what was read last is still in the cache. Careful arithmetic is
+  // in double.
+  void update(int64_t first, int64_t n, const double *k, int64_t apart, bool shared,
+              int64_t ahead, bool all_careful) const {
+    if (w.outer != 1) return update_columns(first, n, k, apart, shared, all_careful);
+    const int64_t chunk = shared ? CHUNK : w.inner, chunks = (w.inner + CHUNK - 1) / CHUNK;
+    auto piece = [=](int64_t i, int64_t c) {
+      const int64_t at = (first + i) * w.inner + c * chunk;
+      const int64_t m = std::min(chunk, w.inner - c * chunk);
+      const int64_t next = at + ahead + m < wide ? ahead : 0;
+      all_careful || k[CARE * apart + i] != 0
+          ? write<double, T, BUFFER>(x + at, g + at, b + at, m, k + i, apart, next)
+          : write<T, T, BUFFER>(x + at, g + at, b + at, m, k + i, apart, next);
+    };
+    for (int64_t i = 0; i < n; ++i) {
+      if (!shared) {
+        piece(i, 0);
+        continue;
+      }
+#pragma omp parallel for schedule(static)
+      for (int64_t back = 0; back < chunks; ++back) piece(i, chunks - 1 - back);
+    }
+  }
+
+  void update_columns(int64_t first, int64_t n, const double *k, int64_t apart, bool shared,
+                      bool careful) const {
+    const int64_t width = n * w.inner, left = first * w.inner;
+    const int64_t high = height(shared), stripes = (w.outer + high - 1) / high;
+    for (int64_t i = 0; i < n && !careful; ++i) careful = k[CARE * apart + i] != 0;
+#pragma omp parallel for schedule(static) if (shared)
+    for (int64_t stripe = 0; stripe < stripes; ++stripe) {
+      const int64_t from = stripe * high, to = std::min(from + high, w.outer);
+      for (int64_t j = 0; j < width; j += TILE) {
+        const int64_t m = std::min(TILE, width - j);
+        careful ? spread_all<double>(from, to, left, j, m, k, apart)
+                : spread_all<T>(from, to, left, j, m, k, apart);
+      }
+    }
+  }
+
+  // Columns from left + j on, some rows of them.
   template <class C>
-  void spread_in(int64_t from, int64_t to, int64_t left, int64_t n, const double *k,
-                 int64_t apart) const {
-    std::vector<C> near(6 * n);  // in the type of the arithmetic, side by side
-    for (int64_t kind = 0; kind < 6; ++kind)
-      std::copy_n(k + kind * apart, n, near.data() + kind * n);
-    for (; to - ROWS >= from; to -= ROWS) spread<C, ROWS>(to - ROWS, left, n, near.data());
-    for (; to > from; --to) spread<C, 1>(to - 1, left, n, near.data());
+  void spread_all(int64_t from, int64_t to, int64_t left, int64_t j, int64_t n, const double *k,
+                  int64_t apart) const {
+    std::vector<C> near(6 * n);  // the coefficients of each column, side by side
+    for (int kind = 0; kind < S; ++kind) {
+      const double *own = k + kind * apart + j / w.inner;
+      for (int64_t i = 0, within = j % w.inner; i < n; ++i) {
+        near[kind * n + i] = *own;
+        if (++within == w.inner) within = 0, ++own;
+      }
+    }
+    for (; to - ROWS >= from; to -= ROWS) spread<C, ROWS>(to - ROWS, left + j, n, near.data());
+    for (; to > from; --to) spread<C, 1>(to - 1, left + j, n, near.data());
   }
 
   template <class C, int N>
   void spread(int64_t row, int64_t left, int64_t n, const C *k) const {
-    const int64_t wide = w.count * w.inner, at = row * wide + left;
-    T *const px = x + at, *const pb = NEW ? b + at : nullptr;
+    const int64_t wide = this->wide, at = row * wide + left;
+    T *const px = x + at, *const pb = BUFFER ? b + at : nullptr;
     const T *const pg = g + at;
     const int64_t ahead = n < std::min(TILE, wide) ? -N * wide : NEAR;
+    auto mix = [=](int64_t i) {
+      const C x1 = k[i], x2 = k[n + i], x3 = BUFFER ? k[2 * n + i] : C(0);
+      const C b1 = BUFFER ? k[3 * n + i] : C(0), b2 = BUFFER ? k[4 * n + i] : C(0);
+      const C b3 = BUFFER ? k[5 * n + i] : C(0);
+      for (int r = 0; r < N; ++r)
+        put<C, T, BUFFER>(px, pg, pb, r * wide + i, x1, x2, x3, b1, b2, b3);
+    };
     int64_t j = 0;
     for (; j + LINE <= n; j += LINE) {
       for (int r = 0; r < N && row >= N; ++r) fetch(at + r * wide + j + ahead);
 #pragma omp simd
-      for (int64_t i = j; i < j + LINE; ++i) mixed<C, N>(px, pg, pb, wide, k, n, i);
+      for (int64_t i = j; i < j + LINE; ++i) mix(i);
     }
-    for (; j < n; ++j) mixed<C, N>(px, pg, pb, wide, k, n, j);
+    for (; j < n; ++j) mix(j);
   }
 
-  template <class C, int N>
-  static inline void mixed(T *x, const T *g, T *b, int64_t wide, const C *k, int64_t n, int64_t i) {
-    const C x1 = k[i], x2 = k[n + i], x3 = OLD ? k[2 * n + i] : C(0);
-    const C b1 = NEW ? k[3 * n + i] : C(0), b2 = NEW ? k[4 * n + i] : C(0);
-    const C b3 = OLD ? k[5 * n + i] : C(0);
-    for (int r = 0; r < N; ++r) put<C, T, OLD, NEW>(x, g, b, r * wide + i, x1, x2, x3, b1, b2, b3);
-  }
-
-  Range run(bool alone) const {
-    if (w.outer == 1) return rows(alone);
-    return columns(alone);
+  // Brings a slice of a sphere to its radius, as measured.
+  void mend(int64_t i) const {
+    const Wide<T> nothing = 0;
+    Products<Wide<T>> p;
+    exactly<Wide<T>>(i, 1, &nothing, &nothing, &p);
+    const Wide<T> size = p.xx > 0 ? Wide<T>(o.radius) / std::sqrt(p.xx) : p.xx;
+    for (int64_t row = 0; row < w.outer; ++row) {
+      T *const from = x + (row * w.count + i) * w.inner;
+      for (int64_t j = 0; j < w.inner; ++j) from[j] = T(size * from[j]);
+    }
   }
 };
 
+// --- many weights -------------------------------------------------------------------------------
+
 template <class T>
-Range step(const Options &o, const Work &w, bool alone) {
-  if (!w.b) return Step<T, false, false>(o, w).run(alone);
-  if (o.first) return Step<T, false, true>(o, w).run(alone);
-  return Step<T, true, true>(o, w).run(alone);
+void run(Task task, const Options &o, const Weight &w, bool alone) {
+  w.b ? Slices<T, true>(o, w, alone).run(task) : Slices<T, false>(o, w, alone).run(task);
 }
 
 template <class T>
-void all(const Options *o, const Work *work, Range *range, int64_t n) {
+void run_all(Task task, const Options *o, const Weight *w, int64_t n) {
   std::vector<int64_t> small;
   int64_t total = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t size = work[i].outer * work[i].count * work[i].inner;
+    const int64_t size = w[i].outer * w[i].count * w[i].inner;
     if (size > SMALL) {
-      range[i] = step<T>(o[i], work[i], false);
+      run<T>(task, o[i], w[i], false);
     } else {
       small.push_back(i);
       total += size;
@@ -591,19 +660,19 @@ void all(const Options *o, const Work *work, Range *range, int64_t n) {
   }
   const int64_t few = small.size();
 #pragma omp parallel for schedule(dynamic) if (total > SMALL)
-  for (int64_t j = 0; j < few; ++j) {
-    const int64_t i = small[j];
-    range[i] = step<T>(o[i], work[i], true);
-  }
+  for (int64_t j = 0; j < few; ++j) run<T>(task, o[small[j]], w[small[j]], true);
 }
 
 }  // namespace
 
-// Steps n weights of one type; range[i] is that of <x,x> over the slices of weight i before its step.
-extern "C" void step_float(const Options *o, const Work *w, Range *range, int64_t n) {
-  all<float>(o, w, range, n);
-}
-
-extern "C" void step_double(const Options *o, const Work *w, Range *range, int64_t n) {
-  all<double>(o, w, range, n);
-}
+// Products, updates and steps of n weights of one type.
+#define FOR_EACH_TYPE(name, task)                                                                 \
+  extern "C" void name##_float(const Options *o, const Weight *w, int64_t n) {                    \
+    run_all<float>(task, o, w, n);                                                                \
+  }                                                                                               \
+  extern "C" void name##_double(const Options *o, const Weight *w, int64_t n) {                   \
+    run_all<double>(task, o, w, n);                                                               \
+  }
+FOR_EACH_TYPE(gram, GRAM)
+FOR_EACH_TYPE(update, UPDATE)
+FOR_EACH_TYPE(step, STEP)
