@@ -173,8 +173,9 @@ def test_products_are_those_of_torch(
     work = _work(manifold, shape, kind, torch.float64)
     dims = Slices(work.geometry.dim).over(work.x.ndim)
     batch = torch_ops.Batch(work, dims, [torch_ops.Piece(work.x, work.g, work.b)])
-    first = torch_ops.gram(batch, hyper)
-    exact = torch_ops.gram(batch, hyper, first)
+    names = work.products(hyper)
+    first = torch_ops.gram(batch, names)
+    exact = torch_ops.gram(batch, names, first)
     (found,) = cpp.gram([work], hyper, _layouts([work]))
     (again,) = cpp.gram([work], hyper, _layouts([work]), [first])
     for one, other in ((found, first), (again, exact)):

@@ -81,7 +81,7 @@ def _kernel(
     """Products and update of some weights by the compiled kernel."""
 
     def gram(places: Sequence[int], first: Sequence[Gram] | None) -> list[Gram]:
-        chosen, theirs = ([some[place] for place in places] for some in (works, layouts))
-        return cpp.gram(chosen, hyper, theirs, first)
+        chosen = [works[place] for place in places]
+        return cpp.gram(chosen, hyper, [layouts[place] for place in places], first)
 
     return torch_ops.Kernel(gram, lambda found: cpp.update(works, found, layouts))

@@ -114,7 +114,12 @@ def step_across(
     advance([next(batches_of(work, one=True)) for work in works], hyper, add, kernel)
 
 
-def advance(batches: Sequence[Batch], hyper: HyperParameters, add: Sum | None = None) -> list[bool]:
+def advance(
+    batches: Sequence[Batch],
+    hyper: HyperParameters,
+    add: Sum | None = None,
+    kernel: Kernel | None = None,
+) -> list[bool]:
     """Step batches in place: products, coefficients, update.
 
     Args:
