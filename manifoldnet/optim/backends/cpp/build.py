@@ -58,7 +58,7 @@ _SYMBOLS = tuple(
     f"{task}_{type}" for task in ("gram", "update", "step") for type in ("float", "double")
 )
 _COMPILERS = ("g++", "c++", "clang++")
-# Seconds that compiling may take, within a step and ahead of it. It takes some 12 of a processor.
+# Seconds that compiling may take, within a step and ahead of it. It takes some 15 of a processor.
 _IN_STEP, _AHEAD = 60.0, 600.0
 # Seconds that loading the library in a process of its own may take.
 _LOADING = 30.0
