@@ -158,7 +158,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert {name for name in names if name.startswith("manifoldnet/")} == {
         *sources,
         "manifoldnet/py.typed",
-        "manifoldnet/optim/native/step.cpp",
+        "manifoldnet/optim/backends/cpp/step.cpp",
     }
     assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
 
