@@ -209,10 +209,10 @@ def _mixed(batch: Batch, hyper: HyperParameters) -> Mixture:
     squares = []
     for piece in batch.pieces:
         dtype = computed_in(piece.x.dtype)
-        d = piece.g.to(dtype)
+        d = _in(dtype, piece.g)
         if along is not None:
             near = _scratch(piece.near, dtype)
-            d = torch.addcmul(d, along, piece.x.to(dtype), value=-1, out=near)
+            d = torch.addcmul(d, along, _in(dtype, piece.x), value=-1, out=near)
             squares.append(_squared(d, batch.over, _scratch(piece.far, dtype)))
         if piece.b is not None:
             _mix(piece.b, d, keep, weight)
@@ -374,9 +374,9 @@ def _products(
     piece: Piece, names: Sequence[str], along: dict[str, Tensor], over: Over, careful: bool
 ) -> list[Tensor]:
     dtype = _wide(piece.x) if careful else computed_in(piece.x.dtype)
-    vectors = {"x": piece.x.to(dtype), "g": piece.g.to(dtype)}
+    vectors = {"x": _in(dtype, piece.x), "g": _in(dtype, piece.g)}
     if piece.b is not None:
-        vectors["b"] = piece.b.to(dtype)
+        vectors["b"] = _in(dtype, piece.b)
     x, scratch = vectors["x"], None if piece.far is None or piece.far.dtype != dtype else piece.far
     parts = {v: torch.addcmul(vectors[v], a, x, value=-1) for v, a in along.items()}
     found = []
@@ -444,14 +444,14 @@ def _keep(work: StepInput, s: Tensor | None, top: Tensor | None) -> None:
 
 
 def _write(piece: Piece, found: Coefficients, dtype: torch.dtype) -> None:
-    x, g = piece.x.to(dtype), piece.g.to(dtype)
+    x, g = _in(dtype, piece.x), _in(dtype, piece.g)
     x1, x2, x3, b1, b2, b3 = (
-        value.to(dtype) if isinstance(value, Tensor) else value for value in found[:6]
+        _in(dtype, value) if isinstance(value, Tensor) else value for value in found[:6]
     )
     if piece.b is None:
         _put(piece.x, _combined([(x1, x), (x2, g)], x))
         return
-    b = piece.b.to(dtype)
+    b = _in(dtype, piece.b)
     near = x if is_zero(b1) else _scratch(piece.near, dtype)  # b⁺ may need x as it is
     end = _combined([(x1, x), (x2, g), (x3, b)], near)
     _put(piece.b, _combined([(b3, b), (b2, g), (b1, x)], b))
@@ -484,6 +484,10 @@ def _is_rounded(batch: Batch) -> bool:
 def _put(place: Tensor, value: Tensor) -> None:
     if value is not place:
         place.copy_(value)
+
+
+def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def _scratch(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
