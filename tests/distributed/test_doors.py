@@ -230,7 +230,10 @@ def _each_weight(manifolds: list[mn.Manifold]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("manifold", "shape"), every)
 
 
-@_each_weight([mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1)])
+CURVED = [mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1)]
+
+
+@_each_weight(CURVED)
 def test_a_fault_on_one_rank_is_told_on_all(
     two: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
 ) -> None:
@@ -243,15 +246,17 @@ def test_a_fault_on_one_rank_is_told_on_all(
 def test_two_processes_answer_as_one(
     two: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
 ) -> None:
-    _assert_as_one_process(two, manifold, shape, TWO)
+    faults = FAULTS if shape == SHAPES["uneven"] else ["none", "nan"]
+    _assert_as_one_process(two, manifold, shape, TWO, faults)
 
 
 @pytest.mark.thorough
-@_each_weight(MANIFOLDS)
+@_each_weight(CURVED)
 def test_four_processes_answer_as_one(
     four: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
 ) -> None:
-    _assert_as_one_process(four, manifold, shape, FOUR)
+    fault = "off" if shape == SHAPES["even"] else "nan"
+    _assert_as_one_process(four, manifold, shape, FOUR, [fault])
 
 
 # --- communication ------------------------------------------------------------------------------
