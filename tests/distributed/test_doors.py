@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import geoopt
 import pytest
 import torch
 from ranks import Ranks, mesh, rank
@@ -257,6 +258,39 @@ def test_four_processes_answer_as_one(
 ) -> None:
     fault = "off" if shape == SHAPES["even"] else "nan"
     _assert_as_one_process(four, manifold, shape, FOUR, [fault])
+
+
+def _made_of_others(sharded: bool) -> list[Any]:
+    """Checks and projections on a product and on a manifold of geoopt."""
+    product = mn.geometry.Product([(mn.Oblique(), (2, 3)), (mn.Euclidean(), (2,))])
+    stiefel = mn.geometry.from_geoopt(geoopt.Stiefel())
+    answers: list[Any] = []
+    for manifold, shape in [(product, (8,)), (stiefel, (4, 3))]:
+        x = _point(manifold, shape)
+        if sharded:
+            x = distribute_tensor(x, mesh(), [Shard(0)])
+        for y in (x, 2 * x):
+            answers.append(manifold.check_point_on_manifold(y, explain=True))
+            answers.append(_outcome(lambda y=y, m=manifold: m.projx(y)))
+    return answers
+
+
+def test_manifolds_made_of_others_answer_as_on_one_process(two: Ranks) -> None:
+    expected = _made_of_others(False)
+    assert [answer[0] for answer in expected[::2]] == [True, False, True, False]
+    for found in two.run(_made_of_others, True):
+        _assert_same(found, expected)
+
+
+def _parameter_of_shards() -> None:
+    x = distribute_tensor(_point(mn.Oblique(), (4, 3)), mesh(), [Shard(0)])
+    mn.ManifoldParameter(x, mn.Oblique())
+
+
+def test_a_manifold_parameter_of_shards_is_refused(two: Ranks) -> None:
+    error = two.agreed(_parameter_of_shards)
+    assert isinstance(error, TypeError)
+    assert "manifoldnet.declare" in str(error)
 
 
 # --- communication ------------------------------------------------------------------------------
