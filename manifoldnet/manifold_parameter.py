@@ -13,6 +13,7 @@ from torch import Tensor
 
 from manifoldnet import registry
 from manifoldnet.geometry import Manifold, from_geoopt
+from manifoldnet.geometry.settled import is_sharded
 
 __all__ = ["ManifoldParameter"]
 
@@ -29,7 +30,7 @@ class ManifoldParameter(geoopt.ManifoldParameter):  # type: ignore[misc]
         requires_grad: as in `torch.nn.Parameter`.
 
     Raises:
-        TypeError: if `data` is not a tensor.
+        TypeError: if `data` is not a tensor, or is a DTensor.
         ValueError: if the data cannot be a point of the manifold (order, type) or is off it; the
             message says which slices, by how much, and what to call.
     """
@@ -45,6 +46,12 @@ class ManifoldParameter(geoopt.ManifoldParameter):  # type: ignore[misc]
             raise TypeError(
                 f"data must be a tensor, not {type(data).__name__}: give torch.tensor(data), or "
                 "manifold.random(shape)"
+            )
+        if is_sharded(data):
+            raise TypeError(
+                "data is a DTensor, of which there is no ManifoldParameter: assign "
+                "torch.nn.Parameter(data) to the module, then call manifoldnet.declare(module, "
+                "name, manifold)"
             )
         if data.is_meta:
             manifold.assert_check_point(data)

@@ -36,12 +36,9 @@ import torch.distributed as dist
 # Before a fork, so that no rank has to import them.
 import torch.distributed.checkpoint.state_dict
 import torch.distributed.fsdp
+import torch.distributed.optim
 import torch.distributed.tensor.parallel
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which it still uses
-    import torch.distributed.optim
 
 __all__ = ["RankError", "Ranks", "mesh", "rank"]
 
@@ -173,6 +170,7 @@ class Ranks:
     # --- processes --------------------------------------------------------------------------
 
     def _start(self) -> None:
+        import torch._dynamo  # noqa: F401 - else DistributedDataParallel would, in each rank
 
         self._folder = Path(tempfile.mkdtemp(prefix="ranks"))
         for number in range(self.count):
@@ -252,7 +250,7 @@ def _pickled(answer: Any) -> bytes:
 
 
 def _told(outcome: Any) -> Any:
-    """What ranks have to agree in."""
+    """The parts of an outcome that ranks have to agree in."""
     if not isinstance(outcome, BaseException):
         return "returned", repr(outcome) if isinstance(outcome, torch.Tensor) else outcome
     fields = {k: repr(v) for k, v in vars(outcome).items() if k != "__notes__"}

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import geoopt
 import pytest
 import torch
-from ranks import Ranks, mesh
+from ranks import Ranks, mesh, rank
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import manifoldnet as mn
@@ -89,7 +91,7 @@ def _fill(t: Tensor, x: Tensor) -> None:
 
 
 def _outcome(door: Callable[[], Any]) -> Any:
-    """What a call returns, or the type, the text and the fields of what it raises."""
+    """The result of a call, or the type, the text and the fields of what it raises."""
     try:
         found = door()
     except (ValueError, RuntimeError) as error:
@@ -229,7 +231,10 @@ def _each_weight(manifolds: list[mn.Manifold]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("manifold", "shape"), every)
 
 
-@_each_weight([mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1)])
+CURVED = [mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1)]
+
+
+@_each_weight(CURVED)
 def test_a_fault_on_one_rank_is_told_on_all(
     two: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
 ) -> None:
@@ -242,12 +247,115 @@ def test_a_fault_on_one_rank_is_told_on_all(
 def test_two_processes_answer_as_one(
     two: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
 ) -> None:
-    _assert_as_one_process(two, manifold, shape, TWO)
+    faults = FAULTS if shape == SHAPES["uneven"] else ["none", "nan"]
+    _assert_as_one_process(two, manifold, shape, TWO, faults)
 
 
 @pytest.mark.thorough
-@_each_weight(MANIFOLDS)
+@_each_weight(CURVED)
 def test_four_processes_answer_as_one(
     four: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
 ) -> None:
-    _assert_as_one_process(four, manifold, shape, FOUR)
+    fault = "off" if shape == SHAPES["even"] else "nan"
+    _assert_as_one_process(four, manifold, shape, FOUR, [fault])
+
+
+def _made_of_others(sharded: bool) -> list[Any]:
+    """Checks and projections on a product and on a manifold of geoopt."""
+    product = mn.geometry.Product([(mn.Oblique(), (2, 3)), (mn.Euclidean(), (2,))])
+    stiefel = mn.geometry.from_geoopt(geoopt.Stiefel())
+    answers: list[Any] = []
+    for manifold, shape in [(product, (8,)), (stiefel, (4, 3))]:
+        x = _point(manifold, shape)
+        if sharded:
+            x = distribute_tensor(x, mesh(), [Shard(0)])
+        for y in (x, 2 * x):
+            answers.append(manifold.check_point_on_manifold(y, explain=True))
+            answers.append(_outcome(lambda y=y, m=manifold: m.projx(y)))
+    return answers
+
+
+def test_manifolds_made_of_others_answer_as_on_one_process(two: Ranks) -> None:
+    expected = _made_of_others(False)
+    assert [answer[0] for answer in expected[::2]] == [True, False, True, False]
+    for found in two.run(_made_of_others, True):
+        _assert_same(found, expected)
+
+
+def _parameter_of_shards() -> None:
+    x = distribute_tensor(_point(mn.Oblique(), (4, 3)), mesh(), [Shard(0)])
+    mn.ManifoldParameter(x, mn.Oblique())
+
+
+def test_a_manifold_parameter_of_shards_is_refused(two: Ranks) -> None:
+    error = two.agreed(_parameter_of_shards)
+    assert isinstance(error, TypeError)
+    assert "manifoldnet.declare" in str(error)
+
+
+# --- communication ------------------------------------------------------------------------------
+
+
+def _counts(call: Callable[[], object]) -> tuple[str, dict[str, int]]:
+    """The error of a call ("" for none), and the number of its collectives by name."""
+    with CommDebugMode() as mode:
+        try:
+            call()
+            error = ""
+        except (ValueError, RuntimeError) as raised:
+            error = str(raised)
+    counts = mode.get_comm_counts()
+    return error, {str(key).rpartition(".")[2]: count for key, count in counts.items()}
+
+
+def _verified(manifold: mn.Manifold, layout: str) -> tuple[str, dict[str, int]]:
+    layer = _layer(_point(manifold, (64, 32)))
+    mn.declare(layer, "weight", manifold)
+    _shard(layer, layout)
+    return _counts(lambda: mn.verify(layer))
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("manifold", [mn.Oblique(0), mn.Sphere(), mn.ScaledEuclidean(1)], ids=str)
+def test_no_check_gathers_a_weight(two: Ranks, manifold: mn.Manifold, layout: str) -> None:
+    error, counts = two.agreed(_verified, manifold, layout)
+    assert not error
+    assert counts.keys() == {"all_reduce"}
+    assert counts["all_reduce"] <= 4
+
+
+def _stepped_with_nan(faulty: dict[int, list[str]]) -> tuple[str, dict[str, int], bool]:
+    """The error of a step, its collectives, and True if no weight has been changed.
+
+    Args:
+        faulty: names of parameters by the number of the rank that has a NaN in its part of them.
+    """
+    net = nn.ModuleDict({name: _layer(_point(mn.Oblique(), (6, 4))) for name in "abc"})
+    for layer in net.values():
+        mn.declare(layer, "weight", mn.Oblique())
+        fully_shard(layer, mesh=mesh())
+    options = {"foreach": False, "error_if_nonfinite": True}
+    optimizer = mn.RiemannianSGD(mn.param_groups(net), lr=0.1, **options)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()  # the first checks the points as well
+    before = {name: settle(p.detach()).clone() for name, p in net.named_parameters()}
+    for name, p in net.named_parameters():
+        if name in faulty.get(rank(), ()):
+            p.grad.to_local()[0, :2] = torch.nan
+    error, counts = _counts(optimizer.step)
+    after = {name: settle(p.detach()) for name, p in net.named_parameters()}
+    return error, counts, all(torch.equal(after[name], x) for name, x in before.items())
+
+
+def test_gradients_are_checked_in_one_round(two: Ranks) -> None:
+    error, counts, same = two.agreed(_stepped_with_nan, {0: ["b.weight"], 1: ["b.weight"]})
+    assert error.startswith("the gradient of b.weight has 4 entries that are NaN")
+    assert counts == {"all_reduce": 1}
+    assert same
+
+
+def test_different_gradients_with_nan_on_each_rank_are_one_error(two: Ranks) -> None:
+    error, _, same = two.agreed(_stepped_with_nan, {0: ["c.weight"], 1: ["b.weight"]})
+    assert error.startswith("the gradient of b.weight has 2 entries that are NaN")
+    assert same
