@@ -15,7 +15,14 @@ from torch import Tensor
 from manifoldnet.geometry import Manifold
 from manifoldnet.geometry.slices import promote
 
-__all__ = ["NormGrowthWarning", "ZeroSliceWarning", "growing", "overflowing", "zero_slices"]
+__all__ = [
+    "NormGrowthWarning",
+    "ZeroSliceWarning",
+    "growing",
+    "largest_norm",
+    "overflowing",
+    "zero_slices",
+]
 
 
 class NormGrowthWarning(UserWarning):
@@ -27,7 +34,7 @@ class ZeroSliceWarning(UserWarning):
 
 
 @cache
-def _limit(dtype: torch.dtype) -> float:
+def largest_norm(dtype: torch.dtype) -> float:
     """The norm beyond which ‖x‖² or ‖x‖ is nearer to overflow than to 1, on a logarithmic scale."""
     computed = torch.promote_types(dtype, torch.float32)
     return min(float(torch.finfo(computed).max ** 0.25), float(torch.finfo(dtype).max ** 0.5))
@@ -35,7 +42,7 @@ def _limit(dtype: torch.dtype) -> float:
 
 def growing(square: float, dtype: torch.dtype) -> bool:
     """Test whether `overflowing` should be asked about a weight, by ‖x‖² of its longest slice."""
-    return not square <= _limit(dtype) ** 2
+    return not square <= largest_norm(dtype) ** 2
 
 
 def overflowing(p: Tensor, manifold: Manifold) -> str | None:
@@ -48,7 +55,7 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
         return None
     (x,) = promote(p.detach())
     norms = manifold.slices.norm(x).flatten()
-    if not bool((norms > _limit(p.dtype)).any()):
+    if not bool((norms > largest_norm(p.dtype)).any()):
         return None
     worst = int(norms.argmax())
     advice = "lower the learning rate"

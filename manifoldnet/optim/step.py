@@ -278,9 +278,11 @@ def coefficients(
     # The direction m = m_g g + m_b b of the step −rate · m.
     m_g, m_b = (scale + hyper.keep * n_g, hyper.keep * n_b) if hyper.nesterov else (n_g, n_b)
     if work.geometry.retraction == "additive":
-        x3 = -rate * m_b if carries else 0.0
-        b3 = _unless(zero, 0.0, n_b) if carries else 0.0
-        return Coefficients(1.0, -rate * m_g, _unless(zero, 0.0, x3), 0.0, n_g, b3, s, top)
+        x3_b3: Any = (-rate * m_b, n_b) if carries else (0.0, 0.0)
+        if carries and zero is not None:  # `where` makes single precision of two numbers
+            x3_b3 = (torch.where(zero, 0.0, c * torch.ones_like(rr)) for c in x3_b3)
+        x3, b3 = x3_b3
+        return Coefficients(1.0, -rate * m_g, x3, 0.0, n_g, b3, s, top)
     mm, mn = m_g * gg * m_g, m_g * gg * n_g
     if carries:
         mm = (mm + 2 * m_g * gb * m_b + m_b * bb * m_b).clamp(min=0)
