@@ -138,7 +138,7 @@ def test_a_bucket_for_each_type_geometry_and_algorithm(launches: Launches) -> No
     launches.names.clear()
     doubles = [_work(GEOMETRIES["columns"], (64, 48), torch.float64)]
     triton.step(doubles, ADAM, _layouts(doubles))
-    assert launches.names == ["gram", "gram", "update"]
+    assert launches.names == ["gram", "update"]
     launches.names.clear()
     radii = [_work(slice_geometry(mn.Oblique(0, radius)), (4, 3)) for radius in (1.0, 2.0)]
     triton.step(radii, ADAM, _layouts(radii))
@@ -213,8 +213,15 @@ OPTIONS = [
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: f"{o.weight}-{o.retraction}")
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        *(("sm_80", options) for options in OPTIONS[:2]),
+        *(("sm_90", options) for options in OPTIONS),
+        *(("gfx942", options) for options in OPTIONS[:1]),
+    ],
+    ids=lambda value: str(getattr(value, "weight", value)),
+)
 def test_kernels_compile(
     target: str, options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +238,7 @@ def test_kernels_compile(
         (kernels.rows, {**constants, "LANES": triton._LANES}, 4),
         (kernels.gram, {**constants, **tile, "TANGENT": False, "MIX": False}, triton._WARPS),
         (kernels.gram, {**constants, **tile, "TANGENT": False, "MIX": True}, triton._WARPS),
-        (kernels.gram, {**constants, **tile, "TANGENT": True, "MIX": True}, triton._WARPS),
+        (kernels.gram, {**constants, **tile, "TANGENT": True, "MIX": False}, triton._WARPS),
         (kernels.update, {**types, **tile, "STORE": options.adam, "AMSGRAD": options.amsgrad},
          triton._WARPS),
     ]  # fmt: skip

@@ -240,7 +240,7 @@ def test_channels_last(dim: int | None, algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a != "displacement"])
+@pytest.mark.parametrize("algorithm", ["sgd", "nesterov", "amsgrad"])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_pieces_of_slices(dim: int, algorithm: str, dtype: torch.dtype) -> None:
     """Products of halves add up; coefficients and update are those of the whole."""
@@ -344,20 +344,24 @@ def test_steps_with_huge_rates_end_on_the_sphere(
             assert manifold.violation(work.x).max() < 1e-6
 
 
-@pytest.mark.parametrize("length", [1.0, 1e3, 1e5])
-@pytest.mark.parametrize("dim", [0, 1])
-def test_normal_gradients_leave_the_weight_on_the_sphere(dim: int, length: float) -> None:
-    for dtype, limit in ((torch.float32, 3e-7), (torch.float64, 1e-11)):
+@pytest.mark.parametrize("length", [1.0, 1e3, 1e7])
+@pytest.mark.parametrize("shape", [(5, 8), (3, 5, 3), (3, 300)], ids=str)
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_normal_gradients_leave_the_weight_on_the_sphere(
+    dim: int | None, shape: tuple[int, ...], length: float
+) -> None:
+    for dtype, limit in ((torch.float32, 3e-7), (torch.float64, 1e-14)):
         for hyper in (HyperParameters(1.0), HyperParameters(1.0, keep=0.9)):
             manifold = mn.Oblique(dim)
-            (work,) = _works([(manifold, (9, 8))], hyper, dtype)
-            work.g.copy_(length * work.x + 1e-3 * torch.randn(9, 8, device=DEVICE))
+            (work,) = _works([(manifold, shape)], hyper, dtype)
+            work.g.copy_(length * work.x + 1e-3 * torch.randn(shape, device=DEVICE))
             before = _copy(work)
             triton.step([work], hyper, _layouts([work]))
-            assert manifold.violation(work.x.double()).max() < limit
-            exact = _oracle(before, hyper)["x"]
-            off = apart(work.x.double(), exact, dim)
-            assert off < (2e-6 if dtype == torch.float32 else 1e-12 * length), off
+            # What the gradient has along x cancels in the sum of the vectors.
+            rounding = 1e-15 * length
+            assert manifold.violation(work.x.double()).max() < limit + rounding
+            off = apart(work.x.double(), _oracle(before, hyper)["x"], dim)
+            assert off < (1e-7 if dtype == torch.float32 else 1e-14) + rounding
 
 
 def test_rates_and_bias_corrections_may_lie_on_the_device() -> None:
@@ -411,7 +415,7 @@ def test_trajectories_are_those_of_the_reference_path(algorithm: str) -> None:
     hyper, lr = ALGORITHMS[algorithm]._replace(lr=0.05), 0.05
     rows = [row for row in MANIFOLDS if not isinstance(row[0], mn.Euclidean)]
     model = nn.ParameterList(
-        [nn.Parameter(point(m, shape, i).to(DEVICE)) for i, (m, shape) in enumerate(rows)]
+        [nn.Parameter(point(m, shape, 9 + i).to(DEVICE)) for i, (m, shape) in enumerate(rows)]
     )
     for i, (manifold, _) in enumerate(rows):
         mn.declare(model, str(i), manifold)
@@ -427,7 +431,7 @@ def test_trajectories_are_those_of_the_reference_path(algorithm: str) -> None:
     plans = triton.Plans()
     for t in range(1, 6):
         for i, p in enumerate(model):
-            p.grad = torch.randn_like(p)
+            p.grad = 0.3 * torch.randn_like(p) / p.detach().norm()
             unbias = (1 - 0.9**t, 1 - 0.999**t)
             first = t == 1 and algorithm == "momentum"
             works[i] = works[i]._replace(g=p.grad.clone(), unbias=unbias, first=first)
@@ -476,9 +480,9 @@ def test_a_capture_with_new_gradients_is_refused() -> None:
 
 def test_slices_have_a_layout_only_in_memory_of_their_own() -> None:
     geometry = slice_geometry(mn.Oblique())
-    x = torch.randn(4, 3, device=DEVICE)
+    x = mn.Oblique().projx(torch.randn(4, 3, device=DEVICE))
     assert triton.layout(x, geometry) == (1, 4, 3)
     assert triton.layout(nn.Parameter(x), geometry) == (1, 4, 3)
-    assert triton.layout(mn.ManifoldParameter(x, mn.Oblique(), project=True), geometry) is not None
+    assert triton.layout(mn.ManifoldParameter(x, mn.Oblique()), geometry) is not None
     for other in (x[:, ::2], x.to("meta"), x.to(torch.complex64), x[:0], x.to_sparse()):
         assert triton.layout(other, geometry) is None

@@ -5,7 +5,7 @@ row for each of them: addresses, sizes and numbers (`kernels`). The work of one 
 
     rows               a slice: products, coefficients, update                        1 launch
     columns, whole     a tile of slices over some rows: products, of which the last   2 launches
-                       program of a tile makes coefficients; then the update          (float64: 3)
+                       program of a tile makes coefficients; then the update
 
 Long slices of which there are few go the way of columns. Nothing waits for the device, and nothing
 is read from it. What does not change from one step to the next is kept in `Plans`; a step in which
@@ -490,10 +490,7 @@ def _step(options: _Options, plan: _Plan) -> None:
             **options.constants(),
         )
         return
-    twice = options.weight is torch.float64 and options.retraction != _RETRACTIONS["additive"]
-    if twice:
-        _launch_gram(options, plan, tangent=False, mix=False)
-    _launch_gram(options, plan, tangent=twice, mix=True)
+    _launch_gram(options, plan, tangent=False, mix=True)
     _launch_update(options, plan, moments=False)
 
 

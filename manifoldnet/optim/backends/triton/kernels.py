@@ -3,9 +3,8 @@
 
 A table has a row of 64-bit numbers for each weight: addresses, sizes, and numbers in double
 precision. Inner products are formed and summed in double precision, where the products of smaller
-types are exact: what is left of ⟨v,v⟩ − ⟨x,v⟩²/⟨x,x⟩ is good to the rounding of v itself. Weights
-in double precision get their tangent parts formed and measured once more (`Gram.refined`). The
-formulas are those of `manifoldnet.optim.step`, names and all.
+types are exact. Where ⟨v,v⟩ − ⟨x,v⟩²/⟨x,x⟩ cancels all the same, tangent parts are formed and
+measured (`Gram.refined`). The formulas are those of `manifoldnet.optim.step`, names and all.
 """
 
 from __future__ import annotations
@@ -143,7 +142,6 @@ def _coefficients(
     gb,
     bb,
     STATE: tl.constexpr,
-    TANGENT: tl.constexpr,
     BUFFER: tl.constexpr,
     ADAM: tl.constexpr,
     NESTEROV: tl.constexpr,
@@ -152,7 +150,10 @@ def _coefficients(
     DISPLACEMENT: tl.constexpr,
     RETRACTION: tl.constexpr,
 ):
-    """`step.coefficients` of the slices `at` of a weight; second moments are updated."""
+    """`step.coefficients` of the slices `at` of a weight; second moments are updated.
+
+    Products without x are those of tangent parts.
+    """
     keep = _number(row, _KEEP)
     zero = xx == 0
     per = _per(xx)
@@ -163,10 +164,6 @@ def _coefficients(
     if BUFFER:
         n_b += tl.where(tl.load(row + _CARRIES) != 0, keep, 0.0)
     along_g, along_b = xg * per, xb * per
-    if not TANGENT:
-        gg = _nonnegative(gg - along_g * xg)
-        gb = gb - along_g * xb
-        bb = _nonnegative(bb - along_b * xb)
     rate = xx * 0 + _number_at(row, _LR_AT, _LR, _LR_BIT)
     if ADAM:
         squared = gg
@@ -294,11 +291,25 @@ def _add_products(
 
 
 @triton.jit
+def _tangent(xx, xg, gg, xb, gb, bb):
+    """Products without x less what both have along x."""
+    along_g, along_b = xg * _per(xx), xb * _per(xx)
+    gg, gb, bb = gg - along_g * xg, gb - along_g * xb, bb - along_b * xb
+    return _nonnegative(gg), gb, _nonnegative(bb)
+
+
+@triton.jit
+def _cancelled(xx, xg, gg, xb, gb, bb, WEIGHT: tl.constexpr):
+    """Test slices for tangent parts that differences do not give well enough (1, else 0)."""
+    left: tl.constexpr = 1e-2 if tl.float64 == WEIGHT else 1e-8
+    gg_, _, bb_ = _tangent(xx, xg, gg, xb, gb, bb)
+    return tl.where((gg_ < left * gg) | (bb_ < left * bb), 1, 0)
+
+
+@triton.jit
 def _refined(along_g, along_b, xx, xg, gg, xb, gb, bb):
-    """`Gram.refined`: products from those of x and of g and b less what they have along x."""
-    per = _per(xx)
-    rest_g, rest_b = xg * per, xb * per
-    gg, gb, bb = gg - rest_g * xg, gb - rest_g * xb, bb - rest_b * xb
+    """`Gram.refined`: from products of x and of g and b less what they have along x."""
+    gg, gb, bb = _tangent(xx, xg, gg, xb, gb, bb)
     return xx, xg + along_g * xx, gg, xb + along_b * xx, gb, bb
 
 
@@ -343,30 +354,32 @@ def rows(
         )
     xx, xg, gg = tl.sum(xx, 0), tl.sum(xg, 0), tl.sum(gg, 0)
     xb, gb, bb = tl.sum(xb, 0), tl.sum(gb, 0), tl.sum(bb, 0)
-    TANGENT: tl.constexpr = tl.float64 == WEIGHT and RETRACTION != _ADDITIVE
-    if TANGENT:
+    if RETRACTION != _ADDITIVE:
         along_g, along_b = xg * _per(xx), xb * _per(xx)
-        xx_ = tl.zeros([LANES], tl.float64)
-        xg_ = tl.zeros([LANES], tl.float64)
-        gg_ = tl.zeros([LANES], tl.float64)
-        xb_ = tl.zeros([LANES], tl.float64)
-        gb_ = tl.zeros([LANES], tl.float64)
-        bb_ = tl.zeros([LANES], tl.float64)
-        for place in range(0, inner, LANES):
-            mask = place + lanes < inner
-            x, g, b = _read(row, start + place + lanes, mask, WEIGHT, STATE, BUFFER)
-            xx_, xg_, gg_, xb_, gb_, bb_ = _add_products(
-                xx_, xg_, gg_, xb_, gb_, bb_, x, g - along_g * x, b - along_b * x,
-                BUFFER, ADAM, RETRACTION,
+        if _cancelled(xx, xg, gg, xb, gb, bb, WEIGHT) != 0:
+            xx_ = tl.zeros([LANES], tl.float64)
+            xg_ = tl.zeros([LANES], tl.float64)
+            gg_ = tl.zeros([LANES], tl.float64)
+            xb_ = tl.zeros([LANES], tl.float64)
+            gb_ = tl.zeros([LANES], tl.float64)
+            bb_ = tl.zeros([LANES], tl.float64)
+            for place in range(0, inner, LANES):
+                mask = place + lanes < inner
+                x, g, b = _read(row, start + place + lanes, mask, WEIGHT, STATE, BUFFER)
+                xx_, xg_, gg_, xb_, gb_, bb_ = _add_products(
+                    xx_, xg_, gg_, xb_, gb_, bb_, x, g - along_g * x, b - along_b * x,
+                    BUFFER, ADAM, RETRACTION,
+                )  # fmt: skip
+            xx, xg, gg, xb, gb, bb = _refined(
+                along_g, along_b, tl.sum(xx_, 0), tl.sum(xg_, 0), tl.sum(gg_, 0),
+                tl.sum(xb_, 0), tl.sum(gb_, 0), tl.sum(bb_, 0),
             )  # fmt: skip
-        xx, xg, gg, xb, gb, bb = _refined(
-            along_g, along_b, tl.sum(xx_, 0), tl.sum(xg_, 0), tl.sum(gg_, 0),
-            tl.sum(xb_, 0), tl.sum(gb_, 0), tl.sum(bb_, 0),
-        )  # fmt: skip
+        else:
+            gg, gb, bb = _tangent(xx, xg, gg, xb, gb, bb)
     _watch(flags, number, row, slice_, slice_ >= 0, xx)
     x1, x2, x3, b1, b2, b3 = _coefficients(
         row, slice_, slice_ >= 0, xx, xg, gg, xb, gb, bb,
-        STATE, TANGENT, BUFFER, ADAM, NESTEROV, AMSGRAD, SPHERE, DISPLACEMENT, RETRACTION,
+        STATE, BUFFER, ADAM, NESTEROV, AMSGRAD, SPHERE, DISPLACEMENT, RETRACTION,
     )  # fmt: skip
     for place in range(0, inner, LANES):
         mask = place + lanes < inner
@@ -413,6 +426,28 @@ def _by_slice(v, scratch, lanes, inner, abreast, LANES: tl.constexpr):
 
 
 @triton.jit
+def _sum(v, scratch, lanes, inner, alone, abreast, LANES: tl.constexpr):
+    """The sums of slices, one a lane, from those of lanes and rows."""
+    v = tl.sum(v, 0)
+    if alone:
+        v = tl.sum(v, 0) + tl.zeros([LANES], tl.float64)
+    else:
+        v = _by_slice(v, scratch, lanes, inner, abreast, LANES)
+    return v
+
+
+@triton.jit
+def _by_lane(v, scratch, lanes, inner, alone, LANES: tl.constexpr):
+    """The number of a slice in each of its lanes."""
+    if inner > 1 and not alone:
+        tl.store(scratch + lanes, v)
+        tl.debug_barrier()
+        v = tl.load(scratch + lanes // inner)
+        tl.debug_barrier()
+    return v
+
+
+@triton.jit
 def _of_slices(row, column: tl.constexpr, at, mask):
     """Numbers of slices, at an address in the table; zeros where there is none."""
     address = tl.load(row + column)
@@ -452,8 +487,8 @@ def gram(
 ):
     """The products of strewn slices; with MIX, their coefficients instead.
 
-    With TANGENT, the products are those of the parts of g and b that are left when what the first
-    products have found along x is taken off, and go to the place of the coefficients.
+    With TANGENT (and without MIX), the products are those of the parts of g and b that are left
+    when what the first products have found along x is taken off, and go where coefficients do.
     """
     program = tl.program_id(0)
     number = tl.load(tiles + program * _TILE).to(tl.int64)
@@ -556,19 +591,49 @@ def gram(
             bb = _by_slice(bb, scratch, lanes, inner, abreast, LANES)
         mask = lanes < abreast
         at = first + lanes
-        if TANGENT and MIX:
-            per = _per(_of_slices(row, _GRAM, at, mask))
-            xx, xg, gg, xb, gb, bb = _refined(
-                per * _of_slices(row, _GRAM + 1, at, mask),
-                per * _of_slices(row, _GRAM + 3, at, mask),
-                xx, xg, gg, xb, gb, bb,
-            )  # fmt: skip
-        column: tl.constexpr = _MIX if MIX or TANGENT else _GRAM
+        column: tl.constexpr = _MIX if TANGENT or MIX else _GRAM
+        if MIX and RETRACTION != _ADDITIVE:
+            careful = tl.max(_cancelled(xx, xg, gg, xb, gb, bb, WEIGHT), 0)
+            if careful != 0:
+                # Rare, and slow: this program measures the tangent parts of the whole tile.
+                along_g, along_b = xg * _per(xx), xb * _per(xx)
+                scratch = partial + base
+                lanes_g = _by_lane(along_g, scratch, lanes, inner, alone, LANES)
+                lanes_b = _by_lane(along_b, scratch, lanes, inner, alone, LANES)
+                xx_ = tl.zeros([HEIGHT, LANES], tl.float64)
+                xg_ = tl.zeros([HEIGHT, LANES], tl.float64)
+                gg_ = tl.zeros([HEIGHT, LANES], tl.float64)
+                xb_ = tl.zeros([HEIGHT, LANES], tl.float64)
+                gb_ = tl.zeros([HEIGHT, LANES], tl.float64)
+                bb_ = tl.zeros([HEIGHT, LANES], tl.float64)
+                for r in range(0, height, HEIGHT):
+                    several = r + tl.arange(0, HEIGHT)[:, None]
+                    places, present = _at(
+                        count, inner, first, abreast, chunks, lanes[None, :], several, height, LANES
+                    )
+                    x, g, b = _read(row, places, present, WEIGHT, STATE, BUFFER)
+                    g -= lanes_g[None, :] * x
+                    b -= lanes_b[None, :] * x
+                    xx_, xg_, gg_, xb_, gb_, bb_ = _add_products(
+                        xx_, xg_, gg_, xb_, gb_, bb_, x, g, b, BUFFER, ADAM, RETRACTION
+                    )
+                xx, xg, gg, xb, gb, bb = _refined(
+                    along_g,
+                    along_b,
+                    _sum(xx_, scratch, lanes, inner, alone, abreast, LANES),
+                    _sum(xg_, scratch, lanes, inner, alone, abreast, LANES),
+                    _sum(gg_, scratch, lanes, inner, alone, abreast, LANES),
+                    _sum(xb_, scratch, lanes, inner, alone, abreast, LANES),
+                    _sum(gb_, scratch, lanes, inner, alone, abreast, LANES),
+                    _sum(bb_, scratch, lanes, inner, alone, abreast, LANES),
+                )
+            else:
+                gg, gb, bb = _tangent(xx, xg, gg, xb, gb, bb)
         if MIX:
             _watch(flags, number, row, at, mask, xx)
             xx, xg, gg, xb, gb, bb = _coefficients(
                 row, at, mask, xx, xg, gg, xb, gb, bb,
-                STATE, TANGENT, BUFFER, ADAM, NESTEROV, AMSGRAD, SPHERE, DISPLACEMENT, RETRACTION,
+                STATE, BUFFER, ADAM, NESTEROV, AMSGRAD, SPHERE, DISPLACEMENT, RETRACTION,
             )  # fmt: skip
         _keep(row, column, at, mask, xx)
         _keep(row, column + 1, at, mask, xg)
@@ -606,13 +671,12 @@ def update(
     lanes = tl.arange(0, LANES)
     count, inner, chunks, alone, abreast, height = _tile(row, first, lanes, LANES)
     if STORE:
-        mask = (lanes < abreast) & (part + lanes * 0 == 0)
-        at = first + lanes
-        s = _of_slices(row, _NEW_S, at, mask).to(STATE)
-        tl.store(tl.load(row + _S).to(tl.pointer_type(STATE)) + at, s, mask=mask)
+        once = (lanes < abreast) & (part + lanes * 0 == 0)
+        s = _of_slices(row, _NEW_S, first + lanes, once).to(STATE)
+        tl.store(tl.load(row + _S).to(tl.pointer_type(STATE)) + first + lanes, s, mask=once)
         if AMSGRAD:
-            top = _of_slices(row, _NEW_TOP, at, mask).to(STATE)
-            tl.store(tl.load(row + _TOP).to(tl.pointer_type(STATE)) + at, top, mask=mask)
+            top = _of_slices(row, _NEW_TOP, first + lanes, once).to(STATE)
+            tl.store(tl.load(row + _TOP).to(tl.pointer_type(STATE)) + first + lanes, top, mask=once)
     own = first + tl.where(alone, 0, lanes // inner)
     there = lanes < tl.minimum(abreast * inner, LANES)
     x1 = _coefficient(row, 0, own, there)[None, :]
