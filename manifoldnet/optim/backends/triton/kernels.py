@@ -452,7 +452,7 @@ def _of_slices(row, column: tl.constexpr, at, mask):
     """Numbers of slices, at an address in the table; zeros where there is none."""
     address = tl.load(row + column)
     where = address.to(tl.pointer_type(tl.float64)) + at
-    return tl.load(where, mask=mask & (address != 0), other=0.0)
+    return tl.load(where, mask=mask & (address + at * 0 != 0), other=0.0)
 
 
 @triton.jit
@@ -460,7 +460,7 @@ def _keep(row, column: tl.constexpr, at, mask, value):
     """Put numbers of slices to an address in the table, if there is one."""
     address = tl.load(row + column)
     where = address.to(tl.pointer_type(tl.float64)) + at
-    tl.store(where, value, mask=mask & (address != 0))
+    tl.store(where, value, mask=mask & (address + at * 0 != 0))
 
 
 @triton.jit
