@@ -222,7 +222,7 @@ _PRODUCTS = Gram._fields[:6]
 
 
 class _Options(NamedTuple):
-    """What a kernel is compiled for."""
+    """The constants of a kernel."""
 
     weight: torch.dtype
     buffer: bool
@@ -272,7 +272,7 @@ class _Bucket:
         return tuple(work.x.data_ptr() for work in self.works)
 
     def content(self) -> list[tuple[Any, ...]]:
-        """What the rows of the table begin with: whole numbers, then others."""
+        """The first columns of the table, a row for each weight: whole numbers, then others."""
         hyper = self.hyper
         lr_at, lr, lr_bit = _number(hyper.lr, self.device, 1)
         limit = largest_norm(self.options.weight) ** 2
