@@ -183,7 +183,7 @@ class Gram(NamedTuple):
         return found
 
     def along(self) -> tuple[Any, Any]:
-        """The parts of g and b along x, as multiples of x; zero at zero slices. None if not known."""
+        """The parts of g and b along x, in multiples of x; 0 at zero slices, None if not known."""
         per = torch.where(self.xx == 0, 0.0, 1 / self.xx)
         g, b = (None if known is None else known * per for known in (self.xg, self.xb))
         return g, b
