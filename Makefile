@@ -63,6 +63,41 @@ laws: $(INSTALLED) ## each law on more examples
 	$(call step,laws)
 	$(PYTEST) -m "hypothesis and not thorough" --hypothesis-profile ci
 
+# With the torch that PYTHON has: no other is installed. What tests need beside it goes into an
+# environment that sees PYTHON's packages. Tests of the compiled C++ kernel and of counted costs on
+# a processor are not for a GPU.
+GPU := .venv-gpu
+GPU_PACKAGES = expecttest filelock geoopt hatchling hypothesis matplotlib numpy pandas pymanopt \
+	pytest pytest-xdist safetensors
+GPU_TESTS = tests/optim --ignore=tests/optim/fuzz.py $(addprefix --ignore=tests/optim/test_, \
+	fuzz.py kernel_build.py step_cost.py triton.py)
+
+.PHONY: gpu
+gpu: ## on a machine with a GPU: its tests and times, with the torch of PYTHON
+	@reason=$$($(PYTHON) docs/gpu.py --why-not 2>&1) || reason="$$reason (no torch for $(PYTHON)?)"; \
+	if [ -n "$$reason" ]; then printf 'gpu: skipped: %s\n' "$$reason"; else $(MAKE) gpu-all; fi
+
+.PHONY: gpu-all
+gpu-all:
+	$(call step,environment in $(GPU))
+	$(PYTHON) -m venv --clear $(GPU)
+	$(PYTHON) -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' \
+		> $$($(GPU)/bin/python -c 'import site; print(site.getsitepackages()[0])')/torch.pth
+	grep -vE '^(torch|triton|setuptools)==' constraints.txt > $(GPU)/constraints.txt
+	$(PYTHON) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+		>> $(GPU)/constraints.txt
+	$(GPU)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
+		--constraint $(GPU)/constraints.txt $(GPU_PACKAGES)
+	$(GPU)/bin/python -m pip --disable-pip-version-check --no-input -qq install \
+		--no-deps --no-build-isolation --editable .
+	$(call step,kernels; times into docs/results/gpu.csv; optimizers; all of them on the device)
+	@failed=0; \
+	$(GPU)/bin/python -m pytest -q tests/optim/triton_steps.py || failed=1; \
+	$(GPU)/bin/python docs/gpu.py || failed=1; \
+	$(GPU)/bin/python -m pytest -q -n 4 --device cuda --hypothesis-profile quick \
+		-m "not thorough" $(GPU_TESTS) || failed=1; \
+	exit $$failed
+
 .PHONY: notebooks
 notebooks: $(INSTALLED) ## run the notebooks that changed, into docs/notebooks
 	$(call step,notebooks)
@@ -98,5 +133,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 .PHONY: clean
 clean: ## remove the environment, builds and caches (not runs/)
-	rm -rf $(VENV) build dist docs/notebooks .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(GPU) build dist docs/notebooks .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +

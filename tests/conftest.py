@@ -1,6 +1,8 @@
 """Settings of all tests: no network, no screen, one thread a worker, repeatable examples."""
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 # Before anything imports these libraries: they read their settings once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 # `dev` looks for new examples at every call. `ci` (`make check`) and `quick` (`make test`, fewer
 # of them) try the same ones each time, so that the verdict is about the change alone. Time limits
@@ -41,8 +45,39 @@ def _same_random_numbers() -> None:
     torch.manual_seed(0)
 
 
+class _OnDevice(TorchFunctionMode):
+    """Makes tensors on the processor, with the numbers of its generators, and moves them."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        moves = func in _device_constructors() and kwargs.get("device") is None
+        if not moves or "out" in kwargs:
+            return func(*args, **kwargs)
+        differentiable = kwargs.pop("requires_grad", False)
+        found = func(*args, **kwargs).to(self.device)
+        return found.requires_grad_() if differentiable else found
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With --device, tests of optim make their tensors there."""
+    device = request.config.getoption("--device")
+    if device is None or request.path.parent.name != "optim":
+        yield
+        return
+    with _OnDevice(device):
+        yield
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
+    parser.addoption("--device", help="where tests/optim make their tensors (make gpu)")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

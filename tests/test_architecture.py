@@ -39,6 +39,7 @@ APART = {"testing"}
 LIGHT = {"torch", "numpy", "filelock"}
 ALLOWED = {
     "geometry": {"torch"},
+    "optim.backends.triton.kernels": {"triton"},
     "geometry.geoopt_manifold": {"torch", "geoopt"},
     "geometry.geoopt_view": {"torch", "geoopt"},
     "manifold_parameter": {"torch", "geoopt"},

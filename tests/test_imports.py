@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"sklearn", "datasets", "matplotlib", "hypothesis", "PIL", "pandas", "tqdm"}
-HEAVY |= {"geoopt", "pymanopt", "scipy"}
+HEAVY |= {"geoopt", "pymanopt", "scipy", "triton"}
 
 # Prints the packages that an import adds to those that torch and numpy load, and the global
 # settings of torch and Python that it changes.

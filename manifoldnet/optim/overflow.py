@@ -22,6 +22,7 @@ __all__ = [
     "ZeroSliceWarning",
     "alarming",
     "growing",
+    "largest_norm",
     "overflowing",
     "zero_slices",
 ]
@@ -36,7 +37,7 @@ class ZeroSliceWarning(UserWarning):
 
 
 @cache
-def _limit(dtype: torch.dtype) -> float:
+def largest_norm(dtype: torch.dtype) -> float:
     """The norm beyond which ‖x‖² or ‖x‖ is nearer to overflow than to 1, on a logarithmic scale."""
     computed = torch.promote_types(dtype, torch.float32)
     return min(float(torch.finfo(computed).max ** 0.25), float(torch.finfo(dtype).max ** 0.5))
@@ -44,7 +45,7 @@ def _limit(dtype: torch.dtype) -> float:
 
 def growing(square: float, dtype: torch.dtype) -> bool:
     """Test whether `overflowing` should be asked about a weight, by ‖x‖² of its longest slice."""
-    return not square <= _limit(dtype) ** 2
+    return not square <= largest_norm(dtype) ** 2
 
 
 def alarming(weights: Sequence[tuple[Tensor, Manifold]]) -> list[bool]:
@@ -55,11 +56,10 @@ def alarming(weights: Sequence[tuple[Tensor, Manifold]]) -> list[bool]:
     flags = []
     for p, manifold in weights:
         (x,) = promote(p.detach())
-        squares = manifold.slices.inner(x, x)
-        squares = squares.full_tensor() if hasattr(squares, "full_tensor") else squares
+        squares = settle(manifold.slices.inner(x, x))
         found = squares == 0
         if manifold.scale_invariant:
-            found = found | ~(squares <= _limit(p.dtype) ** 2)
+            found = found | ~(squares <= largest_norm(p.dtype) ** 2)
         flags.append(found.any().float())
     return [bool(flag) for flag in torch.stack(flags).tolist()]
 
@@ -74,7 +74,7 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
         return None
     (x,) = promote(p.detach())
     norms = settle(manifold.slices.norm(x)).flatten()
-    if not bool((norms > _limit(p.dtype)).any()):
+    if not bool((norms > largest_norm(p.dtype)).any()):
         return None
     worst = int(norms.argmax())
     advice = "lower the learning rate"

@@ -69,8 +69,8 @@ def pieces(tensors: Sequence[Any]) -> list[Any]:
     """Tensors with the pieces that are here in place of DTensors; empty ones are left out."""
     if "torch.distributed.tensor" not in sys.modules:
         return list(tensors)
-    found = [local(x) for x in tensors]
-    return [x for x in found if x.numel() or x.layout is not torch.strided]
+    found = [local(x) if is_sharded(x) else x for x in tensors]
+    return [x for x, given in zip(found, tensors, strict=True) if x is given or x.numel()]
 
 
 def wrapped(piece: Tensor, like: Tensor) -> Tensor:

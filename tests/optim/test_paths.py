@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 import manifoldnet as mn
 from manifoldnet.optim.backends import cpp
-from manifoldnet.optim.step import slice_geometry
+from manifoldnet.optim.step import (
+    Gram,
+    HyperParameters,
+    StepInput,
+    coefficients,
+    slice_geometry,
+)
 
 PATHS: dict[str, dict[str, bool]] = {"few passes": {}, "kernel": {"fused": True}}
 SPECIFICATION = {"foreach": False}
@@ -317,6 +323,15 @@ def test_normal_gradients_leave_the_weight_on_the_sphere(
     module.weight.grad = length * x + 1e-3 * torch.randn(shape)
     optimizer.step()
     assert manifold.violation(module.weight.detach().double()).max() < limit
+
+
+def test_a_zero_slice_takes_no_precision_from_the_others() -> None:
+    geometry = slice_geometry(mn.ScaledEuclidean(retraction="additive"))
+    assert geometry is not None
+    x = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    found = coefficients(Gram(x), StepInput(x, x, geometry, x), HyperParameters(0.3, keep=0.9))
+    assert found.x3.flatten().tolist() == [-0.3 * 0.9, 0.0]
+    assert found.b3.flatten().tolist() == [0.9, 0.0]
 
 
 @each_path
