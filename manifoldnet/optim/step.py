@@ -282,8 +282,10 @@ def coefficients(
             rate, s, top = moments(rr * gg if adam else rr, work, hyper)
         if zero is not None and (carries or mixed):  # what is left of the buffer of a zero slice
             kept = (~zero).to(rr.dtype)
-            m_b, n_b = m_b * kept, n_b * kept
-            m_g, n_g = (m_g * kept, n_g * kept) if mixed else (m_g, n_g)
+            if mixed:
+                m_g, n_g = m_g * kept, n_g * kept
+            else:
+                m_b, n_b = m_b * kept, n_b * kept
         return Coefficients(
             1.0, -rate * m_g, -rate * m_b if carries else 0.0, 0.0, n_g, n_b, s, top
         )

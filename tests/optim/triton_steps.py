@@ -129,7 +129,7 @@ def _oracle(work: StepInput, hyper: HyperParameters) -> dict[str, Tensor]:
     x, g = work.x.double(), work.g.double()
     b = torch.zeros_like(x) if work.b is None or work.first else work.b.double()
     found = _grams(x, g, b, dim)
-    along_g, along_b = found.along()
+    along_g, along_b = found.along(found.xx == 0)
     refined = found.refined(_grams(x, g - along_g * x, b - along_b * x, dim))
     if work.b is None:
         refined = refined._replace(xb=None, gb=None, bb=None)
