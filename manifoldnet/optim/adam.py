@@ -237,12 +237,15 @@ class RiemannianAdam(RiemannianOptimizer):
         for weight, state in zip(declared, states, strict=True):
             assert weight.geometry is not None  # so chosen by _step_declared
             top = state["max_exp_avg_sq"] if group["amsgrad"] else None
-            unbias = _unbias(state["step"], group["betas"], group["capturable"])
+            capturable = group["capturable"] and not torch.compiler.is_compiling()
+            count = state["step"] if capturable else None
+            unbias = (1.0, 1.0) if capturable else _unbias(state["step"], group["betas"], False)
             b, s = state["exp_avg"], state["exp_avg_sq"]
             x = weight.x
             share = s.numel() / x.numel() if group["slice_scale"] == "rms" else 1.0
-            work = StepInput(x, weight.grad, weight.geometry, b, False, s, top, unbias, share)
-            works.append(work)
+            works.append(
+                StepInput(x, weight.grad, weight.geometry, b, False, s, top, unbias, share, count)
+            )
         return works
 
     def _hyper(self, group: dict[str, Any]) -> HyperParameters:

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from manifoldnet import registry
 from manifoldnet.geometry import Euclidean, Manifold, slices
 from manifoldnet.optim import backends, checkpoint, memory, shards
-from manifoldnet.optim.backends import Layout, compiled, cpp
+from manifoldnet.optim.backends import Layout, compiled
 from manifoldnet.optim.checks import check_point, refuse_nonfinite, users_level
 from manifoldnet.optim.memory import Entry, Expected
 from manifoldnet.optim.motion import Motion
@@ -142,6 +142,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._options: dict[int, tuple[Any, ...]] = {}
         self._verified = False
         self._seen: memory.Seen | None = None
+        self._plans = backends.Plans()
         self._steps = 0
         self._warned: set[tuple[str, type[UserWarning]]] = set()
 
@@ -201,11 +202,13 @@ class RiemannianOptimizer(Optimizer, ABC):
             )
 
     def _check_device(self, name: str, weight: Declared) -> None:
-        if weight.p.device.type not in ("cpu", "meta"):
+        device = weight.p.device
+        if device.type not in ("cpu", "meta") and not backends.has_kernel(device):
             raise ValueError(
-                f"fused=True: {name} is declared on {weight.manifold} and is on {weight.p.device}, "
-                "and the kernel is for processors. Leave fused out and compile the step with "
-                "torch.compile(optimizer.step), or give fused=True to undeclared weights only"
+                f"fused=True: {name} is declared on {weight.manifold} and is on {device}, and the "
+                "kernels are for processors, and with Triton for CUDA and ROCm. Install triton, "
+                "leave fused out and compile the step with torch.compile(optimizer.step), or give "
+                "fused=True to undeclared weights only"
             )
 
     def _names(self, group: dict[str, Any]) -> list[str]:
@@ -355,8 +358,9 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Check all groups for a step; only then convert state to the form of its weights."""
         for number, (group, _, declared) in enumerate(works):
             self._check_group(number, group, bool(declared))
-            if declared and group["fused"]:
-                cpp.there()  # it may have to be compiled, and warns if it cannot
+            if group["fused"]:
+                for device in {weight.p.device for weight in declared}:
+                    backends.has_kernel(device)  # compiles one, if need be, and warns if it cannot
         if not self._verified:
             self._verify(works)
         for group, _, _ in works:
@@ -508,7 +512,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             if compiling:
                 compiled.step(works, hyper, fused)
             else:
-                looks = backends.step(works, hyper, layouts)
+                looks = backends.step(works, hyper, layouts, self._plans)
                 watched += [weight for weight, look in zip(known, looks, strict=True) if look]
             self._keep_buffers(known, works)
         return watched
@@ -587,7 +591,9 @@ class RiemannianOptimizer(Optimizer, ABC):
                         found.append((group, weight))
                 elif seldom:
                     elsewhere.append((group, weight))
-        if elsewhere:
+        if elsewhere and not torch.cuda.is_current_stream_capturing():
+            seen = self._plans.alarming()  # by kernels, which look at every step
+            found += [place for place in elsewhere if place[1].p.data_ptr() in seen]
             flags = alarming([(weight.p, weight.manifold) for _, weight in elsewhere])
             found += [place for place, flag in zip(elsewhere, flags, strict=True) if flag]
         return found

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Manifold, Slices, slices
-from manifoldnet.optim import shards
-from manifoldnet.optim.backends import cpp
+from manifoldnet.optim import backends, shards
 from manifoldnet.optim.step import SliceGeometry, slice_geometry
 
 __all__ = [
@@ -73,7 +72,7 @@ class Expected(NamedTuple):
         plain: whether the weight is nothing but memory.
         sharded: whether a piece of it is here that is nothing but memory.
         dense: whether its numbers fill that memory without holes.
-        layout: how the compiled kernel reads it; None if it does not.
+        layout: how the kernel of its device reads it; None if it does not.
     """
 
     weight: Form
@@ -82,7 +81,7 @@ class Expected(NamedTuple):
     plain: bool
     sharded: bool
     dense: bool
-    layout: cpp.Layout | None = None
+    layout: backends.Layout | None = None
 
 
 def expected(p: Tensor, manifold: Manifold | None) -> Expected:
@@ -105,7 +104,7 @@ def expected_on(p: Tensor, geometry: SliceGeometry) -> Expected:
     want = _expected(p, slices.promote(p.detach())[0].dtype, shape)
     if not want.dense and not want.sharded:
         return want
-    return want._replace(layout=cpp.layout(shards.local(p), geometry))
+    return want._replace(layout=backends.layout(p, geometry))
 
 
 def _expected(p: Tensor, dtype: torch.dtype, per_slice: torch.Size) -> Expected:

@@ -135,6 +135,7 @@ class StepInput(NamedTuple):
         top: the largest of them so far, with amsgrad.
         unbias: 1 − β₁ᵗ and 1 − β₂ᵗ.
         share: what ⟨d, d⟩ counts for in the second moment: 1, or one over the entries of a slice.
+        steps: t as a tensor on the device, to compute `unbias` from there.
     """
 
     x: Tensor
@@ -146,6 +147,7 @@ class StepInput(NamedTuple):
     top: Tensor | None = None
     unbias: tuple[float | Tensor, float | Tensor] = (1.0, 1.0)
     share: float = 1.0
+    steps: Tensor | None = None
 
     def products(self, hyper: HyperParameters) -> tuple[str, ...]:
         """The inner products that its coefficients depend on, by the names of `Gram`."""

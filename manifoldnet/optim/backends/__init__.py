@@ -14,74 +14,111 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from manifoldnet.geometry import Slices
 from manifoldnet.optim import shards
-from manifoldnet.optim.backends import cpp, torch_ops
+from manifoldnet.optim.backends import cpp, torch_ops, triton
 from manifoldnet.optim.backends.cpp import Layout
 from manifoldnet.optim.overflow import growing
-from manifoldnet.optim.step import Gram, HyperParameters, StepInput
+from manifoldnet.optim.step import Gram, HyperParameters, SliceGeometry, StepInput
 
-__all__ = ["Layout", "step"]
+__all__ = ["Layout", "Plans", "has_kernel", "layout", "step"]
+
+Plans = triton.Plans
+
+
+def has_kernel(device: torch.device) -> bool:
+    """Test whether there are kernels for a device; those for processors may be compiled first."""
+    return triton.there(device) or (device.type == "cpu" and cpp.there())
+
+
+def layout(p: Tensor, geometry: SliceGeometry) -> Layout | None:
+    """The order of memory of a weight, or of its piece here; None if no kernel can step it."""
+    piece = shards.local(p)
+    backend = triton if triton.there(piece.device) else cpp
+    return backend.layout(piece, geometry)
 
 
 def step(
-    works: Sequence[StepInput], hyper: HyperParameters, layouts: Sequence[Layout | None]
+    works: Sequence[StepInput],
+    hyper: HyperParameters,
+    layouts: Sequence[Layout | None],
+    plans: Plans,
 ) -> list[bool]:
-    """Step weights in place, each by the kernel if it has a layout for it.
+    """Step weights in place, each by the kernel of its device if it has a layout for it.
 
     Returns:
         For each weight, whether it may have a zero slice or a norm near overflow; only plain
         weights on processors are asked.
     """
     look = [False] * len(works)
-    by_kernel: list[tuple[int, Layout]] = []
     by_torch: list[int] = []
+    by_kernel: dict[Any, list[tuple[int, Layout]]] = {}
     across: dict[shards.Groups, list[int]] = {}
     pieces = list(works)
-    for place, (work, layout) in enumerate(zip(works, layouts, strict=True)):
+    for place, (work, how) in enumerate(zip(works, layouts, strict=True)):
+        groups: shards.Groups = ()
         if shards.is_sharded(work.x):
             groups = shards.groups_of(work.x, work.geometry.dim)
-            piece = pieces[place] = shards.localized(work)
-            if not Slices(work.geometry.dim).count(piece.x.shape):
+            work = pieces[place] = shards.localized(work)
+            if not Slices(work.geometry.dim).count(work.x.shape):
                 continue  # the same in all processes of these groups
-            if groups:
-                across.setdefault(groups, []).append(place)
-                continue
-        if layout is None:
+        kernel = triton if how is not None and triton.there(work.x.device) else cpp
+        if groups or kernel is cpp:
+            pieces[place] = _unbiased(work, hyper)
+        if groups:
+            across.setdefault(groups, []).append(place)
+        elif how is None:
             by_torch.append(place)
         else:
-            by_kernel.append((place, layout))
+            by_kernel.setdefault(kernel, []).append((place, how))
     for place, zero in zip(
         by_torch, torch_ops.step([pieces[place] for place in by_torch], hyper), strict=True
     ):
         look[place] = zero
-    if by_kernel:
-        chosen = [pieces[place] for place, _ in by_kernel]
-        squares = cpp.step(chosen, hyper, [layout for _, layout in by_kernel])
-        for (place, _), work, (least, most) in zip(by_kernel, chosen, squares, strict=True):
+    for kernel, numbered in by_kernel.items():
+        chosen, theirs = [pieces[place] for place, _ in numbered], [how for _, how in numbered]
+        if kernel is triton:
+            counts = [count for work in chosen if (count := work.steps) is not None]
+            triton.step(chosen, hyper, theirs, plans, counts or None)
+            continue
+        squares = cpp.step(chosen, hyper, theirs)
+        for (place, _), work, (least, most) in zip(numbered, chosen, squares, strict=True):
             look[place] = not least > 0 or growing(most, work.x.dtype)
     for groups, places in across.items():
         some = [pieces[place] for place in places]
-        theirs = [own for place in places if (own := layouts[place]) is not None]
+        known = [how for place in places if (how := layouts[place]) is not None]
         torch_ops.step_across(
             some,
             hyper,
             partial(shards.add_over, groups),
-            _kernel(some, hyper, theirs) if len(theirs) == len(some) else None,
+            _kernel(some, hyper, known) if len(known) == len(some) else None,
         )
     return [
         found and not shards.is_sharded(work.x) for found, work in zip(look, works, strict=True)
     ]
 
 
+def _unbiased(work: StepInput, hyper: HyperParameters) -> StepInput:
+    """The same with bias corrections from the step count, if that is on a device."""
+    if work.steps is None or hyper.beta2 is None:
+        return work
+    return work._replace(unbias=(1 - hyper.keep**work.steps, 1 - hyper.beta2**work.steps))
+
+
 def _kernel(
     works: Sequence[StepInput], hyper: HyperParameters, layouts: Sequence[Layout]
 ) -> torch_ops.Kernel:
-    """Products and update of some weights by the compiled kernel."""
+    """Products and update of some weights by the kernel of their device."""
+    backend: Any = triton if triton.there(works[0].x.device) else cpp
 
     def gram(places: Sequence[int], first: Sequence[Gram] | None) -> list[Gram]:
         chosen = [works[place] for place in places]
-        return cpp.gram(chosen, hyper, [layouts[place] for place in places], first)
+        found: list[Gram] = backend.gram(chosen, hyper, [layouts[p] for p in places], first)
+        return found
 
-    return torch_ops.Kernel(gram, lambda found: cpp.update(works, found, layouts))
+    return torch_ops.Kernel(gram, lambda found: backend.update(works, found, layouts))

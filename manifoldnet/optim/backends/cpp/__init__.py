@@ -174,7 +174,7 @@ def _call(
     options: list[bytes] = []
     table: list[int] = []
     like = None  # most weights of a group have the same options
-    for (x, g, geometry, b, first, s, top, unbias, share), layout, place, part in zip(
+    for (x, g, geometry, b, first, s, top, unbias, share, _), layout, place, part in zip(
         works, layouts, numbers, along, strict=True
     ):
         if like != (alike := (geometry, b is None, first, unbias, share)):

@@ -283,7 +283,7 @@ class _Bucket:
         found = []
         begin = 0
         for work, layout_, count in zip(self.works, self.layouts, self.counts, strict=True):
-            x, g, geometry, b, first, s, top, (unbias1, unbias2), share = work
+            x, g, geometry, b, first, s, top, (unbias1, unbias2), share, _ = work
             at1, number1, bit1 = _number(unbias1, self.device, 2)
             at2, number2, bit2 = _number(unbias2, self.device, 4)
             count_at, _, count_bit = (
