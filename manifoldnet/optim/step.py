@@ -153,7 +153,7 @@ class StepInput(NamedTuple):
         """The inner products that its coefficients depend on, by the names of `Gram`."""
         if self.geometry.retraction == "additive":
             return ("xx",) if hyper.beta2 is None else ("xx", "gg")
-        if self.b is None or self.first or hyper.keep == 0:
+        if self.b is None or self.first or is_zero(hyper.keep):
             return ("xx", "xg", "gg")
         return ("xx", "xg", "gg", "xb", "gb", "bb")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -12,17 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from layers import Layers, declare, split, train
 from ranks import Ranks, mesh
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    parallelize_module,
-)
 
 import manifoldnet as mn
 
@@ -210,54 +204,6 @@ def test_communication(two: Ranks, kind: str) -> None:
 # --- as trainers shard ------------------------------------------------------------------------
 
 
-class Layers(nn.Module):
-    """Rows, columns and a whole tensor, one of them with fewer rows than processes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.rows = nn.Linear(6, 8, dtype=torch.float64)
-        self.columns = nn.Linear(8, 8, dtype=torch.float64)
-        self.whole = nn.Linear(8, 5, dtype=torch.float64)
-        self.gate = nn.Linear(5, 1, bias=False, dtype=torch.float64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.columns(torch.tanh(self.rows(x))))
-        out: Tensor = self.gate(torch.tanh(self.whole(x)))
-        return out
-
-
-def _declare(net: nn.Module) -> None:
-    mn.declare(net, "rows.weight", mn.Oblique(), project=True)
-    mn.declare(net, "columns.weight", mn.Oblique(1, retraction="geodesic"), project=True)
-    mn.declare(net, "whole.weight", mn.ScaledEuclidean(None))
-    mn.declare(net, "gate.weight", mn.Oblique(), project=True)
-
-
-def _train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> None:
-    for step in range(first, first + steps):
-        source = torch.Generator().manual_seed(step)
-        x, y = (torch.randn(16, n, generator=source, dtype=torch.float64) for n in (6, 1))
-        optimizer.zero_grad()
-        (net(x) - y).square().mean().backward()
-        optimizer.step()
-
-
-def _split(net: nn.Module, how: str) -> nn.Module:
-    """A model sharded as trainers do."""
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-    if how in ("tensor", "both"):
-        devices = mesh() if how == "tensor" else mesh(2, 2, names=("data", "tensor"))["tensor"]
-        styles = {"rows": ColwiseParallel(), "columns": RowwiseParallel()}
-        parallelize_module(net, devices, styles)
-    if how == "tensor":
-        return net
-    devices = mesh() if how == "full" else mesh(2, 2, names=("data", "tensor"))
-    for module in (*net.children(), net):
-        fully_shard(module, mesh=devices["data"] if how == "both" else devices)
-    return net
-
-
 def _optimizer(net: nn.Module, kind: str, path: str) -> Any:
     make, options = ALGORITHMS[kind]
     return make(mn.param_groups(net), lr=0.05, **options, **PATHS[path])
@@ -266,20 +212,20 @@ def _optimizer(net: nn.Module, kind: str, path: str) -> Any:
 def _trained(how: str, kind: str, path: str, before: bool = True) -> dict[str, Tensor]:
     net = Layers()
     if before:
-        _declare(net)
-        net = _split(net, how)
+        declare(net)
+        net = split(net, how)
     else:
-        net = _split(net, how)
-        _declare(net)
-    _train(net, _optimizer(net, kind, path), STEPS)
+        net = split(net, how)
+        declare(net)
+    train(net, _optimizer(net, kind, path), STEPS)
     return {name: _whole(p) for name, p in net.named_parameters()}
 
 
 @cache
 def _trained_alone(kind: str, steps: int = STEPS) -> dict[str, Tensor]:
     net = Layers()
-    _declare(net)
-    _train(net, _optimizer(net, kind, "reference"), steps)
+    declare(net)
+    train(net, _optimizer(net, kind, "reference"), steps)
     return {name: p.detach() for name, p in net.named_parameters()}
 
 
@@ -312,15 +258,15 @@ def test_weights_are_declared_before_or_after_they_are_sharded(two: Ranks) -> No
 def _continued(folder: str, number: int, kind: str) -> dict[str, Tensor]:
     """Two steps from the checkpoint that was saved before (number > 0); then it is saved."""
     net = Layers()
-    _declare(net)
+    declare(net)
     if dist.get_world_size() > 1:
-        net = _split(net, "full")
+        net = split(net, "full")
     optimizer = _optimizer(net, kind, "torch")
     if number:
         weights, state = get_state_dict(net, optimizer)
         dcp.load({"net": weights, "optimizer": state}, checkpoint_id=f"{folder}/{number - 1}")
         set_state_dict(net, optimizer, model_state_dict=weights, optim_state_dict=state)
-    _train(net, optimizer, 2, 2 * number)
+    train(net, optimizer, 2, 2 * number)
     weights, state = get_state_dict(net, optimizer)
     dcp.save({"net": weights, "optimizer": state}, checkpoint_id=f"{folder}/{number}")
     return {name: _whole(p) for name, p in net.named_parameters()}
