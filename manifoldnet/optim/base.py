@@ -66,7 +66,7 @@ class Plain:
 
     @property
     def strewn(self) -> bool:
-        """Whether its memory has holes."""
+        """True if its memory has holes."""
         return self.want is not None and self.want.plain and not self.want.dense
 
 
@@ -703,7 +703,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
 
 def _weight(p: Tensor) -> Plain:
-    """What an optimizer knows of a parameter. Euclidean weights, declared or not, are plain."""
+    """The record of a parameter. Euclidean weights, declared or not, are plain."""
     manifold = registry.manifold_of(p)
     if manifold is None or isinstance(manifold, Euclidean):
         return Plain(p)

@@ -175,7 +175,7 @@ class Gram(NamedTuple):
     tangent: bool = False
 
     def along(self, zero: Tensor | None) -> tuple[Any, Any]:
-        """What g and b have along x, as multiples of x; None if not known.
+        """The parts of g and b along x, as multiples of x; None if not known.
 
         Args:
             zero: the zero slices, which have nothing along them; None if there are none.
@@ -377,7 +377,12 @@ def _turn(work: StepInput, rr: Tensor, rate: Any, s: Any, mm: Tensor) -> tuple[A
         c, d = (k * (s * cos + sine * qq), k * (cos - s * sine)) if buffered else (None, None)
         return k * cos, -k * sine, c, d
     k = radius / (cos.square() * rr + sine.square() * mm).sqrt_()
-    return k * cos, -k * sine, *((sine * qq, cos) if buffered else (None, None))
+    a, b = k * cos, -k * sine
+    if not buffered:
+        return a, b, None, None
+    # What rounding of the radius left along the new point, most of all in half precision.
+    off = a * sine * (qq * rr - mm) / unit
+    return a, b, sine * qq - off * a, cos - off * b
 
 
 def _turn_and_carry(

@@ -1,4 +1,4 @@
-"""What trainers do beside a step, on shards: as on one process."""
+"""Clipping, accumulation, overflow and other events of training, on shards as on one process."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 import manifoldnet as mn
 from manifoldnet.geometry import Slices
-from manifoldnet.optim.backends import cpp, torch_ops
+from manifoldnet.optim.backends import Layout, cpp, torch_ops
 from manifoldnet.optim.step import (
     Coefficients,
     Gram,
@@ -91,7 +91,7 @@ def _copy(work: StepInput) -> StepInput:
     )
 
 
-def _layouts(works: Sequence[StepInput]) -> list[cpp.Layout]:
+def _layouts(works: Sequence[StepInput]) -> list[Layout]:
     found = [cpp.layout(work.x, work.geometry) for work in works]
     assert None not in found
     return [own for own in found if own is not None]

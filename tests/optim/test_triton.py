@@ -16,7 +16,8 @@ from torch.optim.adam import adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import manifoldnet as mn
-from manifoldnet.optim.backends import cpp, triton
+from manifoldnet.optim.backends import triton
+from manifoldnet.optim.backends.layout import dense_layout
 from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput, slice_geometry
 
 pytest.importorskip("triton", reason="Triton is for Linux")
@@ -87,7 +88,7 @@ def _work(
 
 
 def _layouts(works: list[StepInput]) -> list[Any]:
-    return [cpp._layout(work.x.shape, work.x.stride(), work.geometry.dim) for work in works]
+    return [dense_layout(work.x, work.geometry.dim, {work.x.dtype}) for work in works]
 
 
 @pytest.mark.parametrize("name", ["resnet50", "gpt2"])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import manifoldnet as mn
 from manifoldnet.geometry import Slices
-from manifoldnet.optim.backends import triton
+from manifoldnet.optim.backends import Layout, triton
 from manifoldnet.optim.step import (
     Gram,
     HyperParameters,
@@ -154,7 +154,7 @@ def _grams(x: Tensor, g: Tensor, b: Tensor, dim: Any) -> Gram:
     return Gram(*(_inner(u, v, dim) for u, v in pairs))
 
 
-def _layouts(works: list[StepInput]) -> list[triton.Layout]:
+def _layouts(works: list[StepInput]) -> list[Layout]:
     found = [triton.layout(work.x, work.geometry) for work in works]
     assert None not in found
     return found

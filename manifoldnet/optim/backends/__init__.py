@@ -22,7 +22,7 @@ from torch import Tensor
 from manifoldnet.geometry import Slices
 from manifoldnet.optim import shards
 from manifoldnet.optim.backends import cpp, torch_ops, triton
-from manifoldnet.optim.backends.cpp import Layout
+from manifoldnet.optim.backends.layout import Layout
 from manifoldnet.optim.overflow import growing
 from manifoldnet.optim.step import Gram, HyperParameters, SliceGeometry, StepInput
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 from ast import literal_eval
 from collections.abc import Sequence
 from dataclasses import astuple
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from manifoldnet.optim import memory
+from manifoldnet.geometry import Slices
+from manifoldnet.optim import memory, shards
 from manifoldnet.optim.backends import cpp, torch_ops
 from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput
 
@@ -25,8 +27,20 @@ __all__ = ["step"]
 
 def step(works: Sequence[StepInput], hyper: HyperParameters, fused: bool) -> None:
     """Step weights in place, within a graph."""
-    here = [work for work in works if work.x.device.type == "cpu"]
-    elsewhere = [work for work in works if work.x.device.type != "cpu"]
+    here: list[StepInput] = []
+    elsewhere: list[StepInput] = []
+    across: dict[shards.Groups, list[StepInput]] = {}
+    for work in works:
+        groups = shards.groups_of(work.x, work.geometry.dim)
+        piece = shards.localized(work)
+        if not Slices(work.geometry.dim).count(piece.x.shape):
+            continue
+        if groups:
+            across.setdefault(groups, []).append(piece)
+        else:
+            (here if piece.x.device.type == "cpu" else elsewhere).append(piece)
+    for groups, pieces in across.items():
+        torch_ops.step_across(pieces, hyper, partial(shards.add_over, groups))
     if elsewhere:
         torch_ops.step(elsewhere, hyper)
     if here:

@@ -14,19 +14,16 @@ memory of their weight (`manifoldnet.optim.memory` sees to that).
 from __future__ import annotations
 
 import array
-import math
 import struct
-import sys
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Slices
-from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim.backends.cpp.build import library
+from manifoldnet.optim.backends.layout import Layout, dense_layout
 from manifoldnet.optim.step import (
     Coefficients,
     Gram,
@@ -36,10 +33,7 @@ from manifoldnet.optim.step import (
     is_zero,
 )
 
-__all__ = ["Layout", "gram", "layout", "step", "there", "update"]
-
-Layout = tuple[int, int, int]
-"""A slice as x[:, i, :] of (outer, count, inner), in the order of memory."""
+__all__ = ["gram", "layout", "step", "there", "update"]
 
 # The kernel's structures, field for field.
 _OPTIONS = struct.Struct("=q13d")
@@ -56,9 +50,7 @@ def there() -> bool:
 
 def layout(p: Tensor, geometry: SliceGeometry) -> Layout | None:
     """The order of memory of a weight; None if the kernel cannot step weights in it."""
-    if not _is_memory(p) or p.dtype not in _TYPES or p.device.type != "cpu" or p.is_neg():
-        return None
-    return _layout(p.shape, p.stride(), geometry.dim)
+    return dense_layout(p, geometry.dim, _TYPES) if p.device.type == "cpu" else None
 
 
 def step(
@@ -195,17 +187,6 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _is_memory(p: Tensor) -> bool:
-    """Test for a tensor that is nothing but memory, of which pointers can be taken.
-
-    Of other classes (DTensor, FakeTensor) and of the wrappers of `torch.func` only torch knows
-    where the numbers are.
-    """
-    loaded = sys.modules.get("manifoldnet.manifold_parameter")  # it would import geoopt
-    known = (Tensor, torch.nn.Parameter, getattr(loaded, "ManifoldParameter", Tensor))
-    return type(p) in known and torch._C._has_storage(p) and not torch._is_functional_tensor(p)
-
-
 def _flat(values: Iterable[Any], count: int) -> Tensor:
     """Numbers of slices, kind by kind; None stands for zeros."""
     parts = [
@@ -232,19 +213,3 @@ def _packed(work: StepInput, hyper: HyperParameters) -> bytes:
         *((1.0, hyper.keep) if hyper.nesterov else (0.0, 1.0)),
         *(hyper.beta2 or 0.0, hyper.eps, *work.unbias, work.share),
     )
-
-
-@cache
-def _layout(shape: torch.Size, stride: tuple[int, ...], dim: Dim) -> Layout | None:
-    """The layout of a dense tensor; None with holes."""
-    order = sorted(range(len(shape)), key=lambda d: (-stride[d], d))
-    expected = 1
-    for d in reversed(order):
-        if shape[d] != 1 and stride[d] != expected:
-            return None
-        expected *= max(shape[d], 1)
-    if not isinstance(dim, int):
-        return 1, 1, math.prod(shape)
-    place = order.index(dim)
-    before, after = order[:place], order[place + 1 :]
-    return math.prod(shape[d] for d in before), shape[dim], math.prod(shape[d] for d in after)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from manifoldnet.geometry import Slices
 from manifoldnet.geometry.slices import computed_in
-from manifoldnet.optim.backends.cpp import Layout, _layout
+from manifoldnet.optim.backends.layout import Layout, dense_layout
 from manifoldnet.optim.overflow import largest_norm
 from manifoldnet.optim.step import (
     Coefficients,
@@ -43,7 +43,7 @@ from manifoldnet.optim.step import (
     is_zero,
 )
 
-__all__ = ["Layout", "Plans", "gram", "layout", "step", "there", "update"]
+__all__ = ["Plans", "gram", "layout", "step", "there", "update"]
 
 _LANES = 1024  # numbers of a slice in one piece that its program reads at once
 _ABREAST = 256  # lanes of a tile
@@ -59,7 +59,6 @@ _NAMES = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def there(device: torch.device) -> bool:
@@ -74,10 +73,9 @@ def layout(p: Tensor, geometry: SliceGeometry) -> Layout | None:
 
     They read addresses: a weight must be nothing but memory, without holes.
     """
-    plain = type(p.detach()) in _PLAIN and p.layout is torch.strided
-    if not plain or p.dtype not in _NAMES or p.is_neg() or p.is_meta or p.numel() == 0:
+    if p.is_meta or p.numel() == 0:
         return None
-    return _layout(p.shape, p.stride(), geometry.dim)
+    return dense_layout(p, geometry.dim, _NAMES)
 
 
 class Plans:
