@@ -257,7 +257,6 @@ class RiemannianAdam(RiemannianOptimizer):
             fresh=1 - beta1,
             beta2=beta2,
             eps=group["eps"],
-            amsgrad=group["amsgrad"],
         )
 
     def _adopt(

@@ -318,7 +318,7 @@ class RiemannianOptimizer(Optimizer, ABC):
                 cannot honour.
             TypeError: for options that are no numbers.
 
-        Whatever is raised, no weight and no state has been changed.
+        All of this is checked before any weight or state is changed.
         """
         loss = None
         if closure is not None:
@@ -379,7 +379,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         copied = any(
             w.copied is not None for _, plain, declared in works for w in (*plain, *declared)
         )
-        if not copied and all(x.layout is torch.strided for x in tensors):
+        if not copied and all(isinstance(x, Tensor) and x.layout is torch.strided for x in tensors):
             self._seen = memory.Seen(tensors, places)
 
     def _tensors(self, works: list[StepWork]) -> tuple[list[Any], list[int]]:
@@ -435,6 +435,11 @@ class RiemannianOptimizer(Optimizer, ABC):
         if plain:
             self._check_plain(name, group, p, grad)
         on_device = group.get("capturable") or (fused and plain)
+        dim: Any = "weight"
+        if isinstance(weight, Declared):
+            dim = "unknown" if weight.geometry is None else weight.geometry.dim
+        if isinstance(weight, Declared) and weight.geometry is not None:
+            shards.groups_of(p, dim)  # raises for weights that cannot be stepped
         values = memory.check(
             name,
             p,
@@ -446,6 +451,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             # and some others take them to be of its type.
             convert=not plain or (want.dense if fused else self.converts_plain),
             count_on=p.device if on_device else None,
+            dim=dim,
         )
         if state:
             values |= self._missing_entries(name, group, state | values)
@@ -501,6 +507,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         for weight in declared:
             want = weight.want
             layout = want.layout if fused and want is not None else None
+            if layout is not None and not backends.has_kernel(weight.p.device):
+                layout = None
             pieces = want is None or want.plain or want.sharded
             if weight.geometry is not None and ((fast and pieces) or layout is not None):
                 known.append(weight)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Manifold, Slices, slices
+from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim import backends, shards
 from manifoldnet.optim.step import SliceGeometry, slice_geometry
 
@@ -165,6 +166,7 @@ def check(
     *,
     convert: bool,
     count_on: torch.device | None = None,
+    dim: Dim | Literal["weight", "unknown"] = "weight",
 ) -> dict[str, Tensor]:
     """Check the forms of a weight, its gradient and its state before a step.
 
@@ -177,6 +179,8 @@ def check(
         entries: the shape of each key of the state; other keys are left alone.
         convert: whether type, device and order of memory matter, or only the shapes.
         count_on: the device that step counts must be on, if that matters.
+        dim: the dimension that indexes slices, where state with one number a slice is sharded as
+            they are; "weight" where it has the weight's shape.
 
     Returns:
         The entries that are to be replaced before the step, with their new values.
@@ -197,6 +201,11 @@ def check(
             f"{tuple(grad.shape)} on {grad.device}: the weight was changed after backward. Call "
             "zero_grad and backward again. No weight was changed"
         )
+    if shards.is_sharded(grad) != want.sharded:
+        raise RuntimeError(
+            f"{name()} is a {type(p).__name__} and its gradient a {type(grad).__name__}: both must "
+            "be sharded, or neither. No weight was changed"
+        )
     if convert:
         _check_there(name, "the values", p)
         _check_there(name, "the gradient", grad)
@@ -212,6 +221,9 @@ def check(
             continue
         form_ = want.whole if entry == "weight" else want.per_slice
         fit = fitted(name, key, value, form_, convert=convert)
+        place = "weight" if entry == "weight" else dim
+        if want.sharded and place != "unknown":
+            fit = shards.fitted(fit, p.detach(), form_[1], place)
         if fit is not value:
             found[key] = fit
     return found

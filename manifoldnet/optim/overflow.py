@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Manifold
-from manifoldnet.geometry.settled import settle
+from manifoldnet.geometry.settled import settle, settled_numbers
 from manifoldnet.geometry.slices import promote
 
 __all__ = [
@@ -61,7 +61,7 @@ def alarming(weights: Sequence[tuple[Tensor, Manifold]]) -> list[bool]:
         if manifold.scale_invariant:
             found = found | ~(squares <= largest_norm(p.dtype) ** 2)
         flags.append(found.any().float())
-    return [bool(flag) for flag in torch.stack(flags).tolist()]
+    return [bool(flag) for flag in settled_numbers(flags)]
 
 
 def overflowing(p: Tensor, manifold: Manifold) -> str | None:

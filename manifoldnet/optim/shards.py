@@ -14,27 +14,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import reduce
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Slices
+from manifoldnet.geometry.settled import is_sharded, laid_out_as
 from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim.step import StepInput
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "Groups",
     "add_over",
+    "fitted",
     "groups_of",
     "is_sharded",
     "local",
-    "localized",
+    "partition",
     "per_slice",
     "pieces",
     "wrapped",
@@ -43,11 +43,8 @@ __all__ = [
 Groups = tuple["ProcessGroup", ...]
 """The process groups that hold pieces of the slices of a weight."""
 
-
-def is_sharded(x: Any) -> TypeGuard[DTensor]:
-    """Test for a DTensor. Where nobody imported them (a second's work), there are none."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
+Across = tuple[torch.device, Groups]
+"""The device and the process groups of weights whose products are added up at once."""
 
 
 def local(x: Tensor, like: Tensor | None = None) -> Tensor:
@@ -59,9 +56,8 @@ def local(x: Tensor, like: Tensor | None = None) -> Tensor:
     """
     if not is_sharded(x):
         return x
-    if is_sharded(like) and x.placements != like.placements:
-        x = x.redistribute(like.device_mesh, like.placements)
-    piece: Tensor = x.detach().to_local()  # type: ignore[attr-defined]
+    parts: Any = x.detach() if like is None else laid_out_as(like, x).detach()
+    piece: Tensor = parts.to_local()
     return piece
 
 
@@ -73,31 +69,44 @@ def pieces(tensors: Sequence[Any]) -> list[Any]:
     return [x for x, given in zip(found, tensors, strict=True) if x is given or x.numel()]
 
 
-def wrapped(piece: Tensor, like: Tensor) -> Tensor:
-    """A piece as a tensor that is placed as another is."""
-    if not is_sharded(like) or is_sharded(piece):
-        return piece
-    from torch.distributed.tensor import DTensor
+def partition(works: Sequence[StepInput]) -> tuple[dict[int, StepInput], dict[Across, list[int]]]:
+    """The pieces of weights that are here, by the place of the weight.
 
-    return DTensor.from_local(
-        piece,
-        like.device_mesh,
-        like.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
+    Those of weights that have no slice here are left out, as in all processes that share slices.
+
+    Returns:
+        The pieces, and the places of those whose slices have other pieces elsewhere, by device and
+        groups of processes.
+    """
+    here: dict[int, StepInput] = {}
+    across: dict[Across, list[int]] = {}
+    for place, work in enumerate(works):
+        if not is_sharded(work.x):
+            here[place] = work
+            continue
+        groups = groups_of(work.x, work.geometry.dim)
+        piece = _localized(work)
+        if Slices(work.geometry.dim).count(piece.x.shape):
+            here[place] = piece
+            if groups:
+                across.setdefault((piece.x.device, groups), []).append(place)
+    return here, across
 
 
-def localized(work: StepInput) -> StepInput:
-    """The step of the pieces that are here."""
-    x, g, _, b, _, s, top, *_ = work
-    b, s, top = (None if t is None else local(t) for t in (b, s, top))
-    return work._replace(x=local(x), g=local(g, like=x), b=b, s=s, top=top)
+def _localized(work: StepInput) -> StepInput:
+    x, g = local(work.x), local(work.g, like=work.x)
+    if g.stride() != x.stride():
+        g = torch.empty_like(x, dtype=g.dtype).copy_(g)
+    b, s, top = (None if t is None else local(t) for t in (work.b, work.s, work.top))
+    return work._replace(x=x, g=g, b=b, s=s, top=top)
 
 
-def groups_of(x: Tensor, dim: Dim) -> Groups:
-    """The groups of processes that have pieces of the same slices."""
+def groups_of(x: Any, dim: Dim) -> Groups:
+    """The groups of processes that have pieces of the same slices.
+
+    Raises:
+        RuntimeError: for a weight that is placed as partial sums.
+    """
     if not is_sharded(x):
         return ()
     mesh = x.device_mesh
@@ -127,25 +136,75 @@ def per_slice(x: Tensor, dim: Dim) -> Tensor:
     zeros = torch.zeros(shape, dtype=x.dtype, device=piece.device)
     if not is_sharded(x):
         return zeros
-    from torch.distributed.tensor import DTensor, Replicate
-
-    placements = [p if _dim_of(p) == dim and dim is not None else Replicate() for p in x.placements]
     whole = torch.Size(1 if d in over else n for d, n in enumerate(x.shape))
-    stride = torch.empty(whole, device="meta").stride()
+    return _placed(zeros, x, _of_slices(x, dim), whole)
+
+
+def fitted(value: Tensor, x: Any, dtype: torch.dtype, dim: Dim | Literal["weight"]) -> Tensor:
+    """A weight's state in the places of the weight or of its slices.
+
+    A plain tensor is the whole: each process takes its piece of it.
+
+    Args:
+        value: the state.
+        x: the weight, a DTensor.
+        dtype: the type it is to have.
+        dim: "weight" for state with the weight's shape, else the dimension that indexes its slices.
+
+    Returns:
+        The same object if nothing is to be done.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    placements = x.placements if dim == "weight" else _of_slices(x, dim)
+    parts: Any = value
+    if not is_sharded(value):
+        whole = value.to(x.device, dtype)
+        parts = distribute_tensor(whole, x.device_mesh, placements, src_data_rank=None)
+    elif (parts.device_mesh, tuple(parts.placements)) != (x.device_mesh, tuple(placements)):
+        parts = parts.redistribute(x.device_mesh, placements)
+    parts = parts.to(dtype)
+    piece, like = local(parts), local(x)
+    if dim == "weight" and piece.stride() != like.stride():
+        parts = _placed(torch.empty_like(like, dtype=dtype).copy_(piece), x, placements, x.shape)
+    found: Tensor = parts
+    return found
+
+
+def _of_slices(x: Any, dim: Dim) -> tuple[Any, ...]:
+    """The placements of one number per slice: with its slice, or in all processes that share it."""
+    from torch.distributed.tensor import Replicate
+
+    return tuple(p if dim is not None and _dim_of(p) == dim else Replicate() for p in x.placements)
+
+
+def _placed(piece: Tensor, like: Any, placements: Any, shape: torch.Size) -> Tensor:
+    """A DTensor of pieces on the mesh of another."""
+    from torch.distributed.tensor import DTensor
+
+    stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
-        zeros, x.device_mesh, placements, run_check=False, shape=whole, stride=stride
+        piece, like.device_mesh, placements, run_check=False, shape=shape, stride=stride
     )
+
+
+def wrapped(piece: Tensor, like: Any) -> Tensor:
+    """A piece as a tensor that is placed as another is."""
+    if not is_sharded(like) or is_sharded(piece):
+        return piece
+    return _placed(piece, like, like.placements, like.shape)
 
 
 def add_over(groups: Groups, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The sums of tensors over process groups, by one message for each group.
 
-    Its type is the same everywhere, whatever computed the products: float64 on processors.
+    In double precision where the device has it, whatever computed the tensors here: the type of a
+    message, and what is decided on its sums, is the same in all processes.
     """
-    cpu = tensors[0].device.type == "cpu"
-    dtype = torch.float64 if cpu else reduce(torch.promote_types, [t.dtype for t in tensors])
+    has_double = tensors[0].device.type != "mps"
+    dtype = torch.float64 if has_double else torch.float32
     flat = torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors])
     for group in groups:
         torch.distributed.all_reduce(flat, group=group)
     sums = flat.split([tensor.numel() for tensor in tensors])
-    return [s.view(t.shape).to(t.dtype) for s, t in zip(sums, tensors, strict=True)]
+    return [s.view(t.shape) for s, t in zip(sums, tensors, strict=True)]

@@ -118,7 +118,6 @@ class HyperParameters(NamedTuple):
     nesterov: bool = False
     beta2: float | None = None
     eps: float = 0.0
-    amsgrad: bool = False
     displacement: bool = False
 
 
@@ -301,7 +300,7 @@ def coefficients(
         gg = torch.addcmul(gg, along_g, xg, value=-1)
         if carries:
             gb, bb = gb - along_g * gram.xb, bb - along_b * gram.xb
-    if ask and (is_zero(hyper.lr) or not float((gg / gram.gg).min()) > _LEFT):
+    if ask and (float(hyper.lr) == 0 or not float((gg / gram.gg).min()) > _LEFT):
         return None
     if not ask:
         gg = gg.clamp(min=0)

@@ -255,6 +255,68 @@ def test_weights_are_declared_before_or_after_they_are_sharded(two: Ranks) -> No
         _same(found, _trained_alone("momentum"))
 
 
+def _resumed(kind: str, path: str, how: str) -> dict[str, Tensor]:
+    """Steps after momentum was put into the state in other forms than a step leaves it in."""
+    net = Layers()
+    declare(net)
+    split(net, "full")
+    optimizer = _optimizer(net, kind, path)
+    train(net, optimizer, 2)
+    for p, state in optimizer.state.items():
+        for key, value in state.items():
+            if not isinstance(value, DTensor):
+                continue
+            whole = value.full_tensor()
+            if how == "plain":
+                state[key] = whole
+            elif how == "replicated":
+                state[key] = distribute_tensor(whole, value.device_mesh, [Replicate()])
+            elif value.ndim == 2:
+                strewn = value.to_local().t().contiguous().t()
+                state[key] = (
+                    DTensor.from_local(
+                        strewn,
+                        value.device_mesh,
+                        value.placements,
+                        shape=p.shape,
+                        stride=p.stride(),
+                    )
+                    if value.shape == p.shape
+                    else value
+                )
+    train(net, optimizer, STEPS - 2, 2)
+    return {name: _whole(p) for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("how", ["plain", "replicated", "strewn"])
+@pytest.mark.parametrize("path", ["torch", "kernel"])
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+def test_state_in_other_forms_is_put_in_place(two: Ranks, kind: str, path: str, how: str) -> None:
+    for found in two.run(_resumed, kind, path, how):
+        _same(found, _trained_alone(kind))
+
+
+def _odd_gradients(path: str) -> str:
+    net = Layers()
+    declare(net)
+    split(net, "full")
+    optimizer = _optimizer(net, "momentum", path)
+    before = {name: _whole(p) for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    net.rows.weight.grad = torch.ones(8, 6, dtype=torch.float64)
+    with pytest.raises(RuntimeError) as caught:
+        optimizer.step()
+    for name, p in net.named_parameters():
+        assert torch.equal(_whole(p), before[name])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["torch", "kernel"])
+def test_a_whole_gradient_of_a_sharded_weight_is_refused(two: Ranks, path: str) -> None:
+    assert "rows.weight" in two.agreed(_odd_gradients, path)
+
+
 def _continued(folder: str, number: int, kind: str) -> dict[str, Tensor]:
     """Two steps from the checkpoint that was saved before (number > 0); then it is saved."""
     net = Layers()

@@ -45,7 +45,7 @@ each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.fixture(scope="module", autouse=True)
 def _a_kernel_there_is() -> None:
     """Without it its tests would hold one other path against another."""
-    assert cpp.there()
+    assert cpp.is_available()
 
 
 def _layer(manifold: mn.Manifold, x: Tensor) -> nn.Module:
@@ -392,6 +392,27 @@ def test_checkpoints_continue_on_another_path(kind: str) -> None:
         module.weight.grad = g
         optimizer.step()
     assert apart(module.weight.detach(), plain, 1) < 1e-12
+
+
+@each_path
+@pytest.mark.parametrize("kind", ["sgd", "momentum"])
+def test_a_rate_of_zero_in_a_tensor_changes_no_bit(kind: str, path: dict[str, bool]) -> None:
+    x = point(mn.Oblique(), (5, 7), 0, torch.float32) * (1 + 3e-7)
+    module = _layer(mn.Oblique(), x)
+    make, options = OPTIMIZERS[kind]
+    optimizer = make(module.parameters(), lr=torch.tensor(0.0), **options, **path)
+    module.weight.grad = torch.randn(5, 7)
+    optimizer.step()
+    assert torch.equal(module.weight, x)
+
+
+def test_without_a_kernel_the_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpp, "library", lambda: None)
+    manifold = mn.Oblique(1)
+    x = point(manifold, (5, 7), 0)
+    gradients = _gradients(manifold, x, 3, 0.3, 1)
+    plain = _run(manifold, x, gradients, "momentum", SPECIFICATION)
+    _agree(_run(manifold, x, gradients, "momentum", {"fused": True}), plain, manifold, 1e-12)
 
 
 def test_the_kernel_warns_of_growing_norms() -> None:

@@ -32,9 +32,9 @@ GEOMETRIES = {
 
 
 def test_devices() -> None:
-    assert triton.there(torch.device("cuda"))
-    assert not triton.there(torch.device("cpu"))  # but for the interpreter
-    assert not triton.there(torch.device("meta"))
+    assert triton.is_available(torch.device("cuda"))
+    assert not triton.is_available(torch.device("cpu"))  # but for the interpreter
+    assert not triton.is_available(torch.device("meta"))
 
 
 class Launches:

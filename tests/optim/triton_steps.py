@@ -34,7 +34,7 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 pytestmark = [
     # The interpreter computes with NumPy, which warns of what is masked out later.
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),
-    pytest.mark.skipif(not triton.there(DEVICE), reason="neither a GPU nor the interpreter"),
+    pytest.mark.skipif(not triton.is_available(DEVICE), reason="neither a GPU nor the interpreter"),
 ]
 
 ADAM: dict[str, Any] = {"keep": 0.9, "fresh": 0.1, "beta2": 0.999, "eps": 1e-8}
@@ -45,7 +45,7 @@ ALGORITHMS = {
     "dampened": HyperParameters(0.3, sign=-1.0, keep=0.8, fresh=0.7),
     "nesterov": HyperParameters(0.1, keep=0.9, nesterov=True),
     "adam": HyperParameters(0.1, **ADAM),
-    "amsgrad": HyperParameters(0.1, sign=-1.0, amsgrad=True, **ADAM),
+    "amsgrad": HyperParameters(0.1, sign=-1.0, **ADAM),  # of Adam, the one with a maximum
     "adam without first moments": HyperParameters(0.1, **{**ADAM, "keep": 0.0, "fresh": 1.0}),
     "displacement": HyperParameters(1.0, sign=-1.0, displacement=True),
 }
@@ -108,9 +108,9 @@ def _work(
         b.to(DEVICE, computed).contiguous(memory_format=form) if hyper.keep or adam else None,
         first and hyper.keep != 0 and not adam,
         s,
-        1.5 * s if hyper.amsgrad and s is not None else None,
+        1.5 * s if hyper.sign < 0 and s is not None else None,
         unbias,
-        s.numel() / x.numel() if s is not None and hyper.amsgrad else 1.0,
+        s.numel() / x.numel() if s is not None and hyper.sign < 0 else 1.0,
     )
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Slices
 from manifoldnet.optim import shards
 from manifoldnet.optim.backends import cpp, torch_ops, triton
 from manifoldnet.optim.backends.layout import Layout
@@ -33,13 +32,13 @@ Plans = triton.Plans
 
 def has_kernel(device: torch.device) -> bool:
     """Test whether there are kernels for a device; those for processors may be compiled first."""
-    return triton.there(device) or (device.type == "cpu" and cpp.there())
+    return triton.is_available(device) or (device.type == "cpu" and cpp.is_available())
 
 
 def layout(p: Tensor, geometry: SliceGeometry) -> Layout | None:
     """The order of memory of a weight, or of its piece here; None if no kernel can step it."""
     piece = shards.local(p)
-    backend = triton if triton.there(piece.device) else cpp
+    backend = triton if triton.is_available(piece.device) else cpp
     return backend.layout(piece, geometry)
 
 
@@ -56,23 +55,18 @@ def step(
         weights on processors are asked.
     """
     look = [False] * len(works)
+    pieces, across = shards.partition(works)
+    elsewhere = {place for places in across.values() for place in places}
     by_torch: list[int] = []
     by_kernel: dict[Any, list[tuple[int, Layout]]] = {}
-    across: dict[shards.Groups, list[int]] = {}
-    pieces = list(works)
-    for place, (work, how) in enumerate(zip(works, layouts, strict=True)):
-        groups: shards.Groups = ()
-        if shards.is_sharded(work.x):
-            groups = shards.groups_of(work.x, work.geometry.dim)
-            work = pieces[place] = shards.localized(work)
-            if not Slices(work.geometry.dim).count(work.x.shape):
-                continue  # the same in all processes of these groups
-        kernel = triton if how is not None and triton.there(work.x.device) else cpp
-        if groups or kernel is cpp:
-            pieces[place] = _unbiased(work, hyper)
-        if groups:
-            across.setdefault(groups, []).append(place)
-        elif how is None:
+    for place, piece in pieces.items():
+        how = layouts[place]
+        kernel = triton if how is not None and triton.is_available(piece.x.device) else cpp
+        if kernel is cpp or place in elsewhere:
+            pieces[place] = _unbiased(piece, hyper)
+        if place in elsewhere:
+            continue
+        if how is None:
             by_torch.append(place)
         else:
             by_kernel.setdefault(kernel, []).append((place, how))
@@ -89,7 +83,7 @@ def step(
         squares = cpp.step(chosen, hyper, theirs)
         for (place, _), work, (least, most) in zip(numbered, chosen, squares, strict=True):
             look[place] = not least > 0 or growing(most, work.x.dtype)
-    for groups, places in across.items():
+    for (_, groups), places in across.items():
         some = [pieces[place] for place in places]
         known = [how for place in places if (how := layouts[place]) is not None]
         torch_ops.step_across(
@@ -114,7 +108,7 @@ def _kernel(
     works: Sequence[StepInput], hyper: HyperParameters, layouts: Sequence[Layout]
 ) -> torch_ops.Kernel:
     """Products and update of some weights by the kernel of their device."""
-    backend: Any = triton if triton.there(works[0].x.device) else cpp
+    backend: Any = triton if triton.is_available(works[0].x.device) else cpp
 
     def gram(places: Sequence[int], first: Sequence[Gram] | None) -> list[Gram]:
         chosen = [works[place] for place in places]

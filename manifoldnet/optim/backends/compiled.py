@@ -17,7 +17,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Slices
 from manifoldnet.optim import memory, shards
 from manifoldnet.optim.backends import cpp, torch_ops
 from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput
@@ -27,20 +26,12 @@ __all__ = ["step"]
 
 def step(works: Sequence[StepInput], hyper: HyperParameters, fused: bool) -> None:
     """Step weights in place, within a graph."""
-    here: list[StepInput] = []
-    elsewhere: list[StepInput] = []
-    across: dict[shards.Groups, list[StepInput]] = {}
-    for work in works:
-        groups = shards.groups_of(work.x, work.geometry.dim)
-        piece = shards.localized(work)
-        if not Slices(work.geometry.dim).count(piece.x.shape):
-            continue
-        if groups:
-            across.setdefault(groups, []).append(piece)
-        else:
-            (here if piece.x.device.type == "cpu" else elsewhere).append(piece)
-    for groups, pieces in across.items():
-        torch_ops.step_across(pieces, hyper, partial(shards.add_over, groups))
+    pieces, across = shards.partition(works)
+    for (_, groups), places in across.items():
+        some = [pieces.pop(place) for place in places]
+        torch_ops.step_across(some, hyper, partial(shards.add_over, groups))
+    here = [work for work in pieces.values() if work.x.device.type == "cpu"]
+    elsewhere = [work for work in pieces.values() if work.x.device.type != "cpu"]
     if elsewhere:
         torch_ops.step(elsewhere, hyper)
     if here:
@@ -82,7 +73,7 @@ def _step(
             StepInput(x[i], g[i], SliceGeometry(*geometry), b_, first, s_, top_, unbiased, share)
         )
     given, works = works, [_fitting(work) for work in works]
-    compiled = fused and cpp.there()
+    compiled = fused and cpp.is_available()
     layouts = [cpp.layout(work.x, work.geometry) if compiled else None for work in works]
     by_kernel = [(w, found) for w, found in zip(works, layouts, strict=True) if found is not None]
     if by_kernel:

@@ -291,14 +291,10 @@ def _alike(works: Sequence[StepInput]) -> Iterator[list[int]]:
         if x.device.type == "cpu" and (x.numel() > _SMALL or torch.compiler.is_compiling()):
             yield [place]
             continue
-        unbias = tuple(map(_identity, work.unbias))
+        unbias = None if isinstance(work.unbias[0], Tensor) else work.unbias
         form = x.shape, x.stride(), x.dtype, x.device
         groups.setdefault((*form, work.geometry, work.first, work.share, unbias), []).append(place)
     yield from groups.values()
-
-
-def _identity(number: float | Tensor) -> object:
-    return id(number) if isinstance(number, Tensor) else number
 
 
 def _step_together(works: Sequence[StepInput], hyper: HyperParameters) -> bool:
@@ -312,7 +308,13 @@ def _step_together(works: Sequence[StepInput], hyper: HyperParameters) -> bool:
         return None if tensors[0] is None else torch.stack(tensors)
 
     x, g, b, s, top = map(stacked, ("x", "g", "b", "s", "top"))
-    batch = Batch(first._replace(x=x, g=g, b=b, s=s, top=top), over, [Piece(x, g, b)])
+    unbias: Any = first.unbias
+    if isinstance(unbias[0], Tensor):
+        shape = [len(works)] + [1] * first.x.ndim
+        corrections: Any = zip(*(work.unbias for work in works), strict=True)
+        unbias = tuple(torch.stack(some).view(shape) for some in corrections)
+    work = first._replace(x=x, g=g, b=b, s=s, top=top, unbias=unbias)
+    batch = Batch(work, over, [Piece(x, g, b)])
     (zero,) = advance([batch], hyper)
     for stack, name in ((x, "x"), (b, "b"), (s, "s"), (top, "top")):
         if stack is not None:

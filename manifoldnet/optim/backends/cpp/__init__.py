@@ -33,7 +33,7 @@ from manifoldnet.optim.step import (
     is_zero,
 )
 
-__all__ = ["gram", "layout", "step", "there", "update"]
+__all__ = ["gram", "is_available", "layout", "step", "update"]
 
 # The kernel's structures, field for field.
 _OPTIONS = struct.Struct("=q13d")
@@ -43,7 +43,7 @@ _PRODUCTS = ("xx", "xg", "gg", "xb", "gb", "bb")
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
-def there() -> bool:
+def is_available() -> bool:
     """Test whether the kernel can be used; compiles it first if necessary, in seconds."""
     return library() is not None
 

@@ -43,7 +43,7 @@ from manifoldnet.optim.step import (
     is_zero,
 )
 
-__all__ = ["Plans", "gram", "layout", "step", "there", "update"]
+__all__ = ["Plans", "gram", "is_available", "layout", "step", "update"]
 
 _LANES = 1024  # numbers of a slice in one piece that its program reads at once
 _ABREAST = 256  # lanes of a tile
@@ -61,7 +61,7 @@ _NAMES = {
 }
 
 
-def there(device: torch.device) -> bool:
+def is_available(device: torch.device) -> bool:
     """Test whether the kernels run on a device: one of CUDA or ROCm, with Triton installed."""
     if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
         return False
