@@ -501,14 +501,18 @@ class RiemannianOptimizer(Optimizer, ABC):
         """
         compiling, fused = torch.compiler.is_compiling(), bool(group["fused"])
         fast = compiling or group["foreach"] is not False
+        kernels: dict[torch.device, bool] = {}
         watched: list[Declared] = []
         known: list[Declared] = []
         layouts: list[Layout | None] = []
         for weight in declared:
             want = weight.want
             layout = want.layout if fused and want is not None else None
-            if layout is not None and not backends.has_kernel(weight.p.device):
-                layout = None
+            if layout is not None:
+                device = weight.p.device
+                if device not in kernels:
+                    kernels[device] = backends.has_kernel(device)
+                layout = layout if kernels[device] else None
             pieces = want is None or want.plain or want.sharded
             if weight.geometry is not None and ((fast and pieces) or layout is not None):
                 known.append(weight)
@@ -564,8 +568,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _warn_of_norms(self, watched: list[tuple[dict[str, Any], Declared]]) -> None:
         """Warn once of each weight that has a zero slice or whose norm will overflow.
 
-        After the step, since a warning may be an error. Weights on a processor are asked at first
-        in every step, and later every 100; others every 100, all of them by one flag.
+        After the step, since a warning may be an error. On a processor the kernel sees the norms of
+        every step; other paths are followed by a look, in each of the first steps and every 100
+        later. Elsewhere all weights are asked every 100 steps, by one number.
         """
         watched = [*watched, *self._due()]
         for group, weight in {id(weight): (group, weight) for group, weight in watched}.values():
@@ -595,7 +600,9 @@ class RiemannianOptimizer(Optimizer, ABC):
                 if not isinstance(weight, Declared) or weight.p.grad is None:
                     continue
                 if weight.p.device.type == "cpu" and not shards.is_sharded(weight.p):
-                    if weight.manifold.scale_invariant:
+                    # The kernel looks at norms itself.
+                    kernel = group["fused"] and weight.want is not None and weight.want.layout
+                    if weight.manifold.scale_invariant and not kernel:
                         found.append((group, weight))
                 elif seldom:
                     elsewhere.append((group, weight))

@@ -47,6 +47,11 @@ Across = tuple[torch.device, Groups]
 """The device and the process groups of weights whose products are added up at once."""
 
 
+def _may_be_there() -> bool:
+    """Test for DTensors in this process: there are none where nobody has imported them."""
+    return "torch.distributed.tensor" in sys.modules
+
+
 def local(x: Tensor, like: Tensor | None = None) -> Tensor:
     """The piece of a tensor that is here, on the same memory; a plain tensor itself.
 
@@ -54,7 +59,7 @@ def local(x: Tensor, like: Tensor | None = None) -> Tensor:
         x: a tensor.
         like: a DTensor whose pieces it is to match: it is redistributed if it is placed otherwise.
     """
-    if not is_sharded(x):
+    if not _may_be_there() or not is_sharded(x):
         return x
     parts: Any = x.detach() if like is None else laid_out_as(like, x).detach()
     piece: Tensor = parts.to_local()
@@ -63,7 +68,7 @@ def local(x: Tensor, like: Tensor | None = None) -> Tensor:
 
 def pieces(tensors: Sequence[Any]) -> list[Any]:
     """Tensors with the pieces that are here in place of DTensors; empty ones are left out."""
-    if "torch.distributed.tensor" not in sys.modules:
+    if not _may_be_there():
         return list(tensors)
     found = [local(x) if is_sharded(x) else x for x in tensors]
     return [x for x, given in zip(found, tensors, strict=True) if x is given or x.numel()]
@@ -78,8 +83,10 @@ def partition(works: Sequence[StepInput]) -> tuple[dict[int, StepInput], dict[Ac
         The pieces, and the places of those whose slices have other pieces elsewhere, by device and
         groups of processes.
     """
-    here: dict[int, StepInput] = {}
     across: dict[Across, list[int]] = {}
+    if not _may_be_there():
+        return dict(enumerate(works)), across
+    here: dict[int, StepInput] = {}
     for place, work in enumerate(works):
         if not is_sharded(work.x):
             here[place] = work

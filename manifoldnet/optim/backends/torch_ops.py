@@ -21,6 +21,7 @@ from torch import Tensor
 
 from manifoldnet.geometry import Slices
 from manifoldnet.geometry.slices import computed_in
+from manifoldnet.optim.overflow import growing
 from manifoldnet.optim.step import (
     Coefficients,
     Gram,
@@ -73,7 +74,8 @@ def step(works: Sequence[StepInput], hyper: HyperParameters) -> list[bool]:
     """Step weights in place.
 
     Returns:
-        For each weight, whether it may have a zero slice; only processors are asked.
+        For each weight, whether it may have a zero slice or a norm near overflow; only processors
+        are asked.
     """
     zero = [False] * len(works)
     for places in _alike(works):
@@ -129,7 +131,8 @@ def advance(
         kernel: for products and update, if there is one.
 
     Returns:
-        For each batch, whether it may have a zero slice; only processors are asked.
+        For each batch, whether it may have a zero slice or a norm near overflow; only processors
+        are asked.
     """
     mixtures = [
         _mixed(batch, hyper) if add is None and not hyper.nesterov else Mixture(batch)
@@ -169,7 +172,19 @@ def advance(
     rounded = [place for place in bent if _is_rounded(batches[place])]
     if rounded:
         _mend([batches[place] for place in rounded], [own[place] for place in rounded], add)
-    return [ask and place in careful and bool((g.xx == 0).any()) for place, g in enumerate(grams)]
+    if not ask:
+        return [False] * len(batches)
+    return [
+        (place in careful and bool((found.xx == 0).any())) or _is_growing(batch, found.xx)
+        for place, (batch, found) in enumerate(zip(batches, grams, strict=True))
+    ]
+
+
+def _is_growing(batch: Batch, xx: Tensor) -> bool:
+    """Test for a norm near overflow, which only the scaled metric lets grow."""
+    if batch.work.geometry.radius is not None:
+        return False
+    return growing(float(xx.max()), batch.work.x.dtype)
 
 
 class Mixture(NamedTuple):

@@ -299,28 +299,35 @@ struct Slices {
     const int64_t block = blocks.size;
     const bool shared = blocks.shared;
     Range range;
-#pragma omp parallel reduction(join : range) if (!alone && !shared)
-    {
-      std::vector<double> space(task == STEP ? (PRODUCTS + COEFFICIENTS) * block : 0);
-      double *const products = space.data(), *const k = products + PRODUCTS * block;
+    auto step = [=](int64_t first, double *products, Range &found) {
+      const int64_t n = std::min(block, w.count - first);
+      double *const k = products + PRODUCTS * block;
+      if (task == GRAM && w.along) {
+        gram_exactly(first, n, shared);
+      } else if (task == GRAM) {
+        gram(first, n, w.numbers + first, w.count, shared);
+      } else if (task == UPDATE) {
+        update(first, n, w.numbers + first, w.count, shared, AHEAD, true);
+      } else {
+        gram(first, n, products, block, shared);
+        for (int64_t i = 0; i < n; ++i) found.add(products[i]);
+        s ? solve<true>(first, n, products, k, block) : solve<false>(first, n, products, k, block);
+        update(first, n, k, block, shared, std::max(n * w.inner, AHEAD), false);
+        for (int64_t i = 0; i < n; ++i)
+          if (k[CARE * block + i] == 2) mend(first + i);
+      }
+    };
+    const int64_t numbers = task == STEP ? (PRODUCTS + COEFFICIENTS) * block : 0;
+    if (alone || shared) {
+      // No region of one thread around those of all: in it each would start its threads anew.
+      std::vector<double> space(numbers);
+      for (int64_t first = 0; first < w.count; first += block) step(first, space.data(), range);
+    } else {
+#pragma omp parallel reduction(join : range)
+      {
+        std::vector<double> space(numbers);
 #pragma omp for schedule(static) nowait
-      for (int64_t first = 0; first < w.count; first += block) {
-        const int64_t n = std::min(block, w.count - first);
-        if (task == GRAM && w.along) {
-          gram_exactly(first, n, shared);
-        } else if (task == GRAM) {
-          gram(first, n, w.numbers + first, w.count, shared);
-        } else if (task == UPDATE) {
-          update(first, n, w.numbers + first, w.count, shared, AHEAD, true);
-        } else {
-          gram(first, n, products, block, shared);
-          for (int64_t i = 0; i < n; ++i) range.add(products[i]);
-          s ? solve<true>(first, n, products, k, block)
-            : solve<false>(first, n, products, k, block);
-          update(first, n, k, block, shared, std::max(n * w.inner, AHEAD), false);
-          for (int64_t i = 0; i < n; ++i)
-            if (k[CARE * block + i] == 2) mend(first + i);
-        }
+        for (int64_t first = 0; first < w.count; first += block) step(first, space.data(), range);
       }
     }
     if (task == STEP) w.numbers[0] = range.least, w.numbers[1] = range.most;

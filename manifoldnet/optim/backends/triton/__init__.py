@@ -61,6 +61,7 @@ _NAMES = {
 }
 
 
+@cache
 def is_available(device: torch.device) -> bool:
     """Test whether the kernels run on a device: one of CUDA or ROCm, with Triton installed."""
     if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
