@@ -85,9 +85,10 @@ def _steps(
     for step in range(steps):
         for i, p in enumerate(net.parameters()):
             source = torch.Generator().manual_seed(10**6 + 100 * step + i)
-            g = 0.1 * torch.randn(p.shape, generator=source, dtype=torch.float64)
+            # Steps of the scaled metric are as long as weight times gradient.
+            g = torch.randn(p.shape, generator=source, dtype=torch.float64) / p.numel() ** 0.75
             g = g if place is None else place(g)
-            p.grad = g + 0.01 * p.detach()
+            p.grad = g + p.detach() / p.numel()
         optimizer.step()
     return {name: _whole(p) for name, p in net.named_parameters()}, optimizer
 
@@ -150,7 +151,7 @@ def test_small_weights_on_two_processes(
     _check(two, manifold, SMALL, path, placements, ["momentum", "nesterov", "adam"])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @each_path
 @lines
 @each_geometry
@@ -161,6 +162,16 @@ def test_every_geometry_on_two_processes(
 
 
 @pytest.mark.thorough
+@each_path
+@meshes
+@pytest.mark.parametrize("manifold", GEOMETRIES[::4], ids=str)
+def test_small_weights_on_four_processes(
+    four: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
+) -> None:
+    _check(four, manifold, SMALL, path, placements, ["momentum", "nesterov"])
+
+
+@pytest.mark.slow
 @each_path
 @meshes
 @each_geometry
