@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.optim import adam as torch_adam
 
 from manifoldnet.geometry import Manifold, slices
+from manifoldnet.geometry.settled import laid_out_as
 from manifoldnet.optim import shards
 from manifoldnet.optim.base import Declared, Plain, PlainCall, RiemannianOptimizer
 from manifoldnet.optim.checks import check_number
@@ -328,7 +329,7 @@ def _single_tensor_adam(
     """One step of one weight, in place, by the formulas of the module's docstring."""
     beta1, beta2 = betas
     d = motion.gradient(-grad if maximize else grad)
-    squared = _scaled(motion.squared(d), d, slice_scale)
+    squared = laid_out_as(state["exp_avg_sq"], _scaled(motion.squared(d), d, slice_scale))
     state["step"] += 1
     unbias1, unbias2 = _unbias(state["step"], betas, capturable)
     m = motion.tangent(state["exp_avg"]).mul(beta1).add_(d, alpha=1 - beta1)

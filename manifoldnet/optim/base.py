@@ -606,7 +606,9 @@ class RiemannianOptimizer(Optimizer, ABC):
                         found.append((group, weight))
                 elif seldom:
                     elsewhere.append((group, weight))
-        if elsewhere and not torch.cuda.is_current_stream_capturing():
+        # Builds of torch without CUDA cannot be asked.
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if elsewhere and not capturing:
             seen = self._plans.alarming()  # by kernels, which look at every step
             found += [place for place in elsewhere if place[1].p.data_ptr() in seen]
             flags = alarming([(weight.p, weight.manifold) for _, weight in elsewhere])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -261,6 +262,23 @@ def test_trainers_on_four_processes(four: Ranks, how: str, kind: str, path: str)
         _same(found, _trained_alone(kind))
 
 
+def _compiled(kind: str) -> dict[str, Tensor]:
+    net = Layers()
+    declare(net)
+    split(net, "full")
+    optimizer = _optimizer(net, kind, "torch")
+    optimizer.step = torch.compile(optimizer.step)
+    train(net, optimizer, 3)
+    return {name: _whole(p) for name, p in net.named_parameters()}
+
+
+@pytest.mark.slow
+def test_a_compiled_step_of_sharded_weights() -> None:
+    with Ranks(2, limit=300, grace=120) as two:
+        for found in two.run(_compiled, "momentum"):
+            _same(found, _trained_alone("momentum", 3))
+
+
 def test_weights_are_declared_before_or_after_they_are_sharded(two: Ranks) -> None:
     for found in two.run(_trained, "full", "momentum", "torch", before=False):
         _same(found, _trained_alone("momentum"))
@@ -326,6 +344,30 @@ def _odd_gradients(path: str) -> str:
 @pytest.mark.parametrize("path", ["torch", "kernel"])
 def test_a_whole_gradient_of_a_sharded_weight_is_refused(two: Ranks, path: str) -> None:
     assert "rows.weight" in two.agreed(_odd_gradients, path)
+
+
+def _watched() -> list[str]:
+    """The warnings of a step that is followed by a look, with a zero slice on one process."""
+    net = Layers()
+    declare(net)
+    split(net, "full")
+    optimizer = _optimizer(net, "momentum", "torch")
+    train(net, optimizer, 1)
+    with torch.no_grad():
+        net.rows.weight.to_local()[1:].mul_(0 if dist.get_rank() == 1 else 1)
+    optimizer._steps = 199
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", mn.optim.ZeroSliceWarning)
+        train(net, optimizer, 1, 1)
+        optimizer._steps = 200
+        train(net, optimizer, 1, 2)
+    return [str(w.message) for w in caught if w.category is mn.optim.ZeroSliceWarning]
+
+
+def test_norms_are_watched_on_all_processes_alike(two: Ranks) -> None:
+    (told,) = two.agreed(_watched)
+    assert "rows.weight" in told
+    assert "3 of 8 slices" in told
 
 
 def _continued(folder: str, number: int, kind: str) -> dict[str, Tensor]:
