@@ -252,8 +252,13 @@ def test_two_processes_answer_as_one(
 
 
 @pytest.mark.thorough
+def test_four_processes_answer_as_one(four: Ranks) -> None:
+    _assert_as_one_process(four, mn.Oblique(1), SHAPES["uneven"], FOUR, ["nan"])
+
+
+@pytest.mark.slow
 @_each_weight(CURVED)
-def test_four_processes_answer_as_one(
+def test_four_processes_answer_as_one_whatever_the_weight(
     four: Ranks, manifold: mn.Manifold, shape: tuple[int, ...]
 ) -> None:
     fault = "off" if shape == SHAPES["even"] else "nan"

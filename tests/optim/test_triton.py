@@ -217,9 +217,13 @@ OPTIONS = [
 @pytest.mark.parametrize(
     ("target", "options"),
     [
-        *(("sm_80", options) for options in OPTIONS[:2]),
-        *(("sm_90", options) for options in OPTIONS),
-        *(("gfx942", options) for options in OPTIONS[:1]),
+        *(("sm_80", options) for options in OPTIONS[:1]),
+        *(("sm_90", options) for options in OPTIONS[:2]),
+        *(
+            pytest.param(target, options, marks=pytest.mark.slow)
+            for target in ("sm_80", "sm_90", "gfx942")
+            for options in OPTIONS
+        ),
     ],
     ids=lambda value: str(getattr(value, "weight", value)),
 )
