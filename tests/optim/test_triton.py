@@ -263,12 +263,13 @@ def test_kernels_compile(
 
 
 @pytest.mark.thorough
-def test_steps_in_the_interpreter() -> None:
+@pytest.mark.parametrize("chosen", ["float32", pytest.param("", marks=pytest.mark.slow)])
+def test_steps_in_the_interpreter(chosen: str) -> None:
     """In a process of its own: Triton chooses the interpreter when it is imported."""
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",
-         str(here / "triton_steps.py")],
+         "-k", chosen, str(here / "triton_steps.py")],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=here.parents[1],
         capture_output=True,
