@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Slices
-from manifoldnet.geometry.settled import is_sharded, laid_out_as
+from manifoldnet.geometry.settled import laid_out_as
 from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim.step import StepInput
 
@@ -49,7 +49,13 @@ Across = tuple[torch.device, Groups]
 
 def _may_be_there() -> bool:
     """Test for DTensors in this process: there are none where nobody has imported them."""
-    return "torch.distributed.tensor" in sys.modules
+    return sys.modules.get("torch.distributed.tensor") is not None
+
+
+def is_sharded(x: Any) -> bool:
+    """Test for a DTensor, by its class: a graph of torch.compile knows nothing of its methods."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
 
 
 def local(x: Tensor, like: Tensor | None = None) -> Tensor:
@@ -61,7 +67,9 @@ def local(x: Tensor, like: Tensor | None = None) -> Tensor:
     """
     if not _may_be_there() or not is_sharded(x):
         return x
-    parts: Any = x.detach() if like is None else laid_out_as(like, x).detach()
+    parts: Any = x.detach()
+    if like is not None and is_sharded(like) and parts.placements != like.placements:  # type: ignore[attr-defined]
+        parts = laid_out_as(like, parts)
     piece: Tensor = parts.to_local()
     return piece
 
@@ -93,10 +101,12 @@ def partition(works: Sequence[StepInput]) -> tuple[dict[int, StepInput], dict[Ac
             continue
         groups = groups_of(work.x, work.geometry.dim)
         piece = _localized(work)
-        if Slices(work.geometry.dim).count(piece.x.shape):
-            here[place] = piece
-            if groups:
-                across.setdefault((piece.x.device, groups), []).append(place)
+        dim = work.geometry.dim
+        if isinstance(dim, int) and not piece.x.shape[dim]:
+            continue
+        here[place] = piece
+        if groups:
+            across.setdefault((piece.x.device, groups), []).append(place)
     return here, across
 
 

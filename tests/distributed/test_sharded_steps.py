@@ -263,6 +263,7 @@ def test_trainers_on_four_processes(four: Ranks, how: str, kind: str, path: str)
 
 
 def _compiled(kind: str) -> dict[str, Tensor]:
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a")
     net = Layers()
     declare(net)
     split(net, "full")
