@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Slices
-from manifoldnet.geometry.settled import laid_out_as
 from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim.step import StepInput
 
@@ -68,8 +67,10 @@ def local(x: Tensor, like: Tensor | None = None) -> Tensor:
     if not _may_be_there() or not is_sharded(x):
         return x
     parts: Any = x.detach()
-    if like is not None and is_sharded(like) and parts.placements != like.placements:  # type: ignore[attr-defined]
-        parts = laid_out_as(like, parts)
+    if is_sharded(like):
+        wanted: Any = like
+        if (parts.device_mesh, parts.placements) != (wanted.device_mesh, wanted.placements):
+            parts = parts.redistribute(wanted.device_mesh, wanted.placements)
     piece: Tensor = parts.to_local()
     return piece
 

@@ -360,9 +360,9 @@ def _turn(work: StepInput, rr: Tensor, rate: Any, s: Any, mm: Tensor) -> tuple[A
 
     So written, no number is as large as the square of a rate.
     """
-    radius, buffered = work.geometry.radius, work.b is not None
+    radius: Any = work.geometry.radius
+    buffered = work.b is not None
     if work.geometry.retraction == "projective":
-        assert radius is not None
         r = rr.sqrt()
         per = torch.hypot(r, mm.sqrt() * rate).reciprocal_()
         a = per if radius == 1 else per * radius
@@ -388,9 +388,8 @@ def _turn_and_carry(
     work: StepInput, rr: Tensor, rate: Any, s_m: Any, s_n: Any, mm: Tensor, mn: Tensor
 ) -> tuple[Any, ...]:
     """The same with another vector carried along: n⁺ = c x + d t_m + e t_n (Nesterov)."""
-    radius = work.geometry.radius
+    radius: Any = work.geometry.radius
     if work.geometry.retraction == "projective":
-        assert radius is not None
         r = rr.sqrt()
         end = torch.hypot(r, rate * mm.sqrt())
         per, turn = rate / end, rate / (end + r) * mn

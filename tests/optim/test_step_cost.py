@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ import manifoldnet as mn
 class Counter(TorchDispatchMode):
     """Counts operators, and the bytes of what each of them makes anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, uncounted: Collection[str] = ()) -> None:
         super().__init__()
+        self.uncounted = uncounted
         self.calls = 0
         self.largest = 0
 
@@ -24,7 +26,7 @@ class Counter(TorchDispatchMode):
         given = [*args, *(kwargs or {}).values()]
         known = {a.untyped_storage().data_ptr() for a in given if isinstance(a, Tensor)}
         result = func(*args, **(kwargs or {}))
-        self.calls += 1
+        self.calls += func.overloadpacket.__name__ not in self.uncounted
         if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in known:
             self.largest = max(self.largest, result.untyped_storage().nbytes())
         return result
@@ -64,6 +66,28 @@ def test_weights_of_one_shape_are_stepped_together(
     """Each more weight costs its views, and not a step of its own."""
     few, many = (_count(n, (64, 64), make, **options).calls for n in (10, 110))
     assert (many - few) / 100 <= 12
+
+
+@pytest.mark.parametrize(
+    ("options", "most"), [({}, 70), ({"momentum": 0.9}, 85)], ids=["sgd", "momentum"]
+)
+def test_on_an_accelerator_operators_do_not_grow_with_the_weights(
+    options: dict[str, Any], most: int
+) -> None:
+    """On meta tensors, as on any device that is not asked for values; views are no launches."""
+    views = {"detach", "unbind", "view", "unsqueeze"}
+    for weights in (1, 50):
+        model = nn.ParameterList(
+            [nn.Parameter(torch.empty(64, 64, device="meta")) for _ in range(weights)]
+        )
+        for name, p in model.named_parameters():
+            mn.declare(model, name, mn.Oblique())
+            p.grad = torch.empty_like(p)
+        optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=0.01, **options)
+        optimizer.step()
+        with Counter(views) as counter:
+            optimizer.step()
+        assert counter.calls <= most
 
 
 @pytest.mark.parametrize(("make", "options", "most"), STEPS)
