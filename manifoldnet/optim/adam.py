@@ -237,15 +237,17 @@ class RiemannianAdam(RiemannianOptimizer):
         works = []
         for weight, state in zip(declared, states, strict=True):
             assert weight.geometry is not None  # so chosen by _step_declared
-            top = state["max_exp_avg_sq"] if group["amsgrad"] else None
+            max_s = state["max_exp_avg_sq"] if group["amsgrad"] else None
             capturable = group["capturable"] and not torch.compiler.is_compiling()
             count = state["step"] if capturable else None
             unbias = (1.0, 1.0) if capturable else _unbias(state["step"], group["betas"], False)
             b, s = state["exp_avg"], state["exp_avg_sq"]
             x = weight.x
-            share = s.numel() / x.numel() if group["slice_scale"] == "rms" else 1.0
+            s_factor = s.numel() / x.numel() if group["slice_scale"] == "rms" else 1.0
             works.append(
-                StepInput(x, weight.grad, weight.geometry, b, False, s, top, unbias, share, count)
+                StepInput(
+                    x, weight.grad, weight.geometry, b, False, s, max_s, unbias, s_factor, count
+                )
             )
         return works
 

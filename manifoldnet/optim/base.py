@@ -65,7 +65,7 @@ class Plain:
         return grad
 
     @property
-    def strewn(self) -> bool:
+    def has_holes(self) -> bool:
         """True if its memory has holes."""
         return self.want is not None and self.want.plain and not self.want.dense
 
@@ -489,9 +489,9 @@ class RiemannianOptimizer(Optimizer, ABC):
         """
         if not plain or not group["fused"]:
             return [(group["fused"], plain)] if plain else []
-        dense = [weight for weight in plain if not weight.strewn]
-        strewn = [weight for weight in plain if weight.strewn]
-        return [(fused, some) for fused, some in ((True, dense), (False, strewn)) if some]
+        dense = [weight for weight in plain if not weight.has_holes]
+        with_holes = [weight for weight in plain if weight.has_holes]
+        return [(fused, some) for fused, some in ((True, dense), (False, with_holes)) if some]
 
     def _step_declared(self, group: dict[str, Any], declared: list[Declared]) -> list[Declared]:
         """Step declared weights, each by the fastest path that supports it and is allowed.

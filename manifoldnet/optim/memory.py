@@ -100,8 +100,7 @@ def expected(p: Tensor, manifold: Manifold | None) -> Expected:
 
 def expected_on(p: Tensor, geometry: SliceGeometry) -> Expected:
     """The forms for a weight on one of the manifolds that the fast paths know."""
-    over = Slices(geometry.dim).over(p.ndim)
-    shape = torch.Size(1 if d in over else n for d, n in enumerate(p.shape))
+    shape = Slices(geometry.dim).shape_of(p.shape)
     want = _expected(p, slices.promote(p.detach())[0].dtype, shape)
     if not want.dense and not want.sharded:
         return want

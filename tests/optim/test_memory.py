@@ -36,7 +36,7 @@ each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 each_manifold = pytest.mark.parametrize("manifold", MANIFOLDS, ids=str)
 
 
-def _strewn(x: Tensor) -> Tensor:
+def _with_holes(x: Tensor) -> Tensor:
     """The same numbers in memory with holes between them."""
     return x.repeat_interleave(2, -1)[..., ::2]
 
@@ -54,7 +54,7 @@ def _reversed(x: Tensor) -> Tensor:
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels_last": _last,
     "reversed": _reversed,
-    "strewn": _strewn,
+    "with holes": _with_holes,
     "double": Tensor.double,
 }
 
@@ -121,7 +121,7 @@ def test_state_in_another_form(
 @each_path
 @each_algorithm
 @each_manifold
-@pytest.mark.parametrize("form", ["channels_last", "reversed", "strewn"])
+@pytest.mark.parametrize("form", ["channels_last", "reversed", "with holes"])
 def test_gradients_in_another_form(
     manifold: mn.Manifold | None, algorithm: str, form: str, path: dict[str, Any]
 ) -> None:
@@ -133,7 +133,7 @@ def test_gradients_in_another_form(
 @each_path
 @each_algorithm
 @each_manifold
-@pytest.mark.parametrize("form", ["channels_last", "reversed", "strewn"])
+@pytest.mark.parametrize("form", ["channels_last", "reversed", "with holes"])
 def test_weights_in_another_form(
     manifold: mn.Manifold | None, algorithm: str, form: str, path: dict[str, Any]
 ) -> None:
@@ -328,7 +328,7 @@ def test_each_weight_has_its_own_form(path: dict[str, Any], declared: bool) -> N
             if forms and step == 2:
                 weights[1].data = _last(weights[1].data)
             if forms and step == 4:
-                weights[1].data = _strewn(weights[1].data)
+                weights[1].data = _with_holes(weights[1].data)
             if forms and step == 7:
                 weights[1].data = weights[1].data.contiguous()
             for i, p in enumerate(weights):

@@ -93,25 +93,24 @@ def gram(
     names = [work.products(hyper) for work in works]
     counts = [count for _, count, _ in layouts]
     flat = [
-        torch.zeros((6 if "xb" in own else 3) * count, dtype=torch.float64)
-        for own, count in zip(names, counts, strict=True)
+        torch.zeros((6 if "xb" in some else 3) * count, dtype=torch.float64)
+        for some, count in zip(names, counts, strict=True)
     ]
     along = [0] * len(works)
     if first is not None:
-        shares = [_flat(f.along(f.xx == 0), count) for f, count in zip(first, counts, strict=True)]
-        along = [share.data_ptr() for share in shares]
+        factors = [_flat(f.along(f.xx == 0), count) for f, count in zip(first, counts, strict=True)]
+        along = [factor.data_ptr() for factor in factors]
     read = [
-        work if "xb" in own else work._replace(b=None)
-        for work, own in zip(works, names, strict=True)
+        work if "xb" in some else work._replace(b=None)
+        for work, some in zip(works, names, strict=True)
     ]
     places = [numbers.data_ptr() for numbers in flat]
     _call("gram", read, hyper, layouts, places, along)
     grams = []
-    for work, own, count, numbers in zip(works, names, counts, flat, strict=True):
-        over = Slices(work.geometry.dim).over(work.x.ndim)
-        shape = [1 if d in over else n for d, n in enumerate(work.x.shape)]
+    for work, some, count, numbers in zip(works, names, counts, flat, strict=True):
+        shape = Slices(work.geometry.dim).shape_of(work.x.shape)
         products = dict(zip(_PRODUCTS, numbers.split(count), strict=False))
-        grams.append(Gram(**{name: products[name].view(shape) for name in own}))
+        grams.append(Gram(**{name: products[name].view(shape) for name in some}))
     return grams
 
 
@@ -126,13 +125,13 @@ def update(
         layouts: theirs.
     """
     flat = []
-    for work, own, (_, count, _) in zip(works, found, layouts, strict=True):
-        for state, value in ((work.s, own.s), (work.top, own.top)):
+    for work, c, (_, count, _) in zip(works, found, layouts, strict=True):
+        for state, value in ((work.s, c.s), (work.max_s, c.max_s)):
             if state is not None and value is not None:
                 state.copy_(value)
-        if work.b is not None and is_zero(own.x3) and is_zero(own.b3):
+        if work.b is not None and is_zero(c.x3) and is_zero(c.b3):
             work.b.zero_()  # it has no value, or none that counts
-        flat.append(_flat(own[:6], count))
+        flat.append(_flat(c[:6], count))
     _call("update", works, None, layouts, [numbers.data_ptr() for numbers in flat])
 
 
@@ -166,16 +165,16 @@ def _call(
     options: list[bytes] = []
     table: list[int] = []
     like = None  # most weights of a group have the same options
-    for (x, g, geometry, b, first, s, top, unbias, share, _), layout, place, part in zip(
+    for (x, g, geometry, b, first, s, max_s, unbias, s_factor, _), layout, place, part in zip(
         works, layouts, numbers, along, strict=True
     ):
-        if like != (alike := (geometry, b is None, first, unbias, share)):
+        if like != (alike := (geometry, b is None, first, unbias, s_factor)):
             like, work = alike, works[len(options)]
             packed = _NOTHING if hyper is None else _packed(work, hyper)
         if hyper is not None and b is not None and (first or hyper.keep == 0):
             b.zero_()  # it has no value, or none that counts
         options.append(packed)
-        table += (x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(top))
+        table += (x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(max_s))
         table += (*layout, place, part)
     for dtype in dtypes:
         call = getattr(library(), f"{task}_{_TYPES[dtype]}")
@@ -211,5 +210,5 @@ def _packed(work: StepInput, hyper: HyperParameters) -> bytes:
         *((hyper.sign, 0.0) if flat else (0.0, hyper.sign)),
         *(hyper.keep if carries else 0.0, hyper.fresh if carries or adam else 1.0),
         *((1.0, hyper.keep) if hyper.nesterov else (0.0, 1.0)),
-        *(hyper.beta2 or 0.0, hyper.eps, *work.unbias, work.share),
+        *(hyper.beta2 or 0.0, hyper.eps, *work.unbias, work.s_factor),
     )

@@ -47,12 +47,12 @@ struct Options {
   double keep, fresh;   // keep: 0 where there is no buffer, or one without a value
   double direct, heavy;
   double beta2, eps, unbias1, unbias2;  // of Adam, 1 - beta^t
-  double share;         // of <d,d> that the second moment takes: 1, or one over a slice's size
+  double s_factor;        // of <d,d> that the second moment takes: 1, or one over a slice's size
 };
 
 struct Weight {
   void *x, *g, *b;      // b may be null
-  void *s, *top;        // second moments and their maxima, one number a slice; may be null
+  void *s, *max_s;        // second moments and their maxima, one number a slice; may be null
   int64_t outer, count, inner;  // a slice is x[:, i, :] of (outer, count, inner)
   // Of `gram` the products and of `update` the coefficients, kind by kind, slice by slice; of
   // `step` the least and the largest <x,x>.
@@ -66,7 +66,7 @@ enum Task { GRAM = 1, UPDATE = 2, STEP = 3 };
 
 // Kinds of numbers of a slice: its products, and its coefficients with what else its step needs.
 enum { XX, XG, GG, XB, GB, BB, PRODUCTS };
-enum { X1, X2, X3, B1, B2, B3, S, TOP, CARE, COEFFICIENTS };
+enum { X1, X2, X3, B1, B2, B3, S, MAX_S, EXACT, COEFFICIENTS };
 
 constexpr int64_t SMALL = 1 << 16;  // numbers; below, a weight is one thread's
 constexpr int64_t LONG = 1 << 17;   // a slice that is worth all threads
@@ -105,7 +105,7 @@ struct Products {
 
 // The coefficients of a slice, its second moments, and whether rounding on the way was too much.
 struct Coefficients {
-  double x1, x2, x3, b1, b2, b3, s, top;
+  double x1, x2, x3, b1, b2, b3, s, max_s;
   double cancelled;  // 1 where the step is all but nothing beside what it was made of
 };
 
@@ -174,10 +174,10 @@ inline R larger(R a, R b) {  // NaN in b stays
 
 // The coefficients of a slice from its products, and its second moments so far.
 template <class T, Retraction WAY, bool ADAM, bool BUFFER, class R>
-inline Coefficients coefficients(const Options &o, const Products<R> &p, double s, double top) {
+inline Coefficients coefficients(const Options &o, const Products<R> &p, double s, double max_s) {
   constexpr bool sphere = on_sphere(WAY);
   const R rr = p.xx, scale = R(o.constant) + R(o.linear) * rr;
-  // g and b taken apart: a share of x, and what is orthogonal to it. Of zero nothing is.
+  // g and b taken apart: a multiple of x, and what is orthogonal to it. Of zero nothing is.
   const R per = rr == 0 ? R(0) : 1 / rr, sg = p.xg * per, sb = BUFFER ? p.xb * per : R(0);
   const R gg = p.tangent ? p.gg : larger(R(0), p.gg - sg * p.xg);
   const R gb = !BUFFER ? R(0) : p.tangent ? p.gb : p.gb - sg * p.xb;
@@ -185,9 +185,9 @@ inline Coefficients coefficients(const Options &o, const Products<R> &p, double 
   R rate = o.lr;
   if (ADAM) {
     const R dd = sphere ? gg : rr * (gg + sg * p.xg);
-    s = T(R(o.beta2) * R(s) + R(1 - o.beta2) * dd * R(o.share));
-    top = larger(top, s);
-    const R root = std::sqrt(R(top) / R(o.unbias2)) + R(o.eps);
+    s = T(R(o.beta2) * R(s) + R(1 - o.beta2) * dd * R(o.s_factor));
+    max_s = larger(max_s, s);
+    const R root = std::sqrt(R(max_s) / R(o.unbias2)) + R(o.eps);
     // Without eps: where there never was a gradient there is no step.
     rate = root == 0 ? R(0) : rate / (root * R(o.unbias1));
   }
@@ -212,7 +212,7 @@ inline Coefficients coefficients(const Options &o, const Products<R> &p, double 
           double(rr == 0 ? R(0) : tg),
           double(rr == 0 ? R(0) : tb),
           s,
-          top,
+          max_s,
           uu < R(0.1) * (of_g + of_b) ? 1.0 : 0.0};
 }
 
@@ -282,14 +282,14 @@ struct Slices {
   const Options &o;
   const Weight &w;
   const bool alone;  // whether this thread has the weight for itself
-  T *x, *b, *s, *top;
+  T *x, *b, *s, *max_s;
   const T *g;
   const int64_t wide;
   static constexpr int64_t LINE = 64 / sizeof(T);  // numbers that memory brings at once
   static constexpr int KINDS = BUFFER ? PRODUCTS : XB;
 
   Slices(const Options &o, const Weight &w, bool alone)
-      : o(o), w(w), alone(alone), x((T *)w.x), b((T *)w.b), s((T *)w.s), top((T *)w.top),
+      : o(o), w(w), alone(alone), x((T *)w.x), b((T *)w.b), s((T *)w.s), max_s((T *)w.max_s),
         g((const T *)w.g), wide(w.count * w.inner) {}
 
   // Slices go in blocks: products, coefficients, update, while they are in the cache. Threads have
@@ -314,7 +314,7 @@ struct Slices {
         s ? solve<true>(first, n, products, k, block) : solve<false>(first, n, products, k, block);
         update(first, n, k, block, shared, std::max(n * w.inner, AHEAD), false);
         for (int64_t i = 0; i < n; ++i)
-          if (k[CARE * block + i] == 2) mend(first + i);
+          if (k[EXACT * block + i] == 2) mend(first + i);
       }
     };
     const int64_t numbers = task == STEP ? (PRODUCTS + COEFFICIENTS) * block : 0;
@@ -380,7 +380,7 @@ struct Slices {
       for (int kind = 0; kind < KINDS; ++kind) out[kind] += parts[PRODUCTS * c + kind];
   }
 
-  // Of slices that are strewn: columns of (outer, count * inner), of which `inner` are a slice.
+  // Of slices that are strided: columns of (outer, count * inner), of which `inner` are a slice.
   void gram_of_columns(int64_t first, int64_t n, double *out, int64_t apart, bool shared) const {
     const int64_t width = n * w.inner, left = first * w.inner;
     const int64_t high = height(shared), stripes = (w.outer + high - 1) / high;
@@ -506,7 +506,7 @@ struct Slices {
                 int64_t apart) const {
     for (int64_t i = 0; i < n; ++i) {
       k[S * apart + i] = ADAM ? s[first + i] : T(0);
-      k[TOP * apart + i] = ADAM && top ? top[first + i] : T(0);
+      k[MAX_S * apart + i] = ADAM && max_s ? max_s[first + i] : T(0);
     }
     const Options o = this->o;
 #pragma GCC ivdep
@@ -514,23 +514,23 @@ struct Slices {
       auto of = [=](int kind) { return BUFFER || kind < XB ? p[kind * apart + i] : 0.0; };
       const Products<double> q{of(XX), of(XG), of(GG), of(XB), of(GB), of(BB), false};
       const Coefficients c =
-          coefficients<T, WAY, ADAM, BUFFER>(o, q, k[S * apart + i], k[TOP * apart + i]);
+          coefficients<T, WAY, ADAM, BUFFER>(o, q, k[S * apart + i], k[MAX_S * apart + i]);
       // Where g or b is nearly parallel to x, the square of its tangent part would be rounding.
       const double left = q.gg * q.xx - q.xg * q.xg, left_b = q.bb * q.xx - q.xb * q.xb;
-      double care = c.cancelled;
-      care = left < 0.1 * q.gg * q.xx ? 1.0 : care;
-      if (BUFFER) care = left_b < 0.1 * q.bb * q.xx ? 1.0 : care;
-      if (WAY == ADDITIVE) care = 0;
-      k[CARE * apart + i] = (q.xx + q.gg + q.bb) * 0 == 0 ? care : 1.0;
+      double exact = c.cancelled;
+      exact = left < 0.1 * q.gg * q.xx ? 1.0 : exact;
+      if (BUFFER) exact = left_b < 0.1 * q.bb * q.xx ? 1.0 : exact;
+      if (WAY == ADDITIVE) exact = 0;
+      k[EXACT * apart + i] = (q.xx + q.gg + q.bb) * 0 == 0 ? exact : 1.0;
       k[X1 * apart + i] = c.x1, k[X2 * apart + i] = c.x2, k[X3 * apart + i] = c.x3;
       k[B1 * apart + i] = c.b1, k[B2 * apart + i] = c.b2, k[B3 * apart + i] = c.b3;
-      k[S * apart + i] = c.s, k[TOP * apart + i] = c.top;
+      k[S * apart + i] = c.s, k[MAX_S * apart + i] = c.max_s;
     }
     for (int64_t i = 0; i < n; ++i)
-      if (k[CARE * apart + i] != 0) solve_exactly<WAY, ADAM>(first + i, k + i, apart);
+      if (k[EXACT * apart + i] != 0) solve_exactly<WAY, ADAM>(first + i, k + i, apart);
     for (int64_t i = 0; ADAM && i < n; ++i) {
       s[first + i] = T(k[S * apart + i]);
-      if (top) top[first + i] = T(k[TOP * apart + i]);
+      if (max_s) max_s[first + i] = T(k[MAX_S * apart + i]);
     }
   }
 
@@ -545,11 +545,11 @@ struct Slices {
     exactly<R>(i, 1, &sg, &sb, &parts);
     parts.xg = all.xg, parts.xb = all.xb, parts.tangent = true;
     const Coefficients c = coefficients<T, WAY, ADAM, BUFFER>(o, parts, ADAM ? s[i] : T(0),
-                                                           ADAM && top ? top[i] : T(0));
-    const double found[] = {c.x1, c.x2, c.x3, c.b1, c.b2, c.b3, c.s, c.top};
-    for (int kind = 0; kind < CARE; ++kind) k[kind * apart] = found[kind];
+                                                           ADAM && max_s ? max_s[i] : T(0));
+    const double found[] = {c.x1, c.x2, c.x3, c.b1, c.b2, c.b3, c.s, c.max_s};
+    for (int kind = 0; kind < EXACT; ++kind) k[kind * apart] = found[kind];
     const bool moved = c.x1 != 1 || c.x2 != 0 || c.x3 != 0;
-    if (on_sphere(WAY) && moved) k[CARE * apart] = 2;
+    if (on_sphere(WAY) && moved) k[EXACT * apart] = 2;
   }
 
   // --- update -----------------------------------------------------------------------------------
@@ -557,14 +557,14 @@ struct Slices {
   // Writes n slices, backwards: what was read last is still in the cache. Careful arithmetic is
   // in double.
   void update(int64_t first, int64_t n, const double *k, int64_t apart, bool shared,
-              int64_t ahead, bool all_careful) const {
-    if (w.outer != 1) return update_columns(first, n, k, apart, shared, all_careful);
+              int64_t ahead, bool all_exact) const {
+    if (w.outer != 1) return update_columns(first, n, k, apart, shared, all_exact);
     const int64_t chunk = shared ? CHUNK : w.inner, chunks = (w.inner + CHUNK - 1) / CHUNK;
     auto piece = [=](int64_t i, int64_t c) {
       const int64_t at = (first + i) * w.inner + c * chunk;
       const int64_t m = std::min(chunk, w.inner - c * chunk);
       const int64_t next = at + ahead + m < wide ? ahead : 0;
-      all_careful || k[CARE * apart + i] != 0
+      all_exact || k[EXACT * apart + i] != 0
           ? write<double, T, BUFFER>(x + at, g + at, b + at, m, k + i, apart, next)
           : write<T, T, BUFFER>(x + at, g + at, b + at, m, k + i, apart, next);
     };
@@ -579,16 +579,16 @@ struct Slices {
   }
 
   void update_columns(int64_t first, int64_t n, const double *k, int64_t apart, bool shared,
-                      bool careful) const {
+                      bool exact) const {
     const int64_t width = n * w.inner, left = first * w.inner;
     const int64_t high = height(shared), stripes = (w.outer + high - 1) / high;
-    for (int64_t i = 0; i < n && !careful; ++i) careful = k[CARE * apart + i] != 0;
+    for (int64_t i = 0; i < n && !exact; ++i) exact = k[EXACT * apart + i] != 0;
 #pragma omp parallel for schedule(static) if (shared)
     for (int64_t stripe = 0; stripe < stripes; ++stripe) {
       const int64_t from = stripe * high, to = std::min(from + high, w.outer);
       for (int64_t j = 0; j < width; j += TILE) {
         const int64_t m = std::min(TILE, width - j);
-        careful ? spread_all<double>(from, to, left, j, m, k, apart)
+        exact ? spread_all<double>(from, to, left, j, m, k, apart)
                 : spread_all<T>(from, to, left, j, m, k, apart);
       }
     }
@@ -600,10 +600,10 @@ struct Slices {
                   int64_t apart) const {
     std::vector<C> near(6 * n);  // the coefficients of each column, side by side
     for (int kind = 0; kind < S; ++kind) {
-      const double *own = k + kind * apart + j / w.inner;
+      const double *k_i = k + kind * apart + j / w.inner;
       for (int64_t i = 0, within = j % w.inner; i < n; ++i) {
-        near[kind * n + i] = *own;
-        if (++within == w.inner) within = 0, ++own;
+        near[kind * n + i] = *k_i;
+        if (++within == w.inner) within = 0, ++k_i;
       }
     }
     for (; to - ROWS >= from; to -= ROWS) spread<C, ROWS>(to - ROWS, left + j, n, near.data());
