@@ -37,6 +37,8 @@ __all__ = [
     "partition",
     "per_slice",
     "pieces",
+    "processes",
+    "vote",
     "wrapped",
 ]
 
@@ -139,6 +141,20 @@ def _dim_of(placement: Any) -> int | None:
         )
     # Strided shards are no `Shard`, but have its dimension.
     return getattr(placement, "dim", None)
+
+
+def processes(x: Any) -> int:
+    """The number of processes that hold pieces of a DTensor, empty ones included."""
+    return int(x.device_mesh.size())
+
+
+def vote(x: Any, yes: bool) -> Tensor:
+    """A number that is, added up over the processes of a DTensor, how many of them say yes."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    mesh = x.device_mesh
+    piece = torch.tensor(float(yes), device=x.to_local().device)
+    return DTensor.from_local(piece, mesh, [Partial()] * mesh.ndim, run_check=False)
 
 
 def per_slice(x: Tensor, dim: Dim) -> Tensor:

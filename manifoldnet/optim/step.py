@@ -58,6 +58,7 @@ __all__ = [
     "HyperParameters",
     "SliceGeometry",
     "StepInput",
+    "Unbias",
     "coefficients",
     "is_zero",
     "moments",
@@ -104,8 +105,12 @@ def slice_geometry(manifold: Manifold) -> SliceGeometry | None:
     )
 
 
+Unbias = tuple[float | Tensor, float | Tensor]
+"""The bias corrections 1 − β₁ᵗ and 1 − β₂ᵗ of Adam."""
+
+
 class HyperParameters(NamedTuple):
-    """The numbers of a group. `beta2` is None for SGD.
+    """The numbers of a group, or tensors of one element. `beta2` is None for SGD.
 
     With `displacement`, g is no gradient but a displacement in the ambient space: the step is the
     retraction of lr times its tangent part, with the sign −1 of a descent, and there is no buffer.
@@ -113,11 +118,11 @@ class HyperParameters(NamedTuple):
 
     lr: float | Tensor
     sign: float = 1.0
-    keep: float = 0.0
-    fresh: float = 1.0
+    keep: float | Tensor = 0.0
+    fresh: float | Tensor = 1.0
     nesterov: bool = False
-    beta2: float | None = None
-    eps: float = 0.0
+    beta2: float | Tensor | None = None
+    eps: float | Tensor = 0.0
     displacement: bool = False
 
 
@@ -144,7 +149,7 @@ class StepInput(NamedTuple):
     first: bool = False
     s: Tensor | None = None
     max_s: Tensor | None = None
-    unbias: tuple[float | Tensor, float | Tensor] = (1.0, 1.0)
+    unbias: Unbias = (1.0, 1.0)
     s_factor: float = 1.0
     steps: Tensor | None = None
 

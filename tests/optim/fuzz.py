@@ -276,9 +276,9 @@ def _take(optimizer: Any, path: str) -> None:
         return
     group = optimizer.param_groups[0]
     with torch.no_grad():
-        works = [(group, *optimizer._split(0))]
+        works = [optimizer._split(0)]
         optimizer._check(works)
-        declared = works[0][2]
+        declared = works[0].declared
         made = optimizer._inputs(group, declared)
         compiled.step(made, optimizer._hyper(group), fused=True)
         optimizer._keep_buffers(declared, made)

@@ -3,8 +3,9 @@
 On an accelerator the operators of `torch_ops` are traced, and the compiler fuses them. On a
 processor TorchInductor (2.13) fails with a KeyError in loops that read several tensors and write
 some of them, so there a step is one operator, `manifoldnet::step`, which the graph calls and does
-not look into: it runs the compiled kernel, or `torch_ops`. Rates and bias corrections that change
-are tensors, so that no schedule compiles anything again.
+not look into: it runs the compiled kernel, or `torch_ops`. It takes rates, the other numbers of a
+group and bias corrections as tensors, so that those that are tensors may change without compiling
+anything again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def step(works: Sequence[StepInput], hyper: HyperParameters, fused: bool) -> Non
     if elsewhere:
         torch_ops.step(elsewhere, hyper)
     if here:
-        numbers = [hyper.lr, *(number for work in here for number in work.unbias)]
+        beta2 = 0.0 if hyper.beta2 is None else hyper.beta2
+        group = hyper.sign, hyper.nesterov, hyper.beta2 is not None, hyper.displacement
+        numbers = [hyper.lr, hyper.keep, hyper.fresh, beta2, hyper.eps]
+        numbers += [number for work in here for number in work.unbias]
         _step(
             [work.x for work in here],
             [work.g for work in here],
@@ -44,7 +48,7 @@ def step(works: Sequence[StepInput], hyper: HyperParameters, fused: bool) -> Non
             [work.max_s for work in here if work.max_s is not None],
             [torch.as_tensor(number, dtype=torch.float64) for number in numbers],
             repr([(*astuple(work.geometry), work.first, work.s_factor) for work in here]),
-            repr(tuple(hyper._replace(lr=0.0))),
+            repr(group),
             fused,
         )
 
@@ -62,8 +66,11 @@ def _step(
     fused: bool,
 ) -> None:
     """The same with plain types: buffers exist for all weights or for none."""
-    lr, *unbias = (number.item() for number in numbers)
-    hyper = HyperParameters(*literal_eval(group))._replace(lr=lr)
+    lr, keep, fresh, beta2, eps, *unbias = (number.item() for number in numbers)
+    sign, nesterov, adam, displacement = literal_eval(group)
+    hyper = HyperParameters(
+        lr, sign, keep, fresh, nesterov, beta2 if adam else None, eps, displacement
+    )
     works = []
     for i, (*geometry, first, s_factor) in enumerate(literal_eval(weights)):
         buffers = (tensors[i] if tensors else None for tensors in (b, s, max_s))

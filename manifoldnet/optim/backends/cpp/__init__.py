@@ -24,16 +24,18 @@ from torch import Tensor
 from manifoldnet.geometry import Slices
 from manifoldnet.optim.backends.cpp.build import library
 from manifoldnet.optim.backends.layout import Layout, dense_layout
+from manifoldnet.optim.overflow import growing
 from manifoldnet.optim.step import (
     Coefficients,
     Gram,
     HyperParameters,
     SliceGeometry,
     StepInput,
+    Unbias,
     is_zero,
 )
 
-__all__ = ["gram", "is_available", "layout", "step", "update"]
+__all__ = ["Repeated", "gram", "is_available", "layout", "step", "update"]
 
 # The kernel's structures, field for field.
 _OPTIONS = struct.Struct("=q13d")
@@ -70,6 +72,57 @@ def step(
     start, _ = squares.buffer_info()
     _call("step", works, hyper, layouts, range(start, start + 16 * len(works), 16))
     return list(zip(squares[::2], squares[1::2], strict=True))
+
+
+class Repeated:
+    """A step of the same weights again, wherever their memory is then.
+
+    Args:
+        works: weights of one type that have a `layout`, with values in their buffers. Tensors in
+            them are not kept.
+        layouts: theirs.
+    """
+
+    def __init__(self, works: Sequence[StepInput], layouts: Sequence[Layout]) -> None:
+        self._alike = [(w.geometry, w.b is not None, w.s_factor) for w in works]
+        self._dtype = works[0].x.dtype
+        self._squares = array.array("d", bytes(16 * len(works)))
+        start, _ = self._squares.buffer_info()
+        rows = [(*[0] * 5, *each, start + 16 * i, 0) for i, each in enumerate(layouts)]
+        self._width = len(rows[0])
+        self._table = array.array("q", [number for row in rows for number in row])
+
+    def __call__(
+        self,
+        addresses: Sequence[Sequence[int]],
+        hyper: HyperParameters,
+        unbias: Sequence[Unbias],
+    ) -> list[bool]:
+        """Take the step.
+
+        Args:
+            addresses: of x, g, b, s and their maxima, as far as there are any.
+            hyper: the numbers of the group.
+            unbias: the bias corrections of each weight; none for SGD.
+
+        Returns:
+            For each weight, whether it may have a zero slice or a norm near overflow.
+        """
+        for place, column in enumerate(addresses):
+            if column:
+                self._table[place :: self._width] = array.array("q", column)
+        options: dict[Any, bytes] = {}
+        packed = []
+        for i, (geometry, buffered, s_factor) in enumerate(self._alike):
+            numbers = unbias[i] if unbias else (1.0, 1.0)
+            key = geometry, s_factor, numbers
+            if key not in options:
+                options[key] = _packed(geometry, buffered, numbers, s_factor, hyper)
+            packed.append(options[key])
+        call = getattr(library(), f"step_{_TYPES[self._dtype]}")
+        call(b"".join(packed), self._table.buffer_info()[0], len(packed))
+        pairs = zip(self._squares[::2], self._squares[1::2], strict=True)
+        return [not least > 0 or growing(most, self._dtype) for least, most in pairs]
 
 
 def gram(
@@ -154,32 +207,31 @@ def _call(
         along: those of what g and b have along x.
     """
     along = [0] * len(works) if along is None else along
-    dtypes = {work.x.dtype for work in works}
-    if len(dtypes) > 1:
-        for dtype in dtypes:
-            own = [i for i, work in enumerate(works) if work.x.dtype is dtype]
-            of_type: Any = ([v[i] for i in own] for v in (works, layouts, numbers, along))
-            some, *others = of_type
-            _call(task, some, hyper, *others)
-        return
-    options: list[bytes] = []
-    table: list[int] = []
-    like = None  # most weights of a group have the same options
-    for (x, g, geometry, b, first, s, max_s, unbias, s_factor, _), layout, place, part in zip(
-        works, layouts, numbers, along, strict=True
-    ):
-        if like != (alike := (geometry, b is None, first, unbias, s_factor)):
-            like, work = alike, works[len(options)]
-            packed = _NOTHING if hyper is None else _packed(work, hyper)
-        if hyper is not None and b is not None and (first or hyper.keep == 0):
-            b.zero_()  # it has no value, or none that counts
+    empty = hyper is not None and hyper.keep == 0
+    calls: dict[torch.dtype, tuple[list[bytes], array.array[int]]] = {}
+    like, packed = None, _NOTHING  # most weights of a group have the same options
+    for work, layout, place, part in zip(works, layouts, numbers, along, strict=True):
+        x, g, geometry, b, first, s, max_s, unbias, s_factor, _ = work
+        if hyper is not None:
+            alike = geometry, b is None, first, unbias, s_factor
+            if like != alike:
+                carries = b is not None and not first
+                like, packed = alike, _packed(geometry, carries, unbias, s_factor, hyper)
+            if b is not None and (first or empty):
+                b.zero_()  # it has no value, or none that counts
+        if (call := calls.get(x.dtype)) is None:
+            call = calls[x.dtype] = [], array.array("q")
+        options, table = call
         options.append(packed)
-        table += (x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(max_s))
-        table += (*layout, place, part)
-    for dtype in dtypes:
-        call = getattr(library(), f"{task}_{_TYPES[dtype]}")
-        addresses = array.array("q", table)
-        call(b"".join(options), addresses.buffer_info()[0], len(works))
+        table.extend(
+            (
+                *(x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(max_s)),
+                *(*layout, place, part),
+            )
+        )
+    for dtype, (options, table) in calls.items():
+        function = getattr(library(), f"{task}_{_TYPES[dtype]}")
+        function(b"".join(options), table.buffer_info()[0], len(options))
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -195,20 +247,33 @@ def _flat(values: Iterable[Any], count: int) -> Tensor:
     return torch.cat([part.expand(count) for part in parts])
 
 
-def _packed(work: StepInput, hyper: HyperParameters) -> bytes:
+def _packed(
+    geometry: SliceGeometry,
+    buffered: bool,
+    unbias: Unbias,
+    s_factor: float,
+    hyper: HyperParameters,
+) -> bytes:
     """The numbers of a group and of a weight, as the kernel combines them.
 
     The gradient is d = (constant + linear ⟨x,x⟩) g, the buffer n = fresh d + keep b, the step
     −lr (direct d + heavy n).
+
+    Args:
+        geometry: of the slices.
+        buffered: whether there is a buffer that has values.
+        unbias: the bias corrections.
+        s_factor: of ⟨d, d⟩ in the second moment.
+        hyper: the numbers of the group.
     """
-    radius, adam = work.geometry.radius, hyper.beta2 is not None
+    radius, adam = geometry.radius, hyper.beta2 is not None
     flat = radius is not None or hyper.displacement
-    carries = work.b is not None and not work.first and hyper.keep != 0
-    way = _RETRACTIONS.get(work.geometry.retraction, 2 if radius is None else 1)
+    carries = buffered and hyper.keep != 0
+    way = _RETRACTIONS.get(geometry.retraction, 2 if radius is None else 1)
     return _OPTIONS.pack(
         *(way, radius or 0.0, hyper.lr),
         *((hyper.sign, 0.0) if flat else (0.0, hyper.sign)),
         *(hyper.keep if carries else 0.0, hyper.fresh if carries or adam else 1.0),
         *((1.0, hyper.keep) if hyper.nesterov else (0.0, 1.0)),
-        *(hyper.beta2 or 0.0, hyper.eps, *work.unbias, work.s_factor),
+        *(hyper.beta2 or 0.0, hyper.eps, *unbias, s_factor),
     )
