@@ -320,6 +320,7 @@ class Manifold(GeooptVocabulary):
 
     def _fields(self) -> dict[str, Any]:
         """The constructor's arguments as plain JSON types: what `repr` shows."""
+        # Manifolds are dataclasses, and their abstract base is none.
         shown = [f.name for f in dataclasses.fields(self) if f.repr]  # type: ignore[arg-type]
         values = {name: getattr(self, name) for name in shown}
         return {k: v.name if isinstance(v, Retraction) else v for k, v in values.items()}

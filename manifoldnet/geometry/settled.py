@@ -4,12 +4,14 @@ Where Python asks such a tensor for a number, each process sees its own part (to
 none), so that processes would decide differently, and wait for each other forever. What decides
 from values asks `settle` or `settled_numbers` first. All processes have to, in the same order.
 
-These tensors are known by their methods: torch.distributed is not imported.
+These tensors are known by their class, where it has been imported: a graph of torch.compile knows
+nothing of their methods, and torch.distributed is not imported here.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +21,10 @@ from torch import Tensor
 __all__ = ["copy_into", "is_sharded", "laid_out_as", "reducible", "settle", "settled_numbers"]
 
 
-def is_sharded(t: Tensor) -> bool:
+def is_sharded(t: Any) -> bool:
     """Test whether a tensor is a DTensor, of which this process may hold a part only."""
-    return hasattr(t, "full_tensor")
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)
 
 
 def settle(t: Tensor) -> Tensor:

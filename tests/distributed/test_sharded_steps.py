@@ -302,10 +302,10 @@ def _resumed(kind: str, path: str, how: str) -> dict[str, Tensor]:
             elif how == "replicated":
                 state[key] = distribute_tensor(whole, value.device_mesh, [Replicate()])
             elif value.ndim == 2:
-                strewn = value.to_local().t().contiguous().t()
+                transposed = value.to_local().t().contiguous().t()
                 state[key] = (
                     DTensor.from_local(
-                        strewn,
+                        transposed,
                         value.device_mesh,
                         value.placements,
                         shape=p.shape,
@@ -318,7 +318,7 @@ def _resumed(kind: str, path: str, how: str) -> dict[str, Tensor]:
     return {name: _whole(p) for name, p in net.named_parameters()}
 
 
-@pytest.mark.parametrize("how", ["plain", "replicated", "strewn"])
+@pytest.mark.parametrize("how", ["plain", "replicated", "transposed"])
 @pytest.mark.parametrize("path", ["torch", "kernel"])
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
 def test_state_in_other_forms_is_put_in_place(two: Ranks, kind: str, path: str, how: str) -> None:
