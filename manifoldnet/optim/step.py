@@ -114,8 +114,8 @@ class HyperParameters(NamedTuple):
 
     With `displacement`, g is no gradient but a displacement v = q g in the frame of the metric,
     q = 1 on spheres and ‖x‖ under the scaled metric: the step is the retraction of lr times its
-    tangent part, less `decay` times the weight where that is tangent, with the sign −1 of a descent, and
-    there is no buffer.
+    tangent part, less `decay` times the weight where that is tangent. The sign is the −1 of a
+    descent, and there is no buffer.
     """
 
     lr: float | Tensor
