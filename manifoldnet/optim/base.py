@@ -527,7 +527,8 @@ class RiemannianOptimizer(Optimizer, ABC):
                 looks = backends.step(works, hyper, layouts, self._plans)
                 watched += [weight for weight, look in zip(known, looks, strict=True) if look]
             self._keep_buffers(known, works)
-        return watched
+        # A weight whose zero slices are declared would be found in every step.
+        return [weight for weight in watched if not weight.manifold.zero_slices]
 
     def _step_alone(self, group: dict[str, Any], weight: Declared) -> bool:
         """Step one weight by the formulas; return whether a slice is known to be zero."""
@@ -602,7 +603,8 @@ class RiemannianOptimizer(Optimizer, ABC):
                 if weight.p.device.type == "cpu" and not shards.is_sharded(weight.p):
                     # The kernel looks at norms itself.
                     kernel = group["fused"] and weight.want is not None and weight.want.layout
-                    if weight.manifold.scale_invariant and not kernel:
+                    asked = weight.manifold.scale_invariant and not kernel
+                    if asked or weight.manifold.zero_slices:
                         found.append((group, weight))
                 elif seldom:
                     elsewhere.append((group, weight))
