@@ -33,7 +33,7 @@ from torch import Tensor
 from manifoldnet.geometry.euclidean import NoProjection
 from manifoldnet.geometry.manifold import Geodesic, Manifold, register_manifold
 from manifoldnet.geometry.oblique import angle, log_unit, parallel_transport, transport_along
-from manifoldnet.geometry.parts import Geodesics, Metric
+from manifoldnet.geometry.parts import Frame, Geodesics, Metric
 from manifoldnet.geometry.slices import Slices, cos_sinc, promote
 
 __all__ = ["Polar", "PolarGeodesics", "PolarMetric"]
@@ -74,6 +74,17 @@ class PolarMetric(Metric):
         r, unit, _ = _polar(self.slices, x)
         a, t = _components(self.slices, unit, g)
         return torch.addcmul(r * r * t, a, unit)
+
+    def frame(self, x: Tensor) -> Frame:
+        """None: along a slice the metric is another one than across it.
+
+        Raises:
+            NotImplementedError: in any case.
+        """
+        raise NotImplementedError(
+            "the metric of Polar scales no slice as a whole: step gains and directions apart, with "
+            "Polar.split, gradients and join"
+        )
 
 
 @final

@@ -18,7 +18,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry.parts import Geodesics, Metric, Projection
+from manifoldnet.geometry.parts import Frame, Geodesics, Metric, Projection
 from manifoldnet.geometry.settled import is_sharded, laid_out_along
 from manifoldnet.geometry.slices import Slices
 
@@ -120,6 +120,10 @@ class MetricExcept(Metric):
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
         """As the metric's own; the projection makes it zero where the slice is."""
         return self.of.sharp(x, g)
+
+    def frame(self, x: Tensor) -> Frame:
+        """As the metric's own."""
+        return self.of.frame(x)
 
 
 @final

@@ -164,6 +164,26 @@ def test_a_state_is_loaded_on_the_same_manifold_alone(manifold: mn.Manifold) -> 
         mn.RiemannianAdam(other.named_parameters(), lr=0.01).load_state_dict(saved)
 
 
+@pytest.mark.parametrize("how", [{}, {"length": "angle"}, {"length": "angle", "tangent": False}])
+@pytest.mark.parametrize("foreach", [False, None])
+@each_padded
+def test_under_a_constrained_optimizer(
+    manifold: mn.Manifold, foreach: bool | None, how: dict[str, Any]
+) -> None:
+    """Whatever the gradient of the row is, and without a warning."""
+    layer = nn.Embedding(6, 4, padding_idx=0, dtype=torch.float64)
+    mn.declare(layer, "weight", manifold, project=True)
+    before = layer.weight.detach().clone()
+    base = torch.optim.AdamW(layer.parameters(), lr=0.05, weight_decay=0.0, foreach=foreach)
+    optimizer = mn.constrain(base, **how)
+    for _ in range(3):
+        layer.weight.grad = torch.randn(6, 4, dtype=torch.float64)
+        optimizer.step()
+    assert not bool(layer.weight[0].any())
+    assert mn.violations(layer)["weight"] < 1e-12
+    assert bool((layer.weight.detach() != before)[1:].any(1).all())
+
+
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::Warning")  # what torch says of itself while it traces
 @pytest.mark.parametrize("manifold", PADDED, ids=str)
