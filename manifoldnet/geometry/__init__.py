@@ -20,6 +20,7 @@ from manifoldnet.geometry.manifold import (
 )
 from manifoldnet.geometry.oblique import Normalization, Oblique, Sphere, SphereGeodesics
 from manifoldnet.geometry.parts import Frame, Geodesics, Metric, Projection
+from manifoldnet.geometry.polar import Polar, PolarGeodesics, PolarMetric
 from manifoldnet.geometry.product import Product
 from manifoldnet.geometry.scaled_euclidean import CylinderGeodesics, ScaledEuclidean, ScaledMetric
 from manifoldnet.geometry.slices import Slices
@@ -46,6 +47,9 @@ __all__ = [
     "NotOnManifoldError",
     "NotTangentError",
     "Oblique",
+    "Polar",
+    "PolarGeodesics",
+    "PolarMetric",
     "Product",
     "Projection",
     "Projective",

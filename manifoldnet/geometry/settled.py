@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["copy_into", "is_sharded", "laid_out_as", "reducible", "settle", "settled_numbers"]
+__all__ = [
+    "copy_into",
+    "is_sharded",
+    "laid_out_along",
+    "laid_out_as",
+    "reducible",
+    "settle",
+    "settled_numbers",
+]
 
 
 def is_sharded(t: Any) -> bool:
@@ -97,3 +105,18 @@ def laid_out_as(x: Any, y: Any) -> Any:
         return y
     here, there = ((t.device_mesh, t.placements) for t in (x, y))
     return y if here == there else y.redistribute(*here)
+
+
+def laid_out_along(x: Any, y: Tensor, dim: int) -> Any:
+    """One number per slice, known to every process, in parts as those of a DTensor.
+
+    Args:
+        x: a DTensor.
+        y: a tensor of the size of `x` along `dim`, and of size one along its other dimensions.
+        dim: the dimension that indexes the slices.
+    """
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    # Strided shards are no `Shard`, but have its dimension.
+    places = [p if getattr(p, "dim", None) == dim else Replicate() for p in x.placements]
+    return distribute_tensor(y, x.device_mesh, places, src_data_rank=None)

@@ -129,6 +129,10 @@ class Validated(ABC):
     def _misfit(self, x: Tensor) -> str | None:
         """The reason why no point has this shape and type, after "it …"; None if one has."""
 
+    def _for_zero(self) -> str:
+        """The ways out for a slice that is zero, at the end of a sentence."""
+        return ""
+
     def _factors(self, *tensors: Tensor) -> list[tuple[Any, ...]]:
         """(manifold, its part of each tensor) of every factor of a product; else nothing."""
         return []
@@ -222,6 +226,7 @@ class Validated(ABC):
                 f"{name}: {fields['count']} of {off.numel()} slices cannot be on {self}, "
                 f"the first of them {where}, which is {what}. "
                 "Give each slice finite values of ordinary size that are not all zero"
+                f"{self._for_zero() if size == 0 else ''}"
             )
         else:
             message = (

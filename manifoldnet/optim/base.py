@@ -448,7 +448,9 @@ class RiemannianOptimizer(Optimizer, ABC):
             for call in calls:
                 self._step_plain(work.group, call)
             if work.declared:
-                watched += [(work.group, weight) for weight in self._step_declared(work)]
+                # Zero slices that are declared would be found in every step.
+                looks = [w for w in self._step_declared(work) if not w.manifold.zero_slices]
+                watched += [(work.group, weight) for weight in looks]
         return watched
 
     def _check(self, works: list[GroupWork]) -> None:
@@ -712,7 +714,8 @@ class RiemannianOptimizer(Optimizer, ABC):
                     continue
                 if weight.p.device.type == "cpu" and not shards.is_sharded(weight.p):
                     # The kernel looks at norms itself.
-                    if weight.layout is None and weight.manifold.scale_invariant:
+                    asked = weight.layout is None and weight.manifold.scale_invariant
+                    if asked or weight.manifold.zero_slices:
                         found.append((group, weight))
                 elif seldom:
                     elsewhere.append((group, weight))

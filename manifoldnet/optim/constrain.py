@@ -294,6 +294,8 @@ class _Constraint:
                 )
         watched = displacement.leave(self.displaced, self.how, self.plans)
         self.displaced.clear()
+        # A weight whose zero slices are declared would be found in every step.
+        watched = [weight for weight in watched if not weight.manifold.zero_slices]
         if self.steps % 100 == 0 and not _is_capturing():
             flags = alarming([(w.p, w.manifold) for w in self.weights if w.geometry])
             known = [weight for weight in self.weights if weight.geometry]

@@ -92,9 +92,15 @@ def slice_geometry(manifold: Manifold) -> SliceGeometry | None:
     """
     if not manifold.parts or manifold.slices.dim == "elements":
         return None
-    dim, retraction = manifold.slices.dim, manifold.retraction
-    radius: float | None = getattr(manifold.projection, "radius", None)
-    ours = ScaledEuclidean(dim) if radius is None else Oblique(dim, radius)
+    dim, retraction, zero = manifold.slices.dim, manifold.retraction, manifold.zero_slices
+    # A slice that stays zero needs no other step: one without a direction stays as it is.
+    projection = getattr(manifold.projection, "of", manifold.projection)
+    radius: float | None = getattr(projection, "radius", None)
+    ours = (
+        ScaledEuclidean(dim, zero_slices=zero)
+        if radius is None
+        else Oblique(dim, radius, zero_slices=zero)
+    )
     known = (Additive if radius is None else Projective, Geodesic)
     alike = all(
         getattr(manifold, part) == getattr(ours, part)

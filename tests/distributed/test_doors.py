@@ -32,6 +32,9 @@ MANIFOLDS = [
     mn.ScaledEuclidean(0, "additive"),
     mn.ScaledEuclidean(1),
     mn.ScaledEuclidean(None),
+    mn.Oblique(zero_slices=(0, 3)),
+    mn.ScaledEuclidean(1, zero_slices=(2,)),
+    mn.Polar(),
     mn.Euclidean(),
 ]
 
@@ -231,7 +234,10 @@ def _each_weight(manifolds: list[mn.Manifold]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("manifold", "shape"), every)
 
 
-CURVED = [mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1)]
+CURVED = [
+    *(mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1)),
+    *(mn.Oblique(zero_slices=(0, 3)), mn.Polar()),
+]
 
 
 @_each_weight(CURVED)

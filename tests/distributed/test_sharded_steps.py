@@ -69,7 +69,7 @@ class Net(nn.Module):
         super().__init__()
         source = torch.Generator().manual_seed(0)
         for i, shape in enumerate(shapes):
-            if manifold.slices.size(torch.Size(shape)) < 2:
+            if not manifold.check_point(torch.empty(shape, device="meta")):
                 continue  # a unit vector of one number has nowhere to go
             w = torch.randn(shape, generator=source, dtype=torch.float64)
             self.register_parameter(f"w{i}", nn.Parameter(w))
@@ -150,6 +150,23 @@ def test_small_weights_on_two_processes(
     two: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
 ) -> None:
     _check(two, manifold, SMALL, path, placements, ["momentum", "nesterov", "adam"])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@lines
+@pytest.mark.parametrize(
+    "manifold", [mn.Oblique(zero_slices=(5,)), mn.ScaledEuclidean(1, zero_slices=(4,))], ids=str
+)
+def test_slices_that_stay_zero_are_numbered_in_the_whole(
+    two: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
+) -> None:
+    _check(two, manifold, SMALL, path, placements, ["momentum", "adam"])
+
+
+@lines
+@pytest.mark.parametrize("dim", [0, 1])
+def test_gains_and_directions_on_two_processes(two: Ranks, dim: int, placements: list[Any]) -> None:
+    _check(two, mn.Polar(dim), SMALL, "torch", placements, ["momentum", "adam"])
 
 
 @pytest.mark.slow
