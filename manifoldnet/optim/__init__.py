@@ -3,12 +3,15 @@
 from manifoldnet.optim.adam import RiemannianAdam
 from manifoldnet.optim.bold_driver import BoldDriver
 from manifoldnet.optim.overflow import NormGrowthWarning, ZeroSliceWarning
+from manifoldnet.optim.rates import Angles, angle_of
 from manifoldnet.optim.sgd import RiemannianSGD
 
 __all__ = [
+    "Angles",
     "BoldDriver",
     "NormGrowthWarning",
     "RiemannianAdam",
     "RiemannianSGD",
     "ZeroSliceWarning",
+    "angle_of",
 ]
