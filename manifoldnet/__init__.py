@@ -31,7 +31,7 @@ from manifoldnet.geometry import (
     from_geoopt,
     from_spec,
 )
-from manifoldnet.optim import RiemannianAdam, RiemannianSGD
+from manifoldnet.optim import RiemannianAdam, RiemannianSGD, constrain
 
 if TYPE_CHECKING:
     from manifoldnet.manifold_parameter import ManifoldParameter
@@ -54,6 +54,7 @@ __all__ = [
     "ScaledEuclidean",
     "Sphere",
     "__version__",
+    "constrain",
     "declare",
     "declare_all",
     "declare_from",

@@ -19,7 +19,7 @@ from manifoldnet.geometry.manifold import (
     resolve_retraction,
 )
 from manifoldnet.geometry.oblique import Normalization, Oblique, Sphere, SphereGeodesics
-from manifoldnet.geometry.parts import Geodesics, Metric, Projection
+from manifoldnet.geometry.parts import Frame, Geodesics, Metric, Projection
 from manifoldnet.geometry.product import Product
 from manifoldnet.geometry.scaled_euclidean import CylinderGeodesics, ScaledEuclidean, ScaledMetric
 from manifoldnet.geometry.slices import Slices
@@ -36,6 +36,7 @@ __all__ = [
     "Euclidean",
     "EuclideanMetric",
     "FlatGeodesics",
+    "Frame",
     "Geodesic",
     "Geodesics",
     "Manifold",

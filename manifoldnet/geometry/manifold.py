@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry.geoopt_vocabulary import GeooptVocabulary
-from manifoldnet.geometry.parts import Geodesics, Metric, Projection, name_of, register
+from manifoldnet.geometry.parts import Frame, Geodesics, Metric, Projection, name_of, register
 from manifoldnet.geometry.settled import laid_out_as, settle
 from manifoldnet.geometry.slices import ELEMENTS, Slices, promote
 from manifoldnet.geometry.validation import raise_if
@@ -156,6 +156,10 @@ class Manifold(GeooptVocabulary):
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
         """The vector that represents the differential `g` in the metric, not yet projected."""
         return self.metric.sharp(*promote(x, g)).to(x.dtype)
+
+    def frame(self, x: Tensor) -> Frame:
+        """The square root of the metric at `x`: coordinates in which it is the dot product."""
+        return self.metric.frame(*promote(x))
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """The Riemannian gradient at `x` for the Euclidean gradient `u`.
@@ -395,6 +399,10 @@ class EuclideanMetric(Metric):
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
         """`g` itself."""
         return g
+
+    def frame(self, x: Tensor) -> Frame:
+        """q = 1."""
+        return Frame()
 
 
 class Retraction(ABC):

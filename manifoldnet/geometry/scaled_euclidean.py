@@ -29,7 +29,7 @@ from manifoldnet.geometry.manifold import (
     resolve_retraction,
 )
 from manifoldnet.geometry.oblique import angle, log_unit, parallel_transport, transport_along
-from manifoldnet.geometry.parts import Geodesics, Metric
+from manifoldnet.geometry.parts import Frame, Geodesics, Metric
 from manifoldnet.geometry.slices import Slices, cos_sinc
 
 __all__ = ["CylinderGeodesics", "ScaledEuclidean", "ScaledMetric"]
@@ -51,6 +51,10 @@ class ScaledMetric(Metric):
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
         """`‖x‖² g`."""
         return self.slices.norm(x).square() * g
+
+    def frame(self, x: Tensor) -> Frame:
+        """q = ‖x‖ of each slice; scaling a slice scales it, so that coordinates stay the same."""
+        return Frame(self.slices.norm(x))
 
 
 @final

@@ -7,6 +7,7 @@ Elsewhere a large rate can go from ordinary to infinite in a step or two.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from manifoldnet.geometry import Manifold
 from manifoldnet.geometry.settled import settle, settled_numbers
 from manifoldnet.geometry.slices import promote
+from manifoldnet.optim.checks import users_level
 
 __all__ = [
     "NormGrowthWarning",
@@ -24,6 +26,7 @@ __all__ = [
     "growing",
     "largest_norm",
     "overflowing",
+    "warn_of_norms",
     "zero_slices",
 ]
 
@@ -34,6 +37,24 @@ class NormGrowthWarning(UserWarning):
 
 class ZeroSliceWarning(UserWarning):
     """A slice of a declared weight has become zero, and is no longer stepped."""
+
+
+def warn_of_norms(
+    name: str, p: Tensor, manifold: Manifold, warned: set[tuple[str, type[UserWarning]]]
+) -> None:
+    """Warn of a weight that has a zero slice or whose norm will overflow, once of each.
+
+    Args:
+        name: of the weight.
+        p: the weight.
+        manifold: one of slices.
+        warned: of which there was a warning before.
+    """
+    for category, find in ((NormGrowthWarning, overflowing), (ZeroSliceWarning, zero_slices)):
+        trouble = find(p, manifold)
+        if trouble is not None and (name, category) not in warned:
+            warned.add((name, category))
+            warnings.warn(f"{name}: {trouble}", category, stacklevel=users_level())
 
 
 @cache

@@ -441,6 +441,21 @@ class MetricLaws(Laws):
         off = (m.inner(x, gradient, v) - (g * v).sum()).abs() / bound
         self.at_most(off, self.roundings(_MANY), "⟨egrad2rgrad(x, g), v⟩ − g·v, relative,")
 
+    @law(seed=seeds(), size=steps)
+    def test_frame_is_the_root_of_the_metric(self, seed: int, size: float) -> None:
+        """`⟨u, v⟩ₓ = (u/q)·(v/q)` and `q (u/q) = u`, if the manifold has a frame."""
+        m, x = self.manifold, self.point(seed)
+        try:
+            frame = m.frame(x)
+        except NotImplementedError:
+            return
+        u, v = self.tangent(x, seed + 1, size), self.tangent(x, seed + 2)
+        dot = (frame.enter(u) * frame.enter(v)).sum()
+        off = (dot - m.inner(x, u, v)).abs() / (m.norm(x, u) * m.norm(x, v))
+        self.at_most(off, self.roundings(_MANY), "(u/q)·(v/q) − ⟨u, v⟩, against ‖u‖‖v‖,")
+        back = self.length(x, frame.leave(frame.enter(u)) - u) / self.length(x, u)
+        self.at_most(back, self.roundings(8), "q (u/q) − u, relative,")
+
     @law(seed=seeds())
     def test_gradient_is_tangent(self, seed: int) -> None:
         """`proju(x, egrad2rgrad(x, g)) = egrad2rgrad(x, g)`."""

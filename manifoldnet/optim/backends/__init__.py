@@ -25,7 +25,7 @@ from manifoldnet.optim.backends.layout import Layout
 from manifoldnet.optim.overflow import growing
 from manifoldnet.optim.step import Gram, HyperParameters, SliceGeometry, StepInput
 
-__all__ = ["Layout", "Plans", "has_kernel", "layout", "step"]
+__all__ = ["Layout", "Plans", "has_kernel", "layout", "products", "step"]
 
 Plans = triton.Plans
 
@@ -95,6 +95,32 @@ def step(
     return [
         found and not shards.is_sharded(work.x) for found, work in zip(look, works, strict=True)
     ]
+
+
+def products(works: Sequence[StepInput], names: Sequence[Sequence[str]]) -> list[Gram | None]:
+    """Inner products of slices, added up over the processes that share them.
+
+    Args:
+        works: weights, of which weight and gradient are read.
+        names: of the products of each, as in `Gram`.
+
+    Returns:
+        The products of the slices that are here; None where there are none, and where none is
+        asked for.
+    """
+    pieces, across = shards.partition(works)
+    found: list[Any] = [None] * len(works)
+    for place, piece in pieces.items():
+        if names[place]:
+            found[place] = torch_ops.gram(next(torch_ops.batches_of(piece, one=True)), names[place])
+    for (_, groups), places in across.items():
+        some = [place for place in places if names[place]]
+        if some:
+            add = partial(shards.add_over, groups)
+            sums = torch_ops.added([found[place] for place in some], add)
+            for place, own in zip(some, sums, strict=True):
+                found[place] = own
+    return found
 
 
 def _unbiased(work: StepInput, hyper: HyperParameters) -> StepInput:

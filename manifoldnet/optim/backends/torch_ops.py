@@ -142,9 +142,9 @@ def advance(
 
     def products(places: Sequence[int], first: Sequence[Gram] | None) -> list[Gram]:
         if kernel is not None:
-            return _added(kernel.gram(places, first), add)
+            return added(kernel.gram(places, first), add)
         known = [None] * len(places) if first is None else first
-        return _added(
+        return added(
             [_gram(mixtures[p], hyper, own) for p, own in zip(places, known, strict=True)], add
         )
 
@@ -404,7 +404,7 @@ def _products(
     return found
 
 
-def _added(grams: list[Gram], add: Sum | None) -> list[Gram]:
+def added(grams: list[Gram], add: Sum | None) -> list[Gram]:
     """Products with those that slices have in other places."""
     if add is None:
         return grams
@@ -517,7 +517,7 @@ def _mend(batches: Sequence[Batch], found: Sequence[Coefficients], add: Sum | No
     What a large gradient has along x cancels in x⁺, and leaves its rounding.
     """
     squares = [Gram(xx=_sums(batch, ("xx",), {}, True)[0]) for batch in batches]
-    for batch, own, measured in zip(batches, found, _added(squares, add), strict=True):
+    for batch, own, measured in zip(batches, found, added(squares, add), strict=True):
         moved = (measured.xx > 0) & ((own.x1 != 1) | (own.x2 != 0) | (own.x3 != 0))
         radius: Any = batch.work.geometry.radius
         factor = torch.where(moved, radius / measured.xx.sqrt(), 1.0)
