@@ -11,7 +11,10 @@ A residual stream is a tensor that layers read and add to: h ← h + W f(h). Wit
     embedding    rows are looked up
 
 Modules and their names are not asked: functional layers, packed weights and matrices that are kept
-as in × out (Hugging Face's `Conv1D`) are seen as they are used.
+as in × out (Hugging Face's `Conv1D`) are seen as they are used. Not seen is what autograd's graph
+hides: weights in reentrant checkpointing or in custom functions, experts that the example is not
+routed to, and shards, so that weights are declared before they are sharded. A recurrence that is
+written out over time steps may look like a stream.
 """
 
 from __future__ import annotations
@@ -279,7 +282,7 @@ class _Graph:
     def use(self, key: int) -> Use:
         """The use of one parameter, by its id."""
         if key not in self.leaves:
-            return Use("", why="the example does not use it")
+            return Use("", why="no output of the example is seen to depend on it")
         products, others = self.products[key], self.others[key]
         lookups = [n for n in others if self.names[n] in _LOOKUPS]
         if len(lookups) < len(others):

@@ -274,7 +274,7 @@ def test_weights_whose_use_does_not_tell_are_free_with_the_reason() -> None:
         "direct.weight": "reads and writes",
         "buckets.weight": "does not go into the residual stream",
         "shared.weight": "used in two ways",
-        "unused.weight": "does not use it",
+        "unused.weight": "no output",
         "heads": "otherwise than as the matrix",
         "table": "otherwise than as the matrix",
         "conv.weight": "convolution",

@@ -212,3 +212,14 @@ def test_what_cannot_be_measured() -> None:
         layer.weight = nn.Parameter(torch.ones(3, 2))
     with pytest.raises(ValueError, match="weight had shape .* is gone"), Angles(layer):
         del layer.weight
+
+
+def test_a_constrained_optimizer_turns_by_the_angle_of_the_equilibrium() -> None:
+    lr = angle_of(lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    layer = nn.Linear(20, 4, bias=False).double()
+    mn.declare(layer, "weight", mn.Oblique(retraction="geodesic"), project=True)
+    optimizer = mn.optim.constrain(torch.optim.AdamW(layer.parameters(), lr=lr), length="angle")
+    layer(torch.randn(5, 20).double()).square().sum().backward()
+    with Angles(layer) as angles:
+        optimizer.step()
+    assert angles.angle["weight"] == pytest.approx(lr, rel=1e-9)
