@@ -75,9 +75,9 @@ class Use:
 
 
 class _Product(NamedTuple):
-    """A product with a matrix: its node, the input's, and the matrix's dimension of outputs."""
+    """A product with a matrix: its value, that of the input, the matrix's dimension of outputs."""
 
-    node: int
+    value: int
     source: int | None
     dim: int
 
@@ -112,8 +112,10 @@ def _floating(model: nn.Module) -> Iterator[tuple[int, nn.Parameter]]:
     return ((id(p), p) for p in model.parameters() if p.is_floating_point() or p.is_complex())
 
 
-def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The nodes of autograd's graph that the outputs of a model come from."""
+def _forward(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[Any, int]]:
+    """The outputs of a model, as outputs of nodes of autograd's graph."""
     with _evaluated(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         # In front of parallel and compiled wrappers, whose own forward passes have effects.
         inner: Any = model
@@ -127,13 +129,13 @@ def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
                 "what its forward takes: a tensor, a tuple of arguments, or a dictionary of named "
                 "ones"
             ) from error
-        nodes = [t.grad_fn for t in _tensors(outputs) if t.grad_fn is not None]
-    if not nodes:
+        ends = [(t.grad_fn, t.output_nr) for t in _tensors(outputs) if t.grad_fn is not None]
+    if not ends:
         raise ValueError(
             f"no output of this {type(inner).__name__} is a tensor that depends on its parameters "
             "by differentiable operations, so that the use of its weights cannot be seen"
         )
-    return nodes
+    return ends
 
 
 @contextmanager
@@ -178,35 +180,50 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 class _Graph:
-    """A graph of autograd, its nodes numbered from inputs to outputs; sets of them as bits."""
+    """A graph of autograd: outputs of its nodes are numbered values, sets of values are bits."""
 
     def __init__(
-        self, ends: list[Any], parameters: dict[int, nn.Parameter], known: frozenset[int]
+        self,
+        ends: list[tuple[Any, int]],
+        parameters: dict[int, nn.Parameter],
+        known: frozenset[int],
     ) -> None:
         self.known = known
-        self.nodes = _sorted(ends)
-        number = {node: n for n, node in enumerate(self.nodes)}
-        self.names = [re.sub(r"Backward\d*$", "", node.name()) for node in self.nodes]
-        self.inputs = [
-            [None if f is None else number[f] for f, _ in node.next_functions]
-            for node in self.nodes
-        ]
-        self.readers: list[list[tuple[int, int]]] = [[] for _ in self.nodes]
-        for n, inputs in enumerate(self.inputs):
-            for place, i in enumerate(inputs):
-                if i is not None:
-                    self.readers[i].append((n, place))
+        nodes = _sorted([node for node, _ in ends])
+        number = {node: n for n, node in enumerate(nodes)}
+        self.names = [re.sub(r"Backward\d*$", "", node.name()) for node in nodes]
+        self.owner: list[int] = []  # the node of each value
+        self.outputs: list[dict[int, int]] = [{} for _ in nodes]
+        self.readers: list[list[tuple[int, int]]] = []  # the (node, place) that take each value
+        self.inputs: list[list[int | None]] = []
+        for n, node in enumerate(nodes):
+            values = [
+                None if f is None else self._value(number[f], k) for f, k in node.next_functions
+            ]
+            self.inputs.append(values)
+            for place, value in enumerate(values):
+                if value is not None:
+                    self.readers[value].append((n, place))
+        out = [self._value(number[node], k) for node, k in ends]
         self.leaves: dict[int, int] = {}
-        for n, node in enumerate(self.nodes):
+        for n, node in enumerate(nodes):
             if self.names[n].endswith("AccumulateGrad") and id(node.variable) in parameters:
-                self.leaves[id(node.variable)] = n
+                self.leaves[id(node.variable)] = self._value(n, 0)
         self.products: dict[int, list[_Product]] = {}
         self.others: dict[int, list[int]] = {}
-        for key, n in self.leaves.items():
-            self._find_products(key, n, parameters[key].ndim)
+        for key, value in self.leaves.items():
+            self._find_products(key, value, parameters[key].ndim)
         self._reach()
         self._find_stream()
-        self.out = self._union(self.plain[number[end]] for end in ends)
+        self.out = self._union(map(self.plain, out))
+
+    def _value(self, node: int, output: int) -> int:
+        """The number of a value, a new one if it has none."""
+        value = self.outputs[node].setdefault(output, len(self.owner))
+        if value == len(self.owner):
+            self.owner.append(node)
+            self.readers.append([])
+        return value
 
     def _find_products(self, key: int, leaf: int, ndim: int) -> None:
         """The products that a parameter is a factor of, and the nodes of its other uses."""
@@ -214,62 +231,72 @@ class _Graph:
         others = self.others.setdefault(key, [])
         ahead = [(leaf, 0)]
         while ahead:
-            n, turned = ahead.pop()
-            for reader, place in self.readers[n]:
+            value, turned = ahead.pop()
+            for reader, place in self.readers[value]:
                 name = self.names[reader]
                 roles = _MATRIX_PRODUCTS.get(name, {})
                 if ndim == 2 and place in roles:
                     factor, dim = roles[place]
-                    products.append(_Product(reader, self.inputs[reader][factor], dim ^ turned))
+                    result, source = self._value(reader, 0), self.inputs[reader][factor]
+                    products.append(_Product(result, source, dim ^ turned))
                 elif ndim == 2 and name in ("T", "Transpose"):
-                    ahead.append((reader, turned ^ 1))
+                    ahead += [(out, turned ^ 1) for out in self.outputs[reader].values()]
                 elif name in _SAME_MATRIX:
-                    ahead.append((reader, turned))
+                    ahead += [(out, turned) for out in self.outputs[reader].values()]
                 else:
                     others.append(reader)
 
+    def before(self, value: int) -> int:
+        """All that a value is computed from, itself included."""
+        return 1 << value | self._before[self.owner[value]]
+
+    def plain(self, value: int) -> int:
+        """All that a value comes from plainly."""
+        return 1 << value | self._plain[self.owner[value]]
+
+    def unscaled(self, value: int) -> int:
+        """All that a value comes from plainly, and by no product of two activations."""
+        return 1 << value | self._unscaled[self.owner[value]]
+
     def _reach(self) -> None:
-        """For each node: all that it comes from, and all that it comes from plainly."""
-        matrices = {p.node for products in self.products.values() for p in products}
-        parameters = set(self.leaves.values())
+        """The nodes that depend on more than parameters, and the values that each comes from."""
+        matrices = {self.owner[p.value] for found in self.products.values() for p in found}
+        parameters = {self.owner[value] for value in self.leaves.values()}
         self.active: list[bool] = []
-        self.before: list[int] = []
-        self.plain: list[int] = []
-        self.unscaled: list[int] = []  # plainly, but by no product of two activations
+        self._before: list[int] = []
+        self._plain: list[int] = []
+        self._unscaled: list[int] = []
         for n, name in enumerate(self.names):
             inputs = [i for i in self.inputs[n] if i is not None]
-            leaf = name.endswith("AccumulateGrad") and n not in parameters  # an argument
-            self.active.append(
-                leaf or name in _LOOKUPS or n in matrices or any(self.active[i] for i in inputs)
-            )
-            bit = 1 << n
-            self.before.append(bit | self._union(self.before[i] for i in inputs))
-            ahead = [i for i in inputs if self.active[i]]
+            ahead = [i for i in inputs if self.active[self.owner[i]]]
+            argument = name.endswith("AccumulateGrad") and n not in parameters
+            self.active.append(argument or name in _LOOKUPS or n in matrices or bool(ahead))
+            self._before.append(self._union(map(self.before, inputs)))
             if name not in _PLAIN or n in matrices:
                 ahead = []
-            self.plain.append(bit | self._union(self.plain[i] for i in ahead))
+            self._plain.append(self._union(map(self.plain, ahead)))
             if name in _PRODUCTS and len(ahead) > 1:
                 # x · f(x), a norm written out, is x scaled; x · y is neither.
-                ahead = [i for i in ahead if all(self.before[j] >> i & 1 for j in ahead if j != i)]
-            self.unscaled.append(bit | self._union(self.unscaled[i] for i in ahead))
+                ahead = [i for i in ahead if all(self.before(j) >> i & 1 for j in ahead if j != i)]
+            self._unscaled.append(self._union(map(self.unscaled, ahead)))
 
     def _find_stream(self) -> None:
         """Additions of a product to what its input was computed from, and what is added to."""
         looked_at = self.products.keys() - self.known
-        sources = {p.node: p.source for key in looked_at for p in self.products[key]}
-        products = self._union(1 << n for n in sources)
+        sources = {p.value: p.source for key in looked_at for p in self.products[key]}
+        products = self._union(1 << value for value in sources)
         writers = self.stream = self.start = 0
         for n, name in enumerate(self.names):
-            terms = [i for i in self.inputs[n] if i is not None and self.active[i]]
+            terms = [i for i in self.inputs[n] if i is not None and self.active[self.owner[i]]]
             if name not in _SUMS or len(terms) < 2:
                 continue
             for term, other in ((a, b) for a in terms for b in terms if a != b):
-                for product in _members(self.plain[term] & products & ~writers):
+                for product in _members(self.plain(term) & products & ~writers):
                     source = sources[product]
-                    if source is not None and self.plain[other] & self.before[source]:
+                    if source is not None and self.plain(other) & self.before(source):
                         writers |= 1 << product
-                        self.stream |= 1 << n | self.plain[other]
-                        self.start |= self.unscaled[other]
+                        self.stream |= 1 << self._value(n, 0) | self.plain(other)
+                        self.start |= self.unscaled(other)
         self.writes = writers | self.start & products
 
     @staticmethod
@@ -294,7 +321,8 @@ class _Graph:
         if lookups:
             # A tied head has the rows of its embedding.
             found -= {Use("head", 0), Use("reads", 0)}
-            fed = not self.stream or any(self.start >> n & 1 for n in lookups)
+            rows = self._union(1 << self._value(n, 0) for n in lookups)
+            fed = not self.stream or self.start & rows
             found.add(
                 Use("embedding", 0)
                 if fed
@@ -305,14 +333,14 @@ class _Graph:
         return found.pop()
 
     def _role(self, product: _Product) -> Use:
-        n, source, dim = product
-        writes = self.writes >> n & 1
-        reads = source is not None and self.plain[source] & self.stream
+        value, source, dim = product
+        writes = self.writes >> value & 1
+        reads = source is not None and self.plain(source) & self.stream
         if reads and writes:
             return Use("", dim, "reads and writes the residual stream")
         if writes:
             return Use("writes", dim)
-        if self.out >> n & 1:
+        if self.out >> value & 1:
             return Use("head", dim)
         if reads:
             return Use("reads", dim)

@@ -155,7 +155,7 @@ class Ngpt(nn.Module):
 
 
 class Modulated(nn.Module):
-    """A block of a diffusion transformer: scale, shift and gate come from a condition."""
+    """Layers of a diffusion transformer: scale, shift and gate come from a condition."""
 
     def __init__(self, width: int = 6) -> None:
         super().__init__()
@@ -168,8 +168,9 @@ class Modulated(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         h = self.patches(x)
         shift, scale, gate = self.modulation(F.silu(self.time(t))).unsqueeze(1).chunk(3, dim=-1)
-        y = self.norm(h) * (1 + scale) + shift
-        h = h + gate * self.down(F.gelu(self.up(y)))
+        for _ in range(2):
+            y = self.norm(h) * (1 + scale) + shift
+            h = h + gate * self.down(F.gelu(self.up(y)))
         return self.final(self.norm(h))
 
 
