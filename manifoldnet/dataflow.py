@@ -20,8 +20,9 @@ written out over time steps may look like a stream.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass
 from typing import Any, NamedTuple
 
@@ -116,7 +117,7 @@ def _forward(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[tuple[Any, int]]:
     """The outputs of a model, as outputs of nodes of autograd's graph."""
-    with _evaluated(model), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+    with _evaluated(model), torch.enable_grad(), _uncompiled():
         # In front of parallel and compiled wrappers, whose own forward passes have effects.
         inner: Any = model
         while isinstance(inner, nn.parallel.DistributedDataParallel) or hasattr(inner, "_orig_mod"):
@@ -154,6 +155,13 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(False)
         for module, mode in training:
             module.training = mode
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled functions and modules as they were before; where there are none, nothing."""
+    # Without the compiler nothing is compiled, and its import takes seconds.
+    present = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if present else nullcontext()
 
 
 def _with_gradient(value: Any) -> Any:
@@ -272,7 +280,7 @@ class _Graph:
             argument = name.endswith("AccumulateGrad") and n not in parameters
             self.active.append(argument or name in _LOOKUPS or n in matrices or bool(ahead))
             self._before.append(self._union(map(self.before, inputs)))
-            if name not in _PLAIN or n in matrices:
+            if name not in _PLAIN:
                 ahead = []
             self._plain.append(self._union(map(self.plain, ahead)))
             if name in _PRODUCTS and len(ahead) > 1:

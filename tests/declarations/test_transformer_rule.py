@@ -299,6 +299,24 @@ def test_a_low_rank_update_of_a_writing_matrix_writes() -> None:
     assert report == {"up.weight": ROWS, "base.weight": COLUMNS, "b.weight": COLUMNS}
 
 
+def test_a_stream_that_starts_from_a_buffer() -> None:
+    class Prompted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("prompt", torch.randn(5, 3))
+            self.start, self.up, self.down = nn.Linear(3, 4), nn.Linear(4, 6), nn.Linear(6, 4)
+
+        def forward(self, count: int) -> Tensor:
+            h = self.start(self.prompt[:count])
+            return h + self.down(torch.relu(self.up(h)))
+
+    assert declared(Prompted(), (2,)) == {
+        "start.weight": COLUMNS,
+        "up.weight": ROWS,
+        "down.weight": COLUMNS,
+    }
+
+
 # --- by type --------------------------------------------------------------------------------------
 
 ATTENTION = {
@@ -423,9 +441,11 @@ def test_a_model_is_left_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.thorough
 def test_frozen_weights_and_compiled_models() -> None:
     model = Llama()
     model.requires_grad_(False)
+    model.layers[1].compile(backend="eager")
     found = declared(torch.compile(model), TOKENS)
     assert len(found) == 15
     assert mn.manifolds(model).keys() == {n.removeprefix("_orig_mod.") for n in found}
