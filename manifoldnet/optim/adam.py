@@ -4,14 +4,15 @@ For a declared weight x with first moment m (tangent) and second moment v (one n
 
     d = egrad2rgrad(x, grad)                    (−grad with maximize)
     m = β₁ m + (1 − β₁) d                       m made tangent at x
-    v = β₂ v + (1 − β₂) ⟨d, d⟩ₓ
+    v = β₂ v + (1 − β₂) ⟨d, d⟩ₓ/n
     u = m̂ / (√v̂ + ε),   m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
     x, m = retr_transp(x, −λ u, m)
 
 One second moment per slice, measured in the metric, is what makes the step follow the geometry
-[becigneul2019riemannian]: entry by entry it would depend on the coordinates. It also makes a step
-about λ long per slice, where Adam's is λ√n long for a slice of n entries; `slice_scale="rms"`
-measures ⟨d, d⟩ₓ/n and gives that length back. Undeclared parameters go to
+[becigneul2019riemannian]: entry by entry it would depend on the coordinates. For a slice of n
+entries v is the mean of squares ⟨d, d⟩ₓ/n (`slice_scale="rms"`), so that a step is about λ√n long,
+as Adam's is, and rates carry over from Adam. `slice_scale="norm"` takes the sum ⟨d, d⟩ₓ, as geoopt
+does: a step is then about λ long, on a unit sphere an angle of λ. Undeclared parameters go to
 `torch.optim.adam.adam`. The single-tensor path below is the specification; the faster ones are
 those of `manifoldnet.optim.sgd`.
 """
@@ -43,7 +44,7 @@ class RiemannianAdam(RiemannianOptimizer):
 
     Args:
         params: as in torch: tensors, named tensors, or groups (`manifoldnet.param_groups`).
-        lr: learning rate λ ≥ 0: the Riemannian length of a step of one slice, about.
+        lr: learning rate λ ≥ 0: a step of one slice of n entries is about λ√n long in the metric.
         betas: decay of the moments (β₁, β₂), each in [0, 1): two numbers, or two tensors of one
             element, on the CPU if kernels of an accelerator are to read them (`fused`).
         eps: ε ≥ 0, added to the root of the second moment.
@@ -55,7 +56,7 @@ class RiemannianAdam(RiemannianOptimizer):
         differentiable: refused; a step is taken without a graph.
         fused: as in `RiemannianSGD`.
         decoupled_weight_decay: decay undeclared parameters as AdamW does.
-        slice_scale: "norm" for steps of length λ per slice, "rms" for λ√n as in plain Adam.
+        slice_scale: "rms" for steps of length λ√n per slice, as in plain Adam; "norm" for λ.
         error_if_nonfinite: refuse to step, naming the parameter, when a gradient is NaN or
             infinite (a synchronization with the device in every step); otherwise as torch does.
 
@@ -90,7 +91,7 @@ class RiemannianAdam(RiemannianOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        slice_scale: Literal["norm", "rms"] = "norm",
+        slice_scale: Literal["norm", "rms"] = "rms",
         error_if_nonfinite: bool = False,
     ) -> None:
         defaults = {

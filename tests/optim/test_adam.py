@@ -73,6 +73,37 @@ def test_one_second_moment_per_slice_and_steps_of_length_lr() -> None:
         torch.testing.assert_close(moved, torch.full((4,), length).double(), rtol=1e-6, atol=0)
 
 
+def test_steps_are_as_long_as_adams_by_default() -> None:
+    """One step from the same weights and gradients is as long as that of torch's Adam."""
+    module = _declared(mn.ScaledEuclidean(), (4, 50), torch.float64)
+    free = nn.Parameter(module.weight.detach().clone())
+    (g,) = _gradients((4, 50), 1)
+    free.grad = g.clone()
+    start = free.detach().clone()
+    torch.optim.Adam([free], lr=1e-3).step()
+    theirs = (free.detach() - start).norm(dim=1)
+    optimizer = mn.RiemannianAdam(module.parameters(), lr=1e-3)
+    assert optimizer.param_groups[0]["slice_scale"] == "rms"
+    ours = (_run(module, optimizer, [g]) - start).norm(dim=1) / start.norm(dim=1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=0)
+
+
+def test_a_state_keeps_the_scale_that_it_was_saved_with() -> None:
+    """States of runs in which "norm" was the default go on as they began."""
+    gradients, ends = _gradients((4, 50), 6), []
+    for made_anew in (False, True):
+        module = _declared(mn.Oblique(), (4, 50), torch.float64)
+        optimizer = mn.RiemannianAdam(module.parameters(), lr=0.01, slice_scale="norm")
+        _run(module, optimizer, gradients[:3])
+        if made_anew:
+            state = optimizer.state_dict()
+            optimizer = mn.RiemannianAdam(module.parameters(), lr=0.01)
+            optimizer.load_state_dict(state)
+            assert optimizer.param_groups[0]["slice_scale"] == "norm"
+        ends.append(_run(module, optimizer, gradients[3:]))
+    assert torch.equal(*ends)
+
+
 def test_the_first_moment_stays_tangent_and_rows_on_the_manifold() -> None:
     manifold = mn.Oblique()
     module = _declared(manifold, (6, 9), torch.float32)

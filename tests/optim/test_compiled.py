@@ -48,7 +48,7 @@ def test_a_compiled_step_is_not_recompiled_for_another_rate(case: str, whole: bo
     for compiled in (False, True):
         torch._dynamo.reset()
         model = _model()
-        lr = torch.tensor(0.05, dtype=torch.float64)
+        lr = torch.tensor(0.01, dtype=torch.float64)
         optimizer = make(mn.param_groups(model, **options), lr=lr)
 
         def backward(x: Tensor, model: nn.Module = model) -> None:
