@@ -28,6 +28,7 @@ from manifoldnet.geometry import (
     Projective,
     ScaledEuclidean,
     Sphere,
+    Stiefel,
     from_geoopt,
     from_spec,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "RiemannianSGD",
     "ScaledEuclidean",
     "Sphere",
+    "Stiefel",
     "__version__",
     "declare",
     "declare_all",

@@ -4,7 +4,7 @@ Where Python asks such a tensor for a number, each process sees its own part (to
 none), so that processes would decide differently, and wait for each other forever. What decides
 from values asks `settle` or `settled_numbers` first. All processes have to, in the same order.
 
-These tensors are known by their methods: torch.distributed is not imported.
+These tensors are known by their methods: torch.distributed is imported for one of them only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["copy_into", "is_sharded", "laid_out_as", "reducible", "settle", "settled_numbers"]
+__all__ = [
+    "copy_into",
+    "is_sharded",
+    "laid_out_as",
+    "reducible",
+    "settle",
+    "settled_numbers",
+    "spread_as",
+]
 
 
 def is_sharded(t: Tensor) -> bool:
@@ -94,3 +102,14 @@ def laid_out_as(x: Any, y: Any) -> Any:
         return y
     here, there = ((t.device_mesh, t.placements) for t in (x, y))
     return y if here == there else y.redistribute(*here)
+
+
+def spread_as(x: Any, whole: Tensor) -> Tensor:
+    """A tensor that every process has, in parts as those of `x` if that is a DTensor."""
+    if not is_sharded(x):
+        return whole
+    from torch.distributed.tensor import Replicate  # of a DTensor: imported long ago
+
+    everywhere = [Replicate()] * x.device_mesh.ndim
+    spread: Tensor = type(x).from_local(whole, x.device_mesh, everywhere, run_check=False)
+    return laid_out_as(x, spread)
