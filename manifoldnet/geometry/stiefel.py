@@ -41,7 +41,8 @@ from manifoldnet.geometry.manifold import (
 )
 from manifoldnet.geometry.parts import Geodesics, Projection
 from manifoldnet.geometry.settled import settle, spread_as
-from manifoldnet.geometry.slices import Slices
+from manifoldnet.geometry.slices import Slices, promote
+from manifoldnet.geometry.validation import raise_if
 
 __all__ = [
     "MatrixForm",
@@ -56,8 +57,8 @@ __all__ = [
 
 # Newton–Schulz steps that take singular values from √(1/3) or √(5/3) to 1 in double precision.
 _ITERATIONS = 6
-# Terms of a power series of exp for arguments of norm ≤ 1, and the largest number of such pieces.
-_TERMS, _MOST_PIECES = 18, 500
+# The largest number of pieces that vectors are carried along a geodesic in.
+_MOST_PIECES = 500
 
 
 @final
@@ -162,7 +163,7 @@ class _PolarFactor(torch.autograd.Function):
     @staticmethod
     def forward(m: Tensor) -> Tensor:
         u, _, vh = torch.linalg.svd(m, full_matrices=False)
-        return u @ vh
+        return _newton_schulz(u @ vh)  # whose rounding grows with p
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -211,7 +212,7 @@ class PolarProjection(Projection):
         m = self.matrices.tall(x)
         found = m.detach()
         values = torch.linalg.svdvals(torch.where(found.isfinite().all(), found, 0.0))
-        least = len(m) * torch.finfo(m.dtype).eps * values.amax()
+        least = 4 * torch.finfo(m.dtype).eps * values.amax()
         q = torch.where(values.amin() > least, polar_factor(m), torch.nan)
         return self.matrices.weight(q, x)
 
@@ -287,13 +288,14 @@ class StiefelGeodesics(Geodesics):
         y = self.exp(x, u)
         m, w = self.matrices.tall(x), self.matrices.tall(v)
         a, k, c = _frame(m, self.matrices.tall(u))
-        parallel = _parallel(a, k, _skew(m.mT @ w), w - m @ (m.mT @ w))
+        z = w - m @ (m.mT @ w)
+        parallel = _parallel(a, k, c, _skew(m.mT @ w), k.mT @ z)
         if parallel is None:
             return y, self.transport(x, y, v)
-        b, z = parallel
+        b, h, q = parallel
         # e^Ω z = z − φ(Ω) x kᵀz with φ(Ω) = (e^Ω − 1)/Ω, the corner of a larger exponential.
         turned, integrated = _turned_and_integrated(m, k / c, _generator(a, k, c))
-        w = (turned @ b + z - integrated @ (k.mT @ z)) @ _exp(-a)
+        w = z + (turned @ b + k @ h - integrated @ q) @ _exp(-a)
         return y, self.matrices.weight(w, x)
 
     def log(self, x: Tensor, y: Tensor) -> NoReturn:
@@ -332,13 +334,13 @@ def _no_logarithm() -> NotImplementedError:
 
 
 def _frame(m: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """a and k of a tangent vector, and the length that k is divided by: ‖k‖, as a constant.
+    """a and k of a tangent vector, and a bound c of the length of k, as a constant.
 
-    The result does not depend on it, but [x k/c] is a frame of vectors that are alike in length.
+    Results do not depend on c, but [x k/c] is a frame of vectors that are alike in length.
     """
     a = _skew(m.mT @ u)
     k = u - m @ (m.mT @ u)
-    c = torch.linalg.matrix_norm(k.detach())
+    c = _spectral_bound(k.detach())
     return a, k, torch.where(c > 0, c, 1.0)
 
 
@@ -366,21 +368,41 @@ def _turned_and_integrated(m: Tensor, k: Tensor, generator: Tensor) -> tuple[Ten
     return turned, integrated
 
 
-def _parallel(a: Tensor, k: Tensor, b: Tensor, z: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(b, z) after unit time, by power series in pieces; None if there would be too many."""
-    size = 4 * torch.linalg.matrix_norm(a.detach()) + 2 * torch.linalg.matrix_norm(k.detach())
-    pieces = float(size)
-    if not pieces <= _MOST_PIECES:
+def _parallel(
+    a: Tensor, k: Tensor, c: Tensor, b: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(b, h, kᵀz) after unit time, where z = z₀ e^{ta} + k h and q = kᵀz₀; None beyond some turns.
+
+    Power series in pieces of unit length, of as many terms as the type needs, with h times c.
+    """
+    square = k.mT @ k
+    size = 4 * _spectral_bound(a.detach()) + 2 * c
+    length = float(size)
+    if not length <= _MOST_PIECES:
         return None
-    count = max(1, math.ceil(pieces))
+    count = max(1, math.ceil(length))
+    terms, left = 1, length / count
+    while left > torch.finfo(a.dtype).eps / 4:
+        terms += 1
+        left *= length / (count * terms)
+    h = torch.zeros_like(b)
     for _ in range(count):
-        db, dz = b, z
-        for term in range(1, _TERMS + 1):
+        db, dh, dq = b, h, q
+        for term in range(1, terms + 1):
             step = 1 / (count * term)
-            turned = a @ db - db @ a
-            db, dz = step * (_skew(k.mT @ dz) - 1.5 * turned), step * (dz @ a - k @ db)
-            b, z = b + db, z + dz
-    return b, z
+            turn = _skew(dq + square @ dh / c) - 1.5 * (a @ db - db @ a)
+            db, dh, dq = step * turn, step * (dh @ a - c * db), step * (dq @ a)
+            b, h, q = b + db, h + dh, q + dq
+    h = h / c
+    return b, h, q + square @ h
+
+
+def _spectral_bound(a: Tensor) -> Tensor:
+    """A bound of the largest singular value, close for matrices with many alike: ‖(aᵀa)²‖^(1/4)."""
+    largest = a.abs().amax()
+    a = a / torch.where(largest > 0, largest, 1.0)
+    square = a.mT @ a
+    return largest * torch.linalg.matrix_norm(square @ square) ** 0.25
 
 
 # --- retractions ----------------------------------------------------------------------------------
@@ -527,6 +549,25 @@ class Stiefel(Manifold):
     def typical_dist(self, shape: tuple[int, ...]) -> float:
         """√p, as in pymanopt: the norm of a point."""
         return math.sqrt(self.matrices.sizes(torch.Size(shape))[1])
+
+    def random(
+        self,
+        *size: int | tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """A random point, uniformly distributed: the Q of Gaussian entries [mezzadri2007generate].
+
+        Arguments are as in `torch.randn`.
+        """
+        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        # A shape given as numbers is a tuple of them; the type checker cannot tell from above.
+        z = torch.randn(shape, dtype=dtype, device=device, generator=generator)  # type: ignore[arg-type]
+        raise_if(self._wrong_tensor(z, "point", "the data"))
+        (wide,) = promote(z)
+        m = self.matrices.tall(wide)
+        return self.matrices.weight(QFactor().end(m, torch.zeros_like(m)), z).to(z.dtype)
 
     def _label(self, x: Tensor, index: int) -> str:
         rows = x.shape[self.dim]

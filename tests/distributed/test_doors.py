@@ -32,6 +32,7 @@ MANIFOLDS = [
     mn.ScaledEuclidean(0, "additive"),
     mn.ScaledEuclidean(1),
     mn.ScaledEuclidean(None),
+    mn.Stiefel(),
     mn.Euclidean(),
 ]
 
@@ -231,7 +232,7 @@ def _each_weight(manifolds: list[mn.Manifold]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("manifold", "shape"), every)
 
 
-CURVED = [mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1)]
+CURVED = [mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1), mn.Stiefel()]
 
 
 @_each_weight(CURVED)

@@ -69,7 +69,7 @@ class Net(nn.Module):
         super().__init__()
         source = torch.Generator().manual_seed(0)
         for i, shape in enumerate(shapes):
-            if manifold.slices.size(torch.Size(shape)) < 2:
+            if not manifold.check_point(torch.empty(shape, device="meta")):
                 continue  # a unit vector of one number has nowhere to go
             w = torch.randn(shape, generator=source, dtype=torch.float64)
             self.register_parameter(f"w{i}", nn.Parameter(w))
@@ -150,6 +150,16 @@ def test_small_weights_on_two_processes(
     two: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
 ) -> None:
     _check(two, manifold, SMALL, path, placements, ["momentum", "nesterov", "adam"])
+
+
+@lines
+@pytest.mark.parametrize("retraction", ["polar", "geodesic"])
+def test_matrices_are_gathered_on_two_processes(
+    two: Ranks, retraction: str, placements: list[Any]
+) -> None:
+    """Every process takes the step of the whole, by any path."""
+    manifold = mn.Stiefel(retraction=retraction)
+    _check(two, manifold, SMALL, "torch", placements, ["momentum", "amsgrad"])
 
 
 @pytest.mark.slow

@@ -256,6 +256,17 @@ def test_random_points_are_uniform(shape):
     assert float((second - exact).abs().max()) <= 2 * bound
 
 
+def test_square_matrices_of_any_size_are_projected():
+    """A Gaussian one has a condition of some times its size."""
+    z = torch.randn(300, 300, generator=source(0))
+    values, v = torch.linalg.eigh(z.double().T @ z.double())
+    assert float(values[-1] / values[0]) > 1e5
+    exact = z.double() @ (v / values.sqrt()) @ v.T
+    torch.testing.assert_close(Stiefel().projx(z).double(), exact, rtol=0, atol=1e-3)
+    assert float(Stiefel().violation(Stiefel().projx(z))) <= 1e-6
+    assert float(Stiefel().violation(Stiefel().random(300, 300))) <= 1e-6
+
+
 # --- others' formulas -----------------------------------------------------------------------------
 
 
