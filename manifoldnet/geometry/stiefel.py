@@ -7,7 +7,7 @@ N ≥ p; a wide one is transposed. With sym(a) = (a + aᵀ)/2:
     set         xᵀx = 1                    z → msign(z) = z (zᵀz)^(−1/2), the polar factor
     tangent     sym(xᵀu) = 0               u → u − x sym(xᵀu)
     metric      ⟨u, v⟩ = tr uᵀv            gradient g, projected
-    geodesics   [x k] exp(2a, −kᵀk; 1, 0) [1; 0] exp(−a),  a = xᵀu, k = u − x a
+    geodesics   [x k] e^{(2a, −kᵀk; 1, 0)} [1; 0] e^{−a},  a = xᵀu, k = u − x a
     retraction  msign(x + u) ("polar"), the Q of x + u = QR ("qr"), Newton–Schulz steps
                 m + ½(m − m mᵀm) from m = x + u ("newton-schulz"), or the geodesic ("geodesic")
     transport   v → v − y sym(yᵀv) between points and with the first three; parallel transport
@@ -172,11 +172,13 @@ class _PolarFactor(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _polar_derivative(*ctx.saved_tensors, g)
+        m, q = ctx.saved_tensors
+        return _polar_derivative(m, q, g)
 
     @staticmethod
     def jvp(ctx: Any, dm: Tensor) -> Tensor:
-        return _polar_derivative(*ctx.saved_tensors, dm)
+        m, q = ctx.saved_tensors
+        return _polar_derivative(m, q, dm)
 
 
 def _lyapunov(p: Tensor, c: Tensor) -> Tensor:
@@ -273,7 +275,7 @@ class StiefelGeodesics(Geodesics):
     matrices: MatrixForm
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        """`[x k] exp(2a, −kᵀk; 1, 0) [1; 0] e^{−a}`, brought back to the set to rounding."""
+        """The end point `[x k] e^{(2a, −kᵀk; 1, 0)} [1; 0] e^{−a}`, made orthonormal to rounding."""
         m = self.matrices.tall(x)
         a, k, c = _frame(m, self.matrices.tall(u))
         y = _turned(m, k / c, _generator(a, k, c)) @ _exp(-a)

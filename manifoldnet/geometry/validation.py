@@ -130,7 +130,7 @@ class Validated(ABC):
         """The reason why no point has this shape and type, after "it …"; None if one has."""
 
     def _defect(self, size: float) -> tuple[str, str]:
-        """What keeps a slice with this largest |entry| from having a nearest point; the way out."""
+        """The reason why a slice with this largest |entry| has no nearest point, and advice."""
         advice = "Give each slice finite values of ordinary size that are not all zero"
         if size == 0:
             return "is zero", advice

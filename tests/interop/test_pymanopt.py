@@ -210,7 +210,9 @@ def test_least_squares_with_unit_rows(solver):
     assert torch.allclose(model.weight.detach(), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("stiefel", [geoopt.Stiefel(), geoopt.EuclideanStiefel(), mn.Stiefel()], ids=repr)
+@pytest.mark.parametrize(
+    "stiefel", [geoopt.Stiefel(), geoopt.EuclideanStiefel(), mn.Stiefel()], ids=repr
+)
 def test_trust_regions_on_stiefel_find_what_pymanopts_own_find(stiefel):
     """max Σᵢ nᵢ xᵢᵀ S xᵢ over orthonormal columns: the leading eigenvectors, in order."""
     s = random(7, 7)
