@@ -29,6 +29,7 @@ from manifoldnet.geometry import (
     Projective,
     ScaledEuclidean,
     Sphere,
+    Stiefel,
     from_geoopt,
     from_spec,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "RiemannianSGD",
     "ScaledEuclidean",
     "Sphere",
+    "Stiefel",
     "__version__",
     "constrain",
     "declare",

@@ -3,6 +3,7 @@
     Euclidean        = EuclideanMetric + NoProjection   + Additive   + FlatGeodesics
     Oblique, Sphere  = EuclideanMetric + Normalization  + Projective + SphereGeodesics
     ScaledEuclidean  = ScaledMetric    + NoProjection   + Geodesic   + CylinderGeodesics
+    Stiefel          = EuclideanMetric + PolarProjection + PolarFactor + StiefelGeodesics
 
 `Manifold` is that composition as a frozen value: equal, hashable and picklable by its fields, its
 `repr` the call that makes it. It has geoopt's vocabulary, so code written for geoopt's manifolds,
@@ -452,6 +453,8 @@ class Retraction(ABC):
     reversible: ClassVar[bool | None] = None
     #: True if a step along a tangent vector that is orthogonal to a slice makes its norm larger.
     grows_norms: ClassVar[bool] = False
+    #: True for steps of matrices with orthonormal rows or columns, on which slices do not move.
+    of_matrices: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -630,15 +633,29 @@ def from_spec(spec: Spec) -> Manifold:
 
 
 def resolve_retraction(
-    retraction: Retraction | str, refused: type[Retraction], owner: str
+    retraction: Retraction | str,
+    refused: type[Retraction] | tuple[type[Retraction], ...],
+    owner: str,
+    *,
+    matrices: bool = False,
 ) -> Retraction:
     """The retraction that an object or a name stands for, if it makes sense on this manifold.
 
+    Args:
+        retraction: the object or its name.
+        refused: the classes that make no sense.
+        owner: the name of the manifold.
+        matrices: True if those of matrices make sense.
+
     Raises:
         TypeError: if it is neither a retraction nor a string.
-        ValueError: for an unknown name, or the one that `owner` has no use for.
+        ValueError: for an unknown name, or one that `owner` has no use for.
     """
-    offered = ", ".join(repr(name) for name, cls in RETRACTIONS.items() if cls is not refused)
+
+    def fits(cls: type[Retraction]) -> bool:
+        return not issubclass(cls, refused) and (matrices or not cls.of_matrices)
+
+    offered = ", ".join(repr(name) for name, cls in RETRACTIONS.items() if fits(cls))
     if isinstance(retraction, str) and retraction in RETRACTIONS:
         retraction = RETRACTIONS[retraction]()
     if not isinstance(retraction, Retraction):
@@ -647,6 +664,6 @@ def resolve_retraction(
             f"{owner}: unknown retraction {retraction!r}; there are {offered}. One of your own is "
             "given as an object, or named with manifoldnet.geometry.register_retraction(name, cls)"
         )
-    if isinstance(retraction, refused):
+    if not fits(type(retraction)):
         raise ValueError(f"{owner} has no use for {retraction!r}; there are {offered}")
     return retraction

@@ -26,6 +26,7 @@ __all__ = [
     "reducible",
     "settle",
     "settled_numbers",
+    "spread_as",
 ]
 
 
@@ -120,3 +121,14 @@ def laid_out_along(x: Any, y: Tensor, dim: int) -> Any:
     # Strided shards are no `Shard`, but have its dimension.
     places = [p if getattr(p, "dim", None) == dim else Replicate() for p in x.placements]
     return distribute_tensor(y, x.device_mesh, places, src_data_rank=None)
+
+
+def spread_as(x: Any, whole: Tensor) -> Tensor:
+    """A tensor that every process has, in parts as those of `x` if that is a DTensor."""
+    if not is_sharded(x):
+        return whole
+    from torch.distributed.tensor import Replicate  # of a DTensor: imported long ago
+
+    everywhere = [Replicate()] * x.device_mesh.ndim
+    spread: Tensor = type(x).from_local(whole, x.device_mesh, everywhere, run_check=False)
+    return laid_out_as(x, spread)

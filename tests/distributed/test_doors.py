@@ -35,6 +35,7 @@ MANIFOLDS = [
     mn.Oblique(zero_slices=(0, 3)),
     mn.ScaledEuclidean(1, zero_slices=(2,)),
     mn.Polar(),
+    mn.Stiefel(),
     mn.Euclidean(),
 ]
 
@@ -235,7 +236,7 @@ def _each_weight(manifolds: list[mn.Manifold]) -> pytest.MarkDecorator:
 
 
 CURVED = [
-    *(mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1)),
+    *(mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1), mn.Stiefel()),
     *(mn.Oblique(zero_slices=(0, 3)), mn.Polar()),
 ]
 

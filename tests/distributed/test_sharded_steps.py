@@ -169,6 +169,16 @@ def test_gains_and_directions_on_two_processes(two: Ranks, dim: int, placements:
     _check(two, mn.Polar(dim), SMALL, "torch", placements, ["momentum", "adam"])
 
 
+@lines
+@pytest.mark.parametrize("retraction", ["polar", "geodesic"])
+def test_matrices_are_gathered_on_two_processes(
+    two: Ranks, retraction: str, placements: list[Any]
+) -> None:
+    """Every process takes the step of the whole, by any path."""
+    manifold = mn.Stiefel(retraction=retraction)
+    _check(two, manifold, SMALL, "torch", placements, ["momentum", "amsgrad"])
+
+
 @pytest.mark.slow
 @each_path
 @lines

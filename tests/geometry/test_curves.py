@@ -10,6 +10,7 @@ from cases import (
     MANIFOLDS,
     SCALED,
     SPHERES,
+    STIEFEL,
     away_from_zero,
     each_manifold,
     few,
