@@ -567,8 +567,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Calls of torch's own function that step undeclared parameters."""
         if work.columns and work.form is not None:
             fused, special = work.form
-            params, grads, *entries = [column[: len(work.plain)] for column in work.columns]
-            return [PlainCall(fused, params, grads, tuple(entries), special)]
+            columns = [column[: len(work.plain)] for column in work.columns]
+            return [PlainCall(fused, columns[0], columns[1], tuple(columns[2:]), special)]
         calls, group = [], work.group
         for fused, some in self._for_fused(group, work.plain):
             params: list[Tensor] = []

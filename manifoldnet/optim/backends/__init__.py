@@ -27,7 +27,8 @@ from manifoldnet.optim.step import Gram, HyperParameters, SliceGeometry, StepInp
 
 __all__ = ["Layout", "Plans", "Repeated", "has_kernel", "layout", "repeated", "step"]
 
-Plans, Repeated = triton.Plans, cpp.Repeated
+Plans = triton.Plans
+Repeated = cpp.Repeated
 
 
 def has_kernel(device: torch.device) -> bool:
