@@ -275,7 +275,7 @@ class StiefelGeodesics(Geodesics):
     matrices: MatrixForm
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        """The end point `[x k] e^{(2a, −kᵀk; 1, 0)} [1; 0] e^{−a}`, made orthonormal to rounding."""
+        """The end point `[x k] e^{(2a, −kᵀk; 1, 0)} [1; 0] e^{−a}`, orthonormal to rounding."""
         m = self.matrices.tall(x)
         a, k, c = _frame(m, self.matrices.tall(u))
         y = _turned(m, k / c, _generator(a, k, c)) @ _exp(-a)

@@ -333,6 +333,8 @@ def _single_tensor_adam(
     slice_scale: str,
 ) -> None:
     """One step of one weight, in place, by the formulas of the module's docstring."""
+    beta1: Any
+    beta2: Any
     beta1, beta2 = betas
     d = motion.gradient(-grad if maximize else grad)
     squared = laid_out_as(state["exp_avg_sq"], _scaled(motion.squared(d), d, slice_scale))

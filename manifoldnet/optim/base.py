@@ -17,7 +17,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -126,18 +125,20 @@ class GroupWork:
         group: the options.
         plain: undeclared ones.
         declared: declared weights.
+        params: those of both, in this order.
         idle: parameters without a gradient.
         entries: of state that a step needs, in the order of torch's function; None for none.
         form: `fused` and `special` of the one call of torch's function, if there is only one.
         kernel: the step of all declared weights once more, if the kernel for processors takes it.
         columns: parameters, gradients and entries of state, plain ones first. They and their
             addresses are there while a step is taken that is like the last one.
-        addresses: of these.
+        addresses: of these, for declared weights.
     """
 
     group: dict[str, Any]
     plain: list[Plain]
     declared: list[Declared]
+    params: list[Tensor]
     idle: list[Tensor]
     entries: tuple[str | None, ...]
     form: tuple[bool | None, bool] | None = None
@@ -176,6 +177,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         # What is known of the parameters of each group, in their order. Not by weak reference:
         # torch swaps no tensor that has one (swap_module_params).
         self._weights: list[list[Plain]] = []
+        self._ids: list[list[int]] = []
         self._copied: list[Plain] = []
         self._clock = -1
         self._options: dict[int, tuple[Any, ...]] = {}
@@ -227,6 +229,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             self._options.pop(number, None)
             raise
         self._weights.append(weights)
+        self._ids.append([id(weight.p) for weight in weights])
 
     @abstractmethod
     def _check_options(self, group: dict[str, Any]) -> None:
@@ -298,7 +301,9 @@ class RiemannianOptimizer(Optimizer, ABC):
                     "or undeclare it"
                 )
             declared.append(weight)
-        return GroupWork(group, plain, declared, idle, self._entries(group))
+        params = [weight.p for weight in plain]
+        params += [weight.p for weight in declared]
+        return GroupWork(group, plain, declared, params, idle, self._entries(group))
 
     @abstractmethod
     def _entries(self, group: dict[str, Any]) -> tuple[str | None, ...]:
@@ -312,8 +317,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             if changed is None or not changed.isdisjoint(ours):
                 self._resolve()
             self._clock = version
-        known = self._weights[number] if number < len(self._weights) else []
-        if [id(weight.p) for weight in known] != list(map(id, self.param_groups[number]["params"])):
+        known = self._ids[number] if number < len(self._ids) else []
+        if known != list(map(id, self.param_groups[number]["params"])):
             self._resolve()
 
     def _resolve(self) -> None:
@@ -345,6 +350,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             group["manifolds"] = [_spec(weight) for weight in weights]
             resolved.append(weights)
         self._weights = resolved
+        self._ids = [[id(weight.p) for weight in weights] for weights in resolved]
         self._clock = version
         self._forget_checks()
 
@@ -423,18 +429,22 @@ class RiemannianOptimizer(Optimizer, ABC):
         addresses = None if self._seen is None else self._seen.addresses(tensors)
         if addresses is None or not self._verified:
             return None
-        following = iter(addresses)
+        start = 0
         for work in works:
-            work.addresses = [list(islice(following, len(column))) for column in work.columns]
+            for column in work.columns:
+                end = start + len(column)
+                work.addresses.append(addresses[start + len(work.plain) : end])
+                start = end
         return works
 
     def _columns(self, work: GroupWork) -> list[list[Any]]:
         """Parameters, gradients and entries of state; None stands for what is not there."""
-        params = [weight.p for weight in work.plain]
-        params += [weight.p for weight in work.declared]
-        states = [self.state.get(p, _EMPTY) for p in params]
-        state = [[s.get(key) for s in states] if key else [] for key in work.entries]
-        return [params, [p.grad for p in params], *state]
+        params, state = work.params, self.state
+        columns: list[list[Any]] = [params, [p.grad for p in params]]
+        states = [state.get(p, _EMPTY) for p in params] if any(work.entries) else []
+        for key in work.entries:
+            columns.append([each.get(key) for each in states] if key else [])
+        return columns
 
     def _take(self, works: list[GroupWork]) -> list[tuple[dict[str, Any], Declared]]:
         """Step all weights, those of torch's functions after all of them were prepared.
@@ -559,8 +569,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Calls of torch's own function that step undeclared parameters."""
         if work.columns and work.form is not None:
             fused, special = work.form
-            params, grads, *entries = [column[: len(work.plain)] for column in work.columns]
-            return [PlainCall(fused, params, grads, tuple(entries), special)]
+            columns = [column[: len(work.plain)] for column in work.columns]
+            return [PlainCall(fused, columns[0], columns[1], tuple(columns[2:]), special)]
         calls, group = [], work.group
         for fused, some in self._for_fused(group, work.plain):
             params: list[Tensor] = []
@@ -602,11 +612,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         """
         group, declared = work.group, work.declared
         if work.addresses and work.kernel is not None:
-            ours = slice(len(work.plain), None)
-            counts = work.columns[-1][ours] if work.entries[-1] == "step" else []
-            unbias = self._count(group, counts)
-            addresses = [column[ours] for column in work.addresses[:5]]
-            looks = work.kernel(addresses, self._hyper(group), unbias)
+            unbias = self._count(group, work.columns[-1][len(work.plain) :])
+            looks = work.kernel(work.addresses[:5], self._hyper(group), unbias)
             return [weight for weight, look in zip(declared, looks, strict=True) if look]
         compiling = torch.compiler.is_compiling()
         fast = compiling or group["foreach"] is not False
@@ -686,6 +693,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         later. Elsewhere all weights are asked every 100 steps, by one number.
         """
         watched = [*watched, *self._due()]
+        if not watched:
+            return
         for group, weight in {id(weight): (group, weight) for group, weight in watched}.values():
             found: list[tuple[type[UserWarning], str | None]] = [
                 (NormGrowthWarning, overflowing(weight.p, weight.manifold)),

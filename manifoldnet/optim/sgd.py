@@ -198,8 +198,8 @@ def _single_tensor_sgd(
     state: dict[str, Any],
     *,
     lr: float | Tensor,
-    momentum: float | Tensor,
-    dampening: float | Tensor,
+    momentum: Any,
+    dampening: Any,
     nesterov: bool,
     maximize: bool,
 ) -> None:

@@ -10,7 +10,6 @@ from cases import (
     MANIFOLDS,
     SCALED,
     SPHERES,
-    STIEFEL,
     away_from_zero,
     each_manifold,
     few,

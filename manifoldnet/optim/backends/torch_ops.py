@@ -274,8 +274,10 @@ def batches_of(work: StepInput, *, one: bool = False) -> Iterator[Batch]:
     """
     x, dim = work.x, work.geometry.dim
     over = Slices(dim).over(x.ndim)
-    along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]), default=0)  # the slowest
-    if x.numel() <= _BLOCK or not _may_ask(x) or (one and along == dim):
+    along = -1
+    if x.numel() > _BLOCK and _may_ask(x):
+        along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]))  # the slowest
+    if along == -1 or (one and along == dim):
         yield Batch(work, over, [Piece(work.x, work.g, work.b)])
         return
     long = max(1, _BLOCK * x.shape[along] // x.numel())
@@ -464,9 +466,10 @@ def _keep(work: StepInput, s: Tensor | None, max_s: Tensor | None) -> None:
 
 def _write(piece: Piece, found: Coefficients, dtype: torch.dtype) -> None:
     x, g = _in(dtype, piece.x), _in(dtype, piece.g)
-    x1, x2, x3, b1, b2, b3 = (
-        _in(dtype, value) if isinstance(value, Tensor) else value for value in found[:6]
-    )
+    x1, x2, x3, b1, b2, b3 = [
+        value.to(dtype) if isinstance(value, Tensor) and value.dtype is not dtype else value
+        for value in found[:6]
+    ]
     if piece.b is None:
         _put(piece.x, _combined([(x1, x), (x2, g)], x))
         return
@@ -480,17 +483,24 @@ def _write(piece: Piece, found: Coefficients, dtype: torch.dtype) -> None:
 def _combined(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None) -> Tensor:
     """The sum of factors times vectors, written to `out`, which may be the first vector."""
     total: Tensor | None = None
+    ours = False  # in place is cheaper than with `out`
     for factor, v in terms:
-        if is_zero(factor):
+        plain = not isinstance(factor, Tensor)
+        if plain and factor == 0:
             continue
-        if total is None and not isinstance(factor, Tensor) and factor == 1:
-            total = v
-        elif total is None:
-            total = torch.mul(v, factor, out=out)
+        if total is None:
+            ours = v is out
+            if plain and factor == 1:
+                total = v
+                continue
+            total = v.mul_(factor) if ours else torch.mul(v, factor, out=out)
         elif isinstance(factor, Tensor):
-            total = torch.addcmul(total, v, factor, out=out)
+            total = total.addcmul_(v, factor) if ours else torch.addcmul(total, v, factor, out=out)
+        elif ours:
+            total = total.add_(v, alpha=factor)
         else:
             total = torch.add(total, v, alpha=factor, out=out)
+        ours = True
     return torch.zeros_like(terms[0][1]) if total is None else total
 
 

@@ -14,8 +14,10 @@ memory of their weight (`manifoldnet.optim.memory` sees to that).
 from __future__ import annotations
 
 import array
+import math
 import struct
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor
 from manifoldnet.geometry import Slices
 from manifoldnet.optim.backends.cpp.build import library
 from manifoldnet.optim.backends.layout import Layout, dense_layout
-from manifoldnet.optim.overflow import growing
+from manifoldnet.optim.overflow import largest_norm
 from manifoldnet.optim.step import (
     Coefficients,
     Gram,
@@ -90,8 +92,12 @@ class Repeated:
     """
 
     def __init__(self, works: Sequence[StepInput], layouts: Sequence[Layout]) -> None:
-        self._alike = [(w.geometry, w.b is not None, w.s_factor) for w in works]
+        self._options = [(w.geometry, w.b is not None, w.s_factor) for w in works]
         self._dtype = works[0].x.dtype
+        self._name = f"step_{_TYPES[self._dtype]}"
+        self._limits = [
+            largest_norm(self._dtype) ** 2 if w.geometry.radius is None else math.inf for w in works
+        ]
         self._squares = array.array("d", bytes(16 * len(works)))
         start, _ = self._squares.buffer_info()
         rows = [(*[0] * 5, *each, start + 16 * i, 0, 0) for i, each in enumerate(layouts)]
@@ -117,18 +123,21 @@ class Repeated:
         for place, column in enumerate(addresses):
             if column:
                 self._table[place :: self._width] = array.array("q", column)
-        options: dict[Any, bytes] = {}
-        packed = []
-        for i, (geometry, buffered, s_factor) in enumerate(self._alike):
-            numbers = unbias[i] if unbias else (1.0, 1.0)
-            key = geometry, s_factor, numbers
-            if key not in options:
-                options[key] = _packed(geometry, buffered, numbers, s_factor, hyper)
-            packed.append(options[key])
-        call = getattr(library(), f"step_{_TYPES[self._dtype]}")
+        packed: list[bytes] = []
+        last: Any = None  # most weights of a group have the same options
+        for options, numbers in zip(self._options, unbias or repeat((1.0, 1.0)), strict=False):
+            if last != (options, numbers):
+                last = options, numbers
+                geometry, buffered, s_factor = options
+                bytes_ = _packed(geometry, buffered, numbers, s_factor, hyper)
+            packed.append(bytes_)
+        call = getattr(library(), self._name)
         call(b"".join(packed), self._table.buffer_info()[0], len(packed))
-        pairs = zip(self._squares[::2], self._squares[1::2], strict=True)
-        return [not least > 0 or growing(most, self._dtype) for least, most in pairs]
+        squares = iter(self._squares)
+        return [
+            not least > 0 or not most <= limit
+            for least, most, limit in zip(squares, squares, self._limits, strict=True)
+        ]
 
 
 def gram(
