@@ -17,6 +17,7 @@ import difflib
 import fnmatch
 import functools
 import inspect
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -28,7 +29,14 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold, Slices, from_geoopt, from_spec
+from manifoldnet.geometry import (
+    Euclidean,
+    Manifold,
+    NotOnManifoldError,
+    Slices,
+    from_geoopt,
+    from_spec,
+)
 from manifoldnet.geometry.manifold import Spec
 from manifoldnet.geometry.settled import copy_into, settle
 from manifoldnet.registry import (
@@ -425,10 +433,14 @@ def _declare(
         if parameter.is_meta:
             continue
         x = parameter.detach()
-        if project:  # refuses what it cannot put there
-            values.append((x, manifold.projx(x, name=name)))
-        else:
-            manifold.assert_check_point_on_manifold(x, name=name)
+        try:
+            if project:  # refuses what it cannot put there
+                values.append((x, manifold.projx(x, name=name)))
+            else:
+                manifold.assert_check_point_on_manifold(x, name=name)
+        except NotOnManifoldError as error:
+            error.args = (f"{error}{_of_padding(owner, local, error)}",)
+            raise
     for x, point in values:
         copy_into(x, point)
     for module in [plan[0][1]] if alone else model.modules():
@@ -438,6 +450,19 @@ def _declare(
                 Declarations.set(
                     module, local, manifold, parameter, label=label if "." in label else None
                 )
+
+
+def _of_padding(owner: nn.Module, local: str, error: NotOnManifoldError) -> str:
+    """The end of a message about the padding row of an embedding, which is zero."""
+    if not isinstance(owner, nn.Embedding | nn.EmbeddingBag) or local != "weight":
+        return ""
+    row = owner.padding_idx
+    if row is None or (f"row {row}", math.inf) not in zip(error.slices, error.amounts, strict=True):
+        return ""
+    return (
+        f". Row {row} is the padding_idx of this {type(owner).__name__}, and stays zero on "
+        f"{type(error.manifold).__name__}(…, zero_slices=({row},))"
+    )
 
 
 def manifolds(model: nn.Module) -> dict[str, Manifold]:

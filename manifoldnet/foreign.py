@@ -79,6 +79,8 @@ def _register() -> None:
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():
         return  # checked at the first step outside of a compiled graph
+    if getattr(optimizer, MARK, False):
+        return
     version = registry.version()
     count = sum(len(group["params"]) for group in optimizer.param_groups)
     if optimizer in _seen:

@@ -20,9 +20,20 @@ from manifoldnet.geometry.manifold import (
 )
 from manifoldnet.geometry.oblique import Normalization, Oblique, Sphere, SphereGeodesics
 from manifoldnet.geometry.parts import Frame, Geodesics, Metric, Projection
+from manifoldnet.geometry.polar import Polar, PolarGeodesics, PolarMetric
 from manifoldnet.geometry.product import Product
 from manifoldnet.geometry.scaled_euclidean import CylinderGeodesics, ScaledEuclidean, ScaledMetric
 from manifoldnet.geometry.slices import Slices
+from manifoldnet.geometry.stiefel import (
+    MatrixForm,
+    MatrixRetraction,
+    NewtonSchulz,
+    PolarFactor,
+    PolarProjection,
+    QFactor,
+    Stiefel,
+    StiefelGeodesics,
+)
 from manifoldnet.geometry.validation import (
     NotOnManifoldError,
     NotTangentError,
@@ -40,21 +51,32 @@ __all__ = [
     "Geodesic",
     "Geodesics",
     "Manifold",
+    "MatrixForm",
+    "MatrixRetraction",
     "Metric",
+    "NewtonSchulz",
     "NoProjection",
     "Normalization",
     "NotOnManifoldError",
     "NotTangentError",
     "Oblique",
+    "Polar",
+    "PolarFactor",
+    "PolarGeodesics",
+    "PolarMetric",
+    "PolarProjection",
     "Product",
     "Projection",
     "Projective",
+    "QFactor",
     "Retraction",
     "ScaledEuclidean",
     "ScaledMetric",
     "Slices",
     "Sphere",
     "SphereGeodesics",
+    "Stiefel",
+    "StiefelGeodesics",
     "WrongTensorError",
     "from_geoopt",
     "from_spec",

@@ -21,6 +21,10 @@ __all__ = ["from_geoopt", "to_geoopt"]
 def from_geoopt(manifold: Any) -> Manifold:
     """A geoopt manifold as a manifold of this library.
 
+    geoopt takes the first dimensions of a tensor for a batch: its `Stiefel()` on a kernel of a
+    convolution is a frame for each kh × kw slice, and has no wide matrices. `manifoldnet.Stiefel`
+    is one frame for a weight of any shape.
+
     Args:
         manifold: an instance of `geoopt.manifolds.Manifold`. One of this library is returned as
             it is (out of `to_geoopt`, too), and geoopt's Euclidean space as `Euclidean()`.

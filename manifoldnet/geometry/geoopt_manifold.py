@@ -310,7 +310,11 @@ class GeooptManifold(Manifold):
         if x.numel() == 0:
             return f"is empty (shape {tuple(x.shape)})"
         ok, reason = self.base.check_point(x, explain=True)
-        return None if ok else f"is refused by geoopt: {reason}"
+        if ok:
+            return None
+        ours = isinstance(_innermost(self.base), Stiefel)
+        advice = "; manifoldnet's own Stiefel() takes wide matrices and kernels" if ours else ""
+        return f"is refused by geoopt: {reason}{advice}"
 
     def _factors(self, *tensors: Tensor) -> list[tuple[Any, ...]]:
         return [(_part(part), *pieces) for part, *pieces in _taken_apart(self.base, *tensors)]

@@ -3,6 +3,7 @@
     Euclidean        = EuclideanMetric + NoProjection   + Additive   + FlatGeodesics
     Oblique, Sphere  = EuclideanMetric + Normalization  + Projective + SphereGeodesics
     ScaledEuclidean  = ScaledMetric    + NoProjection   + Geodesic   + CylinderGeodesics
+    Stiefel          = EuclideanMetric + PolarProjection + PolarFactor + StiefelGeodesics
 
 `Manifold` is that composition as a frozen value: equal, hashable and picklable by its fields, its
 `repr` the call that makes it. It has geoopt's vocabulary, so code written for geoopt's manifolds,
@@ -20,6 +21,7 @@ import importlib
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict, final
 
@@ -31,6 +33,12 @@ from manifoldnet.geometry.parts import Frame, Geodesics, Metric, Projection, nam
 from manifoldnet.geometry.settled import laid_out_as, settle
 from manifoldnet.geometry.slices import ELEMENTS, Slices, promote
 from manifoldnet.geometry.validation import raise_if
+from manifoldnet.geometry.zero_slices import (
+    GeodesicsExcept,
+    MetricExcept,
+    ProjectionExcept,
+    ZeroSlices,
+)
 
 __all__ = [
     "RETRACTIONS",
@@ -71,6 +79,7 @@ class Manifold(GeooptVocabulary):
         projection: to the set and to its tangent spaces.
         retraction: of the steps.
         geodesics: of the metric.
+        zero_slices: the slices that are exactly zero and stay so, which the parts do not act on.
         fields: the fields of the dataclass.
     """
 
@@ -79,6 +88,9 @@ class Manifold(GeooptVocabulary):
     projection: Projection
     retraction: Retraction
     geodesics: Geodesics
+
+    #: The slices that are exactly zero and stay so, by their numbers along `slices.dim`.
+    zero_slices: tuple[int, ...] = ()
 
     #: The least number of entries a slice must have; a sphere in one dimension is two points.
     min_slice: ClassVar[int] = 1
@@ -90,10 +102,16 @@ class Manifold(GeooptVocabulary):
         projection: Projection,
         retraction: Retraction,
         geodesics: Geodesics,
+        zero_slices: Iterable[int] = (),
         **fields: Any,
     ) -> None:
+        zero = ZeroSlices(slices, zero_slices)
+        if zero.indices:
+            metric, projection = MetricExcept(metric, zero), ProjectionExcept(projection, zero)
+            geodesics = GeodesicsExcept(geodesics, zero)
         parts = {"metric": metric, "projection": projection, "retraction": retraction}
         vars(self).update(slices=slices, geodesics=geodesics, **parts, **fields)
+        vars(self).update(zero_slices=zero.indices)
 
     @property
     def parts(self) -> tuple[Metric | Projection | Retraction | Geodesics, ...]:
@@ -320,9 +338,18 @@ class Manifold(GeooptVocabulary):
 
     def _fields(self) -> dict[str, Any]:
         """The constructor's arguments as plain JSON types: what `repr` shows."""
-        shown = [f.name for f in dataclasses.fields(self) if f.repr]  # type: ignore[arg-type]
-        values = {name: getattr(self, name) for name in shown}
-        return {k: v.name if isinstance(v, Retraction) else v for k, v in values.items()}
+        plain = {k: v.name if isinstance(v, Retraction) else v for k, v in self._shown().items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+    def _shown(self) -> dict[str, Any]:
+        """The constructor's arguments: `zero_slices` only if there are any."""
+        known: Any = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        shown: dict[str, Any] = {f.name: getattr(self, f.name) for f in known if f.repr}
+        return {k: v for k, v in shown.items() if k != "zero_slices" or v}
+
+    def __repr__(self) -> str:
+        fields = (f"{name}={value!r}" for name, value in self._shown().items())
+        return f"{type(self).__qualname__}({', '.join(fields)})"
 
     def spec(self) -> Spec:
         """This manifold as plain, versioned JSON types; `from_spec` turns them back."""
@@ -379,7 +406,16 @@ class Manifold(GeooptVocabulary):
                 f"has slices of {self.slices.size(x.shape)} number (shape {shape}): "
                 f"a unit vector needs at least {self.min_slice} to have somewhere to go"
             )
-        return None
+        return ZeroSlices(self.slices, self.zero_slices).misfit(x.shape)
+
+    def _for_zero(self) -> str:
+        takes_them = "zero_slices" in getattr(type(self), "__dataclass_fields__", {})
+        if not takes_them or not isinstance(self.slices.dim, int):
+            return ""
+        return (
+            "; slices that are to stay zero (the padding row of an embedding) are named in "
+            "zero_slices, and a weight that starts at zero is for Polar"
+        )
 
 
 # --- the metric and the retractions of several manifolds ------------------------------------------
@@ -417,6 +453,8 @@ class Retraction(ABC):
     reversible: ClassVar[bool | None] = None
     #: True if a step along a tangent vector that is orthogonal to a slice makes its norm larger.
     grows_norms: ClassVar[bool] = False
+    #: True for steps of matrices with orthonormal rows or columns, on which slices do not move.
+    of_matrices: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -595,15 +633,29 @@ def from_spec(spec: Spec) -> Manifold:
 
 
 def resolve_retraction(
-    retraction: Retraction | str, refused: type[Retraction], owner: str
+    retraction: Retraction | str,
+    refused: type[Retraction] | tuple[type[Retraction], ...],
+    owner: str,
+    *,
+    matrices: bool = False,
 ) -> Retraction:
     """The retraction that an object or a name stands for, if it makes sense on this manifold.
 
+    Args:
+        retraction: the object or its name.
+        refused: the classes that make no sense.
+        owner: the name of the manifold.
+        matrices: True if those of matrices make sense.
+
     Raises:
         TypeError: if it is neither a retraction nor a string.
-        ValueError: for an unknown name, or the one that `owner` has no use for.
+        ValueError: for an unknown name, or one that `owner` has no use for.
     """
-    offered = ", ".join(repr(name) for name, cls in RETRACTIONS.items() if cls is not refused)
+
+    def fits(cls: type[Retraction]) -> bool:
+        return not issubclass(cls, refused) and (matrices or not cls.of_matrices)
+
+    offered = ", ".join(repr(name) for name, cls in RETRACTIONS.items() if fits(cls))
     if isinstance(retraction, str) and retraction in RETRACTIONS:
         retraction = RETRACTIONS[retraction]()
     if not isinstance(retraction, Retraction):
@@ -612,6 +664,6 @@ def resolve_retraction(
             f"{owner}: unknown retraction {retraction!r}; there are {offered}. One of your own is "
             "given as an object, or named with manifoldnet.geometry.register_retraction(name, cls)"
         )
-    if isinstance(retraction, refused):
+    if not fits(type(retraction)):
         raise ValueError(f"{owner} has no use for {retraction!r}; there are {offered}")
     return retraction

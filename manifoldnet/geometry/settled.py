@@ -4,24 +4,36 @@ Where Python asks such a tensor for a number, each process sees its own part (to
 none), so that processes would decide differently, and wait for each other forever. What decides
 from values asks `settle` or `settled_numbers` first. All processes have to, in the same order.
 
-These tensors are known by their methods: torch.distributed is not imported.
+These tensors are known by their class, where it has been imported: a graph of torch.compile knows
+nothing of their methods, and torch.distributed is not imported here.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["copy_into", "is_sharded", "laid_out_as", "reducible", "settle", "settled_numbers"]
+__all__ = [
+    "copy_into",
+    "is_sharded",
+    "laid_out_along",
+    "laid_out_as",
+    "reducible",
+    "settle",
+    "settled_numbers",
+    "spread_as",
+]
 
 
-def is_sharded(t: Tensor) -> bool:
+def is_sharded(t: Any) -> bool:
     """Test whether a tensor is a DTensor, of which this process may hold a part only."""
-    return hasattr(t, "full_tensor")
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)
 
 
 def settle(t: Tensor) -> Tensor:
@@ -94,3 +106,29 @@ def laid_out_as(x: Any, y: Any) -> Any:
         return y
     here, there = ((t.device_mesh, t.placements) for t in (x, y))
     return y if here == there else y.redistribute(*here)
+
+
+def laid_out_along(x: Any, y: Tensor, dim: int) -> Any:
+    """One number per slice, known to every process, in parts as those of a DTensor.
+
+    Args:
+        x: a DTensor.
+        y: a tensor of the size of `x` along `dim`, and of size one along its other dimensions.
+        dim: the dimension that indexes the slices.
+    """
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    # Strided shards are no `Shard`, but have its dimension.
+    places = [p if getattr(p, "dim", None) == dim else Replicate() for p in x.placements]
+    return distribute_tensor(y, x.device_mesh, places, src_data_rank=None)
+
+
+def spread_as(x: Any, whole: Tensor) -> Tensor:
+    """A tensor that every process has, in parts as those of `x` if that is a DTensor."""
+    if not is_sharded(x):
+        return whole
+    from torch.distributed.tensor import Replicate  # of a DTensor: imported long ago
+
+    everywhere = [Replicate()] * x.device_mesh.ndim
+    spread: Tensor = type(x).from_local(whole, x.device_mesh, everywhere, run_check=False)
+    return laid_out_as(x, spread)

@@ -129,6 +129,19 @@ class Validated(ABC):
     def _misfit(self, x: Tensor) -> str | None:
         """The reason why no point has this shape and type, after "it …"; None if one has."""
 
+    def _for_zero(self) -> str:
+        """The ways out for a slice that is zero, at the end of a sentence."""
+        return ""
+
+    def _defect(self, size: float) -> tuple[str, str]:
+        """The reason why a slice with this largest |entry| has no nearest point, and advice."""
+        advice = "Give each slice finite values of ordinary size that are not all zero"
+        if size == 0:
+            return "is zero", advice
+        if math.isfinite(size):
+            return f"is too small or too large to be squared (largest entry {size:.3g})", advice
+        return f"is not finite (largest entry {size})", advice
+
     def _factors(self, *tensors: Tensor) -> list[tuple[Any, ...]]:
         """(manifold, its part of each tensor) of every factor of a product; else nothing."""
         return []
@@ -212,16 +225,11 @@ class Validated(ABC):
         if math.isinf(amount):
             if math.isnan(norm):  # the largest entry of several processes may be another one
                 size = norm
-            if size == 0:
-                what = "zero"
-            elif math.isfinite(size):
-                what = f"too small or too large to be squared (largest entry {size:.3g})"
-            else:
-                what = f"not finite (largest entry {size})"
+            what, advice = self._defect(size)
             message = (
                 f"{name}: {fields['count']} of {off.numel()} slices cannot be on {self}, "
-                f"the first of them {where}, which is {what}. "
-                "Give each slice finite values of ordinary size that are not all zero"
+                f"the first of them {where}, which {what}. {advice}"
+                f"{self._for_zero() if size == 0 else ''}"
             )
         else:
             message = (

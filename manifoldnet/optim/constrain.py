@@ -13,8 +13,9 @@ commutes with it, whatever B computes. Under the scaled metric q = ‖x‖; on s
 B = SGD this is Riemannian gradient descent; with Muon under the scaled metric, the intrinsic Muon
 of [li2026intrinsic].
 
-Where B reads a weight for weight decay alone, it is given the displacement only: weights of zero,
-whose step is v/q itself. A difference of nearly equal numbers would lose it in half precision.
+Where B reads a weight for decoupled weight decay alone, it is given zero in its place, so that its
+step is the displacement itself, v/q: a difference of nearly equal numbers would lose it in half
+precision. The decay, −lr λ x, is added to v.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ __all__ = ["constrain"]
 
 _O = TypeVar("_O", bound=Optimizer)
 
-# These read a weight for weight decay alone.
+# These read a weight for weight decay alone, which is lr λ x̂ where it is decoupled.
 _BLIND = (
     *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
     *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax, torch.optim.RMSprop),
@@ -276,11 +277,7 @@ class _Constraint:
         for weight in weights:
             _check_options(optimizer, weight)
             _check_memory(weight)
-        knows = type(optimizer) in _BLIND
-        blind = [
-            knows and (weight.is_sphere or not weight.group.get("weight_decay", 0))
-            for weight in weights
-        ]
+        blind = type(optimizer) in _BLIND
         displacement.enter(weights, blind, self.how.tangent, self.displaced)
         self.steps += 1
 
@@ -297,6 +294,8 @@ class _Constraint:
                 )
         watched = displacement.leave(self.displaced, self.how, self.plans)
         self.displaced.clear()
+        # A weight whose zero slices are declared would be found in every step.
+        watched = [weight for weight in watched if not weight.manifold.zero_slices]
         if self.steps % 100 == 0 and not _is_capturing():
             flags = alarming([(w.p, w.manifold) for w in self.weights if w.geometry])
             known = [weight for weight in self.weights if weight.geometry]

@@ -14,7 +14,7 @@ written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,12 +25,14 @@ from manifoldnet.geometry.settled import copy_into, settle
 from manifoldnet.geometry.slices import computed_in, promote
 from manifoldnet.optim import backends, memory, shards
 from manifoldnet.optim.motion import Motion
-from manifoldnet.optim.step import Gram, HyperParameters, SliceGeometry, StepInput
+from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput
 
 __all__ = ["Displaced", "Length", "Lengths", "Tangent", "Weight", "enter", "leave"]
 
 Length = Literal["base", "angle"]
 Tangent = bool | Literal["gradient"]
+Seen = tuple[Frame, Tensor]
+"""A frame and the coordinates of a gradient in it. The frame is only right where it is used."""
 
 # A step along a given displacement.
 _RETRACT = HyperParameters(1.0, sign=-1.0, displacement=True)
@@ -49,6 +51,8 @@ class Weight:
         group: of the optimizer.
         geometry: of its slices; None for manifolds that only the formulas know.
         want: the forms of its gradient, once they were asked for.
+        space: memory in the form of the weight, or of its piece here, by what it is for. On a
+            processor it is kept from step to step: to ask for it anew costs more than the step.
     """
 
     name: str
@@ -57,11 +61,28 @@ class Weight:
     group: dict[str, Any]
     geometry: SliceGeometry | None
     want: memory.Expected | None = None
+    space: dict[str, Tensor] = field(default_factory=dict)
+
+    def room(self, purpose: str, x: Tensor) -> Tensor:
+        """Memory that is laid out as a tensor, with any values."""
+        found = self.space.get(purpose)
+        if found is None or memory.form(found) != memory.form(x):
+            found = torch.empty_like(x)
+            if x.device.type == "cpu":
+                self.space[purpose] = found
+        return found
 
     @property
     def by_formulas(self) -> bool:
         """True for `foreach=False`, and for manifolds whose steps need more than products."""
         return self.geometry is None or self.group.get("foreach") is False
+
+    @property
+    def layout(self) -> backends.Layout | None:
+        """The order of memory, if a kernel is to be used and can be."""
+        if self.want is None or not self.group.get("fused"):
+            return None
+        return self.want.layout if backends.has_kernel(self.p.device) else None
 
     @property
     def is_sphere(self) -> bool:
@@ -86,6 +107,13 @@ class Displaced:
     start: Tensor
     frame: Frame
     blind: bool
+
+    @property
+    def decay(self) -> float | Tensor:
+        """The share of the weight that decoupled weight decay takes off, unless it was seen."""
+        group = self.weight.group
+        found: float | Tensor = group["lr"] * group.get("weight_decay", 0) if self.blind else 0.0
+        return found
 
     @property
     def shape(self) -> torch.Size:
@@ -121,43 +149,79 @@ class Lengths(NamedTuple):
 # --- into the frame -------------------------------------------------------------------------------
 
 
-def enter(
-    weights: Sequence[Weight], blind: Sequence[bool], tangent: Tangent, found: list[Displaced]
-) -> None:
+def enter(weights: Sequence[Weight], blind: bool, tangent: Tangent, found: list[Displaced]) -> None:
     """Put the frame's coordinates into the places of weights and gradients.
 
     Args:
         weights: that have gradients.
-        blind: for each, whether zero stands for x/q.
+        blind: whether zero stands for x/q.
         tangent: False leaves the normal part of gradients.
         found: what `leave` needs, and what `Displaced.restore` puts back, is added here.
     """
-    some = [weight for weight in weights if not weight.by_formulas]
-    grams = dict(zip(map(id, some), _grams_of(some, tangent), strict=True))
-    for weight, zero in zip(weights, blind, strict=True):
+    plain = [weight for weight in weights if not weight.by_formulas]
+    seen = _by_kernel(plain) if tangent and blind else {}
+    seen |= _by_products([weight for weight in plain if id(weight) not in seen], tangent)
+    for weight in weights:
         p, grad = weight.p, weight.p.grad
         assert grad is not None  # of the weights that have one
         x = shards.local(p.detach())
-        if weight.by_formulas:
-            frame, g = _by_formulas(weight, grad, tangent)
-        else:
-            frame, g = _by_products(weight, grad, grams[id(weight)])
-        found.append(Displaced(weight, grad, x.clone(), frame, zero))
+        known = seen.get(id(weight))
+        frame, g = _by_formulas(weight, grad, tangent) if known is None else known
+        found.append(Displaced(weight, grad, weight.room("start", x).copy_(x), frame, blind))
         p.grad = g
-        if zero:
+        if blind:
             x.zero_()
         elif isinstance(frame.scale, Tensor):
             point = p.detach() if weight.by_formulas else x
             copy_into(point, frame.enter(*promote(point)))
 
 
-def _grams_of(weights: Sequence[Weight], tangent: Tangent) -> list[Gram | None]:
-    """The products that coordinates of gradients need, added up over processes."""
+def _by_kernel(weights: Sequence[Weight]) -> dict[int, Seen]:
+    """The coordinates of gradients whose weights the kernel for processors reads, by weight."""
+    some = [
+        (weight, shards.local(weight.p.detach()), weight.layout)
+        for weight in weights
+        if weight.p.device.type == "cpu" and not shards.is_sharded(weight.p)
+    ]
+    known: list[Any] = [each for each in some if each[2] is not None]
+    if not known:
+        return {}
+    own, points, layouts = zip(*known, strict=True)
+    seen = [weight.room("gradient", x) for weight, x in zip(own, points, strict=True)]
+    backends.coordinates(
+        points,
+        [memory.laid_out(weight.p.grad, x) for weight, x in zip(own, points, strict=True)],
+        [weight.geometry for weight in own],
+        layouts,
+        seen,
+    )
+    return {id(weight): (Frame(), g) for weight, g in zip(own, seen, strict=True)}
+
+
+def _by_products(weights: Sequence[Weight], tangent: Tangent) -> dict[int, Seen]:
+    """Frames and coordinates of gradients from products, which are added up over processes."""
     works = [_work(weight, weight.p.detach(), weight.p.grad) for weight in weights]
     names = [
         (("xx", "xg") if tangent else ()) if weight.is_sphere else ("xx",) for weight in weights
     ]
-    return backends.products(works, names)
+    found = {}
+    for weight, gram in zip(weights, backends.products(works, names), strict=True):
+        p, grad = weight.p.detach(), weight.p.grad
+        assert grad is not None  # of the weights that have one
+        x, g = shards.local(p), shards.local(grad, like=p)
+        frame, seen = Frame(), g
+        if gram is not None and not weight.is_sphere:
+            frame = Frame(gram.xx.to(computed_in(x.dtype)).sqrt())
+            seen = frame.leave(*promote(g))
+        elif gram is not None:
+            xg: Any = gram.xg
+            share = torch.where(gram.xx > 0, xg / gram.xx, 0.0)
+            x_, g_ = promote(x, g)
+            seen = torch.addcmul(g_, share.to(x_.dtype), x_, value=-1)
+        # torch's fused functions read a gradient in the order of memory of its weight.
+        seen = memory.laid_out(seen.to(grad.dtype), x)
+        found[id(weight)] = frame, shards.wrapped(seen.clone() if seen is g else seen, p)
+    return found
 
 
 def _work(weight: Weight, x: Tensor, g: Any) -> StepInput:
@@ -165,24 +229,7 @@ def _work(weight: Weight, x: Tensor, g: Any) -> StepInput:
     return StepInput(x, g, weight.geometry)
 
 
-def _by_products(weight: Weight, grad: Tensor, gram: Gram | None) -> tuple[Frame, Tensor]:
-    p = weight.p.detach()
-    x, g = shards.local(p), shards.local(grad, like=p)
-    frame, seen = Frame(), g
-    if gram is not None and not weight.is_sphere:
-        frame = Frame(gram.xx.to(computed_in(x.dtype)).sqrt())
-        seen = frame.leave(*promote(g))
-    elif gram is not None:
-        xg: Any = gram.xg
-        share = torch.where(gram.xx > 0, xg / gram.xx, 0.0)
-        x_, g_ = promote(x, g)
-        seen = torch.addcmul(g_, share.to(x_.dtype), x_, value=-1)
-    # torch's fused functions read a gradient in the order of memory of its weight.
-    seen = memory.laid_out(seen.to(grad.dtype), x)
-    return frame, shards.wrapped(seen.clone() if seen is g else seen, p)
-
-
-def _by_formulas(weight: Weight, grad: Tensor, tangent: Tangent) -> tuple[Frame, Tensor]:
+def _by_formulas(weight: Weight, grad: Tensor, tangent: Tangent) -> Seen:
     x = weight.p.detach()
     try:
         frame = weight.manifold.frame(x)
@@ -223,29 +270,30 @@ def leave(displaced: Sequence[Displaced], how: Lengths, plans: backends.Plans) -
 
 def _leave_together(displaced: Sequence[Displaced], plans: backends.Plans) -> list[Weight]:
     """Retract weights by the common step, which makes displacements tangent."""
-    works, layouts = [], []
+    groups: dict[int, list[Displaced]] = {}
     for each in displaced:
-        p, want, v = each.weight.p.detach(), each.weight.want, _displacement(each)
-        works.append(_work(each.weight, shards.wrapped(each.start, p), shards.wrapped(v, p)))
-        fits = each.weight.group.get("fused") and v.dtype == p.dtype
-        kernel = want is not None and fits and backends.has_kernel(p.device)
-        layouts.append(want.layout if want is not None and kernel else None)
-    looks = backends.step(works, _RETRACT, layouts, plans)
-    for each in displaced:
-        shards.local(each.weight.p.detach()).copy_(each.start)
-    return [each.weight for each, look in zip(displaced, looks, strict=True) if look]
+        groups.setdefault(id(each.weight.group), []).append(each)
+    watched = []
+    for some in groups.values():
+        works, layouts, ends = [], [], []
+        for each in some:
+            weight, p, v = each.weight, each.weight.p.detach(), _displacement(each)
+            works.append(_work(weight, shards.wrapped(each.start, p), shards.wrapped(v, p)))
+            layouts.append(weight.layout if v.dtype == p.dtype else None)
+            ends.append(shards.local(p))
+        hyper = _RETRACT._replace(decay=some[0].decay)
+        looks = backends.step(works, hyper, layouts, plans, ends)
+        watched += [each.weight for each, look in zip(some, looks, strict=True) if look]
+    return watched
 
 
 def _displacement(each: Displaced) -> Tensor:
-    """The displacement of the piece that is here: in the memory of the weight, if it fits."""
-    p, scale = shards.local(each.weight.p.detach()), each.frame.scale
-    computed = computed_in(p.dtype)
-    if p.dtype != computed and not (each.blind and not isinstance(scale, Tensor)):
-        v = each.frame.leave(p.to(computed))
-        return v if each.blind else v - each.start
-    if isinstance(scale, Tensor):
-        p.mul_(scale)
-    return p if each.blind else p.sub_(each.start)
+    """The displacement of the piece that is here in the frame, in the memory of the weight."""
+    p = shards.local(each.weight.p.detach())
+    if each.blind:
+        return p
+    (v,) = promote(p)
+    return v.sub_(each.frame.enter(*promote(each.start)))
 
 
 def _leave_by_formulas(each: Displaced, how: Lengths) -> bool:
@@ -253,8 +301,7 @@ def _leave_by_formulas(each: Displaced, how: Lengths) -> bool:
     weight, p = each.weight, each.weight.p.detach()
     start = shards.wrapped(each.start, p)
     v = each.frame.leave(*promote(p.clone()))
-    if not each.blind:
-        v = v - start
+    v = v - each.decay * start if each.blind else v - start
     copy_into(p, start)
     motion = Motion(p, weight.manifold, weight.geometry)
     if how.tangent is True:

@@ -77,8 +77,8 @@ def alarming(weights: Sequence[tuple[Tensor, Manifold]]) -> list[bool]:
     flags = []
     for p, manifold in weights:
         (x,) = promote(p.detach())
-        squares = settle(manifold.slices.inner(x, x))
-        found = squares == 0
+        squares = settle(manifold.slices.inner(x, x)).flatten()
+        found = _zero(squares, manifold)
         if manifold.scale_invariant:
             found = found | ~(squares <= largest_norm(p.dtype) ** 2)
         flags.append(found.any().float())
@@ -110,10 +110,18 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
     )
 
 
+def _zero(squares: Tensor, manifold: Manifold) -> Tensor:
+    """The slices that are zero, by ‖x‖² of each, but for those that are declared to be."""
+    zero = squares == 0
+    for index in manifold.zero_slices:
+        zero[index] = False
+    return zero
+
+
 def zero_slices(p: Tensor, manifold: Manifold) -> str | None:
-    """A message about the zero slices of a weight; None if there are none."""
+    """A message about zero slices of a weight that are not declared so; None if there are none."""
     (x,) = promote(p.detach())
-    zero = (settle(manifold.slices.inner(x, x)) == 0).flatten()
+    zero = _zero(settle(manifold.slices.inner(x, x)).flatten(), manifold)
     count = int(zero.sum())
     if not count:
         return None

@@ -16,6 +16,7 @@ MANIFOLDS: dict[str, mn.Manifold] = {
     "scaled": mn.ScaledEuclidean(dim=1),
     "sphere": mn.Sphere(radius=2.0, retraction="geodesic"),
     "stiefel": mn.from_geoopt(geoopt.Stiefel()),
+    "orthonormal": mn.Stiefel(retraction="qr"),
 }
 
 Handed = Callable[[nn.Module], Any]

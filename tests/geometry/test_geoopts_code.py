@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import (
     GEOMETRIES,
+    STIEFEL,
     each_geometry,
     each_manifold,
     few,
@@ -134,7 +135,9 @@ def test_ndim_is_the_least_order_of_a_point(manifold, shape):
 @few
 @given(seed=seeds)
 def test_reversible_retractions_are_undone_by_the_step_back(manifold, shape, seed):
-    assert manifold.reversible
+    if not manifold.reversible:
+        assert manifold.retraction.of_matrices
+        return
     x = point(manifold, shape, seed)
     u = tangent(manifold, x, seed + 1, 0.4)
     y, back = manifold.retr_transp(x, u, -u)
@@ -222,10 +225,11 @@ def test_scaled(manifold, shape, seed):
     assert scaled.check_point_on_manifold(x)
     assert scaled.check_vector_on_tangent(x, u)
     scaled.assert_check_point_on_manifold(x)
-    torch.testing.assert_close(scaled.dist(x, y), 2 * manifold.dist(x, y))
-    torch.testing.assert_close(scaled.dist2(x, y), 4 * manifold.dist2(x, y))
     torch.testing.assert_close(scaled.expmap(x, 2 * u), y)
-    torch.testing.assert_close(scaled.logmap(x, y), 2 * manifold.logmap(x, y))
+    if (manifold, shape) not in STIEFEL:
+        torch.testing.assert_close(scaled.dist(x, y), 2 * manifold.dist(x, y))
+        torch.testing.assert_close(scaled.dist2(x, y), 4 * manifold.dist2(x, y))
+        torch.testing.assert_close(scaled.logmap(x, y), 2 * manifold.logmap(x, y))
     torch.testing.assert_close(scaled.retr(x, 2 * u), manifold.retr(x, u))
     torch.testing.assert_close(scaled.retr_transp(x, 2 * u, v), manifold.retr_transp(x, u, v))
     torch.testing.assert_close(scaled.projx(x), manifold.projx(x))

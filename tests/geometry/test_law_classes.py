@@ -53,6 +53,26 @@ def test_a_missing_manifold_or_shape_raises(given):
             getattr(laws(), law)()
 
 
+@pytest.mark.parametrize("lacks", [("logmap",), ("logs",)])
+def test_formulas_are_not_lacking_because_a_class_says_so(lacks):
+    laws = type("TestMine", (ManifoldLaws,), {**vars(Flat), "lacks": lacks})
+    with pytest.raises(AssertionError, match="lacks"):
+        laws().test_missing_formulas_say_so()
+
+
+def test_a_formula_that_is_missing_is_an_error_unless_a_class_says_so():
+    class Blank(type(Euclidean().geodesics)):
+        def log(self, x, y):
+            raise NotImplementedError
+
+    manifold = Euclidean()
+    vars(manifold).update(geodesics=Blank())
+    fields = {**vars(Flat), "manifold": manifold}
+    with pytest.raises(NotImplementedError):
+        type("TestMine", (ManifoldLaws,), fields)().test_exp_inverts_log()
+    type("TestMine", (ManifoldLaws,), {**fields, "lacks": ("logmap",)})().test_exp_inverts_log()
+
+
 def test_an_invalid_shape_raises():
     laws = type("TestMine", (ManifoldLaws,), {"manifold": Oblique(), "shape": (3,)})
     with refused(WrongTensorError, manifold=Oblique()):

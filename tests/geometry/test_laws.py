@@ -6,9 +6,19 @@ that differ in their retraction alone share the laws in which none takes part.
 
 import math
 
-from cases import GEOMETRIES, MANIFOLDS, SCALED, SPHERES, away_from_zero, name
+from cases import (
+    GEOMETRIES,
+    MANIFOLDS,
+    POLAR,
+    SCALED,
+    SPHERES,
+    STIEFEL,
+    ZEROED,
+    away_from_zero,
+    name,
+)
 
-from manifoldnet.geometry import Additive
+from manifoldnet.geometry import Additive, Geodesic
 from manifoldnet.testing import ManifoldLaws, RetractionLaws
 
 
@@ -30,18 +40,43 @@ class Straight:
     test_transport_along_a_step_is_isometric = None
 
 
+class Matrices:
+    """Matrices with orthonormal columns or rows: decompositions, and no logarithm."""
+
+    slack = 10.0
+    longest = 6.0
+    lacks = ("logmap", "component_dist", "dist", "dist2")
+
+    # Between points vectors are projected.
+    test_transport_is_isometric = None
+    test_transport_back_undoes_transport = None
+    test_transport_follows_the_geodesic = None
+
+
+class Projected:
+    """Vectors are projected along a step."""
+
+    test_transport_along_a_step_is_isometric = None
+
+
 def laws_of(manifold, shape):
     """The class of laws for one row of the list."""
     row = (manifold, shape)
     numbers = [n for d, n in enumerate(shape) if d != manifold.slices.dim]  # of one slice
     fields = {"manifold": manifold, "shape": shape, "__module__": __name__}
-    if row in SPHERES or (row in SCALED and numbers):
+    if row in SPHERES + ZEROED or (row in SCALED and numbers):
         fields["injectivity"] = math.pi
+    if row in POLAR:  # less the nearer a slice is to zero
+        fields["injectivity"] = math.pi / 2
     bases = [ManifoldLaws if row in GEOMETRIES else RetractionLaws]
     if row in SCALED and not numbers:
         bases.insert(0, HalfLines)
-    if row in SCALED and isinstance(manifold.retraction, Additive):
+    if row in SCALED + ZEROED and isinstance(manifold.retraction, Additive):
         bases.insert(0, Straight)
+    if row in STIEFEL:
+        bases.insert(0, Matrices)
+        if not isinstance(manifold.retraction, Geodesic):
+            bases.insert(0, Projected)
     return type(f"Test-{name(manifold, shape)}", tuple(bases), fields)
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from cases import (
     SPHERES,
+    STIEFEL,
     apart,
     each_geometry,
+    each_logarithm,
     each_manifold,
     each_sphere,
     point,
@@ -42,14 +44,14 @@ def test_half_types_are_summed_in_single_precision(dtype):
 
 
 @each_type
-@each_geometry
+@each_logarithm
 def test_a_point_is_at_distance_zero_from_itself(manifold, shape, dtype):
     x = moderate(manifold, shape, 0, dtype)
     assert float(manifold.dist(x, x)) == 0.0
     assert torch.equal(manifold.logmap(x, x), torch.zeros_like(x))
 
 
-@each_geometry
+@each_logarithm
 def test_distances_of_near_points_in_single_precision(manifold, shape):
     """acos would give 0 or 3.5e-4 here; rounding x and y themselves costs ε/1e-4 = 1.2e-3."""
     x = moderate(manifold, shape, 0, torch.float32)
@@ -180,6 +182,8 @@ def test_single_agrees_with_double(manifold, shape):
         ("transp_follow_expmap", (x, u, v)),
         ("transp_follow_retr", (x, u, v)),
     ]:
+        if name == "logmap" and (manifold, shape) in STIEFEL:
+            continue
         single = getattr(manifold, name)(*arguments)
         double = getattr(manifold, name)(*(a.double() for a in arguments))
         # 30 ε, and 100 times that where two random points come near to antipodes.

@@ -44,6 +44,11 @@ def wrong(manifold, part=None, **methods):
     return other
 
 
+def unknown(self, x, y):
+    """A formula that is not known."""
+    raise NotImplementedError("no formula")
+
+
 @dataclass(frozen=True, init=False)
 class Forgetful(Manifold):
     """Its description leaves a field out."""
@@ -246,6 +251,11 @@ WRONG = [
         "distance_is_the_length_of_the_geodesic",
         wrong(SPHERES, "geodesics", component_dist=lambda self, x, y: ROWS.norm(y - x)),
         "dist(x, y)/∫‖γ'‖ dt − 1",
+    ),
+    (
+        "missing_formulas_say_so",
+        wrong(FLAT, "geodesics", log=unknown),
+        "logmap is not in `lacks` and has no formula",
     ),
     (
         "no_curve_is_shorter_than_the_distance",

@@ -162,3 +162,34 @@ def test_adam_reduces_the_loss() -> None:
 def test_hyperparameters_out_of_range_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         mn.RiemannianAdam([nn.Parameter(torch.zeros(3))], **options)
+
+
+@pytest.mark.parametrize("path", [{"foreach": False}, {}, {"fused": True}], ids=str)
+def test_numbers_may_be_tensors_of_one_element(path: dict[str, Any]) -> None:
+    ends = []
+    for make in (float, torch.tensor):
+        module = _declared(mn.Oblique(1), (6, 4), torch.float64)
+        betas, eps = (make(0.75), make(0.875)), make(0.0625)  # the same in each type
+        optimizer = mn.RiemannianAdam(module.parameters(), lr=0.05, betas=betas, eps=eps, **path)
+        ends.append(_run(module, optimizer, _gradients((6, 4), 4)))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "named"),
+    [
+        (mn.RiemannianAdam, {"betas": (torch.tensor(0.9), torch.tensor(0.99))}, "betas"),
+        (mn.RiemannianAdam, {"eps": torch.tensor(1e-8)}, "eps"),
+        (mn.RiemannianSGD, {"momentum": torch.tensor(0.9)}, "momentum"),
+    ],
+)
+def test_the_kernels_of_an_accelerator_take_no_number_from_the_device_but_the_rate(
+    make: Any, options: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manifoldnet.optim import base
+
+    # As if all tensors were on one.
+    monkeypatch.setattr(base, "is_elsewhere", lambda value: isinstance(value, Tensor))
+    module = _declared(mn.Oblique(), (6, 4), torch.float32)
+    with pytest.raises(ValueError, match=f"{named} as a tensor on a device"):
+        make(module.parameters(), **options, fused=True)

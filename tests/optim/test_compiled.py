@@ -17,6 +17,10 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "sgd": (mn.RiemannianSGD, {}),
     "momentum": (mn.RiemannianSGD, {"momentum": 0.9}),
     "adam-amsgrad": (mn.RiemannianAdam, {"amsgrad": True}),
+    "tensors": (
+        mn.RiemannianAdam,
+        {"betas": (torch.tensor(0.9), torch.tensor(0.99)), "eps": torch.tensor(1e-8)},
+    ),
     "momentum-kernel": (mn.RiemannianSGD, {"momentum": 0.9, "fused": True}),
 }
 
