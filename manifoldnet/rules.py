@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from manifoldnet.dataflow import Use, uses
@@ -196,6 +197,7 @@ _REASONS = {
     "reads": "vectors that read the residual stream",
     "writes": "vectors that are written to the residual stream",
     "embedding": "vectors of an embedding",
+    "tied": "vectors of an embedding and of the head that is tied to it",
     "head": "a head",
 }
 
@@ -231,9 +233,10 @@ class _Transformer:
             found = uses(model, args, {}, recurrent)
         found |= recurrent | dict(_attention(model))
         zero = dict(_zero_rows(model))
-        tied = _tied_heads(model)
-        heads = {key for key, use in found.items() if use.role == "head"} | tied
-        if self.head is not None and not heads:
+        for key in _tied_heads(model):
+            if key in found and found[key].role == "embedding":
+                found[key] = Use("tied", 0)
+        if self.head is not None and not {u.role for u in found.values()} & {"head", "tied"}:
             raise ValueError(
                 f"head={self.head} is given, and no head is seen in this {type(model).__name__}: "
                 "give rules.transformer an example whose outputs are the head's"
@@ -244,13 +247,13 @@ class _Transformer:
             if p.ndim < 2:
                 answers[id(p)] = None, "fewer than two dimensions"
             else:
-                answers[id(p)] = self._answer(use, id(p) in tied, zero.get(id(p)))
+                answers[id(p)] = self._answer(use, zero.get(id(p)))
         return _Chosen(answers)
 
-    def _answer(self, use: Use, tied: bool, zero: int | None) -> tuple[Manifold | None, str]:
+    def _answer(self, use: Use, zero: int | None) -> tuple[Manifold | None, str]:
         """Manifold and reason of a matrix, of which a row may be zero."""
         why = use.why or _REASONS.get(use.role, "")
-        if use.role == "head" or (tied and self.head is not None):
+        if use.role == "head" or (use.role == "tied" and self.head is not None):
             if self.head is None:
                 return None, f"{why}: its length is the sharpness of the softmax"
             return self.head, why
@@ -297,6 +300,8 @@ def _zero_rows(model: nn.Module) -> Iterator[tuple[int, int]]:
 
 def _except(manifold: Manifold, zero: int) -> Manifold | None:
     """The same manifold with one slice that is zero; None where a manifold knows no such slices."""
+    if manifold.validate(torch.zeros(2, 2)) is None:
+        return manifold
     if "zero_slices" not in getattr(type(manifold), "__dataclass_fields__", {}):
         return None
     spec = manifold.spec()
