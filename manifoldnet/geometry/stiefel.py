@@ -275,7 +275,7 @@ class StiefelGeodesics(Geodesics):
     matrices: MatrixForm
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        """The end point `[x k] e^{(2a, −kᵀk; 1, 0)} [1; 0] e^{−a}`, made orthonormal to rounding."""
+        """The end point `[x k] e^{(2a, −kᵀk; 1, 0)} [1; 0] e^{−a}`, orthonormal to rounding."""
         m = self.matrices.tall(x)
         a, k, c = _frame(m, self.matrices.tall(u))
         y = _turned(m, k / c, _generator(a, k, c)) @ _exp(-a)
@@ -392,7 +392,7 @@ def _parallel(
         db, dh, dq = b, h, q
         for term in range(1, terms + 1):
             step = 1 / (count * term)
-            turn = _skew(dq + square @ dh / c) - 1.5 * (a @ db - db @ a)
+            turn = _skew(dq + square @ dh / c) - 1.4 * (a @ db - db @ a)
             db, dh, dq = step * turn, step * (dh @ a - c * db), step * (dq @ a)
             b, h, q = b + db, h + dh, q + dq
     h = h / c
