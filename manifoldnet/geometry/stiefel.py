@@ -392,7 +392,7 @@ def _parallel(
         db, dh, dq = b, h, q
         for term in range(1, terms + 1):
             step = 1 / (count * term)
-            turn = _skew(dq + square @ dh / c) - 1.4 * (a @ db - db @ a)
+            turn = _skew(dq + square @ dh / c) - 1.5 * (a @ db - db @ a)
             db, dh, dq = step * turn, step * (dh @ a - c * db), step * (dq @ a)
             b, h, q = b + db, h + dh, q + dq
     h = h / c
