@@ -24,6 +24,7 @@ from manifoldnet.geometry import (
     Geodesic,
     Manifold,
     Oblique,
+    Polar,
     Product,
     Projective,
     ScaledEuclidean,
@@ -32,7 +33,7 @@ from manifoldnet.geometry import (
     from_geoopt,
     from_spec,
 )
-from manifoldnet.optim import RiemannianAdam, RiemannianSGD
+from manifoldnet.optim import RiemannianAdam, RiemannianSGD, constrain
 
 if TYPE_CHECKING:
     from manifoldnet.manifold_parameter import ManifoldParameter
@@ -48,6 +49,7 @@ __all__ = [
     "ManifoldParameter",
     "NothingDeclaredWarning",
     "Oblique",
+    "Polar",
     "Product",
     "Projective",
     "RiemannianAdam",
@@ -56,6 +58,7 @@ __all__ = [
     "Sphere",
     "Stiefel",
     "__version__",
+    "constrain",
     "declare",
     "declare_all",
     "declare_from",

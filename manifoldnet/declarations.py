@@ -1,7 +1,8 @@
 """Declarations: weights of a model on manifolds.
 
     declare(layer, "weight", Oblique(), project=True)     one weight of a layer
-    declare_all(model, rules.unit_norm("head"))           a whole network
+    declare_all(model, rules.unit_norm("head"))           a whole network, by a rule
+    declare_all(model, {"blocks.*.q.weight": Oblique()})  … or by patterns of names
     layer.weight = ManifoldParameter(data, Oblique())     a new weight
 
 All three fill the registry of the module (`manifoldnet.registry`), from which `manifolds`,
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import fnmatch
 import functools
 import inspect
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -26,7 +29,14 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold, Slices, from_geoopt, from_spec
+from manifoldnet.geometry import (
+    Euclidean,
+    Manifold,
+    NotOnManifoldError,
+    Slices,
+    from_geoopt,
+    from_spec,
+)
 from manifoldnet.geometry.manifold import Spec
 from manifoldnet.geometry.settled import copy_into, settle
 from manifoldnet.registry import (
@@ -39,6 +49,7 @@ from manifoldnet.registry import (
 )
 
 __all__ = [
+    "DeclarationReport",
     "NothingDeclaredWarning",
     "Rule",
     "declare",
@@ -57,7 +68,12 @@ __all__ = [
 _WHOLE = Slices(None)
 
 Rule = Callable[[str, nn.Module, nn.Parameter], Manifold | None]
-"""A rule for `declare_all`: (qualified name, module, parameter) -> manifold, or None if free."""
+"""A rule for `declare_all`: (qualified name, module, parameter) -> manifold, or None if free.
+
+A rule may have more methods: `validate(model)`, which raises a ValueError where the rule does not
+fit the model; `bind(model)`, which gives the rule to call for this model; and `why(name, module,
+parameter)`, which gives the reason of its answer for the report.
+"""
 
 
 def declare(module: nn.Module, name: str, manifold: Manifold, project: bool = False) -> None:
@@ -116,45 +132,224 @@ def undeclare(module: nn.Module, name: str) -> None:
         record.remove(key)
 
 
-def declare_all(model: nn.Module, rule: Rule, project: bool = False) -> dict[str, Manifold]:
-    """Declare the weights of a network by a rule: all of them or, on an error, none.
+def declare_all(
+    model: nn.Module,
+    rule: Rule | Manifold | Mapping[str, Manifold | Spec],
+    project: bool = False,
+) -> DeclarationReport:
+    """Declare the weights of a network: all of them or, on an error, none.
 
     Args:
         model: the network.
-        rule: called with (qualified name, module, parameter) for every parameter, and for each
-            name of a tied one; returns the manifold, or None to leave it free. Those of the paper
-            are in `manifoldnet.rules`.
+        rule: which weights, in one of four forms:
+
+            - a rule, called with (qualified name, module, parameter) for every parameter, and for
+              each name of a tied one; it returns the manifold, or None to leave it free. Ready ones
+              are in `manifoldnet.rules`;
+            - a manifold, for all weights with two dimensions or more that it fits;
+            - a dictionary of patterns, `{"blocks.*.q.weight": Oblique()}`: names of parameters, or
+              patterns of them as in Python's `fnmatch`, in which `*` matches dots as well;
+            - a description that `spec` gave.
         project: put the values on their manifolds first.
 
     Returns:
-        The declared manifolds by qualified name.
+        The declared manifolds by qualified name: a dictionary, which prints as a table of what was
+        declared, what was left free, and why.
 
     Raises:
-        TypeError: if `model` is no module, or `rule` no function.
-        ValueError: as `declare`; if the rule names a layer that the model does not have; or if it
-            declares nothing at all.
+        TypeError: if `model` is no module, or `rule` none of these.
+        ValueError: as `declare`; if the rule names a layer that the model does not have, a pattern
+            matches no parameter, or two patterns give a parameter different manifolds; or if
+            nothing at all is declared.
     """
     check_module(model)
-    if not callable(rule):
-        raise TypeError(
-            "a rule is a function of (name, module, parameter), such as "
-            f"manifoldnet.rules.unit_norm(classifier=…), not {type(rule).__name__}"
-        )
-    validate = getattr(rule, "validate", None)
-    if validate is not None:
-        validate(model)
+    chosen = _as_rule(model, rule)
+    why = getattr(chosen, "why", None)
+    report = DeclarationReport()
     plan = []
     for prefix, module in model.named_modules():
         for local, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            manifold = rule(qualified(prefix, local), module, parameter)
+            name = qualified(prefix, local)
+            manifold = chosen(name, module, parameter)
+            reason = "" if why is None else why(name, module, parameter)
             if manifold is not None:
-                plan.append((qualified(prefix, local), module, local, from_geoopt(manifold)))
+                plan.append((name, module, local, from_geoopt(manifold)))
+                report[name] = plan[-1][-1]
+            report._add(name, reason)
     if not plan:
-        raise ValueError(f"the rule {rule!r} declares none of the model's parameters")
+        raise ValueError(f"{_said(rule)} declares none of the model's parameters{report._reasons}")
     _declare(model, plan, project)
-    return {name: manifold for name, _, _, manifold in plan}
+    return report
+
+
+class DeclarationReport(dict[str, Manifold]):
+    """The manifolds that `declare_all` declared, by qualified name; printed, a table with reasons.
+
+    Attributes:
+        why: the reason of each declaration, where the rule gives one.
+        free: the names of the parameters that were left free, each with the reason.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.why: dict[str, str] = {}
+        self.free: dict[str, str] = {}
+
+    def _add(self, name: str, reason: str) -> None:
+        if name in self:
+            self.why[name] = reason
+        else:
+            self.free[name] = reason or "left free by the rule"
+
+    @property
+    def _reasons(self) -> str:
+        """The commonest reasons for weights of two dimensions or more, for an error message."""
+        reasons = list(dict.fromkeys(r for r in self.free.values() if r not in _PLAIN_REASONS))
+        return f" ({'; '.join(reasons[:3])})" if reasons else ""
+
+    def __str__(self) -> str:
+        """A table: under each manifold, and under "free", names and reasons.
+
+        Names that differ only in numbers share a line, such as `blocks.*.q.weight (12)`.
+        """
+        sections: dict[str, dict[tuple[str, str], list[str]]] = {}
+        manifolds: dict[str, Manifold | None] = {**self, **dict.fromkeys(self.free)}
+        for name, manifold in manifolds.items():
+            rows = sections.setdefault("free" if manifold is None else repr(manifold), {})
+            reason = self.free[name] if manifold is None else self.why.get(name, "")
+            rows.setdefault((_pattern(name), reason), []).append(name)
+        lines = [
+            (title, label[0] if len(label) == 1 else f"{pattern} ({len(label)})", reason)
+            for title, rows in sections.items()
+            for (pattern, reason), label in rows.items()
+        ]
+        width = max((len(label) for _, label, _ in lines), default=0)
+        text, last = [], None
+        for title, label, reason in lines:
+            if title != last:
+                text.append(title)
+            text.append(f"  {label:<{width}}  {reason}".rstrip())
+            last = title
+        return "\n".join(text)
+
+
+_FEW_DIMENSIONS = "fewer than two dimensions"
+_PLAIN_REASONS = ("left free by the rule", _FEW_DIMENSIONS)
+
+
+def _pattern(name: str) -> str:
+    """A qualified name with `*` for the parts that are numbers."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def _said(rule: object) -> str:
+    if isinstance(rule, Mapping):
+        return f"the dictionary of {len(rule)} patterns"
+    return f"the rule {rule!r}" if callable(rule) else repr(rule)
+
+
+def _as_rule(model: nn.Module, given: Any) -> Any:
+    """The rule that a form of `declare_all` stands for."""
+    if isinstance(given, Manifold) or is_geoopt(given, "manifolds.base", "Manifold"):
+        return _Everywhere(from_geoopt(given))
+    if isinstance(given, Mapping):
+        return _ByPattern(_matched(model, given))
+    if not callable(given) or isinstance(given, type):
+        raise TypeError(
+            "weights are declared by a rule, a function of (name, module, parameter) such as "
+            "manifoldnet.rules.unit_norm(classifier=…), by a manifold, or by a dictionary of "
+            f"patterns of names, not by {given!r}"
+        )
+    validate = getattr(given, "validate", None)
+    if validate is not None:
+        validate(model)
+    bind = getattr(given, "bind", None)
+    return given if bind is None else bind(model)
+
+
+class _Everywhere:
+    """One manifold for all weights with two dimensions or more that it fits."""
+
+    def __init__(self, manifold: Manifold) -> None:
+        self.manifold = manifold
+
+    def __call__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Manifold | None:
+        return None if self.why(name, module, parameter) else self.manifold
+
+    def why(self, name: str, module: nn.Module, parameter: nn.Parameter) -> str:
+        """The reason why the manifold does not fit a parameter; "" if it does."""
+        if is_lazy(parameter):
+            return ""  # for `_declare` to refuse
+        if parameter.ndim < 2:
+            return _FEW_DIMENSIONS
+        try:
+            self.manifold.assert_check_point(parameter, name=name)
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return ""
+
+
+class _ByPattern:
+    """Manifolds of parameters by their names, each with its pattern."""
+
+    def __init__(self, found: dict[str, tuple[str, Manifold]]) -> None:
+        self.found = found
+
+    def __call__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Manifold | None:
+        return self.found[name][1] if name in self.found else None
+
+    def why(self, name: str, module: nn.Module, parameter: nn.Parameter) -> str:
+        """The pattern that matches a parameter, or that there is none."""
+        pattern = self.found[name][0] if name in self.found else ""
+        return "no pattern matches" if not pattern else "" if pattern == name else pattern
+
+
+def _matched(
+    model: nn.Module, patterns: Mapping[str, Manifold | Spec]
+) -> dict[str, tuple[str, Manifold]]:
+    """The pattern and the manifold of each parameter that one of the patterns matches."""
+    names = _names(model)
+    found: dict[str, tuple[str, Manifold]] = {}
+    for pattern, given in patterns.items():
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"a pattern is a string such as 'blocks.*.q.weight', not {pattern!r}; nothing was "
+                "declared"
+            )
+        try:
+            manifold = from_spec(given) if isinstance(given, Mapping) else from_geoopt(given)
+        except (ValueError, TypeError, KeyError) as error:
+            raise type(error)(f"{pattern}: {error}; nothing was declared") from error
+        # A name may have brackets in it, which mean something in a pattern.
+        matches = {names[pattern]} if pattern in names else set(_matching(names, pattern))
+        if not matches:
+            near = difflib.get_close_matches(_pattern(pattern), {_pattern(n): 0 for n in names}, 3)
+            raise ValueError(
+                f"{pattern!r} matches no parameter of this {type(model).__name__}"
+                + (f" (near to it: {', '.join(near)})" if near else f" ({_first(names)})")
+                + "; nothing was declared"
+            )
+        for name in matches:
+            first, other = found.setdefault(name, (pattern, manifold))
+            if other != manifold:
+                raise ValueError(
+                    f"{name} is matched by {first!r}, which gives it {other}, and by {pattern!r}, "
+                    f"which gives it {manifold}: make the patterns disjoint; nothing was declared"
+                )
+    return found
+
+
+def _matching(names: dict[str, str], pattern: str) -> list[str]:
+    return [name for known, name in names.items() if fnmatch.fnmatchcase(known, pattern)]
+
+
+def _first(names: dict[str, str]) -> str:
+    """The beginning of the list of parameters, for an error message."""
+    patterns = list(dict.fromkeys(map(_pattern, names.values())))
+    more = ", …" if len(patterns) > 5 else ""
+    return f"it has {', '.join(patterns[:5])}{more}" if patterns else "it has none"
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -238,10 +433,14 @@ def _declare(
         if parameter.is_meta:
             continue
         x = parameter.detach()
-        if project:  # refuses what it cannot put there
-            values.append((x, manifold.projx(x, name=name)))
-        else:
-            manifold.assert_check_point_on_manifold(x, name=name)
+        try:
+            if project:  # refuses what it cannot put there
+                values.append((x, manifold.projx(x, name=name)))
+            else:
+                manifold.assert_check_point_on_manifold(x, name=name)
+        except NotOnManifoldError as error:
+            error.args = (f"{error}{_of_padding(owner, local, error)}",)
+            raise
     for x, point in values:
         copy_into(x, point)
     for module in [plan[0][1]] if alone else model.modules():
@@ -251,6 +450,19 @@ def _declare(
                 Declarations.set(
                     module, local, manifold, parameter, label=label if "." in label else None
                 )
+
+
+def _of_padding(owner: nn.Module, local: str, error: NotOnManifoldError) -> str:
+    """The end of a message about the padding row of an embedding, which is zero."""
+    if not isinstance(owner, nn.Embedding | nn.EmbeddingBag) or local != "weight":
+        return ""
+    row = owner.padding_idx
+    if row is None or (f"row {row}", math.inf) not in zip(error.slices, error.amounts, strict=True):
+        return ""
+    return (
+        f". Row {row} is the padding_idx of this {type(owner).__name__}, and stays zero on "
+        f"{type(error.manifold).__name__}(…, zero_slices=({row},))"
+    )
 
 
 def manifolds(model: nn.Module) -> dict[str, Manifold]:

@@ -23,10 +23,10 @@ from manifoldnet import registry
 from manifoldnet.geometry import Euclidean
 from manifoldnet.registry import is_geoopt
 
-__all__ = ["ForeignOptimizerWarning", "accept", "follows_declarations"]
+__all__ = ["MARK", "ForeignOptimizerWarning", "accept", "follows_declarations"]
 
-# Attribute of a class, or of one optimizer, whose steps follow the manifolds of declared weights.
-_MARK = "_follows_declarations"
+MARK = "_follows_declarations"
+"""Attribute of a class, or of one optimizer, whose steps follow the manifolds of its weights."""
 
 
 def accept(optimizer: Any) -> None:
@@ -37,7 +37,7 @@ def accept(optimizer: Any) -> None:
     """
     for each in (optimizer, *_wrapped(optimizer)):
         if isinstance(each, Optimizer):
-            setattr(each, _MARK, True)
+            setattr(each, MARK, True)
 
 
 def _wrapped(optimizer: Any) -> Iterator[Optimizer]:
@@ -67,7 +67,7 @@ _handle: Any = None
 
 def follows_declarations(optimizer: Any) -> bool:
     """Test whether an optimizer is marked as following declarations, or wraps one that is."""
-    return any(getattr(each, _MARK, False) for each in (optimizer, *_wrapped(optimizer)))
+    return any(getattr(each, MARK, False) for each in (optimizer, *_wrapped(optimizer)))
 
 
 def _register() -> None:
@@ -79,6 +79,8 @@ def _register() -> None:
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if torch.compiler.is_compiling():
         return  # checked at the first step outside of a compiled graph
+    if getattr(optimizer, MARK, False):
+        return
     version = registry.version()
     count = sum(len(group["params"]) for group in optimizer.param_groups)
     if optimizer in _seen:
@@ -98,9 +100,10 @@ def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     listed = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
     warnings.warn(
         f"{type(optimizer).__name__} steps declared weights as if they were Euclidean, so that "
-        f"they leave their manifolds, and metrics have no effect: {listed}. Give them to "
-        "manifoldnet.RiemannianSGD or manifoldnet.RiemannianAdam, call manifoldnet.project_(model) "
-        "after each step, or manifoldnet.undeclare them",
+        f"they leave their manifolds, and metrics have no effect: {listed}. Constrain the "
+        "optimizer (manifoldnet.constrain), give them to manifoldnet.RiemannianSGD or "
+        "manifoldnet.RiemannianAdam, call manifoldnet.project_(model) after each step, or "
+        "manifoldnet.undeclare them",
         ForeignOptimizerWarning,
         stacklevel=3,  # past torch's wrapper of `step`
     )

@@ -1,4 +1,6 @@
-"""Rules for `declare_all`: Table 1 of [badrinarayanan2015symmetry] for any feed-forward network.
+"""Rules for `declare_all`.
+
+Table 1 of [badrinarayanan2015symmetry], for any feed-forward network:
 
     unit_norm(classifier="head")       every filter of a hidden layer on the unit sphere; the
                                        classifier free
@@ -6,19 +8,28 @@
 
 Hidden layers are the linear, convolution and transposed convolution layers of a model; biases,
 normalization layers and everything else stay free. The classifier is given by name.
+
+The directions of [loshchilov2024ngpt], for any network with a residual stream:
+
+    transformer(tokens)                what reads the stream by the vectors that read, what writes
+                                       it by the vectors that are written, embeddings by their rows
+
+Which weight reads and which one writes is seen in a forward pass on an example, and for torch's own
+layers known without one. No name is matched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 
+from manifoldnet.dataflow import Use, uses
 from manifoldnet.geometry import Manifold, Oblique, Retraction, ScaledEuclidean
 
-__all__ = ["scaled_metric", "unit_norm"]
+__all__ = ["scaled_metric", "transformer", "unit_norm"]
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -114,3 +125,194 @@ class _ByLayer:
                 )
             filters = 1
         return self.manifold(1 - filters if classifies else filters)
+
+    def why(self, name: str, module: nn.Module, parameter: nn.Parameter) -> str:
+        """The reason of the answer, for the report of `declare_all`."""
+        layer, _, local = name.rpartition(".")
+        if local != "weight" or not isinstance(module, _LAYERS + _TRANSPOSED):
+            return "no weight of a linear or convolution layer"
+        return "the classifier" if layer in self.classifier else "filters of a hidden layer"
+
+
+def transformer(
+    example: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
+    *,
+    manifold: Callable[[int], Manifold] = Oblique,
+    head: Manifold | None = None,
+) -> Callable[[str, nn.Module, nn.Parameter], Manifold | None]:
+    """Directions of a transformer as in nGPT [loshchilov2024ngpt], found by the use of each weight.
+
+    A matrix that reads the residual stream (query, key, value, gate, up) is a set of vectors that
+    its outputs index, one that writes the stream (attention's output, down) a set of vectors that
+    its inputs index: with weights stored as out × in, rows (`manifold(0)`) and columns
+    (`manifold(1)`). An embedding is its rows, and so is a head that is tied to it.
+
+    Uses are seen in one forward pass on `example` (`manifoldnet.dataflow`), whatever the modules
+    are, with functional layers, packed weights and weights stored as in × out. Without an example
+    they are known by type for `torch.nn`'s own layers: MultiheadAttention, TransformerEncoderLayer
+    and TransformerDecoderLayer, embeddings, and recurrent layers (gates read their input and their
+    state, by rows; a projection of the state writes it, by columns). These types decide with an
+    example, too, except for embeddings. Biases, gains, convolutions and all whose use is not
+    determined are left free; the report of `declare_all` says why.
+
+    Args:
+        example: an input of the model, as small as it may be: a tensor, a tuple of positional
+            arguments, or a dictionary of named ones. Leave labels out, so that the model gives
+            scores and no loss.
+        manifold: gives the manifold for the dimension that indexes the vectors: `Oblique`,
+            `ScaledEuclidean`, or a function of your own, such as
+            `lambda dim: Oblique(dim, retraction="geodesic")`.
+        head: the manifold of heads, the matrices whose outputs leave the model; free if left out,
+            since their length is the sharpness of the softmax. A tied head gets it as well.
+
+    Returns:
+        A rule for `declare_all`.
+
+    Raises:
+        TypeError: if `manifold` is no such function, `head` no manifold, or `example` something
+            else.
+        ValueError: from `declare_all`, if the model does not run on the example, or `head` is given
+            and no head is found.
+    """
+    made = manifold(0) if callable(manifold) else None
+    if not isinstance(made, Manifold):
+        raise TypeError(
+            "manifold must give the manifold for a dimension, as manifoldnet.Oblique or "
+            f"`lambda dim: Oblique(dim, radius=2.0)` do, not {made or manifold!r}"
+        )
+    if not isinstance(head, Manifold | None):
+        raise TypeError(f"head must be a manifold such as ScaledEuclidean(dim=1), not {head!r}")
+    if not isinstance(example, Tensor | tuple | Mapping | None):
+        raise TypeError(
+            "example must be a tensor, a tuple of arguments, or a dictionary of named ones, not "
+            f"{type(example).__name__}"
+        )
+    return _Transformer(example, manifold, head)
+
+
+_UNKNOWN = Use("", why="no layer whose type tells its use: give rules.transformer an example")
+_REASONS = {
+    "reads": "vectors that read the residual stream",
+    "writes": "vectors that are written to the residual stream",
+    "embedding": "vectors of an embedding",
+    "head": "a head",
+}
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class _Transformer:
+    example: Tensor | tuple[Any, ...] | Mapping[str, Any] | None
+    manifold: Callable[[int], Manifold]
+    head: Manifold | None
+
+    def __repr__(self) -> str:
+        return "transformer(…)"
+
+    def __call__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Manifold | None:
+        raise RuntimeError(
+            "the rule looks at the whole model: give it to declare_all, or call rule.bind(model)"
+        )
+
+    def bind(self, model: nn.Module) -> _Chosen:
+        """The rule for one model: its weights, seen in use.
+
+        Raises:
+            ValueError: if the model does not run on the example; if there is no head for `head`.
+        """
+        recurrent = dict(_recurrent(model))
+        if self.example is None:
+            found = dict(_embeddings(model))
+        elif isinstance(self.example, Mapping):
+            found = uses(model, (), self.example, recurrent)
+        else:
+            args = self.example if isinstance(self.example, tuple) else (self.example,)
+            found = uses(model, args, {}, recurrent)
+        found |= recurrent | dict(_attention(model))
+        padded = {
+            id(module.weight)
+            for module in model.modules()
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
+        }
+        tied = _tied_heads(model)
+        heads = {key for key, use in found.items() if use.role == "head"} | tied
+        if self.head is not None and not heads:
+            raise ValueError(
+                f"head={self.head} is given, and no head is seen in this {type(model).__name__}: "
+                "give rules.transformer an example whose outputs are the head's"
+            )
+        answers: dict[int, tuple[Manifold | None, str]] = {}
+        for p in model.parameters():
+            use = found.get(id(p), _UNKNOWN)
+            if p.ndim < 2:
+                answers[id(p)] = None, "fewer than two dimensions"
+            elif id(p) in padded:
+                answers[id(p)] = None, "an embedding with a zero row (padding_idx)"
+            else:
+                answers[id(p)] = self._answer(use, id(p) in tied)
+        return _Chosen(answers)
+
+    def _answer(self, use: Use, tied: bool) -> tuple[Manifold | None, str]:
+        """Manifold and reason of a matrix."""
+        why = use.why or _REASONS.get(use.role, "")
+        if use.role == "head" or (tied and self.head is not None):
+            if self.head is None:
+                return None, f"{why}: its length is the sharpness of the softmax"
+            return self.head, why
+        if use.dim is None or not use.role:
+            return None, why
+        return self.manifold(1 - use.dim if use.role == "writes" else use.dim), why
+
+
+@final
+@dataclass(frozen=True)
+class _Chosen:
+    """The manifold of each parameter with the reason, by the parameter's id."""
+
+    answers: dict[int, tuple[Manifold | None, str]]
+
+    def __call__(self, name: str, module: nn.Module, parameter: nn.Parameter) -> Manifold | None:
+        return self.answers[id(parameter)][0]
+
+    def why(self, name: str, module: nn.Module, parameter: nn.Parameter) -> str:
+        """The reason of the answer, for the report of `declare_all`."""
+        return self.answers[id(parameter)][1]
+
+
+def _embeddings(model: nn.Module) -> Iterator[tuple[int, Use]]:
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            yield id(module.weight), Use("embedding", 0)
+
+
+def _tied_heads(model: nn.Module) -> set[int]:
+    """Weights of embeddings that a layer of another kind has as well."""
+    owners: dict[int, set[bool]] = {}
+    for module in model.modules():
+        for p in module._parameters.values():
+            is_embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+            owners.setdefault(id(p), set()).add(is_embedding)
+    return {key for key, kinds in owners.items() if len(kinds) == 2}
+
+
+def _attention(model: nn.Module) -> Iterator[tuple[int, Use]]:
+    """Uses of weights of torch's attention and transformer layers, by the layers' types."""
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            for local in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+                yield id(module._parameters.get(local)), Use("reads", 0)
+            yield id(module.out_proj._parameters.get("weight")), Use("writes", 0)
+        elif isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            yield id(module.linear1._parameters.get("weight")), Use("reads", 0)
+            yield id(module.linear2._parameters.get("weight")), Use("writes", 0)
+
+
+def _recurrent(model: nn.Module) -> Iterator[tuple[int, Use]]:
+    """Uses of weights of torch's recurrent layers: gates read, projections of the state write."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            for local, p in module._parameters.items():
+                if local.startswith("weight_hr"):
+                    yield id(p), Use("writes", 0, "vectors that are written to the layer's state")
+                else:
+                    yield id(p), Use("reads", 0, "vectors that read the layer's input or state")

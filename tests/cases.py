@@ -24,7 +24,15 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from manifoldnet.geometry import Euclidean, Manifold, Oblique, ScaledEuclidean, Sphere, Stiefel
+from manifoldnet.geometry import (
+    Euclidean,
+    Manifold,
+    Oblique,
+    Polar,
+    ScaledEuclidean,
+    Sphere,
+    Stiefel,
+)
 from manifoldnet.testing import point as point
 from manifoldnet.testing import sizes as sizes
 from manifoldnet.testing import strategies
@@ -76,6 +84,23 @@ MANIFOLDS: list[Row] = [
             _SCALED,
         )
     ),
+    # Gains and directions; directions on circles.
+    *(
+        (Polar(dim), shape)
+        for dim, shape in [
+            (0, (5, 4)),
+            (1, (4, 5)),
+            (None, (3, 4)),
+            (0, (4, 3, 2, 2)),
+            (0, (3, 2)),
+        ]
+    ),
+    # Some slices that stay zero.
+    (Oblique(zero_slices=(0,)), (5, 4)),
+    (Oblique(1, 2.5, "geodesic", zero_slices=(0, 2)), (4, 5)),
+    (Oblique(zero_slices=(2,)), (4, 3, 2, 2)),
+    (ScaledEuclidean(zero_slices=(0,)), (5, 4)),
+    (ScaledEuclidean(1, "additive", zero_slices=(1,)), (4, 5)),
     # Tall, wide and square matrices; kernels as out × (in·kh·kw), and as in × (out·k).
     *(
         (Stiefel(dim, retraction), shape)
@@ -116,8 +141,11 @@ def over(rows: Iterable[Row]) -> pytest.MarkDecorator:
     )
 
 
-SPHERES = [row for row in MANIFOLDS if isinstance(row[0], Oblique | Sphere)]
-SCALED = [row for row in MANIFOLDS if isinstance(row[0], ScaledEuclidean)]
+ZEROED = [row for row in MANIFOLDS if row[0].zero_slices]
+_MOVING = [row for row in MANIFOLDS if row not in ZEROED]
+SPHERES = [row for row in _MOVING if isinstance(row[0], Oblique | Sphere)]
+SCALED = [row for row in _MOVING if isinstance(row[0], ScaledEuclidean)]
+POLAR = [row for row in MANIFOLDS if isinstance(row[0], Polar)]
 STIEFEL = [row for row in MANIFOLDS if isinstance(row[0], Stiefel)]
 
 # One of each two that differ in their retraction alone (the one whose retraction is exact): for

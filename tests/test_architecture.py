@@ -24,7 +24,7 @@ PACKAGE = "manifoldnet"
 ROOMS = [
     {"geometry", "cache"},
     {"registry"},
-    {"declarations", "manifold_parameter", "foreign", "rules"},
+    {"declarations", "manifold_parameter", "foreign", "rules", "dataflow"},
     {"optim"},
     {"symmetry"},
     {"nn", "objective"},

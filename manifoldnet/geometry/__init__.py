@@ -19,7 +19,8 @@ from manifoldnet.geometry.manifold import (
     resolve_retraction,
 )
 from manifoldnet.geometry.oblique import Normalization, Oblique, Sphere, SphereGeodesics
-from manifoldnet.geometry.parts import Geodesics, Metric, Projection
+from manifoldnet.geometry.parts import Frame, Geodesics, Metric, Projection
+from manifoldnet.geometry.polar import Polar, PolarGeodesics, PolarMetric
 from manifoldnet.geometry.product import Product
 from manifoldnet.geometry.scaled_euclidean import CylinderGeodesics, ScaledEuclidean, ScaledMetric
 from manifoldnet.geometry.slices import Slices
@@ -46,6 +47,7 @@ __all__ = [
     "Euclidean",
     "EuclideanMetric",
     "FlatGeodesics",
+    "Frame",
     "Geodesic",
     "Geodesics",
     "Manifold",
@@ -58,7 +60,10 @@ __all__ = [
     "NotOnManifoldError",
     "NotTangentError",
     "Oblique",
+    "Polar",
     "PolarFactor",
+    "PolarGeodesics",
+    "PolarMetric",
     "PolarProjection",
     "Product",
     "Projection",

@@ -30,6 +30,7 @@ from manifoldnet.geometry.euclidean import Euclidean
 from manifoldnet.geometry.geoopt_view import GeooptView
 from manifoldnet.geometry.manifold import Manifold, Projective, Retraction, register_manifold
 from manifoldnet.geometry.oblique import SphereGeodesics
+from manifoldnet.geometry.parts import Frame
 from manifoldnet.geometry.settled import settle
 from manifoldnet.geometry.slices import Slices, promote
 
@@ -121,6 +122,17 @@ class GeooptManifold(Manifold):
         # A copy: geoopt's Lorentz changes the gradient that it is given in place.
         gradient: Tensor = self.base.egrad2rgrad(x, g.clone())
         return gradient
+
+    def frame(self, x: Tensor) -> Frame:
+        """The frame of geoopt's conformal models (Poincaré ball, stereographic), `q = 1/λ(x)`.
+
+        Raises:
+            NotImplementedError: for other manifolds of geoopt.
+        """
+        if not isinstance(self.base, geoopt.Stereographic):
+            raise NotImplementedError(f"{self!r} has no known square root of its metric")
+        (x,) = promote(x)
+        return Frame(1 / self.base.lambda_x(x, keepdim=True))
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """geoopt's Riemannian gradient (not always its projection of the representing vector)."""

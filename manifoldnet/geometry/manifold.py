@@ -22,6 +22,7 @@ import importlib
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict, final
 
@@ -29,10 +30,16 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry.geoopt_vocabulary import GeooptVocabulary
-from manifoldnet.geometry.parts import Geodesics, Metric, Projection, name_of, register
+from manifoldnet.geometry.parts import Frame, Geodesics, Metric, Projection, name_of, register
 from manifoldnet.geometry.settled import laid_out_as, settle
 from manifoldnet.geometry.slices import ELEMENTS, Slices, promote
 from manifoldnet.geometry.validation import raise_if
+from manifoldnet.geometry.zero_slices import (
+    GeodesicsExcept,
+    MetricExcept,
+    ProjectionExcept,
+    ZeroSlices,
+)
 
 __all__ = [
     "RETRACTIONS",
@@ -73,6 +80,7 @@ class Manifold(GeooptVocabulary):
         projection: to the set and to its tangent spaces.
         retraction: of the steps.
         geodesics: of the metric.
+        zero_slices: the slices that are exactly zero and stay so, which the parts do not act on.
         fields: the fields of the dataclass.
     """
 
@@ -81,6 +89,9 @@ class Manifold(GeooptVocabulary):
     projection: Projection
     retraction: Retraction
     geodesics: Geodesics
+
+    #: The slices that are exactly zero and stay so, by their numbers along `slices.dim`.
+    zero_slices: tuple[int, ...] = ()
 
     #: The least number of entries a slice must have; a sphere in one dimension is two points.
     min_slice: ClassVar[int] = 1
@@ -92,10 +103,16 @@ class Manifold(GeooptVocabulary):
         projection: Projection,
         retraction: Retraction,
         geodesics: Geodesics,
+        zero_slices: Iterable[int] = (),
         **fields: Any,
     ) -> None:
+        zero = ZeroSlices(slices, zero_slices)
+        if zero.indices:
+            metric, projection = MetricExcept(metric, zero), ProjectionExcept(projection, zero)
+            geodesics = GeodesicsExcept(geodesics, zero)
         parts = {"metric": metric, "projection": projection, "retraction": retraction}
         vars(self).update(slices=slices, geodesics=geodesics, **parts, **fields)
+        vars(self).update(zero_slices=zero.indices)
 
     @property
     def parts(self) -> tuple[Metric | Projection | Retraction | Geodesics, ...]:
@@ -158,6 +175,10 @@ class Manifold(GeooptVocabulary):
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
         """The vector that represents the differential `g` in the metric, not yet projected."""
         return self.metric.sharp(*promote(x, g)).to(x.dtype)
+
+    def frame(self, x: Tensor) -> Frame:
+        """The square root of the metric at `x`: coordinates in which it is the dot product."""
+        return self.metric.frame(*promote(x))
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
         """The Riemannian gradient at `x` for the Euclidean gradient `u`.
@@ -318,9 +339,18 @@ class Manifold(GeooptVocabulary):
 
     def _fields(self) -> dict[str, Any]:
         """The constructor's arguments as plain JSON types: what `repr` shows."""
-        shown = [f.name for f in dataclasses.fields(self) if f.repr]  # type: ignore[arg-type]
-        values = {name: getattr(self, name) for name in shown}
-        return {k: v.name if isinstance(v, Retraction) else v for k, v in values.items()}
+        plain = {k: v.name if isinstance(v, Retraction) else v for k, v in self._shown().items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+    def _shown(self) -> dict[str, Any]:
+        """The constructor's arguments: `zero_slices` only if there are any."""
+        known: Any = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        shown: dict[str, Any] = {f.name: getattr(self, f.name) for f in known if f.repr}
+        return {k: v for k, v in shown.items() if k != "zero_slices" or v}
+
+    def __repr__(self) -> str:
+        fields = (f"{name}={value!r}" for name, value in self._shown().items())
+        return f"{type(self).__qualname__}({', '.join(fields)})"
 
     def spec(self) -> Spec:
         """This manifold as plain, versioned JSON types; `from_spec` turns them back."""
@@ -377,7 +407,16 @@ class Manifold(GeooptVocabulary):
                 f"has slices of {self.slices.size(x.shape)} number (shape {shape}): "
                 f"a unit vector needs at least {self.min_slice} to have somewhere to go"
             )
-        return None
+        return ZeroSlices(self.slices, self.zero_slices).misfit(x.shape)
+
+    def _for_zero(self) -> str:
+        takes_them = "zero_slices" in getattr(type(self), "__dataclass_fields__", {})
+        if not takes_them or not isinstance(self.slices.dim, int):
+            return ""
+        return (
+            "; slices that are to stay zero (the padding row of an embedding) are named in "
+            "zero_slices, and a weight that starts at zero is for Polar"
+        )
 
 
 # --- the metric and the retractions of several manifolds ------------------------------------------
@@ -397,6 +436,10 @@ class EuclideanMetric(Metric):
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
         """`g` itself."""
         return g
+
+    def frame(self, x: Tensor) -> Frame:
+        """q = 1."""
+        return Frame()
 
 
 class Retraction(ABC):

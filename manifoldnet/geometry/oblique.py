@@ -14,6 +14,7 @@ slice by slice; their derivatives at u = 0 and x = y are exact. Source: [absil20
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -175,7 +176,7 @@ class SphereGeodesics(Geodesics):
         return self.slices.normalize(x), self.slices.normalize(y)
 
 
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Oblique(Manifold):
     """The oblique manifold: each slice on the sphere of radius ρ, `‖x_i‖ = ρ`.
 
@@ -187,21 +188,29 @@ class Oblique(Manifold):
             for the whole tensor as one.
         radius: ρ > 0.
         retraction: "projective" (add, then normalize) or "geodesic" (the great circle).
+        zero_slices: slices that are exactly zero and stay so, such as the padding row of an
+            embedding, by their numbers; every other zero slice is refused.
 
     Raises:
-        TypeError: for a `dim` that is no whole number, and a radius that is no number.
-        ValueError: for a negative `dim`, a radius that is not positive and finite, or a retraction
-            that leaves the sphere.
+        TypeError: for a `dim` or `zero_slices` that are no whole numbers, and a radius that is no
+            number.
+        ValueError: for a negative `dim`, a radius that is not positive and finite, a retraction
+            that leaves the sphere, or `zero_slices` that are negative or of a whole tensor.
     """
 
     dim: int | None
     radius: float
     retraction: Retraction
+    zero_slices: tuple[int, ...]
 
     min_slice: ClassVar[int] = 2
 
     def __init__(
-        self, dim: int | None = 0, radius: float = 1.0, retraction: Retraction | str = "projective"
+        self,
+        dim: int | None = 0,
+        radius: float = 1.0,
+        retraction: Retraction | str = "projective",
+        zero_slices: Iterable[int] = (),
     ) -> None:
         slices, radius = Slices.of_vectors(dim), check_radius(radius)
         super().__init__(
@@ -210,6 +219,7 @@ class Oblique(Manifold):
             Normalization(slices, radius),
             resolve_retraction(retraction, refused=Additive, owner=type(self).__name__),
             SphereGeodesics(slices, radius),
+            zero_slices,
             dim=dim,
             radius=radius,
         )
@@ -221,12 +231,13 @@ class Oblique(Manifold):
 
     def typical_dist(self, shape: tuple[int, ...]) -> float:
         """π ρ for each slice, all together as in Pythagoras' theorem."""
-        return math.pi * self.radius * math.sqrt(self.slices.count(torch.Size(shape)))
+        count = self.slices.count(torch.Size(shape)) - len(self.zero_slices)
+        return math.pi * self.radius * math.sqrt(count)
 
     def _value(self) -> tuple[object, ...]:
         # A sphere is the oblique manifold of one slice.
         family = Oblique if type(self) is Sphere else type(self)
-        return family, self.dim, self.radius, self.retraction
+        return family, self.dim, self.radius, self.retraction, self.zero_slices
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Oblique) and self._value() == other._value()
@@ -236,7 +247,7 @@ class Oblique(Manifold):
 
 
 @final
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Sphere(Oblique):
     """The whole tensor as one vector of norm ρ, `‖x‖_F = ρ`: equal to `Oblique(None, ρ)`.
 

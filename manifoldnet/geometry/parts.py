@@ -1,6 +1,6 @@
 """The contracts of a manifold's parts, and the names by which classes are known in specs.
 
-    Metric       an inner product on each tangent space
+    Metric       an inner product on each tangent space, and its frame
     Projection   the nearest point of the set, and the nearest tangent vector
     Geodesics    exponential map, logarithm, distance, parallel transport, Hessian
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, final
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Frame",
     "Geodesics",
     "Metric",
     "Projection",
@@ -27,6 +29,31 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+
+@final
+@dataclass(frozen=True)
+class Frame:
+    """The square root of a metric at a point: coordinates in which it is the dot product.
+
+    For a metric ⟨u, v⟩ₓ = ⟨G(x) u, v⟩ they are û = G(x)^½ u, and the gradient is ĝ = G(x)^−½ g.
+    Here G(x)^½ divides each slice, or each number, by a positive factor q(x).
+
+    Attributes:
+        scale: q, of a shape that broadcasts against the point; 1 for the Euclidean metric.
+    """
+
+    scale: Tensor | float = 1.0
+
+    def enter(self, u: Tensor) -> Tensor:
+        """The coordinates `u/q` of a vector, or of the point itself; zero where q is."""
+        if not isinstance(self.scale, Tensor):
+            return u if self.scale == 1 else u / self.scale
+        return u / torch.where(self.scale > 0, self.scale, 1.0)
+
+    def leave(self, u: Tensor) -> Tensor:
+        """The vector `q u` with coordinates `u`; also the coordinates of a differential."""
+        return u if not isinstance(self.scale, Tensor) and self.scale == 1 else u * self.scale
 
 
 class Metric(ABC):
@@ -42,6 +69,14 @@ class Metric(ABC):
     @abstractmethod
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
         """The vector G(x)⁻¹ g that represents the differential `g`: ⟨G⁻¹g, v⟩ₓ = g·v for all v."""
+
+    def frame(self, x: Tensor) -> Frame:
+        """The frame q(x) of a metric that divides slices or single numbers: G(x)⁻¹ g = q² g.
+
+        The default finds q from `sharp`. If G(x) is not diagonal it has no such frame, and
+        `manifoldnet.testing.MetricLaws` says so.
+        """
+        return Frame(self.sharp(x, torch.ones_like(x)).sqrt())
 
 
 class Projection(ABC):

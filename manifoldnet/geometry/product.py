@@ -18,6 +18,7 @@ from torch import Tensor
 
 from manifoldnet.geometry.from_geoopt import from_geoopt
 from manifoldnet.geometry.manifold import Manifold, from_spec, register_manifold
+from manifoldnet.geometry.parts import Frame
 from manifoldnet.geometry.slices import promote
 from manifoldnet.geometry.validation import raise_if
 
@@ -129,6 +130,13 @@ class Product(Manifold):
     def component_dist(self, x: Tensor, y: Tensor) -> Tensor:
         """The distance, as one number of shape (1,)."""
         return torch.linalg.vector_norm(torch.stack(self._each("dist", x, y))).reshape(1)
+
+    def frame(self, x: Tensor) -> Frame:
+        """The frames of the factors, as one factor for each number."""
+        (x,) = promote(x)
+        frames = [manifold.frame(part) for manifold, part in self._factors(x)]
+        ones = self.split(torch.ones_like(x))
+        return Frame(self.join(f.leave(one) for f, one in zip(frames, ones, strict=True)))
 
     def codimension(self, shape: torch.Size) -> int:
         """The sum over the factors."""

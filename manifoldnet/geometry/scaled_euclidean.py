@@ -14,6 +14,7 @@ and x = y are exact. The metric is (8) of [badrinarayanan2015symmetry], its geod
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -29,7 +30,7 @@ from manifoldnet.geometry.manifold import (
     resolve_retraction,
 )
 from manifoldnet.geometry.oblique import angle, log_unit, parallel_transport, transport_along
-from manifoldnet.geometry.parts import Geodesics, Metric
+from manifoldnet.geometry.parts import Frame, Geodesics, Metric
 from manifoldnet.geometry.slices import Slices, cos_sinc
 
 __all__ = ["CylinderGeodesics", "ScaledEuclidean", "ScaledMetric"]
@@ -51,6 +52,10 @@ class ScaledMetric(Metric):
     def sharp(self, x: Tensor, g: Tensor) -> Tensor:
         """`‖x‖² g`."""
         return self.slices.norm(x).square() * g
+
+    def frame(self, x: Tensor) -> Frame:
+        """q = ‖x‖ of each slice; scaling a slice scales it, so that coordinates stay the same."""
+        return Frame(self.slices.norm(x))
 
 
 @final
@@ -118,7 +123,7 @@ class CylinderGeodesics(Geodesics):
 
 
 @final
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class ScaledEuclidean(Manifold):
     """Slices ≠ 0 with the metric `⟨u, v⟩ / ‖x‖²`, which `x → αx` leaves unchanged.
 
@@ -131,16 +136,25 @@ class ScaledEuclidean(Manifold):
         dim: the dimension that indexes the slices: 0 for rows and filters, 1 for columns, None
             for the whole tensor as one.
         retraction: "geodesic" (on the cylinder ℝ × Sⁿ⁻¹) or "additive" (as in the paper).
+        zero_slices: slices that are exactly zero and stay so, such as the padding row of an
+            embedding, by their numbers; every other zero slice is refused.
 
     Raises:
-        TypeError: for a `dim` that is no whole number.
-        ValueError: for a negative `dim`, or a retraction that needs a constraint.
+        TypeError: for a `dim` or `zero_slices` that are no whole numbers.
+        ValueError: for a negative `dim`, a retraction that needs a constraint, or `zero_slices`
+            that are negative or of a whole tensor.
     """
 
     dim: int | None
     retraction: Retraction
+    zero_slices: tuple[int, ...]
 
-    def __init__(self, dim: int | None = 0, retraction: Retraction | str = "geodesic") -> None:
+    def __init__(
+        self,
+        dim: int | None = 0,
+        retraction: Retraction | str = "geodesic",
+        zero_slices: Iterable[int] = (),
+    ) -> None:
         slices = Slices.of_vectors(dim)
         super().__init__(
             slices,
@@ -148,12 +162,14 @@ class ScaledEuclidean(Manifold):
             NoProjection(slices, nonzero=True),
             resolve_retraction(retraction, refused=Projective, owner="ScaledEuclidean"),
             CylinderGeodesics(slices),
+            zero_slices,
             dim=dim,
         )
 
     def typical_dist(self, shape: tuple[int, ...]) -> float:
         """π for each slice, all together as in Pythagoras' theorem."""
-        return math.pi * math.sqrt(self.slices.count(torch.Size(shape)))
+        count = self.slices.count(torch.Size(shape)) - len(self.zero_slices)
+        return math.pi * math.sqrt(count)
 
 
 register_manifold("ScaledEuclidean", ScaledEuclidean)

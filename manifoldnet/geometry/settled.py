@@ -4,12 +4,14 @@ Where Python asks such a tensor for a number, each process sees its own part (to
 none), so that processes would decide differently, and wait for each other forever. What decides
 from values asks `settle` or `settled_numbers` first. All processes have to, in the same order.
 
-These tensors are known by their methods: torch.distributed is imported for one of them only.
+These tensors are known by their class, where it has been imported: a graph of torch.compile knows
+nothing of their methods, and torch.distributed is not imported here.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 __all__ = [
     "copy_into",
     "is_sharded",
+    "laid_out_along",
     "laid_out_as",
     "reducible",
     "settle",
@@ -27,9 +30,10 @@ __all__ = [
 ]
 
 
-def is_sharded(t: Tensor) -> bool:
+def is_sharded(t: Any) -> bool:
     """Test whether a tensor is a DTensor, of which this process may hold a part only."""
-    return hasattr(t, "full_tensor")
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)
 
 
 def settle(t: Tensor) -> Tensor:
@@ -102,6 +106,21 @@ def laid_out_as(x: Any, y: Any) -> Any:
         return y
     here, there = ((t.device_mesh, t.placements) for t in (x, y))
     return y if here == there else y.redistribute(*here)
+
+
+def laid_out_along(x: Any, y: Tensor, dim: int) -> Any:
+    """One number per slice, known to every process, in parts as those of a DTensor.
+
+    Args:
+        x: a DTensor.
+        y: a tensor of the size of `x` along `dim`, and of size one along its other dimensions.
+        dim: the dimension that indexes the slices.
+    """
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    # Strided shards are no `Shard`, but have its dimension.
+    places = [p if getattr(p, "dim", None) == dim else Replicate() for p in x.placements]
+    return distribute_tensor(y, x.device_mesh, places, src_data_rank=None)
 
 
 def spread_as(x: Any, whole: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ Half types (float16, bfloat16) are computed in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
@@ -80,6 +81,11 @@ class Slices:
     def over(self, ndim: int) -> tuple[int, ...]:
         """The dimensions that one slice extends over, for a tensor of order `ndim`."""
         return _over(ndim, self.dim)
+
+    def shape_of(self, shape: Sequence[int]) -> torch.Size:
+        """The shape of one number per slice, dimensions kept, for a tensor of some shape."""
+        over = self.over(len(shape))
+        return torch.Size(1 if d in over else n for d, n in enumerate(shape))
 
     def size(self, shape: torch.Size) -> int:
         """The number of entries of one slice."""

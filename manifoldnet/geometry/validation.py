@@ -129,6 +129,10 @@ class Validated(ABC):
     def _misfit(self, x: Tensor) -> str | None:
         """The reason why no point has this shape and type, after "it …"; None if one has."""
 
+    def _for_zero(self) -> str:
+        """The ways out for a slice that is zero, at the end of a sentence."""
+        return ""
+
     def _defect(self, size: float) -> tuple[str, str]:
         """The reason why a slice with this largest |entry| has no nearest point, and advice."""
         advice = "Give each slice finite values of ordinary size that are not all zero"
@@ -225,6 +229,7 @@ class Validated(ABC):
             message = (
                 f"{name}: {fields['count']} of {off.numel()} slices cannot be on {self}, "
                 f"the first of them {where}, which {what}. {advice}"
+                f"{self._for_zero() if size == 0 else ''}"
             )
         else:
             message = (

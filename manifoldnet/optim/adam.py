@@ -4,14 +4,15 @@ For a declared weight x with first moment m (tangent) and second moment v (one n
 
     d = egrad2rgrad(x, grad)                    (−grad with maximize)
     m = β₁ m + (1 − β₁) d                       m made tangent at x
-    v = β₂ v + (1 − β₂) ⟨d, d⟩ₓ
+    v = β₂ v + (1 − β₂) ⟨d, d⟩ₓ/n
     u = m̂ / (√v̂ + ε),   m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
     x, m = retr_transp(x, −λ u, m)
 
 One second moment per slice, measured in the metric, is what makes the step follow the geometry
-[becigneul2019riemannian]: entry by entry it would depend on the coordinates. It also makes a step
-about λ long per slice, where Adam's is λ√n long for a slice of n entries; `slice_scale="rms"`
-measures ⟨d, d⟩ₓ/n and gives that length back. Undeclared parameters go to
+[becigneul2019riemannian]: entry by entry it would depend on the coordinates. For a slice of n
+entries v is the mean of squares ⟨d, d⟩ₓ/n (`slice_scale="rms"`), so that a step is about λ√n long,
+as Adam's is, and rates carry over from Adam. `slice_scale="norm"` takes the sum ⟨d, d⟩ₓ, as geoopt
+does: a step is then about λ long, on a unit sphere an angle of λ. Undeclared parameters go to
 `torch.optim.adam.adam`. The single-tensor path below is the specification; the faster ones are
 those of `manifoldnet.optim.sgd`.
 """
@@ -19,7 +20,7 @@ those of `manifoldnet.optim.sgd`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, cast, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -28,11 +29,11 @@ from torch.optim import adam as torch_adam
 from manifoldnet.geometry import Manifold, slices
 from manifoldnet.geometry.settled import laid_out_as
 from manifoldnet.optim import shards
-from manifoldnet.optim.base import Declared, Plain, PlainCall, RiemannianOptimizer
-from manifoldnet.optim.checks import check_number
+from manifoldnet.optim.base import Declared, PlainCall, RiemannianOptimizer
+from manifoldnet.optim.checks import as_number, check_number
 from manifoldnet.optim.memory import Entry, scalar_dtype
 from manifoldnet.optim.motion import Motion
-from manifoldnet.optim.step import HyperParameters, StepInput, slice_geometry
+from manifoldnet.optim.step import HyperParameters, StepInput, Unbias, slice_geometry
 
 __all__ = ["RiemannianAdam"]
 
@@ -43,8 +44,9 @@ class RiemannianAdam(RiemannianOptimizer):
 
     Args:
         params: as in torch: tensors, named tensors, or groups (`manifoldnet.param_groups`).
-        lr: learning rate λ ≥ 0: the Riemannian length of a step of one slice, about.
-        betas: decay of the moments (β₁, β₂), each in [0, 1).
+        lr: learning rate λ ≥ 0: a step of one slice of n entries is about λ√n long in the metric.
+        betas: decay of the moments (β₁, β₂), each in [0, 1): two numbers, or two tensors of one
+            element, on the CPU if kernels of an accelerator are to read them (`fused`).
         eps: ε ≥ 0, added to the root of the second moment.
         weight_decay: for undeclared parameters only.
         amsgrad: use the largest second moment so far.
@@ -54,7 +56,7 @@ class RiemannianAdam(RiemannianOptimizer):
         differentiable: refused; a step is taken without a graph.
         fused: as in `RiemannianSGD`.
         decoupled_weight_decay: decay undeclared parameters as AdamW does.
-        slice_scale: "norm" for steps of length λ per slice, "rms" for λ√n as in plain Adam.
+        slice_scale: "rms" for steps of length λ√n per slice, as in plain Adam; "norm" for λ.
         error_if_nonfinite: refuse to step, naming the parameter, when a gradient is NaN or
             infinite (a synchronization with the device in every step); otherwise as torch does.
 
@@ -71,13 +73,15 @@ class RiemannianAdam(RiemannianOptimizer):
     }
     state_keys: ClassVar[frozenset[str]] = frozenset(state_entries)
     converts_plain: ClassVar[bool] = True
+    plain_optimizer: ClassVar[Any] = torch_adam.Adam
+    plain_lists: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
 
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-8,
         weight_decay: float = 0,
         amsgrad: bool = False,
         *,
@@ -87,7 +91,7 @@ class RiemannianAdam(RiemannianOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        slice_scale: Literal["norm", "rms"] = "norm",
+        slice_scale: Literal["norm", "rms"] = "rms",
         error_if_nonfinite: bool = False,
     ) -> None:
         defaults = {
@@ -152,6 +156,12 @@ class RiemannianAdam(RiemannianOptimizer):
             return {"max_exp_avg_sq": torch.zeros_like(state["exp_avg_sq"])}
         return {}
 
+    def _entries(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        return tuple(
+            None if key == "max_exp_avg_sq" and not group["amsgrad"] else key
+            for key in self.plain_lists
+        )
+
     def _check_plain(
         self, name: Callable[[], str], group: dict[str, Any], p: Tensor, grad: Tensor
     ) -> None:
@@ -166,23 +176,6 @@ class RiemannianAdam(RiemannianOptimizer):
                 f"capturable=True is for accelerators, and {name()} is on {p.device}. No weight "
                 "was changed"
             )
-
-    def _prepare_plain(self, group: dict[str, Any], plain: list[Plain]) -> list[PlainCall]:
-        calls = []
-        for fused, some in self._for_fused(group, plain):
-            params: list[Tensor] = []
-            grads: list[Tensor] = []
-            state: tuple[list[Any], ...] = ([], [], [], [])
-            is_complex = torch_adam.Adam._init_group(
-                cast(Any, self),
-                {**group, "params": [weight.p for weight in some], "fused": fused},
-                params,
-                grads,
-                *state,
-            )
-            grads = [weight.grad for weight in some]
-            calls.append(PlainCall(fused, params, grads, state, is_complex))
-        return calls
 
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
         params, grads, (averages, squares, maxima, steps) = call.pieces()
@@ -219,8 +212,8 @@ class RiemannianAdam(RiemannianOptimizer):
             grad,
             state,
             lr=group["lr"],
-            betas=group["betas"],
-            eps=group["eps"],
+            betas=_numbers(group["betas"]),
+            eps=as_number(group["eps"]),
             amsgrad=group["amsgrad"],
             maximize=group["maximize"],
             capturable=group["capturable"],
@@ -233,31 +226,39 @@ class RiemannianAdam(RiemannianOptimizer):
             if not state:
                 (point,) = slices.promote(weight.x)
                 _begin(state, point, weight.manifold, group["amsgrad"], group["capturable"])
-        torch._foreach_add_([state["step"] for state in states], 1)
+        corrections = self._count(group, [state["step"] for state in states])
+        capturable = group["capturable"] and not torch.compiler.is_compiling()
         works = []
-        for weight, state in zip(declared, states, strict=True):
+        for weight, state, unbias in zip(declared, states, corrections, strict=True):
             assert weight.geometry is not None  # so chosen by _step_declared
-            top = state["max_exp_avg_sq"] if group["amsgrad"] else None
-            capturable = group["capturable"] and not torch.compiler.is_compiling()
+            max_s = state["max_exp_avg_sq"] if group["amsgrad"] else None
             count = state["step"] if capturable else None
-            unbias = (1.0, 1.0) if capturable else _unbias(state["step"], group["betas"], False)
             b, s = state["exp_avg"], state["exp_avg_sq"]
             x = weight.x
-            share = s.numel() / x.numel() if group["slice_scale"] == "rms" else 1.0
+            s_factor = s.numel() / x.numel() if group["slice_scale"] == "rms" else 1.0
             works.append(
-                StepInput(x, weight.grad, weight.geometry, b, False, s, top, unbias, share, count)
+                StepInput(
+                    x, weight.grad, weight.geometry, b, False, s, max_s, unbias, s_factor, count
+                )
             )
         return works
 
+    def _count(self, group: dict[str, Any], counts: list[Tensor]) -> list[Unbias]:
+        torch._foreach_add_(counts, 1)
+        if group["capturable"] and not torch.compiler.is_compiling():
+            return [(1.0, 1.0)] * len(counts)  # computed on the device
+        betas = _numbers(group["betas"])
+        return [_unbias(count, betas, False) for count in counts]
+
     def _hyper(self, group: dict[str, Any]) -> HyperParameters:
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = _numbers(group["betas"])
         return HyperParameters(
             lr=group["lr"],
             sign=-1.0 if group["maximize"] else 1.0,
             keep=beta1,
             fresh=1 - beta1,
             beta2=beta2,
-            eps=group["eps"],
+            eps=as_number(group["eps"]),
         )
 
     def _adopt(
@@ -276,6 +277,13 @@ class RiemannianAdam(RiemannianOptimizer):
                 d = manifold.sharp(point, state[key].to(point).sqrt())
                 adopted[key] = _second_moment(point, d, manifold, group["slice_scale"])
         return adopted
+
+
+Betas = tuple[float | Tensor, float | Tensor]
+
+
+def _numbers(betas: Betas) -> Betas:
+    return as_number(betas[0]), as_number(betas[1])
 
 
 def _second_moment(x: Tensor, d: Tensor, manifold: Manifold, slice_scale: str) -> Tensor:
@@ -304,9 +312,7 @@ def _begin(
         state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
 
 
-def _unbias(
-    step: Tensor, betas: tuple[float, float], capturable: bool
-) -> tuple[float | Tensor, float | Tensor]:
+def _unbias(step: Tensor, betas: Betas, capturable: bool) -> Unbias:
     """The bias corrections 1 − β₁ᵗ and 1 − β₂ᵗ: numbers, or tensors on the device."""
     beta1, beta2 = betas
     t = step if capturable or torch.compiler.is_compiling() else float(step)
@@ -319,14 +325,16 @@ def _single_tensor_adam(
     state: dict[str, Any],
     *,
     lr: float | Tensor,
-    betas: tuple[float, float],
-    eps: float,
+    betas: Betas,
+    eps: float | Tensor,
     amsgrad: bool,
     maximize: bool,
     capturable: bool,
     slice_scale: str,
 ) -> None:
     """One step of one weight, in place, by the formulas of the module's docstring."""
+    beta1: Any
+    beta2: Any
     beta1, beta2 = betas
     d = motion.gradient(-grad if maximize else grad)
     squared = laid_out_as(state["exp_avg_sq"], _scaled(motion.squared(d), d, slice_scale))

@@ -27,7 +27,13 @@ from manifoldnet import registry
 from manifoldnet.geometry import Euclidean, Manifold, slices
 from manifoldnet.optim import backends, checkpoint, memory, shards
 from manifoldnet.optim.backends import Layout, compiled
-from manifoldnet.optim.checks import check_point, refuse_nonfinite, users_level
+from manifoldnet.optim.checks import (
+    check_point,
+    is_elsewhere,
+    refuse_missing,
+    refuse_nonfinite,
+    users_level,
+)
 from manifoldnet.optim.memory import Entry, Expected
 from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.overflow import (
@@ -37,7 +43,7 @@ from manifoldnet.optim.overflow import (
     overflowing,
     zero_slices,
 )
-from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput, slice_geometry
+from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput, Unbias, slice_geometry
 
 __all__ = ["RiemannianOptimizer"]
 
@@ -65,7 +71,7 @@ class Plain:
         return grad
 
     @property
-    def strewn(self) -> bool:
+    def has_holes(self) -> bool:
         """True if its memory has holes."""
         return self.want is not None and self.want.plain and not self.want.dense
 
@@ -77,21 +83,19 @@ class Declared(Plain):
     Attributes:
         manifold: where it lives.
         geometry: of its slices; None for manifolds that only the reference step knows.
+        layout: how the kernel of its device reads it, if it is stepped by that.
         records: of its declaration. They outlive a model that is thrown away while it trains.
     """
 
     manifold: Manifold = field(kw_only=True)
     geometry: SliceGeometry | None = None
+    layout: Layout | None = None
     records: tuple[registry.Declarations, ...] = ()
 
     @property
     def x(self) -> Tensor:
         """The weight as an ordinary tensor on the same memory."""
         return self.p if type(self.p) is torch.nn.Parameter else self.p.detach()
-
-
-# A group with its undeclared parameters and declared weights that have gradients.
-StepWork = tuple[dict[str, Any], list[Plain], list[Declared]]
 
 
 class PlainCall(NamedTuple):
@@ -105,10 +109,42 @@ class PlainCall(NamedTuple):
 
     def pieces(self) -> tuple[list[Tensor], list[Tensor], tuple[list[Any], ...]]:
         """The tensors as torch's functions take them: no subclasses, and pieces of sharded ones."""
+        if {type(p) for p in self.params} == {torch.nn.Parameter}:
+            return self.params, self.grads, self.state
         params = [p if type(p) is torch.nn.Parameter else p.detach() for p in self.params]
         grads = [shards.local(g, like=p) for g, p in zip(self.grads, params, strict=True)]
         state = tuple([t if t is None else shards.local(t) for t in some] for some in self.state)
         return [shards.local(p) for p in params], grads, state
+
+
+@dataclass(eq=False)
+class GroupWork:
+    """The parameters of a group that have a gradient.
+
+    Attributes:
+        group: the options.
+        plain: undeclared ones.
+        declared: declared weights.
+        params: those of both, in this order.
+        idle: parameters without a gradient.
+        entries: of state that a step needs, in the order of torch's function; None for none.
+        form: `fused` and `special` of the one call of torch's function, if there is only one.
+        kernel: the step of all declared weights once more, if the kernel for processors takes it.
+        columns: parameters, gradients and entries of state, plain ones first. They and their
+            addresses are there while a step is taken that is like the last one.
+        addresses: of these, for declared weights.
+    """
+
+    group: dict[str, Any]
+    plain: list[Plain]
+    declared: list[Declared]
+    params: list[Tensor]
+    idle: list[Tensor]
+    entries: tuple[str | None, ...]
+    form: tuple[bool | None, bool] | None = None
+    kernel: backends.Repeated | None = None
+    columns: list[list[Any]] = field(default_factory=list)
+    addresses: list[list[int]] = field(default_factory=list)
 
 
 _EMPTY: dict[str, Any] = {}
@@ -124,6 +160,9 @@ class RiemannianOptimizer(Optimizer, ABC):
     state_entries: ClassVar[dict[str, Entry]]
     #: Whether torch's function needs the state of undeclared parameters in their own type.
     converts_plain: ClassVar[bool] = False
+    #: torch's optimizer of undeclared parameters, and the lists of state that its function takes.
+    plain_optimizer: ClassVar[Any]
+    plain_lists: ClassVar[tuple[str, ...]]
     #: Anything else belongs to another optimizer.
     state_keys: ClassVar[frozenset[str]]
 
@@ -138,10 +177,13 @@ class RiemannianOptimizer(Optimizer, ABC):
         # What is known of the parameters of each group, in their order. Not by weak reference:
         # torch swaps no tensor that has one (swap_module_params).
         self._weights: list[list[Plain]] = []
+        self._ids: list[list[int]] = []
+        self._copied: list[Plain] = []
         self._clock = -1
         self._options: dict[int, tuple[Any, ...]] = {}
         self._verified = False
         self._seen: memory.Seen | None = None
+        self._works: list[GroupWork] = []
         self._plans = backends.Plans()
         self._steps = 0
         self._warned: set[tuple[str, type[UserWarning]]] = set()
@@ -187,12 +229,22 @@ class RiemannianOptimizer(Optimizer, ABC):
             self._options.pop(number, None)
             raise
         self._weights.append(weights)
+        self._ids.append([id(weight.p) for weight in weights])
 
     @abstractmethod
     def _check_options(self, group: dict[str, Any]) -> None:
         """Raise ValueError for options that are out of range."""
 
     def _check_declared_options(self, group: dict[str, Any], only_declared: bool) -> None:
+        if group["fused"] and any(map(is_elsewhere, group["params"])):
+            for name in ("momentum", "dampening", "betas", "eps"):
+                value = group.get(name)
+                if any(map(is_elsewhere, value if isinstance(value, tuple | list) else [value])):
+                    raise ValueError(
+                        f"{name} as a tensor on a device with fused=True: the kernels for declared "
+                        "weights take a number, and only lr may be on the device. Give a number, a "
+                        "tensor on the CPU, or leave fused out"
+                    )
         if only_declared and group["weight_decay"] != 0:
             raise ValueError(
                 f"weight_decay={group['weight_decay']} for a group of declared weights: on a "
@@ -203,7 +255,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     def _check_device(self, name: str, weight: Declared) -> None:
         device = weight.p.device
-        if device.type not in ("cpu", "meta") and not backends.has_kernel(device):
+        if is_elsewhere(weight.p) and not backends.has_kernel(device):
             raise ValueError(
                 f"fused=True: {name} is declared on {weight.manifold} and is on {device}, and the "
                 "kernels are for processors, and with Triton for CUDA and ROCm. Install triton, "
@@ -226,16 +278,18 @@ class RiemannianOptimizer(Optimizer, ABC):
         """The name of one parameter of a group in messages."""
         return self._names(group)[next(i for i, q in enumerate(group["params"]) if q is p)]
 
-    def _split(self, number: int) -> tuple[list[Plain], list[Declared]]:
+    def _split(self, number: int) -> GroupWork:
         """The parameters of a group that have a gradient: undeclared and declared ones."""
         group, compiling = self.param_groups[number], torch.compiler.is_compiling()
         if not compiling:  # a graph is of the declarations that it was made with
             self._refresh(number)
         plain: list[Plain] = []
         declared: list[Declared] = []
+        idle: list[Tensor] = []
         for weight in self._weights[number]:
             grad = weight.p.grad
             if grad is None:
+                idle.append(weight.p)
                 continue
             if not isinstance(weight, Declared):
                 plain.append(weight)
@@ -247,7 +301,13 @@ class RiemannianOptimizer(Optimizer, ABC):
                     "or undeclare it"
                 )
             declared.append(weight)
-        return plain, declared
+        params = [weight.p for weight in plain]
+        params += [weight.p for weight in declared]
+        return GroupWork(group, plain, declared, params, idle, self._entries(group))
+
+    @abstractmethod
+    def _entries(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        """The entries of `plain_lists`, with None for those that the options make no use of."""
 
     def _refresh(self, number: int) -> None:
         """Look manifolds up again if declarations or the parameters of a group have changed."""
@@ -257,8 +317,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             if changed is None or not changed.isdisjoint(ours):
                 self._resolve()
             self._clock = version
-        known = self._weights[number] if number < len(self._weights) else []
-        if [id(weight.p) for weight in known] != list(map(id, self.param_groups[number]["params"])):
+        known = self._ids[number] if number < len(self._ids) else []
+        if known != list(map(id, self.param_groups[number]["params"])):
             self._resolve()
 
     def _resolve(self) -> None:
@@ -290,13 +350,14 @@ class RiemannianOptimizer(Optimizer, ABC):
             group["manifolds"] = [_spec(weight) for weight in weights]
             resolved.append(weights)
         self._weights = resolved
+        self._ids = [[id(weight.p) for weight in weights] for weights in resolved]
         self._clock = version
         self._forget_checks()
 
     def _forget_checks(self) -> None:
         """Make the next step check options and memory again."""
         self._options.clear()
-        self._seen = None
+        self._seen, self._works = None, []
         for weights in self._weights:
             for weight in weights:
                 weight.want = None
@@ -324,83 +385,108 @@ class RiemannianOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        works = [(g, *self._split(number)) for number, g in enumerate(self.param_groups)]
         if torch.compiler.is_compiling():
-            self._take(works)
+            self._take([self._split(number) for number in range(len(self.param_groups))])
             return loss
+        works: list[GroupWork] | None = None
         try:
-            self._check(works)
+            works = self._repeated()
+            if works is None:
+                works = [self._split(number) for number in range(len(self.param_groups))]
+                self._check(works)
+            for work in works:
+                if work.group["error_if_nonfinite"]:
+                    refuse_nonfinite(self._names(work.group), work.group["params"])
             watched = self._take(works)
-        finally:
-            for _, plain, declared in works:
-                for weight in (*plain, *declared):
-                    weight.copied = None
+        finally:  # no gradient is kept
+            for work in works or self._works:
+                work.columns, work.addresses = [], []
+            for weight in self._copied:
+                weight.copied = None
+            self._copied.clear()
         self._steps += 1
         self._warn_of_norms(watched)
         return loss
 
-    def _take(self, works: list[StepWork]) -> list[tuple[dict[str, Any], Declared]]:
+    def _repeated(self) -> list[GroupWork] | None:
+        """The work of the last step, if nothing but values and addresses has changed since.
+
+        Options, declarations, parameters, which of them have gradients, and the forms of all
+        tensors are looked at; addresses are taken anew.
+        """
+        works, tensors = self._works, list[Any]()
+        if self._seen is None or len(works) != len(self.param_groups):
+            return None
+        for number, (work, group) in enumerate(zip(works, self.param_groups, strict=True)):
+            self._refresh(number)
+            self._check_group(number, group, bool(work.declared))
+            if not all(p.grad is None for p in work.idle):
+                return None
+            work.group, work.columns = group, self._columns(work)
+            for column in work.columns:
+                tensors += column
+        # By now declarations and options may have made it forget.
+        addresses = None if self._seen is None else self._seen.addresses(tensors)
+        if addresses is None or not self._verified:
+            return None
+        start = 0
+        for work in works:
+            for column in work.columns:
+                end = start + len(column)
+                work.addresses.append(addresses[start + len(work.plain) : end])
+                start = end
+        return works
+
+    def _columns(self, work: GroupWork) -> list[list[Any]]:
+        """Parameters, gradients and entries of state; None stands for what is not there."""
+        params, state = work.params, self.state
+        columns: list[list[Any]] = [params, [p.grad for p in params]]
+        states = [state.get(p, _EMPTY) for p in params] if any(work.entries) else []
+        for key in work.entries:
+            columns.append([each.get(key) for each in states] if key else [])
+        return columns
+
+    def _take(self, works: list[GroupWork]) -> list[tuple[dict[str, Any], Declared]]:
         """Step all weights, those of torch's functions after all of them were prepared.
 
         Returns:
             Weights that a warning may be due for, with their groups.
         """
-        prepared = [self._prepare_plain(group, plain) for group, plain, _ in works]
+        prepared = [self._plain_calls(work) for work in works]
         watched = []
-        for (group, _, declared), calls in zip(works, prepared, strict=True):
+        for work, calls in zip(works, prepared, strict=True):
             for call in calls:
-                self._step_plain(group, call)
-            if declared:
-                watched += [(group, weight) for weight in self._step_declared(group, declared)]
+                self._step_plain(work.group, call)
+            if work.declared:
+                # Zero slices that are declared would be found in every step.
+                looks = [w for w in self._step_declared(work) if not w.manifold.zero_slices]
+                watched += [(work.group, weight) for weight in looks]
         return watched
 
-    def _check(self, works: list[StepWork]) -> None:
+    def _check(self, works: list[GroupWork]) -> None:
         """Check all groups for a step; only then convert state to the form of its weights."""
-        for number, (group, _, declared) in enumerate(works):
-            self._check_group(number, group, bool(declared))
-            if group["fused"]:
-                for device in {weight.p.device for weight in declared}:
-                    backends.has_kernel(device)  # compiles one, if need be, and warns if it cannot
+        self._seen, self._works = None, []
+        for number, work in enumerate(works):
+            self._check_group(number, work.group, bool(work.declared))
         if not self._verified:
             self._verify(works)
-        for group, _, _ in works:
-            if group["error_if_nonfinite"]:
-                refuse_nonfinite(self._names(group), group["params"])
-        if self._seen is not None and self._seen.same(*self._tensors(works)):
-            return
-        self._seen = None
         found: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
-        for group, plain, declared in works:
-            for weight in (*declared, *plain):
-                found += self._check_state_of(group, weight)
+        for work in works:
+            for weight in (*work.declared, *work.plain):
+                found += self._check_state_of(work.group, weight)
         for state, values in found:
             state.update(values)
-        tensors, places = self._tensors(works)
-        copied = any(
-            w.copied is not None for _, plain, declared in works for w in (*plain, *declared)
-        )
-        if not copied and all(isinstance(x, Tensor) and x.layout is torch.strided for x in tensors):
-            self._seen = memory.Seen(tensors, places)
-
-    def _tensors(self, works: list[StepWork]) -> tuple[list[Any], list[int]]:
-        """All tensors of a step (weights, gradients, state), and the numbers that identify them."""
-        found: list[Any] = []
-        places: list[int] = []
-        state, empty = self.state, _EMPTY
-        for number, (_, plain, declared) in enumerate(works):
-            places.append(number)
-            for weights in (plain, declared):
-                for weight in weights:
-                    p = weight.p
-                    found += (p, p.grad, *state.get(p, empty).values())
-                    places.append(id(p))
-        return shards.pieces(found), places
+        tensors = [x for work in works for column in self._columns(work) for x in column]
+        alike = all(isinstance(x, Tensor) and x.layout is torch.strided for x in tensors)
+        if alike and not self._copied:
+            self._seen, self._works = memory.Seen(tensors), works
 
     def _check_group(self, number: int, group: dict[str, Any], any_declared: bool) -> None:
         """Check the options of a group unless they are those of the last step."""
         options = (any_declared, *map(group.__getitem__, self.defaults))
+        known = self._options.get(number)
         try:
-            if self._options.get(number) == options:
+            if known == options:
                 return
         except RuntimeError:  # tensors of several elements have no truth value
             pass
@@ -415,7 +501,10 @@ class RiemannianOptimizer(Optimizer, ABC):
             only = all(spec is not None for spec in group["manifolds"])
             self._check_declared_options(group, only)
         self._options[number] = options
-        self._seen = None
+        names = ("", *self.defaults)
+        changed = [n for n, a, b in zip(names, known or names, options, strict=True) if a is not b]
+        if changed != ["lr"]:  # which says nothing of memory
+            self._seen = None
 
     def _check_state_of(
         self, group: dict[str, Any], weight: Plain
@@ -438,6 +527,9 @@ class RiemannianOptimizer(Optimizer, ABC):
         dim: Any = "weight"
         if isinstance(weight, Declared):
             dim = "unknown" if weight.geometry is None else weight.geometry.dim
+            # A kernel may have to be compiled for this, which warns where it cannot be.
+            usable = fused and want.layout is not None and backends.has_kernel(p.device)
+            weight.layout = want.layout if usable else None
         if isinstance(weight, Declared) and weight.geometry is not None:
             shards.groups_of(p, dim)  # raises for weights that cannot be stepped
         values = memory.check(
@@ -457,7 +549,9 @@ class RiemannianOptimizer(Optimizer, ABC):
             values |= self._missing_entries(name, group, state | values)
         if fused and grad.layout is torch.strided and want.dense:
             fitting = memory.laid_out(grad, p.detach())
-            weight.copied = None if fitting is grad else fitting
+            if fitting is not grad:
+                weight.copied = fitting
+                self._copied.append(weight)
         return [(state, values)] if values else []
 
     def _check_plain(
@@ -471,9 +565,24 @@ class RiemannianOptimizer(Optimizer, ABC):
         """Entries that a state lacks for the options of its group; RuntimeError without a value."""
         return {}
 
-    @abstractmethod
-    def _prepare_plain(self, group: dict[str, Any], plain: list[Plain]) -> list[PlainCall]:
+    def _plain_calls(self, work: GroupWork) -> list[PlainCall]:
         """Calls of torch's own function that step undeclared parameters."""
+        if work.columns and work.form is not None:
+            fused, special = work.form
+            columns = [column[: len(work.plain)] for column in work.columns]
+            return [PlainCall(fused, columns[0], columns[1], tuple(columns[2:]), special)]
+        calls, group = [], work.group
+        for fused, some in self._for_fused(group, work.plain):
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            state: tuple[list[Any], ...] = tuple([] for _ in self.plain_lists)
+            given = {**group, "params": [weight.p for weight in some], "fused": fused}
+            special = self.plain_optimizer._init_group(self, given, params, grads, *state)
+            # Some are copies in the order of memory of their parameters.
+            grads = [g if w.copied is None else w.copied for g, w in zip(grads, some, strict=True)]
+            calls.append(PlainCall(fused, params, grads, state, special))
+        work.form = (calls[0].fused, calls[0].special) if len(calls) == 1 else None
+        return calls
 
     @abstractmethod
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
@@ -489,44 +598,45 @@ class RiemannianOptimizer(Optimizer, ABC):
         """
         if not plain or not group["fused"]:
             return [(group["fused"], plain)] if plain else []
-        dense = [weight for weight in plain if not weight.strewn]
-        strewn = [weight for weight in plain if weight.strewn]
-        return [(fused, some) for fused, some in ((True, dense), (False, strewn)) if some]
+        with_holes = [weight for weight in plain if weight.has_holes]
+        if not with_holes:
+            return [(True, plain)]
+        dense = [weight for weight in plain if not weight.has_holes]
+        return [(fused, some) for fused, some in ((True, dense), (False, with_holes)) if some]
 
-    def _step_declared(self, group: dict[str, Any], declared: list[Declared]) -> list[Declared]:
+    def _step_declared(self, work: GroupWork) -> list[Declared]:
         """Step declared weights, each by the fastest path that supports it and is allowed.
 
         Returns:
             Those that a warning may be due for.
         """
-        compiling, fused = torch.compiler.is_compiling(), bool(group["fused"])
+        group, declared = work.group, work.declared
+        if work.addresses and work.kernel is not None:
+            unbias = self._count(group, work.columns[-1][len(work.plain) :])
+            looks = work.kernel(work.addresses[:5], self._hyper(group), unbias)
+            return [weight for weight, look in zip(declared, looks, strict=True) if look]
+        compiling = torch.compiler.is_compiling()
         fast = compiling or group["foreach"] is not False
-        kernels: dict[torch.device, bool] = {}
         watched: list[Declared] = []
         known: list[Declared] = []
-        layouts: list[Layout | None] = []
         for weight in declared:
             want = weight.want
-            layout = want.layout if fused and want is not None else None
-            if layout is not None:
-                device = weight.p.device
-                if device not in kernels:
-                    kernels[device] = backends.has_kernel(device)
-                layout = layout if kernels[device] else None
-            pieces = want is None or want.plain or want.sharded
-            if weight.geometry is not None and ((fast and pieces) or layout is not None):
+            by_operators = fast and (want is None or want.plain or want.sharded)
+            if weight.geometry is not None and (weight.layout is not None or by_operators):
                 known.append(weight)
-                layouts.append(layout)
             elif self._step_alone(group, weight):
                 watched.append(weight)
         if known:
-            works, hyper = self._inputs(group, known), self._hyper(group)
+            inputs, hyper = self._inputs(group, known), self._hyper(group)
             if compiling:
-                compiled.step(works, hyper, fused)
+                compiled.step(inputs, hyper, bool(group["fused"]))
             else:
-                looks = backends.step(works, hyper, layouts, self._plans)
+                layouts = [weight.layout for weight in known]
+                looks = backends.step(inputs, hyper, layouts, self._plans)
                 watched += [weight for weight, look in zip(known, looks, strict=True) if look]
-            self._keep_buffers(known, works)
+                if len(known) == len(declared):
+                    work.kernel = backends.repeated(inputs, hyper, layouts)
+            self._keep_buffers(known, inputs)
         return watched
 
     def _step_alone(self, group: dict[str, Any], weight: Declared) -> bool:
@@ -551,6 +661,10 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _inputs(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
         """The input of the fast paths, with new buffers where there are none."""
 
+    def _count(self, group: dict[str, Any], counts: list[Tensor]) -> list[Unbias]:
+        """Count a step of some weights; their bias corrections, if there are any."""
+        return []
+
     def _keep_buffers(self, declared: list[Declared], works: list[StepInput]) -> None:
         """Put new buffers into the state, once a step has given them values."""
 
@@ -558,11 +672,17 @@ class RiemannianOptimizer(Optimizer, ABC):
     def _hyper(self, group: dict[str, Any]) -> HyperParameters:
         """The hyperparameters of a group, for the fast paths."""
 
-    def _verify(self, works: list[StepWork]) -> None:
+    def _verify(self, works: list[GroupWork]) -> None:
         """Check the points of all groups, before the first step and after loading."""
-        for group, _, declared in works:
-            for weight in declared:
-                check_point(self._name_of(group, weight.p), weight.p, weight.manifold)
+        refuse_missing(
+            (name, weight.p)
+            for group, weights in zip(self.param_groups, self._weights, strict=True)
+            for name, weight in zip(self._names(group), weights, strict=True)
+            if isinstance(weight, Declared)
+        )
+        for work in works:
+            for weight in work.declared:
+                check_point(self._name_of(work.group, weight.p), weight.p, weight.manifold)
         self._verified = True
 
     def _warn_of_norms(self, watched: list[tuple[dict[str, Any], Declared]]) -> None:
@@ -573,6 +693,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         later. Elsewhere all weights are asked every 100 steps, by one number.
         """
         watched = [*watched, *self._due()]
+        if not watched:
+            return
         for group, weight in {id(weight): (group, weight) for group, weight in watched}.values():
             found: list[tuple[type[UserWarning], str | None]] = [
                 (NormGrowthWarning, overflowing(weight.p, weight.manifold)),
@@ -601,8 +723,8 @@ class RiemannianOptimizer(Optimizer, ABC):
                     continue
                 if weight.p.device.type == "cpu" and not shards.is_sharded(weight.p):
                     # The kernel looks at norms itself.
-                    kernel = group["fused"] and weight.want is not None and weight.want.layout
-                    if weight.manifold.scale_invariant and not kernel:
+                    asked = weight.layout is None and weight.manifold.scale_invariant
+                    if asked or weight.manifold.zero_slices:
                         found.append((group, weight))
                 elif seldom:
                     elsewhere.append((group, weight))

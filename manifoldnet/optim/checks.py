@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Manifold
 from manifoldnet.geometry.settled import settled_numbers
+from manifoldnet.optim import shards
 
-__all__ = ["check_number", "check_point", "refuse_nonfinite", "users_level"]
+__all__ = [
+    "as_number",
+    "check_number",
+    "check_point",
+    "is_elsewhere",
+    "refuse_missing",
+    "refuse_nonfinite",
+    "users_level",
+]
 
 # A step puts a weight back on its manifold, so rounding (of a type conversion, say) is no reason
 # to refuse it; a weight that was never put there is.
@@ -37,6 +47,18 @@ def check_number(name: str, value: Any, *, least: float = 0.0, below: float = ma
         raise ValueError(f"{name} must be {limit}, not {number}")
 
 
+def as_number(value: float | Tensor) -> float | Tensor:
+    """An option as a number, unless its value is on a device or in a graph of torch.compile."""
+    if not isinstance(value, Tensor) or torch.compiler.is_compiling():
+        return value
+    return float(value) if value.device.type == "cpu" else value
+
+
+def is_elsewhere(value: Any) -> bool:
+    """Test for a tensor on an accelerator, where it takes waiting to read a value."""
+    return isinstance(value, Tensor) and value.device.type not in ("cpu", "meta")
+
+
 def check_point(name: str, p: Tensor, manifold: Manifold | None) -> None:
     """Raise ValueError for a weight that is far off its manifold."""
     if manifold is not None and not p.is_meta:
@@ -53,6 +75,22 @@ def refuse_nonfinite(names: Sequence[str], parameters: Sequence[Tensor]) -> None
             raise RuntimeError(
                 f"the gradient of {name} has {count:.0f} entries that are NaN or infinite; no "
                 "weight was changed. Lower the learning rate, clip gradients, or skip this batch"
+            )
+
+
+def refuse_missing(weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise RuntimeError for sharded weights that have a gradient in some processes only.
+
+    A step adds up products over all processes, which would wait for each other.
+    """
+    sharded = [(name, p) for name, p in weights if shards.is_sharded(p)]
+    counts = settled_numbers([shards.vote(p, p.grad is not None) for _, p in sharded])
+    for (name, p), count in zip(sharded, counts, strict=True):
+        if 0 < count < (size := shards.processes(p)):
+            raise RuntimeError(
+                f"{name} has a gradient in {count:.0f} of the {size} processes that hold pieces of "
+                "it, and a step needs those of all: let every process compute it, or give it zeros "
+                "where it is not used. No weight was changed"
             )
 
 

@@ -100,8 +100,7 @@ def expected(p: Tensor, manifold: Manifold | None) -> Expected:
 
 def expected_on(p: Tensor, geometry: SliceGeometry) -> Expected:
     """The forms for a weight on one of the manifolds that the fast paths know."""
-    over = Slices(geometry.dim).over(p.ndim)
-    shape = torch.Size(1 if d in over else n for d, n in enumerate(p.shape))
+    shape = Slices(geometry.dim).shape_of(p.shape)
     want = _expected(p, slices.promote(p.detach())[0].dtype, shape)
     if not want.dense and not want.sharded:
         return want
@@ -128,28 +127,37 @@ class Seen:
 
     Args:
         tensors: strided ones.
-        places: numbers that say whose they are.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], places: Sequence[int] = ()) -> None:
-        self._count, self._places = len(tensors), places
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._count = len(tensors)
+        self._sharded = any(map(shards.is_sharded, tensors))
+        if self._sharded:
+            tensors = shards.pieces(tensors)
         # What torch.compile asks before it runs a graph again: class, type, device, shape, strides.
         guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
         make = getattr(guards, "TensorGuards", None)
         self._guards = make and make(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
         self._forms = None if self._guards else [form(x) for x in tensors]
 
-    def same(self, tensors: Sequence[Any], places: Sequence[int] = ()) -> bool:
-        """Test whether tensors have the same forms, in the same order, and plain memory."""
-        if len(tensors) != self._count or places != self._places:
-            return False
-        if self._guards is None:
-            forms = [_is_strided(x) and form(x) for x in tensors]
-            return self._forms == forms and 0 not in map(Tensor.data_ptr, tensors)
+    def addresses(self, tensors: Sequence[Any]) -> list[int] | None:
+        """The addresses of tensors; None unless they have the same forms and plain memory.
+
+        Of DTensors, those of the pieces that are here; empty ones are left out.
+        """
+        if len(tensors) != self._count:
+            return None
+        if self._sharded:
+            tensors = shards.pieces(tensors)
         try:
-            return bool(self._guards.check(*tensors)) and 0 not in map(Tensor.data_ptr, tensors)
+            if self._guards is not None:
+                same = bool(self._guards.check(*tensors))
+            else:
+                same = self._forms == [_is_strided(x) and form(x) for x in tensors]
+            found = [*map(Tensor.data_ptr, tensors)] if same else [0]
         except TypeError:  # something that is no tensor
-            return False
+            return None
+        return None if 0 in found else found
 
 
 def _is_strided(x: Any) -> bool:

@@ -96,3 +96,11 @@ class Motion:
             b = None if b is None else torch.where(self._zero, 0.0, b)
         copy_into(self._x, torch.where(still, self.point, end))
         return b
+
+    def shift(self, v: Tensor) -> None:
+        """Move the weight by a vector that need not be tangent, and project: `nearest(x + v)`."""
+        still = self._slices.largest(v) == 0
+        if self._zero is not None:
+            still = still | self._zero
+        end = self.manifold.nearest(self.point + v)
+        copy_into(self._x, torch.where(still, self.point, end))

@@ -7,6 +7,7 @@ Elsewhere a large rate can go from ordinary to infinite in a step or two.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import cache
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from manifoldnet.geometry import Manifold
 from manifoldnet.geometry.settled import settle, settled_numbers
 from manifoldnet.geometry.slices import promote
+from manifoldnet.optim.checks import users_level
 
 __all__ = [
     "NormGrowthWarning",
@@ -24,6 +26,7 @@ __all__ = [
     "growing",
     "largest_norm",
     "overflowing",
+    "warn_of_norms",
     "zero_slices",
 ]
 
@@ -34,6 +37,24 @@ class NormGrowthWarning(UserWarning):
 
 class ZeroSliceWarning(UserWarning):
     """A slice of a declared weight has become zero, and is no longer stepped."""
+
+
+def warn_of_norms(
+    name: str, p: Tensor, manifold: Manifold, warned: set[tuple[str, type[UserWarning]]]
+) -> None:
+    """Warn of a weight that has a zero slice or whose norm will overflow, once of each.
+
+    Args:
+        name: of the weight.
+        p: the weight.
+        manifold: one of slices.
+        warned: of which there was a warning before.
+    """
+    for category, find in ((NormGrowthWarning, overflowing), (ZeroSliceWarning, zero_slices)):
+        trouble = find(p, manifold)
+        if trouble is not None and (name, category) not in warned:
+            warned.add((name, category))
+            warnings.warn(f"{name}: {trouble}", category, stacklevel=users_level())
 
 
 @cache
@@ -56,8 +77,8 @@ def alarming(weights: Sequence[tuple[Tensor, Manifold]]) -> list[bool]:
     flags = []
     for p, manifold in weights:
         (x,) = promote(p.detach())
-        squares = settle(manifold.slices.inner(x, x))
-        found = squares == 0
+        squares = settle(manifold.slices.inner(x, x)).flatten()
+        found = _zero(squares, manifold)
         if manifold.scale_invariant:
             found = found | ~(squares <= largest_norm(p.dtype) ** 2)
         flags.append(found.any().float())
@@ -89,10 +110,18 @@ def overflowing(p: Tensor, manifold: Manifold) -> str | None:
     )
 
 
+def _zero(squares: Tensor, manifold: Manifold) -> Tensor:
+    """The slices that are zero, by ‖x‖² of each, but for those that are declared to be."""
+    zero = squares == 0
+    for index in manifold.zero_slices:
+        zero[index] = False
+    return zero
+
+
 def zero_slices(p: Tensor, manifold: Manifold) -> str | None:
-    """A message about the zero slices of a weight; None if there are none."""
+    """A message about zero slices of a weight that are not declared so; None if there are none."""
     (x,) = promote(p.detach())
-    zero = (settle(manifold.slices.inner(x, x)) == 0).flatten()
+    zero = _zero(settle(manifold.slices.inner(x, x)).flatten(), manifold)
     count = int(zero.sum())
     if not count:
         return None

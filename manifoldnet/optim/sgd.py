@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ from torch.optim import sgd as torch_sgd
 
 from manifoldnet.geometry import Manifold, slices
 from manifoldnet.optim import shards
-from manifoldnet.optim.base import Declared, Plain, PlainCall, RiemannianOptimizer
-from manifoldnet.optim.checks import check_number
+from manifoldnet.optim.base import Declared, PlainCall, RiemannianOptimizer
+from manifoldnet.optim.checks import as_number, check_number
 from manifoldnet.optim.memory import Entry
 from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.step import HyperParameters, StepInput
@@ -66,6 +66,8 @@ class RiemannianSGD(RiemannianOptimizer):
 
     state_entries: ClassVar[dict[str, Entry]] = {"momentum_buffer": "weight"}
     state_keys: ClassVar[frozenset[str]] = frozenset(state_entries)
+    plain_optimizer: ClassVar[Any] = torch_sgd.SGD
+    plain_lists: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -103,6 +105,9 @@ class RiemannianSGD(RiemannianOptimizer):
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError("nesterov=True needs momentum > 0 and dampening = 0")
 
+    def _entries(self, group: dict[str, Any]) -> tuple[str | None, ...]:
+        return ("momentum_buffer" if group["momentum"] != 0 else None,)
+
     def _check_plain(
         self, name: Callable[[], str], group: dict[str, Any], p: Tensor, grad: Tensor
     ) -> None:
@@ -112,25 +117,9 @@ class RiemannianSGD(RiemannianOptimizer):
                 "group without fused. No weight was changed"
             )
 
-    def _prepare_plain(self, group: dict[str, Any], plain: list[Plain]) -> list[PlainCall]:
-        calls = []
-        for fused, some in self._for_fused(group, plain):
-            params: list[Tensor] = []
-            grads: list[Tensor] = []
-            buffers: list[Tensor | None] = []
-            sparse = torch_sgd.SGD._init_group(
-                cast(Any, self),
-                {**group, "params": [weight.p for weight in some], "fused": fused},
-                params,
-                grads,
-                buffers,
-            )
-            grads = [weight.grad for weight in some]
-            calls.append(PlainCall(fused, params, grads, (buffers,), sparse))
-        return calls
-
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
         params, grads, (buffers,) = call.pieces()
+        new = [i for i, buffer in enumerate(buffers) if buffer is None]
         if group["nesterov"] and not call.fused and group["foreach"] is not False:
             # torch's foreach function adds the momentum to the gradients it is given, in place.
             grads = [g.clone() for g in grads]
@@ -148,9 +137,9 @@ class RiemannianSGD(RiemannianOptimizer):
             nesterov=group["nesterov"],
             maximize=group["maximize"],
         )
-        if group["momentum"] != 0:
-            for p, buffer in zip(call.params, buffers, strict=True):
-                self.state[p]["momentum_buffer"] = shards.wrapped(buffer, p)
+        for i in new:
+            p = call.params[i]
+            self.state[p]["momentum_buffer"] = shards.wrapped(buffers[i], p)
 
     def _step_reference(
         self, group: dict[str, Any], motion: Motion, grad: Tensor, state: dict[str, Any]
@@ -160,26 +149,23 @@ class RiemannianSGD(RiemannianOptimizer):
             grad,
             state,
             lr=group["lr"],
-            momentum=group["momentum"],
-            dampening=group["dampening"],
+            momentum=as_number(group["momentum"]),
+            dampening=as_number(group["dampening"]),
             nesterov=group["nesterov"],
             maximize=group["maximize"],
         )
 
     def _inputs(self, group: dict[str, Any], declared: list[Declared]) -> list[StepInput]:
-        works = []
+        works, heavy = [], group["momentum"] != 0
         for weight in declared:
             assert weight.geometry is not None  # so chosen by _step_declared
-            x, work = weight.x, StepInput(weight.x, weight.grad, weight.geometry)
-            if group["momentum"] == 0:
-                works.append(work)
-                continue
-            buffer = self.state[weight.p].get("momentum_buffer")
-            first = buffer is None
+            x = weight.x
+            buffer = self.state[weight.p].get("momentum_buffer") if heavy else None
+            first = heavy and buffer is None
             if first:
                 (point,) = slices.promote(x)
                 buffer = torch.empty_like(point, memory_format=torch.preserve_format)
-            works.append(work._replace(b=buffer, first=first))
+            works.append(StepInput(x, weight.grad, weight.geometry, buffer, first))
         return works
 
     def _keep_buffers(self, declared: list[Declared], works: list[StepInput]) -> None:
@@ -191,8 +177,8 @@ class RiemannianSGD(RiemannianOptimizer):
         return HyperParameters(
             lr=group["lr"],
             sign=-1.0 if group["maximize"] else 1.0,
-            keep=group["momentum"],
-            fresh=1 - group["dampening"],
+            keep=as_number(group["momentum"]),
+            fresh=1 - as_number(group["dampening"]),
             nesterov=group["nesterov"],
         )
 
@@ -212,8 +198,8 @@ def _single_tensor_sgd(
     state: dict[str, Any],
     *,
     lr: float | Tensor,
-    momentum: float,
-    dampening: float,
+    momentum: Any,
+    dampening: Any,
     nesterov: bool,
     maximize: bool,
 ) -> None:

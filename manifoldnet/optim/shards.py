@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Slices
+from manifoldnet.geometry.settled import is_sharded
 from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim.step import StepInput
 
@@ -36,6 +37,8 @@ __all__ = [
     "partition",
     "per_slice",
     "pieces",
+    "processes",
+    "vote",
     "wrapped",
 ]
 
@@ -49,12 +52,6 @@ Across = tuple[torch.device, Groups]
 def _may_be_there() -> bool:
     """Test for DTensors in this process: there are none where nobody has imported them."""
     return sys.modules.get("torch.distributed.tensor") is not None
-
-
-def is_sharded(x: Any) -> bool:
-    """Test for a DTensor, by its class: a graph of torch.compile knows nothing of its methods."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
 
 
 def local(x: Tensor, like: Tensor | None = None) -> Tensor:
@@ -115,8 +112,8 @@ def _localized(work: StepInput) -> StepInput:
     x, g = local(work.x), local(work.g, like=work.x)
     if g.stride() != x.stride():
         g = torch.empty_like(x, dtype=g.dtype).copy_(g)
-    b, s, top = (None if t is None else local(t) for t in (work.b, work.s, work.top))
-    return work._replace(x=x, g=g, b=b, s=s, top=top)
+    b, s, max_s = (None if t is None else local(t) for t in (work.b, work.s, work.max_s))
+    return work._replace(x=x, g=g, b=b, s=s, max_s=max_s)
 
 
 def groups_of(x: Any, dim: Dim) -> Groups:
@@ -146,16 +143,27 @@ def _dim_of(placement: Any) -> int | None:
     return getattr(placement, "dim", None)
 
 
+def processes(x: Any) -> int:
+    """The number of processes that hold pieces of a DTensor, empty ones included."""
+    return int(x.device_mesh.size())
+
+
+def vote(x: Any, yes: bool) -> Tensor:
+    """A number that is, added up over the processes of a DTensor, how many of them say yes."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    mesh = x.device_mesh
+    piece = torch.tensor(float(yes), device=x.to_local().device)
+    return DTensor.from_local(piece, mesh, [Partial()] * mesh.ndim, run_check=False)
+
+
 def per_slice(x: Tensor, dim: Dim) -> Tensor:
     """Zeros in the type of a weight, one for each slice, that are where its slices are."""
-    over = Slices(dim).over(x.ndim)
-    piece = local(x)
-    shape = [1 if d in over else n for d, n in enumerate(piece.shape)]
-    zeros = torch.zeros(shape, dtype=x.dtype, device=piece.device)
+    slices, piece = Slices(dim), local(x)
+    zeros = torch.zeros(slices.shape_of(piece.shape), dtype=x.dtype, device=piece.device)
     if not is_sharded(x):
         return zeros
-    whole = torch.Size(1 if d in over else n for d, n in enumerate(x.shape))
-    return _placed(zeros, x, _of_slices(x, dim), whole)
+    return _placed(zeros, x, _of_slices(x, dim), slices.shape_of(x.shape))
 
 
 def fitted(value: Tensor, x: Any, dtype: torch.dtype, dim: Dim | Literal["weight"]) -> Tensor:

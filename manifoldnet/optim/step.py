@@ -58,6 +58,7 @@ __all__ = [
     "HyperParameters",
     "SliceGeometry",
     "StepInput",
+    "Unbias",
     "coefficients",
     "is_zero",
     "moments",
@@ -91,9 +92,15 @@ def slice_geometry(manifold: Manifold) -> SliceGeometry | None:
     """
     if not manifold.parts or manifold.slices.dim == "elements":
         return None
-    dim, retraction = manifold.slices.dim, manifold.retraction
-    radius: float | None = getattr(manifold.projection, "radius", None)
-    ours = ScaledEuclidean(dim) if radius is None else Oblique(dim, radius)
+    dim, retraction, zero = manifold.slices.dim, manifold.retraction, manifold.zero_slices
+    # A slice that stays zero needs no other step: one without a direction stays as it is.
+    projection = getattr(manifold.projection, "of", manifold.projection)
+    radius: float | None = getattr(projection, "radius", None)
+    ours = (
+        ScaledEuclidean(dim, zero_slices=zero)
+        if radius is None
+        else Oblique(dim, radius, zero_slices=zero)
+    )
     known = (Additive if radius is None else Projective, Geodesic)
     alike = all(
         getattr(manifold, part) == getattr(ours, part)
@@ -104,21 +111,28 @@ def slice_geometry(manifold: Manifold) -> SliceGeometry | None:
     )
 
 
-class HyperParameters(NamedTuple):
-    """The numbers of a group. `beta2` is None for SGD.
+Unbias = tuple[float | Tensor, float | Tensor]
+"""The bias corrections 1 − β₁ᵗ and 1 − β₂ᵗ of Adam."""
 
-    With `displacement`, g is no gradient but a displacement in the ambient space: the step is the
-    retraction of lr times its tangent part, with the sign −1 of a descent, and there is no buffer.
+
+class HyperParameters(NamedTuple):
+    """The numbers of a group, or tensors of one element. `beta2` is None for SGD.
+
+    With `displacement`, g is no gradient but a displacement v = q g in the frame of the metric,
+    q = 1 on spheres and ‖x‖ under the scaled metric: the step is the retraction of lr times its
+    tangent part, less `decay` times the weight where that is tangent. The sign is the −1 of a
+    descent, and there is no buffer.
     """
 
     lr: float | Tensor
     sign: float = 1.0
-    keep: float = 0.0
-    fresh: float = 1.0
+    keep: float | Tensor = 0.0
+    fresh: float | Tensor = 1.0
     nesterov: bool = False
-    beta2: float | None = None
-    eps: float = 0.0
+    beta2: float | Tensor | None = None
+    eps: float | Tensor = 0.0
     displacement: bool = False
+    decay: float | Tensor = 0.0
 
 
 class StepInput(NamedTuple):
@@ -131,9 +145,9 @@ class StepInput(NamedTuple):
         b: the buffer (momentum or first moment); None for SGD without momentum.
         first: whether the buffer has no value yet (SGD; Adam's starts with zeros).
         s: Adam's second moments, one number per slice.
-        top: the largest of them so far, with amsgrad.
+        max_s: the largest of them so far, with amsgrad.
         unbias: 1 − β₁ᵗ and 1 − β₂ᵗ.
-        share: what ⟨d, d⟩ counts for in the second moment: 1, or one over the entries of a slice.
+        s_factor: of ⟨d, d⟩ in the second moment: 1, or one over the number of entries of a slice.
         steps: t as a tensor on the device, to compute `unbias` from there.
     """
 
@@ -143,9 +157,9 @@ class StepInput(NamedTuple):
     b: Tensor | None = None
     first: bool = False
     s: Tensor | None = None
-    top: Tensor | None = None
-    unbias: tuple[float | Tensor, float | Tensor] = (1.0, 1.0)
-    share: float = 1.0
+    max_s: Tensor | None = None
+    unbias: Unbias = (1.0, 1.0)
+    s_factor: float = 1.0
     steps: Tensor | None = None
 
     def products(self, hyper: HyperParameters) -> tuple[str, ...]:
@@ -207,7 +221,7 @@ class Coefficients(NamedTuple):
 
     Attributes:
         s: the new second moments (Adam).
-        top: their maxima (amsgrad).
+        max_s: their maxima (amsgrad).
     """
 
     x1: Tensor | float
@@ -217,7 +231,7 @@ class Coefficients(NamedTuple):
     b2: Tensor | float
     b3: Tensor | float
     s: Tensor | None
-    top: Tensor | None
+    max_s: Tensor | None
 
 
 def moments(
@@ -228,15 +242,15 @@ def moments(
         return hyper.lr, None, None
     assert work.s is not None  # Adam's inputs have them
     # Not as a mean of both: ∞ is to stay ∞.
-    s, top = hyper.beta2 * work.s, work.top
-    s = s + (1 - hyper.beta2) * work.share * squared
-    if top is not None:
-        top = torch.maximum(top, s)
-    root = ((s if top is None else top) / work.unbias[1]).sqrt() + hyper.eps
+    s, max_s = hyper.beta2 * work.s, work.max_s
+    s = s + (1 - hyper.beta2) * work.s_factor * squared
+    if max_s is not None:
+        max_s = torch.maximum(max_s, s)
+    root = ((s if max_s is None else max_s) / work.unbias[1]).sqrt() + hyper.eps
     rate = hyper.lr / (root * work.unbias[0])
     if is_zero(hyper.eps):  # where there never was a gradient there is no step
         rate = torch.where(root == 0, 0.0, rate)
-    return rate, s, top
+    return rate, s, max_s
 
 
 def coefficients(
@@ -268,19 +282,20 @@ def coefficients(
     carries = not (mixed or work.b is None or work.first or is_zero(hyper.keep))
     # The gradient d = scale · g (its tangent part on a sphere), the buffer n = n_g g + n_b b, and
     # the direction m = m_g g + m_b b of the step −rate · m.
-    scale: Any = 1.0 if mixed else hyper.sign if sphere or hyper.displacement else rr * hyper.sign
+    scale: Any = 1.0 if mixed or sphere else rr.sqrt() if hyper.displacement else rr
+    scale = scale if mixed else scale * hyper.sign
     n_g = scale * hyper.fresh if carries or adam else scale
     n_b: Any = hyper.keep if carries else 0.0
     m_g, m_b = n_g, n_b
     if hyper.nesterov:
         m_g, m_b = scale + hyper.keep * n_g, hyper.keep * n_b
-    s = top = None
+    s = max_s = None
     gg: Any = gram.gg
     if work.geometry.retraction == "additive":
         if ask and not float(rr.min()) > 0:
             return None
         if not mixed:
-            rate, s, top = moments(rr * gg if adam else rr, work, hyper)
+            rate, s, max_s = moments(rr * gg if adam else rr, work, hyper)
         if zero is not None and (carries or mixed):  # what is left of the buffer of a zero slice
             kept = (~zero).to(rr.dtype)
             if mixed:
@@ -288,7 +303,7 @@ def coefficients(
             else:
                 m_b, n_b = m_b * kept, n_b * kept
         return Coefficients(
-            1.0, -rate * m_g, -rate * m_b if carries else 0.0, 0.0, n_g, n_b, s, top
+            1.0 - hyper.decay, -rate * m_g, -rate * m_b if carries else 0.0, 0.0, n_g, n_b, s, max_s
         )
 
     # What g and b have along x, and the products of what is orthogonal to it.
@@ -306,7 +321,7 @@ def coefficients(
         gg = gg.clamp(min=0)
     if not mixed:
         squared = gg if sphere or not adam else rr * (gg + along_g * gram.xg)
-        rate, s, top = moments(squared, work, hyper)
+        rate, s, max_s = moments(squared, work, hyper)
     mm, s_m = _times(m_g, _times(m_g, gg)), _times(m_g, along_g)
     if carries:
         apart = mm + m_b * bb.clamp(min=0) * m_b
@@ -324,7 +339,8 @@ def coefficients(
         a, b, c, d, e = _turn_and_carry(work, rr, rate, s_m, s_n, mm, mn)
         b2, b3 = d * m_g + e * n_g, d * m_b + e * n_b
     else:
-        a, b, c, b2 = _turn(work, rr, rate, s_m, mm)
+        along = s_m if sphere or is_zero(hyper.decay) else s_m + hyper.decay / rate
+        a, b, c, b2 = _turn(work, rr, rate, along, mm)
         if work.b is not None:
             b2, b3 = _times(n_g, b2), b2 * n_b if carries else 0.0
     # A sphere's slice without a step stays, whatever rounding left of its radius.
@@ -333,13 +349,13 @@ def coefficients(
     x2 = _unless(still, 0.0, _times(m_g, b))
     x3 = _unless(still, 0.0, b * m_b) if carries else 0.0
     if work.b is None:
-        return Coefficients(x1, x2, x3, 0.0, 0.0, 0.0, s, top)
+        return Coefficients(x1, x2, x3, 0.0, 0.0, 0.0, s, max_s)
     b1 = torch.addcmul(c, b2, along_g, value=-1)
     if not carries:  # a buffer without a value must not be read, not even times zero
         b3 = 0.0
     else:
         b1, b3 = b1 - b3 * along_b, _unless(zero, 0.0, b3)
-    return Coefficients(x1, x2, x3, _unless(zero, 0.0, b1), _unless(zero, 0.0, b2), b3, s, top)
+    return Coefficients(x1, x2, x3, _unless(zero, 0.0, b1), _unless(zero, 0.0, b2), b3, s, max_s)
 
 
 def is_zero(number: float | Tensor) -> bool:

@@ -73,6 +73,12 @@ class Rule:
         """Manifold of a parameter; None if it stays undeclared."""
         return self.manifolds.get(name)
 
+    def why(self, name: str, module: nn.Module, parameter: nn.Parameter) -> str:
+        """Reason of the answer, for the report of `declare_all`."""
+        if name in self.manifolds:
+            return "scaled by the group"
+        return "a vector" if parameter.ndim < 2 else "not scaled by the group"
+
     def validate(self, model: nn.Module) -> None:
         """Raise a ValueError if a model does not have these parameters."""
         parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -302,13 +302,13 @@ class PointLaws(Laws):
 
     @law()
     def test_random_points_have_both_signs(self) -> None:
-        """Entries of random points have both signs, where −x is a point whenever x is one."""
+        """Entries of random points that are not all zero have both signs, if −x is a point."""
         m, generator = self.manifold, source(0)
         points = [m.random(self.shape, dtype=self.dtype, generator=generator) for _ in range(64)]
         if not all(m.check_point_on_manifold(-x) for x in points[:4]):
             return
-        positive = torch.stack([x > 0 for x in points])
-        mixed = positive.any(0) & ~positive.all(0)
+        positive, negative = (torch.stack(points).mul(s).gt(0).any(0) for s in (1, -1))
+        mixed = positive == negative
         fault = (
             f"{int((~mixed).sum())} of {mixed.numel()} entries have one sign in 64 random points"
         )
@@ -414,11 +414,12 @@ class MetricLaws(Laws):
 
     @law(seed=seeds(), size=_any)
     def test_metric_is_positive_definite(self, seed: int, size: float) -> None:
-        """`⟨u, u⟩ₓ > 0` in every slice of a tangent u ≠ 0, and `⟨0, 0⟩ₓ = 0`."""
+        """`⟨u, u⟩ₓ > 0` in every slice of a tangent u that is not zero, and `⟨0, 0⟩ₓ = 0`."""
         x = self.point(seed)
         u = self.tangent(x, seed + 1, size)
         parts = self.manifold.component_inner(x, u)
-        self.holds(bool((parts > 0).all()), f"⟨u, u⟩ is {float(parts.min()):.3g} in one slice")
+        lost = u * ~(parts > 0)
+        self.holds(not bool(lost.any()), f"⟨u, u⟩ is {float(parts.min()):.3g} in one slice")
         zero = self.manifold.inner(x, torch.zeros_like(x))
         self.holds(float(zero) == 0.0, f"⟨0, 0⟩ is {float(zero):.3g}")
 
@@ -455,6 +456,21 @@ class MetricLaws(Laws):
         bound = (g * v).abs().sum() + m.norm(x, gradient) * m.norm(x, v)
         off = (m.inner(x, gradient, v) - (g * v).sum()).abs() / bound
         self.at_most(off, self.roundings(_MANY), "⟨egrad2rgrad(x, g), v⟩ − g·v, relative,")
+
+    @law(seed=seeds(), size=steps)
+    def test_frame_is_the_root_of_the_metric(self, seed: int, size: float) -> None:
+        """`⟨u, v⟩ₓ = (u/q)·(v/q)` and `q (u/q) = u`, if the manifold has a frame."""
+        m, x = self.manifold, self.point(seed)
+        try:
+            frame = m.frame(x)
+        except NotImplementedError:
+            return
+        u, v = self.tangent(x, seed + 1, size), self.tangent(x, seed + 2)
+        dot = (frame.enter(u) * frame.enter(v)).sum()
+        off = (dot - m.inner(x, u, v)).abs() / (m.norm(x, u) * m.norm(x, v))
+        self.at_most(off, self.roundings(_MANY), "(u/q)·(v/q) − ⟨u, v⟩, against ‖u‖‖v‖,")
+        back = self.length(x, frame.leave(frame.enter(u)) - u) / self.length(x, u)
+        self.at_most(back, self.roundings(8), "q (u/q) − u, relative,")
 
     @law(seed=seeds())
     def test_gradient_is_tangent(self, seed: int) -> None:

@@ -67,7 +67,8 @@ def point(
         dims = [d for d in range(x.ndim) if d != manifold.slices.dim]
         norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True) if dims else x.abs()
         exponent = torch.rand(norm.shape, dtype=x.dtype, generator=generator)
-        x = x * 10 ** (_DECADES * (2 * exponent - 1)) / norm
+        length = torch.where(norm > 0, norm, 1.0)  # of a slice that is to be zero as well
+        x = x * 10 ** (_DECADES * (2 * exponent - 1)) / length
     return x.to(dtype)
 
 

@@ -158,7 +158,7 @@ def test_every_function_of_a_model_refuses_what_is_none(act, wrong) -> None:
     [
         lambda: mn.declare(nn.Linear(4, 3), OBLIQUE, "weight"),
         lambda: mn.undeclare(nn.Linear(4, 3), 0),
-        lambda: mn.declare_all(nn.Linear(4, 3), OBLIQUE),
+        lambda: mn.declare_all(nn.Linear(4, 3), mn.Oblique),
         lambda: mn.declare_from(nn.Linear(4, 3), "weight"),
         lambda: mn.load_state_dict(nn.Linear(4, 3), 3),
         lambda: mn.load_state_dict(nn.Linear(4, 3), [("weight", torch.ones(3, 4))]),

@@ -32,6 +32,9 @@ MANIFOLDS = [
     mn.ScaledEuclidean(0, "additive"),
     mn.ScaledEuclidean(1),
     mn.ScaledEuclidean(None),
+    mn.Oblique(zero_slices=(0, 3)),
+    mn.ScaledEuclidean(1, zero_slices=(2,)),
+    mn.Polar(),
     mn.Stiefel(),
     mn.Euclidean(),
 ]
@@ -232,7 +235,10 @@ def _each_weight(manifolds: list[mn.Manifold]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("manifold", "shape"), every)
 
 
-CURVED = [mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1), mn.Stiefel()]
+CURVED = [
+    *(mn.Oblique(0), mn.Oblique(1), mn.Sphere(), mn.ScaledEuclidean(1), mn.Stiefel()),
+    *(mn.Oblique(zero_slices=(0, 3)), mn.Polar()),
+]
 
 
 @_each_weight(CURVED)
@@ -365,3 +371,28 @@ def test_different_gradients_with_nan_on_each_rank_are_one_error(two: Ranks) -> 
     error, _, same = two.agreed(_stepped_with_nan, {0: ["c.weight"], 1: ["b.weight"]})
     assert error.startswith("the gradient of b.weight has 2 entries that are NaN")
     assert same
+
+
+def _stepped_with_a_gradient_on_one_rank(wrong: bool) -> tuple[str, bool]:
+    """The error of the first step, and True if no weight has been changed."""
+    net = nn.ModuleDict({name: _layer(_point(mn.Oblique(1), (6, 4))) for name in "ab"})
+    for layer in net.values():
+        mn.declare(layer, "weight", mn.Oblique(1))
+        fully_shard(layer, mesh=mesh())
+    optimizer = mn.RiemannianSGD(mn.param_groups(net), lr=0.1)
+    for name, p in net.named_parameters():
+        if name == "a.weight" or (wrong and rank() == 1):
+            p.grad = torch.ones_like(p)
+    before = {name: settle(p.detach()).clone() for name, p in net.named_parameters()}
+    error, _ = _counts(optimizer.step)
+    after = {name: settle(p.detach()) for name, p in net.named_parameters()}
+    return error, all(torch.equal(after[name], x) for name, x in before.items())
+
+
+def test_a_gradient_on_one_rank_only_is_refused_alike(two: Ranks) -> None:
+    error, same = two.agreed(_stepped_with_a_gradient_on_one_rank, wrong=True)
+    assert error.startswith("b.weight has a gradient in 1 of the 2 processes")
+    assert same
+    error, same = two.agreed(_stepped_with_a_gradient_on_one_rank, wrong=False)
+    assert error == ""
+    assert not same

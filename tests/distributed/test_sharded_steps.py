@@ -152,6 +152,23 @@ def test_small_weights_on_two_processes(
     _check(two, manifold, SMALL, path, placements, ["momentum", "nesterov", "adam"])
 
 
+@pytest.mark.parametrize("path", PATHS)
+@lines
+@pytest.mark.parametrize(
+    "manifold", [mn.Oblique(zero_slices=(5,)), mn.ScaledEuclidean(1, zero_slices=(4,))], ids=str
+)
+def test_slices_that_stay_zero_are_numbered_in_the_whole(
+    two: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
+) -> None:
+    _check(two, manifold, SMALL, path, placements, ["momentum", "adam"])
+
+
+@lines
+@pytest.mark.parametrize("dim", [0, 1])
+def test_gains_and_directions_on_two_processes(two: Ranks, dim: int, placements: list[Any]) -> None:
+    _check(two, mn.Polar(dim), SMALL, "torch", placements, ["momentum", "adam"])
+
+
 @lines
 @pytest.mark.parametrize("retraction", ["polar", "geodesic"])
 def test_matrices_are_gathered_on_two_processes(
@@ -312,10 +329,10 @@ def _resumed(kind: str, path: str, how: str) -> dict[str, Tensor]:
             elif how == "replicated":
                 state[key] = distribute_tensor(whole, value.device_mesh, [Replicate()])
             elif value.ndim == 2:
-                strewn = value.to_local().t().contiguous().t()
+                transposed = value.to_local().t().contiguous().t()
                 state[key] = (
                     DTensor.from_local(
-                        strewn,
+                        transposed,
                         value.device_mesh,
                         value.placements,
                         shape=p.shape,
@@ -328,7 +345,7 @@ def _resumed(kind: str, path: str, how: str) -> dict[str, Tensor]:
     return {name: _whole(p) for name, p in net.named_parameters()}
 
 
-@pytest.mark.parametrize("how", ["plain", "replicated", "strewn"])
+@pytest.mark.parametrize("how", ["plain", "replicated", "transposed"])
 @pytest.mark.parametrize("path", ["torch", "kernel"])
 @pytest.mark.parametrize("kind", ["momentum", "adam"])
 def test_state_in_other_forms_is_put_in_place(two: Ranks, kind: str, path: str, how: str) -> None:

@@ -6,7 +6,17 @@ that differ in their retraction alone share the laws in which none takes part.
 
 import math
 
-from cases import GEOMETRIES, MANIFOLDS, SCALED, SPHERES, STIEFEL, away_from_zero, name
+from cases import (
+    GEOMETRIES,
+    MANIFOLDS,
+    POLAR,
+    SCALED,
+    SPHERES,
+    STIEFEL,
+    ZEROED,
+    away_from_zero,
+    name,
+)
 
 from manifoldnet.geometry import Additive, Geodesic
 from manifoldnet.testing import ManifoldLaws, RetractionLaws
@@ -54,12 +64,14 @@ def laws_of(manifold, shape):
     row = (manifold, shape)
     numbers = [n for d, n in enumerate(shape) if d != manifold.slices.dim]  # of one slice
     fields = {"manifold": manifold, "shape": shape, "__module__": __name__}
-    if row in SPHERES or (row in SCALED and numbers):
+    if row in SPHERES + ZEROED or (row in SCALED and numbers):
         fields["injectivity"] = math.pi
+    if row in POLAR:  # less the nearer a slice is to zero
+        fields["injectivity"] = math.pi / 2
     bases = [ManifoldLaws if row in GEOMETRIES else RetractionLaws]
     if row in SCALED and not numbers:
         bases.insert(0, HalfLines)
-    if row in SCALED and isinstance(manifold.retraction, Additive):
+    if row in SCALED + ZEROED and isinstance(manifold.retraction, Additive):
         bases.insert(0, Straight)
     if row in STIEFEL:
         bases.insert(0, Matrices)

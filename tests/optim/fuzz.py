@@ -56,7 +56,7 @@ class Moments(NamedTuple):
 
     b: Array | None
     s: Array | None = None
-    top: Array | None = None
+    max_s: Array | None = None
     count: int = 0
 
 
@@ -75,7 +75,7 @@ def oracle(
     xx = _dot(x, x)
     g = -g if o.maximize else g
     d = g - _dot(x, g) / xx * x if sphere else xx * g
-    b, s, top, count = state
+    b, s, max_s, count = state
     keep = o.momentum
     if sphere and b is not None:
         b = b - _dot(x, b) / xx * x
@@ -84,11 +84,11 @@ def oracle(
         if o.rms:
             dd = dd / x.shape[1]
         s = o.beta2 * (0 if s is None else s) + (1 - o.beta2) * dd
-        top = np.maximum(0 if top is None else top, s) if o.amsgrad else None
+        max_s = np.maximum(0 if max_s is None else max_s, s) if o.amsgrad else None
         b = keep * (0 if b is None else b) + (1 - keep) * d
         count += 1
         # Bias corrections in double precision, as torch has them: they cancel.
-        root = np.sqrt((top if o.amsgrad else s) / (1 - o.beta2**count)) + o.eps
+        root = np.sqrt((max_s if o.amsgrad else s) / (1 - o.beta2**count)) + o.eps
         u = -o.lr * b / root / (1 - keep**count)
     elif keep:
         b = d if b is None else keep * b + (1 - o.dampening) * d
@@ -97,7 +97,7 @@ def oracle(
         b, u = None, -o.lr * d
     v = u if b is None else b
     y, v = _sphere(manifold, x, u, v) if sphere else _scaled(manifold, x, u, v)
-    return y, Moments(None if b is None else v, s, top, count)
+    return y, Moments(None if b is None else v, s, max_s, count)
 
 
 def _sphere(manifold: Any, x: Array, u: Array, v: Array) -> tuple[Array, Array]:
@@ -143,7 +143,7 @@ def _form(x: Tensor, kind: str) -> Tensor:
         return x.permute(order).contiguous().permute(order)
     if kind == "last" and x.ndim == 4:
         return x.to(memory_format=torch.channels_last)
-    if kind == "strewn":
+    if kind == "with holes":
         return x.repeat_interleave(2, -1)[..., ::2]
     return x.contiguous()
 
@@ -182,7 +182,7 @@ class Configuration:
             way = "additive" if way == "other" else way
             self.manifold = mn.ScaledEuclidean(dim, way)
         self.dim = dim
-        self.forms = [draw.choice(["plain", "reversed", "last", "strewn"]) for _ in range(3)]
+        self.forms = [draw.choice(["plain", "reversed", "last", "with holes"]) for _ in range(3)]
         self.size = 10 ** draw.uniform(-4, 1)  # of a step
         lr = 10 ** draw.uniform(-5, 1)
         adam = draw.random() < 0.5
@@ -252,11 +252,11 @@ class Configuration:
 
 def _moments(config: Configuration, state: dict[str, Any]) -> Moments:
     buffer = state.get("momentum_buffer", state.get("exp_avg"))
-    s, top = state.get("exp_avg_sq"), state.get("max_exp_avg_sq")
+    s, max_s = state.get("exp_avg_sq"), state.get("max_exp_avg_sq")
     return Moments(
         None if buffer is None else _rows(buffer, config.dim),
         None if s is None else _numbers(s),
-        None if top is None else _numbers(top),
+        None if max_s is None else _numbers(max_s),
         int(state.get("step", 0)),
     )
 
@@ -276,9 +276,9 @@ def _take(optimizer: Any, path: str) -> None:
         return
     group = optimizer.param_groups[0]
     with torch.no_grad():
-        works = [(group, *optimizer._split(0))]
+        works = [optimizer._split(0)]
         optimizer._check(works)
-        declared = works[0][2]
+        declared = works[0].declared
         made = optimizer._inputs(group, declared)
         compiled.step(made, optimizer._hyper(group), fused=True)
         optimizer._keep_buffers(declared, made)
@@ -321,7 +321,7 @@ def run(config: Configuration, path: str) -> list[tuple[float, str]]:
         length = np.abs(want).max(1, keepdims=True)
         reached = (length > 1e-18) & (length < 1e18)
         pairs = [("x", _rows(x, config.dim), want, [n[0] for n in near])]
-        for key in ("b", "s", "top"):
+        for key in ("b", "s", "max_s"):
             value = getattr(now, key)
             if value is not None:
                 pairs.append(
@@ -352,11 +352,11 @@ def _shaken(
     def shake(a: Any) -> Any:
         return None if a is None else a * (1 + eps * noise.uniform(-1, 1, np.shape(a)))
 
-    x, g, (b, s, top, count) = before
+    x, g, (b, s, max_s, count) = before
     return (
         shake(x),
         shake(g),
-        Moments(shake(b), shake(s), shake(top), count),
+        Moments(shake(b), shake(s), shake(max_s), count),
         options._replace(lr=shake(np.longdouble(options.lr))),
     )
 

@@ -73,6 +73,37 @@ def test_one_second_moment_per_slice_and_steps_of_length_lr() -> None:
         torch.testing.assert_close(moved, torch.full((4,), length).double(), rtol=1e-6, atol=0)
 
 
+def test_steps_are_as_long_as_adams_by_default() -> None:
+    """One step from the same weights and gradients is as long as that of torch's Adam."""
+    module = _declared(mn.ScaledEuclidean(), (4, 50), torch.float64)
+    free = nn.Parameter(module.weight.detach().clone())
+    (g,) = _gradients((4, 50), 1)
+    free.grad = g.clone()
+    start = free.detach().clone()
+    torch.optim.Adam([free], lr=1e-3).step()
+    theirs = (free.detach() - start).norm(dim=1)
+    optimizer = mn.RiemannianAdam(module.parameters(), lr=1e-3)
+    assert optimizer.param_groups[0]["slice_scale"] == "rms"
+    ours = (_run(module, optimizer, [g]) - start).norm(dim=1) / start.norm(dim=1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=0)
+
+
+def test_a_state_keeps_the_scale_that_it_was_saved_with() -> None:
+    """States of runs in which "norm" was the default go on as they began."""
+    gradients, ends = _gradients((4, 50), 6), []
+    for made_anew in (False, True):
+        module = _declared(mn.Oblique(), (4, 50), torch.float64)
+        optimizer = mn.RiemannianAdam(module.parameters(), lr=0.01, slice_scale="norm")
+        _run(module, optimizer, gradients[:3])
+        if made_anew:
+            state = optimizer.state_dict()
+            optimizer = mn.RiemannianAdam(module.parameters(), lr=0.01)
+            optimizer.load_state_dict(state)
+            assert optimizer.param_groups[0]["slice_scale"] == "norm"
+        ends.append(_run(module, optimizer, gradients[3:]))
+    assert torch.equal(*ends)
+
+
 def test_the_first_moment_stays_tangent_and_rows_on_the_manifold() -> None:
     manifold = mn.Oblique()
     module = _declared(manifold, (6, 9), torch.float32)
@@ -131,3 +162,34 @@ def test_adam_reduces_the_loss() -> None:
 def test_hyperparameters_out_of_range_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         mn.RiemannianAdam([nn.Parameter(torch.zeros(3))], **options)
+
+
+@pytest.mark.parametrize("path", [{"foreach": False}, {}, {"fused": True}], ids=str)
+def test_numbers_may_be_tensors_of_one_element(path: dict[str, Any]) -> None:
+    ends = []
+    for make in (float, torch.tensor):
+        module = _declared(mn.Oblique(1), (6, 4), torch.float64)
+        betas, eps = (make(0.75), make(0.875)), make(0.0625)  # the same in each type
+        optimizer = mn.RiemannianAdam(module.parameters(), lr=0.05, betas=betas, eps=eps, **path)
+        ends.append(_run(module, optimizer, _gradients((6, 4), 4)))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "named"),
+    [
+        (mn.RiemannianAdam, {"betas": (torch.tensor(0.9), torch.tensor(0.99))}, "betas"),
+        (mn.RiemannianAdam, {"eps": torch.tensor(1e-8)}, "eps"),
+        (mn.RiemannianSGD, {"momentum": torch.tensor(0.9)}, "momentum"),
+    ],
+)
+def test_the_kernels_of_an_accelerator_take_no_number_from_the_device_but_the_rate(
+    make: Any, options: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manifoldnet.optim import base
+
+    # As if all tensors were on one.
+    monkeypatch.setattr(base, "is_elsewhere", lambda value: isinstance(value, Tensor))
+    module = _declared(mn.Oblique(), (6, 4), torch.float32)
+    with pytest.raises(ValueError, match=f"{named} as a tensor on a device"):
+        make(module.parameters(), **options, fused=True)

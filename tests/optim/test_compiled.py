@@ -17,6 +17,10 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "sgd": (mn.RiemannianSGD, {}),
     "momentum": (mn.RiemannianSGD, {"momentum": 0.9}),
     "adam-amsgrad": (mn.RiemannianAdam, {"amsgrad": True}),
+    "tensors": (
+        mn.RiemannianAdam,
+        {"betas": (torch.tensor(0.9), torch.tensor(0.99)), "eps": torch.tensor(1e-8)},
+    ),
     "momentum-kernel": (mn.RiemannianSGD, {"momentum": 0.9, "fused": True}),
 }
 
@@ -44,7 +48,7 @@ def test_a_compiled_step_is_not_recompiled_for_another_rate(case: str, whole: bo
     for compiled in (False, True):
         torch._dynamo.reset()
         model = _model()
-        lr = torch.tensor(0.05, dtype=torch.float64)
+        lr = torch.tensor(0.01, dtype=torch.float64)
         optimizer = make(mn.param_groups(model, **options), lr=lr)
 
         def backward(x: Tensor, model: nn.Module = model) -> None:

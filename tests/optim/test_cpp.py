@@ -30,6 +30,7 @@ OPTIMIZERS: dict[str, tuple[HyperParameters, set[str]]] = {
     "sgd": (HyperParameters(0.1), set()),
     "sgd-maximize": (HyperParameters(0.1, sign=-1.0), set()),
     "displacement": (HyperParameters(0.1, sign=-1.0, displacement=True), set()),
+    "decay": (HyperParameters(0.1, sign=-1.0, displacement=True, decay=0.03), set()),
     "momentum": (HyperParameters(0.1, keep=0.9), {"b"}),
     "first": (HyperParameters(0.1, keep=0.9, fresh=0.5), {"b", "first"}),
     "dampened": (HyperParameters(0.1, sign=-1.0, keep=0.8, fresh=0.7), {"b"}),
@@ -38,7 +39,7 @@ OPTIMIZERS: dict[str, tuple[HyperParameters, set[str]]] = {
     "adam-no-memory": (HyperParameters(0.1, beta2=0.99, eps=1e-8), {"b", "s"}),
     "amsgrad": (
         HyperParameters(0.1, keep=0.9, fresh=0.1, beta2=0.9),
-        {"b", "s", "top"},
+        {"b", "s", "max_s"},
     ),
 }
 each_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -62,12 +63,12 @@ def _work(
     if geometry.radius is None:  # vectors of the length of the weight
         norm = Slices(geometry.dim).norm(x.double())
         b *= norm
-        g = g * norm if hyper.displacement else g / norm
+        g = g if hyper.displacement else g / norm
     g, b = g.to(dtype), b.to(dtype)
     if "first" in has:
         b.fill_(float("nan"))  # what is in new memory must not be read
     across = [1 if d in Slices(geometry.dim).over(x.ndim) else n for d, n in enumerate(shape)]
-    s, top = torch.rand((2, *across), generator=generator, dtype=torch.float64).to(dtype)
+    s, max_s = torch.rand((2, *across), generator=generator, dtype=torch.float64).to(dtype)
     return StepInput(
         x,
         g,
@@ -75,7 +76,7 @@ def _work(
         b if "b" in has else None,
         "first" in has,
         s if "s" in has else None,
-        top if "top" in has else None,
+        max_s if "max_s" in has else None,
         (0.2, 0.3) if "s" in has else (1.0, 1.0),
         0.5,
     )
@@ -136,7 +137,7 @@ def _by_torch(work: StepInput, hyper: HyperParameters) -> None:
 
 
 def _agree(one: StepInput, other: StepInput, limit: float) -> None:
-    for name in ("x", "b", "s", "top"):
+    for name in ("x", "b", "s", "max_s"):
         a, b = getattr(one, name), getattr(other, name)
         assert (a is None) is (b is None), name
         if a is not None:
@@ -237,7 +238,7 @@ def test_pieces_of_slices_make_the_step_of_the_whole(
             joined = torch.cat([getattr(piece, name) for piece in pieces])
             limit = 1e-10 if nearly_parallel else 1e-12
             assert apart(joined, getattr(whole, name), whole.geometry.dim) <= limit, name
-    for name in ("s", "top"):
+    for name in ("s", "max_s"):
         if getattr(whole, name) is not None:
             for piece in pieces:
                 torch.testing.assert_close(

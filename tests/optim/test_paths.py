@@ -429,7 +429,7 @@ def test_the_kernel_warns_of_growing_norms() -> None:
 
 def test_spheres_and_the_scaled_metric_have_fast_paths() -> None:
     for manifold, _ in MANIFOLDS:
-        others = isinstance(manifold, mn.Euclidean | mn.Stiefel)
+        others = isinstance(manifold, mn.Euclidean | mn.Polar | mn.Stiefel)
         assert (slice_geometry(manifold) is None) is others
 
 

@@ -118,7 +118,7 @@ def _copy(work: StepInput) -> StepInput:
     return work._replace(
         **{
             name: None if (t := getattr(work, name)) is None else t.clone()
-            for name in ("x", "b", "s", "top")
+            for name in ("x", "b", "s", "max_s")
         }
     )
 
@@ -141,12 +141,12 @@ def _oracle(work: StepInput, hyper: HyperParameters) -> dict[str, Tensor]:
     after = {"x": exact.x1 * x + exact.x2 * g + exact.x3 * b}
     if work.b is not None:
         after["b"] = exact.b1 * x + exact.b2 * g + exact.b3 * b
-    after |= {n: t for n, t in (("s", exact.s), ("top", exact.top)) if t is not None}
+    after |= {n: t for n, t in (("s", exact.s), ("max_s", exact.max_s)) if t is not None}
     return after
 
 
 def _states(work: StepInput) -> list[tuple[str, Tensor | None]]:
-    return [("s", work.s), ("top", work.top)]
+    return [("s", work.s), ("max_s", work.max_s)]
 
 
 def _grams(x: Tensor, g: Tensor, b: Tensor, dim: Any) -> Gram:
@@ -164,7 +164,7 @@ def _compare(work: StepInput, before: StepInput, hyper: HyperParameters, limit: 
     for name, exact in _oracle(before, hyper).items():
         value = getattr(work, name).double()
         assert value.isfinite().all()
-        if name in ("s", "top"):
+        if name in ("s", "max_s"):
             off = float(((value - exact).abs() / exact.abs().clamp(min=1e-300)).max())
         else:
             # Where a step takes most of a buffer away, what is left of it has its rounding.

@@ -23,11 +23,29 @@ from manifoldnet.optim import shards
 from manifoldnet.optim.backends import cpp, torch_ops, triton
 from manifoldnet.optim.backends.layout import Layout
 from manifoldnet.optim.overflow import growing
-from manifoldnet.optim.step import Gram, HyperParameters, SliceGeometry, StepInput
+from manifoldnet.optim.step import (
+    Gram,
+    HyperParameters,
+    SliceGeometry,
+    StepInput,
+    is_zero,
+)
 
-__all__ = ["Layout", "Plans", "has_kernel", "layout", "step"]
+__all__ = [
+    "Layout",
+    "Plans",
+    "Repeated",
+    "coordinates",
+    "has_kernel",
+    "layout",
+    "products",
+    "repeated",
+    "step",
+]
 
+coordinates = cpp.coordinates
 Plans = triton.Plans
+Repeated = cpp.Repeated
 
 
 def has_kernel(device: torch.device) -> bool:
@@ -38,8 +56,8 @@ def has_kernel(device: torch.device) -> bool:
 def layout(p: Tensor, geometry: SliceGeometry) -> Layout | None:
     """The order of memory of a weight, or of its piece here; None if no kernel can step it."""
     piece = shards.local(p)
-    backend = triton if triton.is_available(piece.device) else cpp
-    return backend.layout(piece, geometry)
+    found: Layout | None = _kernels(piece.device).layout(piece, geometry)
+    return found
 
 
 def step(
@@ -47,8 +65,17 @@ def step(
     hyper: HyperParameters,
     layouts: Sequence[Layout | None],
     plans: Plans,
+    ends: Sequence[Tensor] | None = None,
 ) -> list[bool]:
-    """Step weights in place, each by the kernel of its device if it has a layout for it.
+    """Step weights, each by the kernel of its device if it has a layout for it.
+
+    Args:
+        works: the weights.
+        hyper: the numbers of their group.
+        layouts: theirs.
+        plans: of the kernels.
+        ends: where the new pieces go that are here, if not to the places of the old ones, which
+            may be lost then; the gradient may be such a place.
 
     Returns:
         For each weight, whether it may have a zero slice or a norm near overflow; only plain
@@ -57,31 +84,28 @@ def step(
     look = [False] * len(works)
     pieces, across = shards.partition(works)
     elsewhere = {place for places in across.values() for place in places}
-    by_torch: list[int] = []
-    by_kernel: dict[Any, list[tuple[int, Layout]]] = {}
+    chosen: dict[Any, list[int]] = {}
     for place, piece in pieces.items():
-        how = layouts[place]
-        kernel = triton if how is not None and triton.is_available(piece.x.device) else cpp
-        if kernel is cpp or place in elsewhere:
+        backend = torch_ops if layouts[place] is None else _kernels(piece.x.device)
+        if backend is triton and not is_zero(hyper.decay):
+            backend = torch_ops
+        if backend is not triton or place in elsewhere:
             pieces[place] = _unbiased(piece, hyper)
-        if place in elsewhere:
+        if place not in elsewhere:
+            chosen.setdefault(backend, []).append(place)
+    for backend, places in chosen.items():
+        some = [pieces[place] for place in places]
+        if backend is torch_ops:
+            for place, found in zip(places, torch_ops.step(some, hyper), strict=True):
+                look[place] = found
             continue
-        if how is None:
-            by_torch.append(place)
-        else:
-            by_kernel.setdefault(kernel, []).append((place, how))
-    for place, zero in zip(
-        by_torch, torch_ops.step([pieces[place] for place in by_torch], hyper), strict=True
-    ):
-        look[place] = zero
-    for kernel, numbered in by_kernel.items():
-        chosen, theirs = [pieces[place] for place, _ in numbered], [how for _, how in numbered]
-        if kernel is triton:
-            counts = [count for work in chosen if (count := work.steps) is not None]
-            triton.step(chosen, hyper, theirs, plans, counts or None)
+        theirs: list[Any] = [layouts[place] for place in places]
+        if backend is triton:
+            counts = [count for work in some if (count := work.steps) is not None]
+            triton.step(some, hyper, theirs, plans, counts or None)
             continue
-        squares = cpp.step(chosen, hyper, theirs)
-        for (place, _), work, (least, most) in zip(numbered, chosen, squares, strict=True):
+        squares = cpp.step(some, hyper, theirs, ends and [ends[place] for place in places])
+        for place, work, (least, most) in zip(places, some, squares, strict=True):
             look[place] = not least > 0 or growing(most, work.x.dtype)
     for (_, groups), places in across.items():
         some = [pieces[place] for place in places]
@@ -92,9 +116,62 @@ def step(
             partial(shards.add_over, groups),
             _kernel(some, hyper, known) if len(known) == len(some) else None,
         )
+    if ends is not None:
+        written = chosen.get(cpp, [])
+        for place, piece in pieces.items():
+            if place not in written:
+                ends[place].copy_(piece.x)
     return [
         found and not shards.is_sharded(work.x) for found, work in zip(look, works, strict=True)
     ]
+
+
+def products(works: Sequence[StepInput], names: Sequence[Sequence[str]]) -> list[Gram | None]:
+    """Inner products of slices, added up over the processes that share them.
+
+    Args:
+        works: weights, of which weight and gradient are read.
+        names: of the products of each, as in `Gram`.
+
+    Returns:
+        The products of the slices that are here; None where there are none, and where none is
+        asked for.
+    """
+    pieces, across = shards.partition(works)
+    found: list[Any] = [None] * len(works)
+    for place, piece in pieces.items():
+        if names[place]:
+            found[place] = torch_ops.gram(next(torch_ops.batches_of(piece, one=True)), names[place])
+    for (_, groups), places in across.items():
+        some = [place for place in places if names[place]]
+        if some:
+            add = partial(shards.add_over, groups)
+            sums = torch_ops.added([found[place] for place in some], add)
+            for place, own in zip(some, sums, strict=True):
+                found[place] = own
+    return found
+
+
+def repeated(
+    works: Sequence[StepInput], hyper: HyperParameters, layouts: Sequence[Layout | None]
+) -> Repeated | None:
+    """The same step of the same weights again, if the kernel for processors takes it at once."""
+    known = [layout for layout in layouts if layout is not None]
+    alike = len(known) == len(works) and all(
+        not (work.first or shards.is_sharded(work.x)) and _kernels(work.x.device) is cpp
+        for work in works
+    )
+    counts = any(work.steps is not None for work in works)
+    if not alike or counts or len({work.x.dtype for work in works}) > 1:
+        return None
+    if hyper.keep == 0 and works[0].b is not None:  # it would have to be cleared
+        return None
+    return Repeated(works, known)
+
+
+def _kernels(device: torch.device) -> Any:
+    """The backend whose kernels a device has, if it has any."""
+    return triton if triton.is_available(device) else cpp
 
 
 def _unbiased(work: StepInput, hyper: HyperParameters) -> StepInput:
@@ -108,7 +185,7 @@ def _kernel(
     works: Sequence[StepInput], hyper: HyperParameters, layouts: Sequence[Layout]
 ) -> torch_ops.Kernel:
     """Products and update of some weights by the kernel of their device."""
-    backend: Any = triton if triton.is_available(works[0].x.device) else cpp
+    backend = _kernels(works[0].x.device)
 
     def gram(places: Sequence[int], first: Sequence[Gram] | None) -> list[Gram]:
         chosen = [works[place] for place in places]

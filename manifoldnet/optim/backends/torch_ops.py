@@ -142,41 +142,41 @@ def advance(
 
     def products(places: Sequence[int], first: Sequence[Gram] | None) -> list[Gram]:
         if kernel is not None:
-            return _added(kernel.gram(places, first), add)
+            return added(kernel.gram(places, first), add)
         known = [None] * len(places) if first is None else first
-        return _added(
-            [_gram(mixtures[p], hyper, own) for p, own in zip(places, known, strict=True)], add
+        return added(
+            [_gram(mixtures[p], hyper, gram) for p, gram in zip(places, known, strict=True)], add
         )
 
     grams = products(range(len(batches)), None)
     ask = _may_ask(grams[0].xx)
 
-    def found(place: int, ask: bool) -> Any:
+    def solve(place: int, ask: bool) -> Any:
         work, rate = batches[place].work, mixtures[place].rate
         return coefficients(grams[place], work, hyper, rate=rate, ask=ask)
 
-    own: list[Any] = [found(place, ask) if ask else None for place in range(len(batches))]
-    careful = [place for place, ordinary in enumerate(own) if ordinary is None]
-    bent = [place for place in careful if batches[place].work.geometry.retraction != "additive"]
-    if bent:
-        parts = products(bent, [grams[place] for place in bent])
-        for place, part in zip(bent, parts, strict=True):
+    found: list[Any] = [solve(place, ask) if ask else None for place in range(len(batches))]
+    exact = [place for place, ordinary in enumerate(found) if ordinary is None]
+    curved = [place for place in exact if batches[place].work.geometry.retraction != "additive"]
+    if curved:
+        parts = products(curved, [grams[place] for place in curved])
+        for place, part in zip(curved, parts, strict=True):
             grams[place] = grams[place].refined(part)
-    for place in careful:
-        own[place] = found(place, False)
+    for place in exact:
+        found[place] = solve(place, False)
     if kernel is not None:
-        kernel.update(own)
+        kernel.update(found)
     else:
         for place, batch in enumerate(batches):
-            update(batch, own[place], careful=place in careful)
-    rounded = [place for place in bent if _is_rounded(batches[place])]
+            update(batch, found[place], exact=place in exact)
+    rounded = [place for place in curved if _is_rounded(batches[place])]
     if rounded:
-        _mend([batches[place] for place in rounded], [own[place] for place in rounded], add)
+        _mend([batches[place] for place in rounded], [found[place] for place in rounded], add)
     if not ask:
         return [False] * len(batches)
     return [
-        (place in careful and bool((found.xx == 0).any())) or _is_growing(batch, found.xx)
-        for place, (batch, found) in enumerate(zip(batches, grams, strict=True))
+        (place in exact and bool((gram.xx == 0).any())) or _is_growing(batch, gram.xx)
+        for place, (batch, gram) in enumerate(zip(batches, grams, strict=True))
     ]
 
 
@@ -234,10 +234,10 @@ def _mixed(batch: Batch, hyper: HyperParameters) -> Mixture:
     rate: Any = hyper.lr
     if adam:
         squared = known["xx"] * known["gg"] if along is None else sum(squares[1:], squares[0])
-        rate, s, top = moments(squared, work, hyper)
-        _keep(work, s, top)
+        rate, s, max_s = moments(squared, work, hyper)
+        _keep(work, s, max_s)
     pieces = [piece._replace(g=piece.g if piece.b is None else piece.b) for piece in batch.pieces]
-    return Mixture(Batch(work._replace(s=None, top=None), batch.over, pieces), rate, rr)
+    return Mixture(Batch(work._replace(s=None, max_s=None), batch.over, pieces), rate, rr)
 
 
 def _mix(b: Tensor, d: Tensor, keep: Any, weight: Any) -> None:
@@ -274,15 +274,17 @@ def batches_of(work: StepInput, *, one: bool = False) -> Iterator[Batch]:
     """
     x, dim = work.x, work.geometry.dim
     over = Slices(dim).over(x.ndim)
-    along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]), default=0)  # the slowest
-    if x.numel() <= _BLOCK or not _may_ask(x) or (one and along == dim):
+    along = -1
+    if x.numel() > _BLOCK and _may_ask(x):
+        along = max(range(x.ndim), key=lambda d: (x.stride(d), x.shape[d]))  # the slowest
+    if along == -1 or (one and along == dim):
         yield Batch(work, over, [Piece(work.x, work.g, work.b)])
         return
     long = max(1, _BLOCK * x.shape[along] // x.numel())
     # One place for what is computed on the way: memory that is asked for anew costs more than that.
     like = torch.empty_like(x.narrow(along, 0, long), dtype=computed_in(x.dtype))
     space = like, torch.empty_like(like)
-    parts = [_divided(t, along, long) for t in (work.x, work.g, work.b, work.s, work.top)]
+    parts = [_divided(t, along, long) for t in (work.x, work.g, work.b, work.s, work.max_s)]
     pieces = [
         Piece(x_, g, b, *(place.narrow(along, 0, x_.shape[along]) for place in space))
         for x_, g, b in zip_longest(*parts[:3])
@@ -291,8 +293,8 @@ def batches_of(work: StepInput, *, one: bool = False) -> Iterator[Batch]:
         yield Batch(work, over, pieces)
         return
     for i, piece in enumerate(pieces):
-        s, top = (part[i] if part else None for part in parts[3:])
-        yield Batch(work._replace(s=s, top=top), over, [piece])
+        s, max_s = (part[i] if part else None for part in parts[3:])
+        yield Batch(work._replace(s=s, max_s=max_s), over, [piece])
 
 
 def _alike(works: Sequence[StepInput]) -> Iterator[list[int]]:
@@ -308,7 +310,9 @@ def _alike(works: Sequence[StepInput]) -> Iterator[list[int]]:
             continue
         unbias = None if isinstance(work.unbias[0], Tensor) else work.unbias
         form = x.shape, x.stride(), x.dtype, x.device
-        groups.setdefault((*form, work.geometry, work.first, work.share, unbias), []).append(place)
+        groups.setdefault((*form, work.geometry, work.first, work.s_factor, unbias), []).append(
+            place
+        )
     yield from groups.values()
 
 
@@ -322,16 +326,16 @@ def _step_together(works: Sequence[StepInput], hyper: HyperParameters) -> bool:
         tensors = [getattr(work, name) for work in works]
         return None if tensors[0] is None else torch.stack(tensors)
 
-    x, g, b, s, top = map(stacked, ("x", "g", "b", "s", "top"))
+    x, g, b, s, max_s = map(stacked, ("x", "g", "b", "s", "max_s"))
     unbias: Any = first.unbias
     if isinstance(unbias[0], Tensor):
         shape = [len(works)] + [1] * first.x.ndim
         corrections: Any = zip(*(work.unbias for work in works), strict=True)
         unbias = tuple(torch.stack(some).view(shape) for some in corrections)
-    work = first._replace(x=x, g=g, b=b, s=s, top=top, unbias=unbias)
+    work = first._replace(x=x, g=g, b=b, s=s, max_s=max_s, unbias=unbias)
     batch = Batch(work, over, [Piece(x, g, b)])
     (zero,) = advance([batch], hyper)
-    for stack, name in ((x, "x"), (b, "b"), (s, "s"), (top, "top")):
+    for stack, name in ((x, "x"), (b, "b"), (s, "s"), (max_s, "max_s")):
         if stack is not None:
             torch._foreach_copy_([getattr(work, name) for work in works], list(stack.unbind()))
     return zero
@@ -365,7 +369,7 @@ def gram(
     if first is not None:
         wide = _wide(first.xx)
         found = zip("gb", first.along(first.xx == 0), strict=True)
-        along = {name: share.to(wide) for name, share in found if share is not None}
+        along = {name: factor.to(wide) for name, factor in found if factor is not None}
     elif xx is not None:
         names = [name for name in names if name != "xx"]
     sums = _sums(batch, names, along, first is not None) if names else []
@@ -374,23 +378,23 @@ def gram(
 
 
 def _sums(
-    batch: Batch, names: Sequence[str], along: dict[str, Tensor], careful: bool
+    batch: Batch, names: Sequence[str], along: dict[str, Tensor], exact: bool
 ) -> Sequence[Tensor]:
-    found = [_products(piece, names, along, batch.over, careful) for piece in batch.pieces]
+    found = [_products(piece, names, along, batch.over, exact) for piece in batch.pieces]
     return (
         found[0] if len(found) == 1 else [torch.stack(p).sum(0) for p in zip(*found, strict=True)]
     )
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """The type of careful arithmetic: double precision on a processor."""
+    """The type of exact arithmetic: double precision on a processor."""
     return torch.float64 if _may_ask(x) else computed_in(x.dtype)
 
 
 def _products(
-    piece: Piece, names: Sequence[str], along: dict[str, Tensor], over: Over, careful: bool
+    piece: Piece, names: Sequence[str], along: dict[str, Tensor], over: Over, exact: bool
 ) -> list[Tensor]:
-    dtype = _wide(piece.x) if careful else computed_in(piece.x.dtype)
+    dtype = _wide(piece.x) if exact else computed_in(piece.x.dtype)
     vectors = {"x": _in(dtype, piece.x), "g": _in(dtype, piece.g)}
     if piece.b is not None:
         vectors["b"] = _in(dtype, piece.b)
@@ -404,16 +408,16 @@ def _products(
     return found
 
 
-def _added(grams: list[Gram], add: Sum | None) -> list[Gram]:
+def added(grams: list[Gram], add: Sum | None) -> list[Gram]:
     """Products with those that slices have in other places."""
     if add is None:
         return grams
     names = [
         [name for name in gram._fields[:6] if getattr(gram, name) is not None] for gram in grams
     ]
-    sums = iter(add([getattr(g, n) for g, own in zip(grams, names, strict=True) for n in own]))
-    added: list[dict[str, Any]] = [{name: next(sums) for name in own} for own in names]
-    return [g._replace(**own) for g, own in zip(grams, added, strict=True)]
+    sums = iter(add([getattr(g, n) for g, some in zip(grams, names, strict=True) for n in some]))
+    added: list[dict[str, Any]] = [{name: next(sums) for name in some} for some in names]
+    return [g._replace(**products) for g, products in zip(grams, added, strict=True)]
 
 
 def _inner(u: Tensor, v: Tensor, over: Over, out: Tensor | None) -> Tensor:
@@ -445,26 +449,27 @@ def _runs(over: Over) -> tuple[Over, ...]:
 # --- update -----------------------------------------------------------------------------------
 
 
-def update(batch: Batch, found: Coefficients, *, careful: bool = False) -> None:
+def update(batch: Batch, found: Coefficients, *, exact: bool = False) -> None:
     """Write weights, buffers and second moments by the coefficients of their slices."""
-    _keep(batch.work, found.s, found.top)
+    _keep(batch.work, found.s, found.max_s)
     for piece in batch.pieces:
-        dtype = _wide(piece.x) if careful else computed_in(piece.x.dtype)
+        dtype = _wide(piece.x) if exact else computed_in(piece.x.dtype)
         _write(piece, found, dtype)
 
 
-def _keep(work: StepInput, s: Tensor | None, top: Tensor | None) -> None:
+def _keep(work: StepInput, s: Tensor | None, max_s: Tensor | None) -> None:
     """Write second moments."""
-    for state, value in ((work.s, s), (work.top, top)):
+    for state, value in ((work.s, s), (work.max_s, max_s)):
         if state is not None and value is not None:
             state.copy_(value)
 
 
 def _write(piece: Piece, found: Coefficients, dtype: torch.dtype) -> None:
     x, g = _in(dtype, piece.x), _in(dtype, piece.g)
-    x1, x2, x3, b1, b2, b3 = (
-        _in(dtype, value) if isinstance(value, Tensor) else value for value in found[:6]
-    )
+    x1, x2, x3, b1, b2, b3 = [
+        value.to(dtype) if isinstance(value, Tensor) and value.dtype is not dtype else value
+        for value in found[:6]
+    ]
     if piece.b is None:
         _put(piece.x, _combined([(x1, x), (x2, g)], x))
         return
@@ -478,17 +483,24 @@ def _write(piece: Piece, found: Coefficients, dtype: torch.dtype) -> None:
 def _combined(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None) -> Tensor:
     """The sum of factors times vectors, written to `out`, which may be the first vector."""
     total: Tensor | None = None
+    ours = False  # in place is cheaper than with `out`
     for factor, v in terms:
-        if is_zero(factor):
+        plain = not isinstance(factor, Tensor)
+        if plain and factor == 0:
             continue
-        if total is None and not isinstance(factor, Tensor) and factor == 1:
-            total = v
-        elif total is None:
-            total = torch.mul(v, factor, out=out)
+        if total is None:
+            ours = v is out
+            if plain and factor == 1:
+                total = v
+                continue
+            total = v.mul_(factor) if ours else torch.mul(v, factor, out=out)
         elif isinstance(factor, Tensor):
-            total = torch.addcmul(total, v, factor, out=out)
+            total = total.addcmul_(v, factor) if ours else torch.addcmul(total, v, factor, out=out)
+        elif ours:
+            total = total.add_(v, alpha=factor)
         else:
             total = torch.add(total, v, alpha=factor, out=out)
+        ours = True
     return torch.zeros_like(terms[0][1]) if total is None else total
 
 
@@ -517,8 +529,8 @@ def _mend(batches: Sequence[Batch], found: Sequence[Coefficients], add: Sum | No
     What a large gradient has along x cancels in x⁺, and leaves its rounding.
     """
     squares = [Gram(xx=_sums(batch, ("xx",), {}, True)[0]) for batch in batches]
-    for batch, own, measured in zip(batches, found, _added(squares, add), strict=True):
-        moved = (measured.xx > 0) & ((own.x1 != 1) | (own.x2 != 0) | (own.x3 != 0))
+    for batch, c, measured in zip(batches, found, added(squares, add), strict=True):
+        moved = (measured.xx > 0) & ((c.x1 != 1) | (c.x2 != 0) | (c.x3 != 0))
         radius: Any = batch.work.geometry.radius
         factor = torch.where(moved, radius / measured.xx.sqrt(), 1.0)
         for piece in batch.pieces:

@@ -33,31 +33,35 @@ static int omp_get_max_threads() { return 1; }
 
 namespace {
 
-enum Retraction : int64_t { PROJECTIVE, GREAT_CIRCLE, SCALED_GEODESIC, ADDITIVE };
+// FRAME is no retraction: there x is a gradient and g the weight, and what is written is the
+// Riemannian gradient in the frame of the metric, g - <x,g>/<x,x> x on a sphere, else |x| g.
+enum Retraction : int64_t { PROJECTIVE, GREAT_CIRCLE, SCALED_GEODESIC, ADDITIVE, FRAME };
 
 constexpr bool on_sphere(Retraction r) { return r == PROJECTIVE || r == GREAT_CIRCLE; }
 
 }  // namespace
 
-// As in __init__.py, field for field. With d = (constant + linear <x,x>) g (on a sphere its tangent
-// part) the new buffer is n = fresh d + keep b, and the step -lr (direct d + heavy n).
+// As in __init__.py, field for field. With d = (constant + root |x| + linear <x,x>) g (on a sphere
+// its tangent part) the new buffer is n = fresh d + keep b, and the step -lr (direct d + heavy n).
 struct Options {
   Retraction retraction;
-  double radius, lr, constant, linear;
+  double radius, lr, constant, root, linear;
   double keep, fresh;   // keep: 0 where there is no buffer, or one without a value
   double direct, heavy;
   double beta2, eps, unbias1, unbias2;  // of Adam, 1 - beta^t
-  double share;         // of <d,d> that the second moment takes: 1, or one over a slice's size
+  double decay;         // the share of x that is taken off the step
+  double s_factor;      // of <d,d> that the second moment takes: 1, or one over a slice's size
 };
 
 struct Weight {
   void *x, *g, *b;      // b may be null
-  void *s, *top;        // second moments and their maxima, one number a slice; may be null
+  void *s, *max_s;        // second moments and their maxima, one number a slice; may be null
   int64_t outer, count, inner;  // a slice is x[:, i, :] of (outer, count, inner)
   // Of `gram` the products and of `update` the coefficients, kind by kind, slice by slice; of
   // `step` the least and the largest <x,x>.
   double *numbers;
   const double *along;  // of `gram`: what to take off g and b, as multiples of x; may be null
+  void *y;              // where the new weight goes; null for the place of x
 };
 
 namespace {
@@ -66,7 +70,7 @@ enum Task { GRAM = 1, UPDATE = 2, STEP = 3 };
 
 // Kinds of numbers of a slice: its products, and its coefficients with what else its step needs.
 enum { XX, XG, GG, XB, GB, BB, PRODUCTS };
-enum { X1, X2, X3, B1, B2, B3, S, TOP, CARE, COEFFICIENTS };
+enum { X1, X2, X3, B1, B2, B3, S, MAX_S, EXACT, COEFFICIENTS };
 
 constexpr int64_t SMALL = 1 << 16;  // numbers; below, a weight is one thread's
 constexpr int64_t LONG = 1 << 17;   // a slice that is worth all threads
@@ -105,7 +109,7 @@ struct Products {
 
 // The coefficients of a slice, its second moments, and whether rounding on the way was too much.
 struct Coefficients {
-  double x1, x2, x3, b1, b2, b3, s, top;
+  double x1, x2, x3, b1, b2, b3, s, max_s;
   double cancelled;  // 1 where the step is all but nothing beside what it was made of
 };
 
@@ -120,10 +124,11 @@ struct Range {
 
 // Writes a number, computing in C.
 template <class C, class T, bool BUFFER>
-inline void put(T *x, const T *g, T *b, int64_t i, C x1, C x2, C x3, C b1, C b2, C b3) {
+inline void put(T *y, const T *x, const T *g, T *b, int64_t i, C x1, C x2, C x3, C b1, C b2,
+                C b3) {
   const C p = x[i], q = g[i], w = BUFFER ? b[i] : T(0);
-  const C y = x1 * p + x2 * q, z = b1 * p + b2 * q;
-  x[i] = T(BUFFER ? y + x3 * w : y);
+  const C end = x1 * p + x2 * q, z = b1 * p + b2 * q;
+  y[i] = T(BUFFER ? end + x3 * w : end);
   if (BUFFER) b[i] = T(z + b3 * w);
 }
 
@@ -174,10 +179,14 @@ inline R larger(R a, R b) {  // NaN in b stays
 
 // The coefficients of a slice from its products, and its second moments so far.
 template <class T, Retraction WAY, bool ADAM, bool BUFFER, class R>
-inline Coefficients coefficients(const Options &o, const Products<R> &p, double s, double top) {
+inline Coefficients coefficients(const Options &o, const Products<R> &p, double s, double max_s) {
   constexpr bool sphere = on_sphere(WAY);
-  const R rr = p.xx, scale = R(o.constant) + R(o.linear) * rr;
-  // g and b taken apart: a share of x, and what is orthogonal to it. Of zero nothing is.
+  if (WAY == FRAME) {  // x and g have changed places
+    const R share = p.gg == 0 ? R(0) : p.xg / p.gg;
+    return {o.radius ? 1.0 : double(std::sqrt(p.gg)), o.radius ? -double(share) : 0.0};
+  }
+  const R rr = p.xx, scale = R(o.constant) + R(o.root) * std::sqrt(rr) + R(o.linear) * rr;
+  // g and b taken apart: a multiple of x, and what is orthogonal to it. Of zero nothing is.
   const R per = rr == 0 ? R(0) : 1 / rr, sg = p.xg * per, sb = BUFFER ? p.xb * per : R(0);
   const R gg = p.tangent ? p.gg : larger(R(0), p.gg - sg * p.xg);
   const R gb = !BUFFER ? R(0) : p.tangent ? p.gb : p.gb - sg * p.xb;
@@ -185,9 +194,9 @@ inline Coefficients coefficients(const Options &o, const Products<R> &p, double 
   R rate = o.lr;
   if (ADAM) {
     const R dd = sphere ? gg : rr * (gg + sg * p.xg);
-    s = T(R(o.beta2) * R(s) + R(1 - o.beta2) * dd * R(o.share));
-    top = larger(top, s);
-    const R root = std::sqrt(R(top) / R(o.unbias2)) + R(o.eps);
+    s = T(R(o.beta2) * R(s) + R(1 - o.beta2) * dd * R(o.s_factor));
+    max_s = larger(max_s, s);
+    const R root = std::sqrt(R(max_s) / R(o.unbias2)) + R(o.eps);
     // Without eps: where there never was a gradient there is no step.
     rate = root == 0 ? R(0) : rate / (root * R(o.unbias1));
   }
@@ -197,7 +206,7 @@ inline Coefficients coefficients(const Options &o, const Products<R> &p, double 
   const R of_g = ug * ug * gg, of_b = ub * ub * bb;
   const R uu = larger(R(0), of_g + 2 * ug * ub * gb + of_b);
   const R uv = ug * ng * gg + (ug * nb + ub * ng) * gb + ub * nb * bb;
-  const R su = sphere ? R(0) : ug * sg + ub * sb, sv = sphere ? R(0) : ng * sg + nb * sb;
+  const R su = sphere ? R(0) : ug * sg + ub * sb - R(o.decay), sv = sphere ? R(0) : ng * sg + nb * sb;
   const Carried<R> k = carry<WAY, R>(o, rr, su, sv, uu, uv);
   const R tg = (k.d == 0 ? R(0) : k.d * ug) + k.e * ng;
   const R tb = (k.d == 0 ? R(0) : k.d * ub) + k.e * nb;
@@ -212,7 +221,7 @@ inline Coefficients coefficients(const Options &o, const Products<R> &p, double 
           double(rr == 0 ? R(0) : tg),
           double(rr == 0 ? R(0) : tb),
           s,
-          top,
+          max_s,
           uu < R(0.1) * (of_g + of_b) ? 1.0 : 0.0};
 }
 
@@ -258,7 +267,7 @@ void sums(const T *x, const T *g, const T *b, int64_t n, double *out) {
 
 // While one piece is written, memory can bring the piece that is `ahead` of it (0: none).
 template <class C, class T, bool BUFFER>
-void write(T *x, const T *g, T *b, int64_t n, const double *k, int64_t apart, int64_t ahead) {
+void write(T *y, const T *x, const T *g, T *b, int64_t n, const double *k, int64_t apart, int64_t ahead) {
   const C x1 = k[X1 * apart], x2 = k[X2 * apart], x3 = k[X3 * apart];
   const C b1 = k[B1 * apart], b2 = k[B2 * apart], b3 = k[B3 * apart];
   constexpr int64_t line = 64 / sizeof(T);
@@ -270,9 +279,10 @@ void write(T *x, const T *g, T *b, int64_t n, const double *k, int64_t apart, in
       if (BUFFER) __builtin_prefetch(b + i + ahead, 1);
     }
 #pragma omp simd
-    for (int64_t j = i; j < i + line; ++j) put<C, T, BUFFER>(x, g, b, j, x1, x2, x3, b1, b2, b3);
+    for (int64_t j = i; j < i + line; ++j)
+      put<C, T, BUFFER>(y, x, g, b, j, x1, x2, x3, b1, b2, b3);
   }
-  for (; i < n; ++i) put<C, T, BUFFER>(x, g, b, i, x1, x2, x3, b1, b2, b3);
+  for (; i < n; ++i) put<C, T, BUFFER>(y, x, g, b, i, x1, x2, x3, b1, b2, b3);
 }
 
 // --- one weight ---------------------------------------------------------------------------------
@@ -282,15 +292,15 @@ struct Slices {
   const Options &o;
   const Weight &w;
   const bool alone;  // whether this thread has the weight for itself
-  T *x, *b, *s, *top;
+  T *x, *b, *s, *max_s, *y;
   const T *g;
   const int64_t wide;
   static constexpr int64_t LINE = 64 / sizeof(T);  // numbers that memory brings at once
   static constexpr int KINDS = BUFFER ? PRODUCTS : XB;
 
   Slices(const Options &o, const Weight &w, bool alone)
-      : o(o), w(w), alone(alone), x((T *)w.x), b((T *)w.b), s((T *)w.s), top((T *)w.top),
-        g((const T *)w.g), wide(w.count * w.inner) {}
+      : o(o), w(w), alone(alone), x((T *)w.x), b((T *)w.b), s((T *)w.s), max_s((T *)w.max_s),
+        y((T *)(w.y ? w.y : w.x)), g((const T *)w.g), wide(w.count * w.inner) {}
 
   // Slices go in blocks: products, coefficients, update, while they are in the cache. Threads have
   // a block each, or share all of them.
@@ -314,7 +324,7 @@ struct Slices {
         s ? solve<true>(first, n, products, k, block) : solve<false>(first, n, products, k, block);
         update(first, n, k, block, shared, std::max(n * w.inner, AHEAD), false);
         for (int64_t i = 0; i < n; ++i)
-          if (k[CARE * block + i] == 2) mend(first + i);
+          if (k[EXACT * block + i] == 2) mend(first + i);
       }
     };
     const int64_t numbers = task == STEP ? (PRODUCTS + COEFFICIENTS) * block : 0;
@@ -380,7 +390,7 @@ struct Slices {
       for (int kind = 0; kind < KINDS; ++kind) out[kind] += parts[PRODUCTS * c + kind];
   }
 
-  // Of slices that are strewn: columns of (outer, count * inner), of which `inner` are a slice.
+  // Of slices that are strided: columns of (outer, count * inner), of which `inner` are a slice.
   void gram_of_columns(int64_t first, int64_t n, double *out, int64_t apart, bool shared) const {
     const int64_t width = n * w.inner, left = first * w.inner;
     const int64_t high = height(shared), stripes = (w.outer + high - 1) / high;
@@ -497,6 +507,7 @@ struct Slices {
       case GREAT_CIRCLE: return solve_on<GREAT_CIRCLE, ADAM>(first, n, p, k, apart);
       case SCALED_GEODESIC: return solve_on<SCALED_GEODESIC, ADAM>(first, n, p, k, apart);
       case ADDITIVE: return solve_on<ADDITIVE, ADAM>(first, n, p, k, apart);
+      case FRAME: return solve_on<FRAME, ADAM>(first, n, p, k, apart);
     }
   }
 
@@ -506,7 +517,7 @@ struct Slices {
                 int64_t apart) const {
     for (int64_t i = 0; i < n; ++i) {
       k[S * apart + i] = ADAM ? s[first + i] : T(0);
-      k[TOP * apart + i] = ADAM && top ? top[first + i] : T(0);
+      k[MAX_S * apart + i] = ADAM && max_s ? max_s[first + i] : T(0);
     }
     const Options o = this->o;
 #pragma GCC ivdep
@@ -514,23 +525,23 @@ struct Slices {
       auto of = [=](int kind) { return BUFFER || kind < XB ? p[kind * apart + i] : 0.0; };
       const Products<double> q{of(XX), of(XG), of(GG), of(XB), of(GB), of(BB), false};
       const Coefficients c =
-          coefficients<T, WAY, ADAM, BUFFER>(o, q, k[S * apart + i], k[TOP * apart + i]);
+          coefficients<T, WAY, ADAM, BUFFER>(o, q, k[S * apart + i], k[MAX_S * apart + i]);
       // Where g or b is nearly parallel to x, the square of its tangent part would be rounding.
       const double left = q.gg * q.xx - q.xg * q.xg, left_b = q.bb * q.xx - q.xb * q.xb;
-      double care = c.cancelled;
-      care = left < 0.1 * q.gg * q.xx ? 1.0 : care;
-      if (BUFFER) care = left_b < 0.1 * q.bb * q.xx ? 1.0 : care;
-      if (WAY == ADDITIVE) care = 0;
-      k[CARE * apart + i] = (q.xx + q.gg + q.bb) * 0 == 0 ? care : 1.0;
+      double exact = c.cancelled;
+      exact = left < 0.1 * q.gg * q.xx ? 1.0 : exact;
+      if (BUFFER) exact = left_b < 0.1 * q.bb * q.xx ? 1.0 : exact;
+      if (WAY == ADDITIVE || WAY == FRAME) exact = 0;
+      k[EXACT * apart + i] = (q.xx + q.gg + q.bb) * 0 == 0 ? exact : 1.0;
       k[X1 * apart + i] = c.x1, k[X2 * apart + i] = c.x2, k[X3 * apart + i] = c.x3;
       k[B1 * apart + i] = c.b1, k[B2 * apart + i] = c.b2, k[B3 * apart + i] = c.b3;
-      k[S * apart + i] = c.s, k[TOP * apart + i] = c.top;
+      k[S * apart + i] = c.s, k[MAX_S * apart + i] = c.max_s;
     }
     for (int64_t i = 0; i < n; ++i)
-      if (k[CARE * apart + i] != 0) solve_exactly<WAY, ADAM>(first + i, k + i, apart);
+      if (k[EXACT * apart + i] != 0) solve_exactly<WAY, ADAM>(first + i, k + i, apart);
     for (int64_t i = 0; ADAM && i < n; ++i) {
       s[first + i] = T(k[S * apart + i]);
-      if (top) top[first + i] = T(k[TOP * apart + i]);
+      if (max_s) max_s[first + i] = T(k[MAX_S * apart + i]);
     }
   }
 
@@ -545,11 +556,11 @@ struct Slices {
     exactly<R>(i, 1, &sg, &sb, &parts);
     parts.xg = all.xg, parts.xb = all.xb, parts.tangent = true;
     const Coefficients c = coefficients<T, WAY, ADAM, BUFFER>(o, parts, ADAM ? s[i] : T(0),
-                                                           ADAM && top ? top[i] : T(0));
-    const double found[] = {c.x1, c.x2, c.x3, c.b1, c.b2, c.b3, c.s, c.top};
-    for (int kind = 0; kind < CARE; ++kind) k[kind * apart] = found[kind];
+                                                           ADAM && max_s ? max_s[i] : T(0));
+    const double found[] = {c.x1, c.x2, c.x3, c.b1, c.b2, c.b3, c.s, c.max_s};
+    for (int kind = 0; kind < EXACT; ++kind) k[kind * apart] = found[kind];
     const bool moved = c.x1 != 1 || c.x2 != 0 || c.x3 != 0;
-    if (on_sphere(WAY) && moved) k[CARE * apart] = 2;
+    if (on_sphere(WAY) && moved) k[EXACT * apart] = 2;
   }
 
   // --- update -----------------------------------------------------------------------------------
@@ -557,16 +568,16 @@ struct Slices {
   // Writes n slices, backwards: what was read last is still in the cache. Careful arithmetic is
   // in double.
   void update(int64_t first, int64_t n, const double *k, int64_t apart, bool shared,
-              int64_t ahead, bool all_careful) const {
-    if (w.outer != 1) return update_columns(first, n, k, apart, shared, all_careful);
+              int64_t ahead, bool all_exact) const {
+    if (w.outer != 1) return update_columns(first, n, k, apart, shared, all_exact);
     const int64_t chunk = shared ? CHUNK : w.inner, chunks = (w.inner + CHUNK - 1) / CHUNK;
     auto piece = [=](int64_t i, int64_t c) {
       const int64_t at = (first + i) * w.inner + c * chunk;
       const int64_t m = std::min(chunk, w.inner - c * chunk);
       const int64_t next = at + ahead + m < wide ? ahead : 0;
-      all_careful || k[CARE * apart + i] != 0
-          ? write<double, T, BUFFER>(x + at, g + at, b + at, m, k + i, apart, next)
-          : write<T, T, BUFFER>(x + at, g + at, b + at, m, k + i, apart, next);
+      all_exact || k[EXACT * apart + i] != 0
+          ? write<double, T, BUFFER>(y + at, x + at, g + at, b + at, m, k + i, apart, next)
+          : write<T, T, BUFFER>(y + at, x + at, g + at, b + at, m, k + i, apart, next);
     };
     for (int64_t i = 0; i < n; ++i) {
       if (!shared) {
@@ -579,16 +590,16 @@ struct Slices {
   }
 
   void update_columns(int64_t first, int64_t n, const double *k, int64_t apart, bool shared,
-                      bool careful) const {
+                      bool exact) const {
     const int64_t width = n * w.inner, left = first * w.inner;
     const int64_t high = height(shared), stripes = (w.outer + high - 1) / high;
-    for (int64_t i = 0; i < n && !careful; ++i) careful = k[CARE * apart + i] != 0;
+    for (int64_t i = 0; i < n && !exact; ++i) exact = k[EXACT * apart + i] != 0;
 #pragma omp parallel for schedule(static) if (shared)
     for (int64_t stripe = 0; stripe < stripes; ++stripe) {
       const int64_t from = stripe * high, to = std::min(from + high, w.outer);
       for (int64_t j = 0; j < width; j += TILE) {
         const int64_t m = std::min(TILE, width - j);
-        careful ? spread_all<double>(from, to, left, j, m, k, apart)
+        exact ? spread_all<double>(from, to, left, j, m, k, apart)
                 : spread_all<T>(from, to, left, j, m, k, apart);
       }
     }
@@ -600,10 +611,10 @@ struct Slices {
                   int64_t apart) const {
     std::vector<C> near(6 * n);  // the coefficients of each column, side by side
     for (int kind = 0; kind < S; ++kind) {
-      const double *own = k + kind * apart + j / w.inner;
+      const double *k_i = k + kind * apart + j / w.inner;
       for (int64_t i = 0, within = j % w.inner; i < n; ++i) {
-        near[kind * n + i] = *own;
-        if (++within == w.inner) within = 0, ++own;
+        near[kind * n + i] = *k_i;
+        if (++within == w.inner) within = 0, ++k_i;
       }
     }
     for (; to - ROWS >= from; to -= ROWS) spread<C, ROWS>(to - ROWS, left + j, n, near.data());
@@ -613,7 +624,8 @@ struct Slices {
   template <class C, int N>
   void spread(int64_t row, int64_t left, int64_t n, const C *k) const {
     const int64_t wide = this->wide, at = row * wide + left;
-    T *const px = x + at, *const pb = BUFFER ? b + at : nullptr;
+    const T *const px = x + at;
+    T *const py = y + at, *const pb = BUFFER ? b + at : nullptr;
     const T *const pg = g + at;
     const int64_t ahead = n < std::min(TILE, wide) ? -N * wide : NEAR;
     auto mix = [=](int64_t i) {
@@ -621,7 +633,7 @@ struct Slices {
       const C b1 = BUFFER ? k[3 * n + i] : C(0), b2 = BUFFER ? k[4 * n + i] : C(0);
       const C b3 = BUFFER ? k[5 * n + i] : C(0);
       for (int r = 0; r < N; ++r)
-        put<C, T, BUFFER>(px, pg, pb, r * wide + i, x1, x2, x3, b1, b2, b3);
+        put<C, T, BUFFER>(py, px, pg, pb, r * wide + i, x1, x2, x3, b1, b2, b3);
     };
     int64_t j = 0;
     for (; j + LINE <= n; j += LINE) {
@@ -634,13 +646,18 @@ struct Slices {
 
   // Brings a slice of a sphere to its radius, as measured.
   void mend(int64_t i) const {
-    const Wide<T> nothing = 0;
-    Products<Wide<T>> p;
-    exactly<Wide<T>>(i, 1, &nothing, &nothing, &p);
-    const Wide<T> size = p.xx > 0 ? Wide<T>(o.radius) / std::sqrt(p.xx) : p.xx;
+    Wide<T> squares = 0;
+    over(i, [&](T &end) { squares += Wide<T>(end) * end; });
+    const Wide<T> size = squares > 0 ? Wide<T>(o.radius) / std::sqrt(squares) : squares;
+    over(i, [&](T &end) { end = T(size * end); });
+  }
+
+  // The numbers of a new slice, one after the other.
+  template <class F>
+  void over(int64_t i, F each) const {
     for (int64_t row = 0; row < w.outer; ++row) {
-      T *const from = x + (row * w.count + i) * w.inner;
-      for (int64_t j = 0; j < w.inner; ++j) from[j] = T(size * from[j]);
+      T *const from = y + (row * w.count + i) * w.inner;
+      for (int64_t j = 0; j < w.inner; ++j) each(from[j]);
     }
   }
 };

@@ -190,8 +190,9 @@ def gram(
             bucket.places, bucket.works, plan.begins, bucket.layouts, strict=True
         ):
             names = work.products(hyper)
-            own = sums[:6, begin : begin + count].reshape(6, *_per_slice(work))
-            products: dict[str, Any] = {name: own[_PRODUCTS.index(name)] for name in names}
+            shape = Slices(work.geometry.dim).shape_of(work.x.shape)
+            rows = sums[:6, begin : begin + count].reshape(6, *shape)
+            products: dict[str, Any] = {name: rows[_PRODUCTS.index(name)] for name in names}
             found[place] = Gram(**products)
     return [found[place] for place in range(len(works))]
 
@@ -231,7 +232,7 @@ class _Options(NamedTuple):
     sphere: bool
     displacement: bool
     retraction: int
-    strewn: bool
+    strided: bool
 
     def types(self) -> dict[str, Any]:
         """The element types as arguments of a kernel."""
@@ -282,7 +283,7 @@ class _Bucket:
         found = []
         begin = 0
         for work, layout_, count in zip(self.works, self.layouts, self.counts, strict=True):
-            x, g, geometry, b, first, s, top, (unbias1, unbias2), share, _ = work
+            x, g, geometry, b, first, s, max_s, (unbias1, unbias2), s_factor, _ = work
             at1, number1, bit1 = _number(unbias1, self.device, 2)
             at2, number2, bit2 = _number(unbias2, self.device, 4)
             count_at, _, count_bit = (
@@ -291,13 +292,13 @@ class _Bucket:
             carries = b is not None and not first and not is_zero(hyper.keep)
             found.append(
                 (
-                    *(x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(top)),
+                    *(x.data_ptr(), g.data_ptr(), _address(b), _address(s), _address(max_s)),
                     *(lr_at, at1, at2, count_at, lr_bit | bit1 | bit2 | count_bit),
                     *(*layout_, begin, carries),
                     *before,
                     hyper.fresh if mixes or carries else 1.0,
                     *between,
-                    *(number1, number2, share, geometry.radius or 0.0, limit),
+                    *(number1, number2, s_factor, geometry.radius or 0.0, limit),
                 )
             )
             begin += layout_[1]
@@ -312,13 +313,17 @@ def _buckets(
     *,
     pieces: bool = False,
 ) -> Iterable[_Bucket]:
-    """Weights by device, type, geometry and algorithm; with `pieces`, all are strewn."""
+    """Weights by device, type, geometry and algorithm; with `pieces`, all are strided."""
     found: dict[object, _Bucket] = {}
     for place, (work, layout_) in enumerate(zip(works, layouts, strict=True)):
         x, geometry = work.x, work.geometry
-        strewn = pieces or not _in_one_piece(layout_)
-        sphere, buffer, top = geometry.radius is not None, work.b is not None, work.top is not None
-        key = x.dtype, x.device, sphere, geometry.retraction, buffer, top, strewn
+        strided = pieces or not _in_one_piece(layout_)
+        sphere, buffer, max_s = (
+            geometry.radius is not None,
+            work.b is not None,
+            work.max_s is not None,
+        )
+        key = x.dtype, x.device, sphere, geometry.retraction, buffer, max_s, strided
         bucket = found.get(key)
         if bucket is None:
             options = _Options(
@@ -326,11 +331,11 @@ def _buckets(
                 buffer,
                 hyper.beta2 is not None,
                 hyper.nesterov,
-                top,
+                max_s,
                 sphere,
                 hyper.displacement,
                 _RETRACTIONS[geometry.retraction],
-                strewn,
+                strided,
             )
             bucket = found[key] = _Bucket(options, x.device, hyper)
         bucket.places.append(place)
@@ -359,12 +364,6 @@ def _number(value: float | Tensor, device: torch.device, bit: int) -> tuple[int,
     return value.data_ptr(), 0.0, bit if value.dtype == torch.float32 else 0
 
 
-def _per_slice(work: StepInput) -> list[int]:
-    """The shape of what is one number per slice."""
-    over = Slices(work.geometry.dim).over(work.x.ndim)
-    return [1 if d in over else n for d, n in enumerate(work.x.shape)]
-
-
 # --- plans ------------------------------------------------------------------------------------
 
 
@@ -391,7 +390,7 @@ class _Plan:
         counts = [count for _, count, _ in layouts]
         self.begins = list(accumulate(counts, initial=0))[:-1]
         slices = sum(counts)
-        if not bucket.options.strewn:
+        if not bucket.options.strided:
             numbers = torch.arange(len(layouts)).repeat_interleave(torch.tensor(counts))
             self.programs, self.places = slices, numbers.to(self.device, torch.int32)
             widest = max(inner for _, _, inner in layouts)
@@ -433,7 +432,7 @@ class _Plan:
             return kept[-1].data_ptr()
 
         rows = bytearray()
-        for place, (own, begin) in enumerate(zip(content, self.begins, strict=True)):
+        for place, (fields, begin) in enumerate(zip(content, self.begins, strict=True)):
             ours = [row.data_ptr() + 8 * begin for row in self.sums] or [0] * 12
             products, mixes, same, moments = ours[:6], ours[6:], [0.0] * 6, [0, 0]
             if grams is not None:
@@ -442,8 +441,8 @@ class _Plan:
                 found = coefficients[place]
                 mixes = [at(number) for number in found[:6]]
                 same = [0.0 if isinstance(n, Tensor) else float(n) for n in found[:6]]
-                moments = [at(found.s), at(found.top)]
-            rows += _ROW.pack(*own, *products, *mixes, *same, *moments)
+                moments = [at(found.s), at(found.max_s)]
+            rows += _ROW.pack(*fields, *products, *mixes, *same, *moments)
         table = torch.frombuffer(rows, dtype=torch.int64)
         # From ordinary memory a copy would wait for the device.
         table = table.pin_memory() if self.device.type == "cuda" else table
@@ -457,7 +456,7 @@ _ROW = struct.Struct("=15q11d12q6d2q")
 
 
 def _tiles(layouts: Sequence[Layout], high: int) -> tuple[list[tuple[int, int, int, int]], int]:
-    """The programs of strewn slices, and the length of their partial sums.
+    """The programs of strided slices, and the length of their partial sums.
 
     For each: the number of its weight, the first slice of its tile, its place among the programs of
     the tile, and where the partial sums of the tile begin.
@@ -478,7 +477,7 @@ def _tiles(layouts: Sequence[Layout], high: int) -> tuple[list[tuple[int, int, i
 
 
 def _step(options: _Options, plan: _Plan) -> None:
-    if not options.strewn:
+    if not options.strided:
         warps = max(1, plan.lanes // 256)
         _kernels().rows[(plan.programs,)](
             plan.table,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 # The columns of the table. First addresses: of the weight, its gradient and state, …
-_X, _G, _B, _S, _TOP = (tl.constexpr(i) for i in range(5))
+_X, _G, _B, _S, _MAX_S = (tl.constexpr(i) for i in range(5))
 # … of numbers that lie on the device, and bits that say which of these are float32; …
 _LR_AT, _UNBIAS1_AT, _UNBIAS2_AT, _COUNT_AT, _NARROW = (tl.constexpr(i) for i in range(5, 10))
 # … a slice as x[:, i, :] of (outer, count, inner), its place among the slices of the bucket, and
@@ -24,7 +24,7 @@ _LR, _SIGN, _KEEP, _FRESH, _BETA2, _EPS = (tl.constexpr(i) for i in range(15, 21
 _UNBIAS1, _UNBIAS2, _SHARE, _RADIUS, _LIMIT = (tl.constexpr(i) for i in range(21, 26))
 # … addresses of products and of coefficients, six each and of one number per slice; coefficients
 # that are the same in all slices, where there is no address; addresses of new second moments.
-_GRAM, _MIX, _SAME, _NEW_S, _NEW_TOP = (tl.constexpr(i) for i in (26, 32, 38, 44, 45))
+_GRAM, _MIX, _SAME, _NEW_S, _NEW_MAX_S = (tl.constexpr(i) for i in (26, 32, 38, 44, 45))
 _COLUMNS = tl.constexpr(46)
 
 # The columns of `tiles`: the number of a weight, the first slice of the tile, the number of the
@@ -158,8 +158,8 @@ def _coefficients(
     zero = xx == 0
     per = _per(xx)
     scale = xx * 0 + _number(row, _SIGN)
-    if not (SPHERE or DISPLACEMENT):
-        scale = xx * _number(row, _SIGN)
+    if not SPHERE:
+        scale = (tl.sqrt(xx) if DISPLACEMENT else xx) * _number(row, _SIGN)
     n_g, n_b = scale * _number(row, _FRESH), xx * 0
     if BUFFER:
         n_b += tl.where(tl.load(row + _CARRIES) != 0, keep, 0.0)
@@ -175,10 +175,10 @@ def _coefficients(
         s = beta2 * s + (1 - beta2) * (squared * _number(row, _SHARE))
         tl.store(s_at, s.to(STATE), mask=mask)
         if AMSGRAD:
-            top_at = tl.load(row + _TOP).to(tl.pointer_type(STATE)) + at
-            top = tl.load(top_at, mask=mask, other=0.0).to(tl.float64)
-            s = tl.where((top > s) | (top != top), top, s)
-            tl.store(top_at, s.to(STATE), mask=mask)
+            max_s_at = tl.load(row + _MAX_S).to(tl.pointer_type(STATE)) + at
+            max_s = tl.load(max_s_at, mask=mask, other=0.0).to(tl.float64)
+            s = tl.where((max_s > s) | (max_s != max_s), max_s, s)
+            tl.store(max_s_at, s.to(STATE), mask=mask)
         unbias1 = _number_at(row, _UNBIAS1_AT, _UNBIAS1, _UNBIAS1_BIT)
         unbias2 = _number_at(row, _UNBIAS2_AT, _UNBIAS2, _UNBIAS2_BIT)
         count_at = tl.load(row + _COUNT_AT)
@@ -386,7 +386,7 @@ def rows(
         _write(row, start + place + lanes, mask, x1, x2, x3, b1, b2, b3, WEIGHT, STATE, BUFFER)
 
 
-# --- slices that are strewn -------------------------------------------------------------------
+# --- slices that are strided ------------------------------------------------------------------
 
 # A tile is some slices side by side: a lane for each of their numbers in one row of memory, and
 # `outer` rows. A slice of which a row has no room for two is a tile, its row cut into chunks of
@@ -485,7 +485,7 @@ def gram(
     DISPLACEMENT: tl.constexpr,
     RETRACTION: tl.constexpr,
 ):
-    """The products of strewn slices; with MIX, their coefficients instead.
+    """The products of strided slices; with MIX, their coefficients instead.
 
     With TANGENT (and without MIX), the products are those of the parts of g and b that are left
     when what the first products have found along x is taken off, and go where coefficients do.
@@ -501,11 +501,11 @@ def gram(
     along_g = tl.zeros([LANES], tl.float64)
     along_b = tl.zeros([LANES], tl.float64)
     if TANGENT:
-        own = first + tl.where(alone, 0, lanes // inner)
+        slices = first + tl.where(alone, 0, lanes // inner)
         there = lanes < tl.minimum(abreast * inner, LANES)
-        per = _per(_of_slices(row, _GRAM, own, there))
-        along_g = per * _of_slices(row, _GRAM + 1, own, there)
-        along_b = per * _of_slices(row, _GRAM + 3, own, there)
+        per = _per(_of_slices(row, _GRAM, slices, there))
+        along_g = per * _of_slices(row, _GRAM + 1, slices, there)
+        along_b = per * _of_slices(row, _GRAM + 3, slices, there)
     xx = tl.zeros([HEIGHT, LANES], tl.float64)
     xg = tl.zeros([HEIGHT, LANES], tl.float64)
     gg = tl.zeros([HEIGHT, LANES], tl.float64)
@@ -593,8 +593,8 @@ def gram(
         at = first + lanes
         column: tl.constexpr = _MIX if TANGENT or MIX else _GRAM
         if MIX and RETRACTION != _ADDITIVE:
-            careful = tl.max(_cancelled(xx, xg, gg, xb, gb, bb, WEIGHT), 0)
-            if careful != 0:
+            cancelled = tl.max(_cancelled(xx, xg, gg, xb, gb, bb, WEIGHT), 0)
+            if cancelled != 0:
                 # Rare, and slow: this program measures the tangent parts of the whole tile.
                 along_g, along_b = xg * _per(xx), xb * _per(xx)
                 scratch = partial + base
@@ -662,7 +662,7 @@ def update(
     STORE: tl.constexpr,
     AMSGRAD: tl.constexpr,
 ):
-    """The update of strewn slices, from their coefficients; with STORE, of second moments too."""
+    """The update of strided slices, from their coefficients; with STORE, of second moments too."""
     program = tl.program_id(0)
     number = tl.load(tiles + program * _TILE).to(tl.int64)
     first = tl.load(tiles + program * _TILE + 1).to(tl.int64)
@@ -675,16 +675,18 @@ def update(
         s = _of_slices(row, _NEW_S, first + lanes, once).to(STATE)
         tl.store(tl.load(row + _S).to(tl.pointer_type(STATE)) + first + lanes, s, mask=once)
         if AMSGRAD:
-            top = _of_slices(row, _NEW_TOP, first + lanes, once).to(STATE)
-            tl.store(tl.load(row + _TOP).to(tl.pointer_type(STATE)) + first + lanes, top, mask=once)
-    own = first + tl.where(alone, 0, lanes // inner)
+            max_s = _of_slices(row, _NEW_MAX_S, first + lanes, once).to(STATE)
+            tl.store(
+                tl.load(row + _MAX_S).to(tl.pointer_type(STATE)) + first + lanes, max_s, mask=once
+            )
+    slices = first + tl.where(alone, 0, lanes // inner)
     there = lanes < tl.minimum(abreast * inner, LANES)
-    x1 = _coefficient(row, 0, own, there)[None, :]
-    x2 = _coefficient(row, 1, own, there)[None, :]
-    x3 = _coefficient(row, 2, own, there)[None, :]
-    b1 = _coefficient(row, 3, own, there)[None, :]
-    b2 = _coefficient(row, 4, own, there)[None, :]
-    b3 = _coefficient(row, 5, own, there)[None, :]
+    x1 = _coefficient(row, 0, slices, there)[None, :]
+    x2 = _coefficient(row, 1, slices, there)[None, :]
+    x3 = _coefficient(row, 2, slices, there)[None, :]
+    b1 = _coefficient(row, 3, slices, there)[None, :]
+    b2 = _coefficient(row, 4, slices, there)[None, :]
+    b3 = _coefficient(row, 5, slices, there)[None, :]
     begin = part.to(tl.int64) * high
     end = tl.minimum(begin + high, height)
     for r in range(begin, end, HEIGHT):

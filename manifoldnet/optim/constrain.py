@@ -1,0 +1,348 @@
+"""Any optimizer of torch on declared weights: direction, frame and retraction apart.
+
+A step of a base optimizer B (AdamW, Muon, …) on a declared weight x, with the frame q of its metric
+(`manifoldnet.geometry.Frame`), is
+
+    x̂ = x/q,  ĝ = grad f(x)/q      B sees weight and Riemannian gradient in the frame
+    x̂⁺ = B(x̂, ĝ)                   its own step, with its own state
+    v = P_x(q (x̂⁺ − x̂))            the displacement as a tangent vector
+    x ← R_x(v)                     retracted
+
+An isometry of the metric that scales slices scales q alike, so x̂ and ĝ do not change, and the run
+commutes with it, whatever B computes. Under the scaled metric q = ‖x‖; on spheres q = 1. With
+B = SGD this is Riemannian gradient descent; with Muon under the scaled metric, the intrinsic Muon
+of [li2026intrinsic].
+
+Where B reads a weight for decoupled weight decay alone, it is given zero in its place, so that its
+step is the displacement itself, v/q: a difference of nearly equal numbers would lose it in half
+precision. The decay, −lr λ x, is added to v.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from functools import wraps
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim import Optimizer
+
+from manifoldnet import foreign, registry
+from manifoldnet.geometry import Euclidean, from_spec
+from manifoldnet.optim import backends, displacement, memory
+from manifoldnet.optim.checks import check_number, check_point
+from manifoldnet.optim.displacement import Displaced, Length, Lengths, Tangent, Weight
+from manifoldnet.optim.muon import Muon
+from manifoldnet.optim.overflow import alarming, warn_of_norms
+from manifoldnet.optim.step import slice_geometry
+
+__all__ = ["constrain"]
+
+_O = TypeVar("_O", bound=Optimizer)
+
+# These read a weight for weight decay alone, which is lr λ x̂ where it is decoupled.
+_BLIND = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax, torch.optim.RMSprop),
+    *(torch.optim.Rprop, Muon),
+    *([torch.optim.Muon] if hasattr(torch.optim, "Muon") else []),  # of newer releases
+)
+# Their weight decay is added to gradients, unless the group says `decoupled_weight_decay`.
+_COUPLED = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam, torch.optim.ASGD),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.Adamax, torch.optim.RMSprop),
+)
+
+
+def constrain(
+    optimizer: _O,
+    *,
+    length: Length = "base",
+    tangent: Tangent = True,
+    floor: float = 0.0,
+    brake: float = 0.0,
+) -> _O:
+    """Make an optimizer of torch follow the manifolds of declared weights, by its own step hooks.
+
+    Its class, state, groups and schedulers stay as they are, and so do its steps of undeclared
+    parameters. `.grad` is after a step what it was before. Between the hooks there are, for each
+    declared weight, one copy of it and one of its gradient.
+
+    Weight decay that is decoupled has no effect on a sphere, and under the scaled metric it shrinks
+    slices in proportion. Copies and pickles of the optimizer keep the hooks; they refuse to step
+    parameters that are no longer declared.
+
+    Args:
+        optimizer: any instance of `torch.optim.Optimizer` that holds declared weights.
+        length: "base" takes the length of a step from the optimizer; "angle" makes it lr: the step
+            of each slice has the Riemannian length lr ρ, lr under the scaled metric. On a sphere
+            that is the angle lr, exactly with `retraction="geodesic"`, and atan lr with the
+            projection. Slices without a step stay.
+        tangent: True projects gradient and displacement to tangent spaces; False leaves both, and
+            projects `x + v` to the manifold; "gradient" projects the gradient alone.
+        floor: with `length="angle"`, a slice whose displacement is shorter than `floor` times the
+            root mean square of those of its weight takes a step that is shorter in proportion.
+        brake: the share, from 0 to 1, of the radial part of a displacement that is left out under
+            the scaled metric; 1 keeps norms with `retraction="geodesic"`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: if it is no optimizer of torch.
+        ValueError: for optimizers that follow declarations already, or move weights several times
+            within a step (LBFGS); for weight decay that is added to gradients; if none of the
+            parameters is declared, or one is there twice; for weights off their manifolds.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"constrain takes a torch.optim.Optimizer, not a {type(optimizer).__name__}"
+        )
+    if length not in ("base", "angle"):
+        raise ValueError(f'length must be "base" or "angle", not {length!r}')
+    if tangent not in (True, False, "gradient"):
+        raise ValueError(f'tangent must be True, False or "gradient", not {tangent!r}')
+    check_number("floor", floor)
+    check_number("brake", brake, below=math.nextafter(1.0, 2.0))
+    if floor and length != "angle":
+        raise ValueError('floor is for length="angle": it shortens steps of a given length')
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "LBFGS moves weights several times within a step, along a straight line: minimize on "
+            "manifolds with the solvers of manifoldnet.interop (pymanopt), or with a first-order "
+            "optimizer"
+        )
+    if _constraint(optimizer) is not None:
+        raise ValueError(f"this {type(optimizer).__name__} is constrained already: call it once")
+    if foreign.follows_declarations(optimizer):
+        raise ValueError(
+            f"{type(optimizer).__name__} follows declarations already: constrain is for optimizers "
+            "that do not"
+        )
+    constraint = _Constraint(Lengths(length, tangent, float(floor), float(brake)))
+    constraint.look(optimizer)
+    if not constraint.weights:
+        raise ValueError(
+            f"none of the parameters of this {type(optimizer).__name__} is declared: declare "
+            "weights first (manifoldnet.declare), and give the optimizer those parameters"
+        )
+    constraint.attach(optimizer)
+    return optimizer
+
+
+def _constraint(optimizer: Optimizer) -> _Constraint | None:
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, _Constraint):
+            return owner
+    return None
+
+
+@dataclass(eq=False)
+class _Constraint:
+    """The two hooks of a constrained optimizer.
+
+    It holds tensors only while a step is taken, so that copies and pickles are small.
+    """
+
+    how: Lengths
+    specs: list[list[Any]] = field(default_factory=list)  # of the parameters of each group
+    weights: list[Weight] = field(default_factory=list)
+    displaced: list[Displaced] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+    version: int = -1
+    steps: int = 0
+    warned: set[tuple[str, type[UserWarning]]] = field(default_factory=set)
+    plans: backends.Plans = field(default_factory=backends.Plans)
+
+    def __getstate__(self) -> dict[str, Any]:
+        fresh = _Constraint(self.how, specs=self.specs, warned=self.warned)
+        return vars(fresh)
+
+    # --- whose step is whose ------------------------------------------------------------------
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Hook the constraint to an optimizer, so that its copies have it, too."""
+        if _constraint(optimizer) is None:
+            optimizer.register_step_pre_hook(self.before)
+            optimizer.register_step_post_hook(self.after)
+            # Other hooks see weights on their manifolds.
+            hooks: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict
+            hooks.move_to_end(next(reversed(hooks)), last=False)
+        foreign.accept(optimizer)
+        plain = type(optimizer).__getstate__
+
+        def getstate() -> dict[str, Any]:
+            state = dict(plain(optimizer))
+            for hooks, hook in (("pre", self.before), ("post", self.after)):
+                state[f"_optimizer_step_{hooks}_hooks"] = OrderedDict({0: hook})
+            return state | {foreign.MARK: True}
+
+        vars(optimizer)["__getstate__"] = getstate
+        step = optimizer.step
+
+        @wraps(step)
+        def guarded(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return step(*args, **kwargs)
+            finally:
+                self.restore()
+
+        vars(optimizer)["step"] = MethodType(guarded, optimizer)
+
+    def look(self, optimizer: Optimizer) -> None:
+        """Look up the declared weights of an optimizer.
+
+        Raises:
+            RuntimeError: for a parameter that was declared otherwise before.
+            ValueError: for weights that are there twice, and for weight decay in gradients.
+        """
+        version = registry.version()
+        ids = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+        if (version, ids) == (self.version, self.ids):
+            return
+        registry.refresh()
+        found: list[Weight] = []
+        specs: list[list[Any]] = []
+        seen: set[int] = set()
+        for number, group in enumerate(optimizer.param_groups):
+            names = group.get("param_names") or [None] * len(group["params"])
+            known = self.specs[number] if number < len(self.specs) else []
+            own: list[Any] = []
+            for place, (name, p) in enumerate(zip(names, group["params"], strict=True)):
+                manifold = registry.manifold_of(p)
+                label = name or _label(p, f"parameter {place} of group {number}")
+                spec = None if manifold is None else manifold.spec()
+                if place < len(known) and known[place] not in (None, spec):
+                    raise RuntimeError(
+                        f"{label} was declared on {from_spec(known[place])} when this optimizer "
+                        f"was constrained and is {manifold or 'not declared'} now (undeclared, or "
+                        "copied without its module?): copy model and optimizer together, or "
+                        "constrain a new optimizer after the declarations"
+                    )
+                own.append(spec)
+                if manifold is None or isinstance(manifold, Euclidean):
+                    continue
+                if id(p) in seen:
+                    raise ValueError(f"{label} is in this optimizer twice: give it once")
+                seen.add(id(p))
+                found.append(Weight(label, p, manifold, group, slice_geometry(manifold)))
+            specs.append(own)
+        if self.how.brake and not any(weight.manifold.scale_invariant for weight in found):
+            raise ValueError("brake is for the scaled metric, which no weight here is declared on")
+        for weight in found:
+            _check_options(optimizer, weight)
+            check_point(weight.name, weight.p, weight.manifold)
+        self.weights, self.specs = found, specs
+        self.version, self.ids = version, ids
+
+    # --- the hooks ----------------------------------------------------------------------------
+
+    def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """Put weights and gradients into the frame; after the closure, if there is one."""
+        if vars(optimizer).get("__getstate__") is None:  # a copy
+            self.attach(optimizer)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self.enter(optimizer)
+            return None
+        evaluated: list[bool] = []
+
+        def once() -> Any:
+            if evaluated:
+                raise RuntimeError(
+                    f"{type(optimizer).__name__} evaluates its closure again within a step, with "
+                    "weights that it has moved: such an optimizer cannot be constrained"
+                )
+            loss = closure()
+            evaluated.append(True)
+            self.enter(optimizer)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": once}
+        return (args[0], once, *args[2:]), kwargs
+
+    @_disable_dynamo  # as torch's optimizers have it: a graph breaks here
+    @torch.no_grad()
+    def enter(self, optimizer: Optimizer) -> None:
+        """Put weights and gradients into the frame, once all of them were checked."""
+        self.look(optimizer)
+        weights = [weight for weight in self.weights if weight.p.grad is not None]
+        for weight in weights:
+            _check_options(optimizer, weight)
+            _check_memory(weight)
+        blind = type(optimizer) in _BLIND
+        displacement.enter(weights, blind, self.how.tangent, self.displaced)
+        self.steps += 1
+
+    @_disable_dynamo
+    @torch.no_grad()
+    def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Retract the weights along their displacements."""
+        for each in self.displaced:
+            if each.weight.p.shape != each.shape:
+                raise RuntimeError(
+                    f"{type(optimizer).__name__} gave {each.weight.name} the shape "
+                    f"{tuple(each.weight.p.shape)} within a step, and it was {tuple(each.shape)}: "
+                    "such an optimizer cannot be constrained. No weight was changed"
+                )
+        watched = displacement.leave(self.displaced, self.how, self.plans)
+        self.displaced.clear()
+        # A weight whose zero slices are declared would be found in every step.
+        watched = [weight for weight in watched if not weight.manifold.zero_slices]
+        if self.steps % 100 == 0 and not _is_capturing():
+            flags = alarming([(w.p, w.manifold) for w in self.weights if w.geometry])
+            known = [weight for weight in self.weights if weight.geometry]
+            watched += [weight for weight, flag in zip(known, flags, strict=True) if flag]
+        for weight in watched:
+            warn_of_norms(weight.name, weight.p, weight.manifold, self.warned)
+
+    def restore(self) -> None:
+        """Put weights and gradients back that an optimizer has left in the frame."""
+        while self.displaced:
+            self.displaced.pop().restore()
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _label(p: Tensor, otherwise: str) -> str:
+    found = registry.find(p)
+    return found.label if found else otherwise
+
+
+def _check_options(optimizer: Optimizer, weight: Weight) -> None:
+    """Raise ValueError for weight decay in gradients, and for steps with a graph."""
+    group = weight.group
+    if group.get("differentiable"):
+        raise ValueError("differentiable=True is not supported: a step is taken without a graph")
+    decay = group.get("weight_decay", 0)
+    coupled = isinstance(optimizer, _COUPLED) and not group.get("decoupled_weight_decay", False)
+    if decay and coupled:
+        raise ValueError(
+            f"weight_decay={decay} of {type(optimizer).__name__} is added to the gradient of "
+            f"{weight.name}, which is declared: it breaks the invariance of the scaled metric, and "
+            "on spheres it distorts momentum and moments. Use param_groups(model, weight_decay=…), "
+            "which gives it to the other parameters only, or an optimizer that decouples it (AdamW)"
+        )
+
+
+def _check_memory(weight: Weight) -> None:
+    """Check the forms of a weight and its gradient; RuntimeError by name if they do not fit."""
+    p, grad = weight.p, weight.p.grad
+    assert grad is not None  # of the weights that have one
+    if grad.is_sparse:
+        raise RuntimeError(
+            f"{weight.name} has a sparse gradient, and a step on {weight.manifold} needs all of a "
+            "slice: make the layer with sparse=False, or undeclare it"
+        )
+    if weight.want is None or weight.want.weight != memory.form(p):
+        weight.want = memory.expected(p, weight.manifold)
+    memory.check(lambda: weight.name, p, grad, {}, weight.want, {}, convert=True)
