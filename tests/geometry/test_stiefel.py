@@ -489,11 +489,18 @@ def test_orthogonality_does_not_drift(retraction, make, options):
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("retraction", ["polar", "qr", "newton-schulz"])
+def test_orthogonality_does_not_drift_in_thousands_of_steps(retraction):
+    """geoopt's loses 1.2e-3 in 6,000 steps of its Adam."""
+    manifold = Stiefel(retraction=retraction)
+    assert trained(manifold, (20, 5), 6000, mn.RiemannianAdam, lr=1e-2) <= 1e-6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "options"), OPTIMIZERS)
 @pytest.mark.parametrize("shape", [(20, 5), (8, 3, 3, 3)])
 @each_retraction
-def test_orthogonality_does_not_drift_in_thousands_of_steps(retraction, shape, make, options):
-    """geoopt's loses 1.2e-3 in 6,000 steps of its Adam."""
+def test_no_orthogonality_drifts_in_thousands_of_steps(retraction, shape, make, options):
     assert trained(Stiefel(retraction=retraction), shape, 6000, make, **options) <= 1e-6
 
 
