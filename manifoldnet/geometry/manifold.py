@@ -11,8 +11,9 @@
 its optimizers included, runs on these. A point is always a whole parameter; there are no hidden
 batch dimensions. Half types are raised to float32 and results returned in the type of the point.
 
-`expmap, logmap, dist, transp` are the exact ones of the metric, whatever the retraction; `retr,
-retr_transp, transp_follow_retr` are the retraction's.
+`expmap, logmap, dist, transp` are the exact ones of the metric, whatever the retraction (`Stiefel`
+has no logarithm and projects between points); `retr, retr_transp, transp_follow_retr` are the
+retraction's.
 """
 
 from __future__ import annotations
