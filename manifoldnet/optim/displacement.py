@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Frame, Manifold, Oblique, Polar
-from manifoldnet.geometry.settled import copy_into, settle
+from manifoldnet.geometry.settled import copy_into, laid_out_as, settle
 from manifoldnet.geometry.slices import computed_in, promote
 from manifoldnet.optim import backends, memory, shards
 from manifoldnet.optim.motion import Motion
@@ -270,7 +270,7 @@ def _by_formulas(weight: Weight, grad: Tensor, tangent: Tangent) -> Seen:
         d = Motion(x, weight.manifold, weight.geometry).gradient(grad)
     else:
         d = weight.manifold.sharp(*promote(x, grad))
-    return frame, memory.laid_out(frame.enter(d).to(grad.dtype), x)
+    return frame, memory.laid_out(laid_out_as(x, frame.enter(d)).to(grad.dtype), x)
 
 
 # --- out of the frame -----------------------------------------------------------------------------
