@@ -172,7 +172,8 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
         return make(mn.param_groups(declared(), **how), lr=LR, **options).step
 
     def constrained() -> Step:
-        step: Step = mn.constrain(plain(declared().parameters(), fused=True)).step
+        model = declared()
+        step: Step = mn.constrain(plain(model.parameters(), fused=True)).step
         return step
 
     def by_geoopt() -> Step:

@@ -240,7 +240,8 @@ class _Constraint:
                 if id(p) in seen:
                     raise ValueError(f"{label} is in this optimizer twice: give it once")
                 seen.add(id(p))
-                found.append(Weight(label, p, manifold, group, slice_geometry(manifold)))
+                records = tuple(declarations for declarations, _ in registry.records(p))
+                found.append(Weight(label, p, manifold, group, slice_geometry(manifold), records))
             specs.append(own)
         if self.how.brake and not any(weight.manifold.scale_invariant for weight in found):
             raise ValueError("brake is for the scaled metric, which no weight here is declared on")

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from manifoldnet import registry
 from manifoldnet.geometry import Frame, Manifold, Oblique, Polar
 from manifoldnet.geometry.settled import copy_into, laid_out_as, settle
 from manifoldnet.geometry.slices import computed_in, promote
@@ -50,6 +51,7 @@ class Weight:
         manifold: where it lives.
         group: of the optimizer.
         geometry: of its slices; None for manifolds that only the formulas know.
+        records: of its declaration, which outlive a model that is thrown away while it trains.
         want: the forms of its gradient, once they were asked for.
         gain: of a weight on `Polar`, the gains of its slices, with signs: a direction is carried
             on through zero, so that what an optimizer keeps of it needs no change of sign.
@@ -62,6 +64,7 @@ class Weight:
     manifold: Manifold
     group: dict[str, Any]
     geometry: SliceGeometry | None
+    records: tuple[registry.Declarations, ...] = ()
     want: memory.Expected | None = None
     gain: torch.nn.Parameter | None = None
     space: dict[str, Tensor] = field(default_factory=dict)
