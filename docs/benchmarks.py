@@ -47,6 +47,7 @@ COLOURS = {
     OURS: RED,
     "manifoldnet": ORANGE,
     "manifoldnet reference": "#999999",
+    "torch fused, constrained": "#7b3294",
     "geoopt": BLUE,
     "weight_norm": GREEN,
     "geotorch": PINK,
@@ -159,13 +160,20 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
     def by_torch(**how: Any) -> Step:
         return plain(with_gradients(map(nn.Parameter, weights), gradients), **how).step
 
-    def by_us(**how: Any) -> Step:
+    def declared() -> nn.Module:
         model = nn.ParameterList(with_gradients(map(nn.Parameter, weights), gradients))
         for name, p in model.named_parameters():
             if p.ndim > 1:
                 mn.declare(model, name, manifold)
+        return model
+
+    def by_us(**how: Any) -> Step:
         make = mn.RiemannianAdam if adam else mn.RiemannianSGD
-        return make(mn.param_groups(model, **how), lr=LR, **options).step
+        return make(mn.param_groups(declared(), **how), lr=LR, **options).step
+
+    def constrained() -> Step:
+        step: Step = mn.constrain(plain(declared().parameters(), fused=True)).step
+        return step
 
     def by_geoopt() -> Step:
         """On spheres its own manifold, whose slices are the last axis; elsewhere ours."""
@@ -222,6 +230,7 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
         OURS: lambda: by_us(fused=True),
         "manifoldnet": by_us,
         "manifoldnet reference": lambda: by_us(foreach=False),
+        "torch fused, constrained": constrained,
         "geoopt": by_geoopt,
     }
     if cell.manifold.startswith("oblique"):

@@ -65,7 +65,8 @@ class Use:
     """The use of one parameter in a forward pass.
 
     Attributes:
-        role: "reads" or "writes" the residual stream, "head", "embedding", or "" for all else.
+        role: "reads" or "writes" the residual stream, "head", "embedding", "tied" for both of
+            these, or "" for all else.
         dim: the dimension that indexes the outputs of the matrix; None where it is used as none.
         why: the reason for an empty role.
     """
@@ -328,11 +329,12 @@ class _Graph:
         found = {self._role(product) for product in products}
         if lookups:
             # A tied head has the rows of its embedding.
+            role = "tied" if Use("head", 0) in found else "embedding"
             found -= {Use("head", 0), Use("reads", 0)}
             rows = self._union(1 << self._value(n, 0) for n in lookups)
             fed = not self.stream or self.start & rows
             found.add(
-                Use("embedding", 0)
+                Use(role, 0)
                 if fed
                 else Use("", why="an embedding that does not go into the residual stream")
             )

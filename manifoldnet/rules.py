@@ -24,10 +24,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from manifoldnet.dataflow import Use, uses
-from manifoldnet.geometry import Manifold, Oblique, Retraction, ScaledEuclidean
+from manifoldnet.geometry import Manifold, Oblique, Retraction, ScaledEuclidean, from_spec
+from manifoldnet.geometry.settled import settle
 
 __all__ = ["scaled_metric", "transformer", "unit_norm"]
 
@@ -195,6 +197,7 @@ _REASONS = {
     "reads": "vectors that read the residual stream",
     "writes": "vectors that are written to the residual stream",
     "embedding": "vectors of an embedding",
+    "tied": "vectors of an embedding and of the head that is tied to it",
     "head": "a head",
 }
 
@@ -229,14 +232,11 @@ class _Transformer:
             args = self.example if isinstance(self.example, tuple) else (self.example,)
             found = uses(model, args, {}, recurrent)
         found |= recurrent | dict(_attention(model))
-        padded = {
-            id(module.weight)
-            for module in model.modules()
-            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None
-        }
-        tied = _tied_heads(model)
-        heads = {key for key, use in found.items() if use.role == "head"} | tied
-        if self.head is not None and not heads:
+        zero = dict(_zero_rows(model))
+        for key in _tied_heads(model):
+            if key in found and found[key].role == "embedding":
+                found[key] = Use("tied", 0)
+        if self.head is not None and not {u.role for u in found.values()} & {"head", "tied"}:
             raise ValueError(
                 f"head={self.head} is given, and no head is seen in this {type(model).__name__}: "
                 "give rules.transformer an example whose outputs are the head's"
@@ -246,22 +246,26 @@ class _Transformer:
             use = found.get(id(p), _UNKNOWN)
             if p.ndim < 2:
                 answers[id(p)] = None, "fewer than two dimensions"
-            elif id(p) in padded:
-                answers[id(p)] = None, "an embedding with a zero row (padding_idx)"
             else:
-                answers[id(p)] = self._answer(use, id(p) in tied)
+                answers[id(p)] = self._answer(use, zero.get(id(p)))
         return _Chosen(answers)
 
-    def _answer(self, use: Use, tied: bool) -> tuple[Manifold | None, str]:
-        """Manifold and reason of a matrix."""
+    def _answer(self, use: Use, zero: int | None) -> tuple[Manifold | None, str]:
+        """Manifold and reason of a matrix, of which a row may be zero."""
         why = use.why or _REASONS.get(use.role, "")
-        if use.role == "head" or (tied and self.head is not None):
+        if use.role == "head" or (use.role == "tied" and self.head is not None):
             if self.head is None:
                 return None, f"{why}: its length is the sharpness of the softmax"
             return self.head, why
         if use.dim is None or not use.role:
             return None, why
-        return self.manifold(1 - use.dim if use.role == "writes" else use.dim), why
+        found = self.manifold(1 - use.dim if use.role == "writes" else use.dim)
+        if zero is None:
+            return found, why
+        excepted = _except(found, zero)
+        return excepted, f"{why}, row {zero} zero (padding_idx)" + (
+            "" if excepted else f", which {type(found).__name__} does not except"
+        )
 
 
 @final
@@ -283,6 +287,25 @@ def _embeddings(model: nn.Module) -> Iterator[tuple[int, Use]]:
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             yield id(module.weight), Use("embedding", 0)
+
+
+def _zero_rows(model: nn.Module) -> Iterator[tuple[int, int]]:
+    """The rows of embeddings that stay zero, since padding has no gradient."""
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.padding_idx is not None:
+            row = module.weight.detach()[module.padding_idx]
+            if row.is_meta or not settle(row.count_nonzero()):
+                yield id(module.weight), module.padding_idx
+
+
+def _except(manifold: Manifold, zero: int) -> Manifold | None:
+    """The same manifold with one slice that is zero; None where a manifold knows no such slices."""
+    if manifold.validate(torch.zeros(2, 2)) is None:
+        return manifold
+    if "zero_slices" not in getattr(type(manifold), "__dataclass_fields__", {}):
+        return None
+    spec = manifold.spec()
+    return from_spec({**spec, "fields": {**spec["fields"], "zero_slices": [zero]}})
 
 
 def _tied_heads(model: nn.Module) -> set[int]:

@@ -3,6 +3,7 @@
     Euclidean        = EuclideanMetric + NoProjection   + Additive   + FlatGeodesics
     Oblique, Sphere  = EuclideanMetric + Normalization  + Projective + SphereGeodesics
     ScaledEuclidean  = ScaledMetric    + NoProjection   + Geodesic   + CylinderGeodesics
+    Polar            = PolarMetric     + NoProjection   + Geodesic   + PolarGeodesics
     Stiefel          = EuclideanMetric + PolarProjection + PolarFactor + StiefelGeodesics
 
 `Manifold` is that composition as a frozen value: equal, hashable and picklable by its fields, its

@@ -29,8 +29,9 @@ from torch.optim import adam as torch_adam
 from manifoldnet.geometry import Manifold, slices
 from manifoldnet.geometry.settled import laid_out_as
 from manifoldnet.optim import shards
-from manifoldnet.optim.base import Declared, PlainCall, RiemannianOptimizer
+from manifoldnet.optim.base import RiemannianOptimizer
 from manifoldnet.optim.checks import as_number, check_number
+from manifoldnet.optim.groups import Declared, PlainCall
 from manifoldnet.optim.memory import Entry, scalar_dtype
 from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.step import HyperParameters, StepInput, Unbias, slice_geometry

@@ -16,17 +16,16 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold, slices
+from manifoldnet.geometry import Manifold, slices
 from manifoldnet.optim import backends, checkpoint, memory, shards
-from manifoldnet.optim.backends import Layout, compiled
+from manifoldnet.optim.backends import compiled
 from manifoldnet.optim.checks import (
     check_point,
     is_elsewhere,
@@ -34,7 +33,16 @@ from manifoldnet.optim.checks import (
     refuse_nonfinite,
     users_level,
 )
-from manifoldnet.optim.memory import Entry, Expected
+from manifoldnet.optim.groups import (
+    Declared,
+    GroupWork,
+    Plain,
+    PlainCall,
+    described,
+    spec_of,
+    weight_of,
+)
+from manifoldnet.optim.memory import Entry
 from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.overflow import (
     NormGrowthWarning,
@@ -43,108 +51,9 @@ from manifoldnet.optim.overflow import (
     overflowing,
     zero_slices,
 )
-from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput, Unbias, slice_geometry
+from manifoldnet.optim.step import HyperParameters, StepInput, Unbias
 
 __all__ = ["RiemannianOptimizer"]
-
-
-@dataclass(eq=False)
-class Plain:
-    """An undeclared parameter.
-
-    Attributes:
-        p: the parameter.
-        want: the forms of its gradient and state, once they were asked for.
-        copied: its gradient in the order of memory of the parameter, if that is a copy; for the
-            time of a step.
-    """
-
-    p: Tensor
-    want: Expected | None = None
-    copied: Tensor | None = None
-
-    @property
-    def grad(self) -> Tensor:
-        """The gradient as a step reads it."""
-        grad = self.p.grad if self.copied is None else self.copied
-        assert grad is not None  # no weight without one is stepped
-        return grad
-
-    @property
-    def has_holes(self) -> bool:
-        """True if its memory has holes."""
-        return self.want is not None and self.want.plain and not self.want.dense
-
-
-@dataclass(eq=False)
-class Declared(Plain):
-    """A declared weight.
-
-    Attributes:
-        manifold: where it lives.
-        geometry: of its slices; None for manifolds that only the reference step knows.
-        layout: how the kernel of its device reads it, if it is stepped by that.
-        records: of its declaration. They outlive a model that is thrown away while it trains.
-    """
-
-    manifold: Manifold = field(kw_only=True)
-    geometry: SliceGeometry | None = None
-    layout: Layout | None = None
-    records: tuple[registry.Declarations, ...] = ()
-
-    @property
-    def x(self) -> Tensor:
-        """The weight as an ordinary tensor on the same memory."""
-        return self.p if type(self.p) is torch.nn.Parameter else self.p.detach()
-
-
-class PlainCall(NamedTuple):
-    """One call of a functional optimizer of torch: `fused`, and its lists of tensors."""
-
-    fused: bool | None
-    params: list[Tensor]
-    grads: list[Tensor]
-    state: tuple[list[Any], ...]
-    special: bool  # whether there is a sparse gradient (SGD) or a complex parameter (Adam)
-
-    def pieces(self) -> tuple[list[Tensor], list[Tensor], tuple[list[Any], ...]]:
-        """The tensors as torch's functions take them: no subclasses, and pieces of sharded ones."""
-        if {type(p) for p in self.params} == {torch.nn.Parameter}:
-            return self.params, self.grads, self.state
-        params = [p if type(p) is torch.nn.Parameter else p.detach() for p in self.params]
-        grads = [shards.local(g, like=p) for g, p in zip(self.grads, params, strict=True)]
-        state = tuple([t if t is None else shards.local(t) for t in some] for some in self.state)
-        return [shards.local(p) for p in params], grads, state
-
-
-@dataclass(eq=False)
-class GroupWork:
-    """The parameters of a group that have a gradient.
-
-    Attributes:
-        group: the options.
-        plain: undeclared ones.
-        declared: declared weights.
-        params: those of both, in this order.
-        idle: parameters without a gradient.
-        entries: of state that a step needs, in the order of torch's function; None for none.
-        form: `fused` and `special` of the one call of torch's function, if there is only one.
-        kernel: the step of all declared weights once more, if the kernel for processors takes it.
-        columns: parameters, gradients and entries of state, plain ones first. They and their
-            addresses are there while a step is taken that is like the last one.
-        addresses: of these, for declared weights.
-    """
-
-    group: dict[str, Any]
-    plain: list[Plain]
-    declared: list[Declared]
-    params: list[Tensor]
-    idle: list[Tensor]
-    entries: tuple[str | None, ...]
-    form: tuple[bool | None, bool] | None = None
-    kernel: backends.Repeated | None = None
-    columns: list[list[Any]] = field(default_factory=list)
-    addresses: list[list[int]] = field(default_factory=list)
 
 
 _EMPTY: dict[str, Any] = {}
@@ -215,8 +124,8 @@ class RiemannianOptimizer(Optimizer, ABC):
         number = len(self.param_groups) - 1
         try:
             registry.refresh()
-            weights = [_weight(p) for p in group["params"]]
-            group["manifolds"] = [_spec(weight) for weight in weights]
+            weights = [weight_of(p) for p in group["params"]]
+            group["manifolds"] = [spec_of(weight) for weight in weights]
             any_declared = any(isinstance(weight, Declared) for weight in weights)
             self._check_group(number, group, any_declared)
             for name, weight in zip(self._names(group), weights, strict=True):
@@ -330,11 +239,11 @@ class RiemannianOptimizer(Optimizer, ABC):
         lost = any(isinstance(w, Declared) and key not in present for key, w in old.items())
         resolved = []
         for group in self.param_groups:
-            weights = [_weight(p) for p in group["params"]]
+            weights = [weight_of(p) for p in group["params"]]
             specs = group.get("manifolds", ())
             known = specs if len(specs) == len(weights) else [...] * len(weights)
             for i, (weight, spec) in enumerate(zip(weights, known, strict=True)):
-                now = _spec(weight)
+                now = spec_of(weight)
                 if spec is ... and id(weight.p) not in old and now is None and lost:
                     raise RuntimeError(
                         f"{self._names(group)[i]} is not declared, and stands in groups that were "
@@ -343,11 +252,11 @@ class RiemannianOptimizer(Optimizer, ABC):
                     )
                 if spec is not ... and spec != now:
                     raise RuntimeError(
-                        f"{self._names(group)[i]} was {_said(spec)} when it was given to this "
-                        f"optimizer and is {_said(now)} now (declared, undeclared, or copied "
+                        f"{self._names(group)[i]} was {described(spec)} when it was given to this "
+                        f"optimizer and is {described(now)} now (declared, undeclared, or copied "
                         "without its module?): make the optimizer after the declarations"
                     )
-            group["manifolds"] = [_spec(weight) for weight in weights]
+            group["manifolds"] = [spec_of(weight) for weight in weights]
             resolved.append(weights)
         self._weights = resolved
         self._ids = [[id(weight.p) for weight in weights] for weights in resolved]
@@ -394,9 +303,6 @@ class RiemannianOptimizer(Optimizer, ABC):
             if works is None:
                 works = [self._split(number) for number in range(len(self.param_groups))]
                 self._check(works)
-            for work in works:
-                if work.group["error_if_nonfinite"]:
-                    refuse_nonfinite(self._names(work.group), work.group["params"])
             watched = self._take(works)
         finally:  # no gradient is kept
             for work in works or self._works:
@@ -429,6 +335,7 @@ class RiemannianOptimizer(Optimizer, ABC):
         addresses = None if self._seen is None else self._seen.addresses(tensors)
         if addresses is None or not self._verified:
             return None
+        self._check_finite()
         start = 0
         for work in works:
             for column in work.columns:
@@ -470,6 +377,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             self._check_group(number, work.group, bool(work.declared))
         if not self._verified:
             self._verify(works)
+        self._check_finite()
         found: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
         for work in works:
             for weight in (*work.declared, *work.plain):
@@ -480,6 +388,12 @@ class RiemannianOptimizer(Optimizer, ABC):
         alike = all(isinstance(x, Tensor) and x.layout is torch.strided for x in tensors)
         if alike and not self._copied:
             self._seen, self._works = memory.Seen(tensors), works
+
+    def _check_finite(self) -> None:
+        """Check gradients for entries that are not finite, where a group asks for that."""
+        for group in self.param_groups:
+            if group["error_if_nonfinite"]:
+                refuse_nonfinite(self._names(group), group["params"])
 
     def _check_group(self, number: int, group: dict[str, Any], any_declared: bool) -> None:
         """Check the options of a group unless they are those of the last step."""
@@ -789,8 +703,8 @@ class RiemannianOptimizer(Optimizer, ABC):
                 now = None if manifold is None else manifold.spec()
                 if specs is not None and specs[number] != now:
                     raise ValueError(
-                        f"{name} was {_said(specs[number])} when this state was saved and is "
-                        f"{_said(now)} now: declare it as it was, or start with a new optimizer"
+                        f"{name} was {described(specs[number])} when this state was saved and is "
+                        f"{described(now)} now: declare it as it was, or start with a new optimizer"
                     )
                 state = aligned["state"].get(number, {})
                 checkpoint.check_entries(
@@ -839,20 +753,3 @@ class RiemannianOptimizer(Optimizer, ABC):
                     f"{key} of {name} has shape {tuple(value.shape)} in the saved state, and "
                     f"{tuple(shape)} is needed: it belongs to another model"
                 )
-
-
-def _weight(p: Tensor) -> Plain:
-    """The record of a parameter. Euclidean weights, declared or not, are plain."""
-    manifold = registry.manifold_of(p)
-    if manifold is None or isinstance(manifold, Euclidean):
-        return Plain(p)
-    records = tuple(declarations for declarations, _ in registry.records(p))
-    return Declared(p, manifold=manifold, geometry=slice_geometry(manifold), records=records)
-
-
-def _spec(weight: Plain) -> Any:
-    return weight.manifold.spec() if isinstance(weight, Declared) else None
-
-
-def _said(spec: Any) -> str:
-    return "not declared" if spec is None else f"declared on {spec['manifold']} {spec['fields']}"

@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from manifoldnet import foreign, registry
-from manifoldnet.geometry import Euclidean, from_spec
+from manifoldnet.geometry import Euclidean, Polar, from_spec
 from manifoldnet.optim import backends, displacement, memory
 from manifoldnet.optim.checks import check_number, check_point
 from manifoldnet.optim.displacement import Displaced, Length, Lengths, Tangent, Weight
@@ -66,6 +67,7 @@ def constrain(
     tangent: Tangent = True,
     floor: float = 0.0,
     brake: float = 0.0,
+    gains: Callable[[list[Tensor]], Optimizer] | None = None,
 ) -> _O:
     """Make an optimizer of torch follow the manifolds of declared weights, by its own step hooks.
 
@@ -89,6 +91,9 @@ def constrain(
             root mean square of those of its weight takes a step that is shorter in proportion.
         brake: the share, from 0 to 1, of the radial part of a displacement that is left out under
             the scaled metric; 1 keeps norms with `retraction="geodesic"`.
+        gains: for weights on `Polar`: makes an ordinary optimizer of a list of gains, one tensor
+            for each such weight, such as `lambda r: torch.optim.Adam(r, lr=1e-3)`. It steps with
+            this one, whose steps turn the directions. Its state is in `state_dict()` as "gains".
 
     Returns:
         The same object.
@@ -124,7 +129,7 @@ def constrain(
             f"{type(optimizer).__name__} follows declarations already: constrain is for optimizers "
             "that do not"
         )
-    constraint = _Constraint(Lengths(length, tangent, float(floor), float(brake)))
+    constraint = _Constraint(Lengths(length, tangent, float(floor), float(brake)), gains)
     constraint.look(optimizer)
     if not constraint.weights:
         raise ValueError(
@@ -151,6 +156,8 @@ class _Constraint:
     """
 
     how: Lengths
+    make_gains: Callable[[list[Tensor]], Optimizer] | None = None
+    gains: Optimizer | None = None
     specs: list[list[Any]] = field(default_factory=list)  # of the parameters of each group
     weights: list[Weight] = field(default_factory=list)
     displaced: list[Displaced] = field(default_factory=list)
@@ -161,7 +168,7 @@ class _Constraint:
     plans: backends.Plans = field(default_factory=backends.Plans)
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh = _Constraint(self.how, specs=self.specs, warned=self.warned)
+        fresh = _Constraint(self.how, None, self.gains, self.specs, warned=self.warned)
         return vars(fresh)
 
     # --- whose step is whose ------------------------------------------------------------------
@@ -174,6 +181,8 @@ class _Constraint:
             # Other hooks see weights on their manifolds.
             hooks: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict
             hooks.move_to_end(next(reversed(hooks)), last=False)
+        optimizer.register_state_dict_post_hook(self.save_gains)
+        optimizer.register_load_state_dict_pre_hook(self.load_gains)
         foreign.accept(optimizer)
         plain = type(optimizer).__getstate__
 
@@ -238,8 +247,45 @@ class _Constraint:
         for weight in found:
             _check_options(optimizer, weight)
             check_point(weight.name, weight.p, weight.manifold)
+        self._find_gains(found)
         self.weights, self.specs = found, specs
         self.version, self.ids = version, ids
+
+    def _find_gains(self, weights: list[Weight]) -> None:
+        """Give weights on `Polar` their gains, and the gains an optimizer."""
+        polar = [weight for weight in weights if isinstance(weight.manifold, Polar)]
+        known = [] if self.gains is None else self.gains.param_groups[0]["params"]
+        if len(known) != len(polar):
+            if known or self.make_gains is None:
+                raise ValueError(
+                    f"{polar[len(known) or 0].name if polar else 'a weight'} is declared on Polar, "
+                    "and its gains need an optimizer of their own: constrain(optimizer, "
+                    "gains=lambda r: torch.optim.Adam(r, lr=1e-3)), once all weights are there"
+                )
+            known = []
+            for weight in polar:
+                x = weight.p.detach()
+                r, _ = cast(Polar, weight.manifold).split(x)
+                known.append(torch.nn.Parameter(r.clone()))
+            self.gains = self.make_gains(known) if known else None
+        for weight, gain in zip(polar, known, strict=True):
+            weight.gain = gain
+
+    def save_gains(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """Add gains and their optimizer's state to a checkpoint, if there are any."""
+        if self.gains is not None:
+            values = [p.detach().clone() for p in self.gains.param_groups[0]["params"]]
+            state["gains"] = {"values": values, "optimizer": self.gains.state_dict()}
+        return state
+
+    def load_gains(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Take gains and their optimizer's state from a checkpoint."""
+        saved = state.get("gains")
+        if self.gains is None or saved is None:
+            return
+        for p, value in zip(self.gains.param_groups[0]["params"], saved["values"], strict=True):
+            p.data.copy_(value)
+        self.gains.load_state_dict(saved["optimizer"])
 
     # --- the hooks ----------------------------------------------------------------------------
 
@@ -293,6 +339,10 @@ class _Constraint:
                     "such an optimizer cannot be constrained. No weight was changed"
                 )
         watched = displacement.leave(self.displaced, self.how, self.plans)
+        if self.gains is not None:
+            self.gains.step()
+            for each in self.displaced:
+                each.join()
         self.displaced.clear()
         # A weight whose zero slices are declared would be found in every step.
         watched = [weight for weight in watched if not weight.manifold.zero_slices]

@@ -20,12 +20,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Frame, Manifold
-from manifoldnet.geometry.settled import copy_into, settle
+from manifoldnet.geometry import Frame, Manifold, Oblique, Polar
+from manifoldnet.geometry.settled import copy_into, laid_out_as, settle
 from manifoldnet.geometry.slices import computed_in, promote
 from manifoldnet.optim import backends, memory, shards
 from manifoldnet.optim.motion import Motion
-from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput
+from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput, slice_geometry
 
 __all__ = ["Displaced", "Length", "Lengths", "Tangent", "Weight", "enter", "leave"]
 
@@ -51,6 +51,8 @@ class Weight:
         group: of the optimizer.
         geometry: of its slices; None for manifolds that only the formulas know.
         want: the forms of its gradient, once they were asked for.
+        gain: of a weight on `Polar`, the gains of its slices, with signs: a direction is carried
+            on through zero, so that what an optimizer keeps of it needs no change of sign.
         space: memory in the form of the weight, or of its piece here, by what it is for. On a
             processor it is kept from step to step: to ask for it anew costs more than the step.
     """
@@ -61,6 +63,7 @@ class Weight:
     group: dict[str, Any]
     geometry: SliceGeometry | None
     want: memory.Expected | None = None
+    gain: torch.nn.Parameter | None = None
     space: dict[str, Tensor] = field(default_factory=dict)
 
     def room(self, purpose: str, x: Tensor) -> Tensor:
@@ -100,6 +103,7 @@ class Displaced:
         start: its values before the step; the piece of a sharded weight that is here.
         frame: at `start`.
         blind: whether the optimizer was given zero in the place of x/q.
+        direction: of a weight on `Polar`, in the place of which the optimizer steps.
     """
 
     weight: Weight
@@ -107,13 +111,22 @@ class Displaced:
     start: Tensor
     frame: Frame
     blind: bool
+    direction: Tensor | None = None
 
     @property
     def decay(self) -> float | Tensor:
-        """The share of the weight that decoupled weight decay takes off, unless it was seen."""
+        """The share of the weight that decoupled weight decay takes off; none of a length."""
         group = self.weight.group
-        found: float | Tensor = group["lr"] * group.get("weight_decay", 0) if self.blind else 0.0
+        if not self.blind or self.weight.is_sphere or self.direction is not None:
+            return 0.0
+        found: float | Tensor = group["lr"] * group.get("weight_decay", 0)
         return found
+
+    def join(self) -> None:
+        """Write the weight of its new gain and direction."""
+        gain, manifold = self.weight.gain, self.weight.manifold
+        if gain is not None and self.direction is not None and isinstance(manifold, Polar):
+            copy_into(self.weight.p.detach(), manifold.join(gain.detach(), self.direction))
 
     @property
     def shape(self) -> torch.Size:
@@ -165,6 +178,9 @@ def enter(weights: Sequence[Weight], blind: bool, tangent: Tangent, found: list[
         p, grad = weight.p, weight.p.grad
         assert grad is not None  # of the weights that have one
         x = shards.local(p.detach())
+        if isinstance(weight.manifold, Polar):
+            found.append(_as_direction(weight, weight.manifold, grad, blind))
+            continue
         known = seen.get(id(weight))
         frame, g = _by_formulas(weight, grad, tangent) if known is None else known
         found.append(Displaced(weight, grad, weight.room("start", x).copy_(x), frame, blind))
@@ -174,6 +190,21 @@ def enter(weights: Sequence[Weight], blind: bool, tangent: Tangent, found: list[
         elif isinstance(frame.scale, Tensor):
             point = p.detach() if weight.by_formulas else x
             copy_into(point, frame.enter(*promote(point)))
+
+
+def _as_direction(weight: Weight, polar: Polar, grad: Tensor, blind: bool) -> Displaced:
+    """Put a weight's directions into its place, and give its gains their values and gradient."""
+    x, gain = weight.p.detach(), weight.gain
+    assert gain is not None  # of every weight on Polar
+    sign = torch.where(gain.detach() < 0, -1.0, 1.0)
+    r, u = (sign * part for part in polar.split(x, grad))
+    dr, du = polar.gradients(r, u, *promote(grad))
+    gain.data.copy_(r)
+    gain.grad = dr
+    start = shards.local(x).clone()
+    weight.p.grad = memory.laid_out(du.to(grad.dtype), x)
+    copy_into(x, torch.zeros_like(x) if blind else u.to(x.dtype))
+    return Displaced(weight, grad, start, Frame(), blind, u)
 
 
 def _by_kernel(weights: Sequence[Weight]) -> dict[int, Seen]:
@@ -239,7 +270,7 @@ def _by_formulas(weight: Weight, grad: Tensor, tangent: Tangent) -> Seen:
         d = Motion(x, weight.manifold, weight.geometry).gradient(grad)
     else:
         d = weight.manifold.sharp(*promote(x, grad))
-    return frame, memory.laid_out(frame.enter(d).to(grad.dtype), x)
+    return frame, memory.laid_out(laid_out_as(x, frame.enter(d)).to(grad.dtype), x)
 
 
 # --- out of the frame -----------------------------------------------------------------------------
@@ -299,17 +330,21 @@ def _displacement(each: Displaced) -> Tensor:
 def _leave_by_formulas(each: Displaced, how: Lengths) -> bool:
     """Retract one weight; return whether a slice is known to be zero."""
     weight, p = each.weight, each.weight.p.detach()
-    start = shards.wrapped(each.start, p)
     v = each.frame.leave(*promote(p.clone()))
+    x, manifold, geometry = p, weight.manifold, weight.geometry
+    start = shards.wrapped(each.start, p)
+    if isinstance(manifold, Polar) and each.direction is not None:
+        x, manifold = each.direction, Oblique(manifold.dim)
+        geometry, start = slice_geometry(manifold), x.clone()
     v = v - each.decay * start if each.blind else v - start
-    copy_into(p, start)
-    motion = Motion(p, weight.manifold, weight.geometry)
+    copy_into(x, start)
+    motion = Motion(x, manifold, geometry)
     if how.tangent is True:
         t = motion.tangent(v)
         # Of a vector that is tangent to rounding another projection changes the last bits only.
         off, size = (settle(torch.linalg.vector_norm(u)) for u in (v - t, v))
         v = torch.where(off <= _ROUNDINGS * torch.finfo(v.dtype).eps * size, v, t)
-    v = _with_length(motion.point, v, weight, how)
+    v = _with_length(motion.point, v, manifold, weight.group["lr"], how)
     if how.tangent is True:
         motion.move(v)
     else:
@@ -317,9 +352,10 @@ def _leave_by_formulas(each: Displaced, how: Lengths) -> bool:
     return motion.any_zero
 
 
-def _with_length(x: Tensor, v: Tensor, weight: Weight, how: Lengths) -> Tensor:
+def _with_length(
+    x: Tensor, v: Tensor, manifold: Manifold, lr: float | Tensor, how: Lengths
+) -> Tensor:
     """A displacement with the brake on its radial part, and of its length."""
-    manifold = weight.manifold
     if how.brake and manifold.scale_invariant:
         inner = manifold.slices.inner
         v = v - how.brake * (inner(x, v) / inner(x, x)).nan_to_num(nan=0.0) * x
@@ -329,4 +365,4 @@ def _with_length(x: Tensor, v: Tensor, weight: Weight, how: Lengths) -> Tensor:
     if how.floor:
         mean = settle(norms.square()).mean()
         norms = torch.maximum(norms, how.floor * mean.sqrt())
-    return v * torch.where(norms > 0, weight.group["lr"] * manifold.unit / norms, 0.0)
+    return v * torch.where(norms > 0, lr * manifold.unit / norms, 0.0)

@@ -26,8 +26,9 @@ from torch.optim import sgd as torch_sgd
 
 from manifoldnet.geometry import Manifold, slices
 from manifoldnet.optim import shards
-from manifoldnet.optim.base import Declared, PlainCall, RiemannianOptimizer
+from manifoldnet.optim.base import RiemannianOptimizer
 from manifoldnet.optim.checks import as_number, check_number
+from manifoldnet.optim.groups import Declared, PlainCall
 from manifoldnet.optim.memory import Entry
 from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.step import HyperParameters, StepInput

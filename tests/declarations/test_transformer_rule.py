@@ -202,6 +202,8 @@ def test_gpt_2_with_weights_as_in_times_out(tied: bool) -> None:
             expected[f"h.{i}.{name}.weight"] = ROWS
     if tied:
         expected["lm_head.weight"] = ROWS
+        assert "tied" in report.why["wte.weight"]
+        assert "tied" not in report.why["wpe.weight"]
     else:
         assert "sharpness" in report.free["lm_head.weight"]
     assert report == expected
@@ -420,6 +422,18 @@ def test_the_manifold_and_the_head_are_given() -> None:
     assert found["h.0.c_fc.weight"] == mn.ScaledEuclidean(1)
     tied = mn.declare_all(Gpt2(), rule)
     assert tied["wte.weight"] == tied["lm_head.weight"] == head
+    assert mn.declare_all(Functional(), rule) == {"embed.weight": head}
+
+
+class Functional(nn.Module):
+    """A head that is tied without a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.linear(torch.tanh(self.embed(tokens)), self.embed.weight)
 
 
 def test_a_model_is_left_as_it_was() -> None:
@@ -451,20 +465,41 @@ def test_frozen_weights_and_compiled_models() -> None:
     assert mn.manifolds(model).keys() == {n.removeprefix("_orig_mod.") for n in found}
 
 
-def test_zero_rows_of_padding_stay_free() -> None:
+@pytest.mark.parametrize("manifold", [mn.Oblique, mn.ScaledEuclidean, mn.Polar])
+def test_a_row_of_padding_stays_zero(manifold: Any) -> None:
     model = Tagger("GRU")
-    model.embed = nn.Embedding(11, 5, padding_idx=0)
-    assert "padding_idx" in declared(model).free["embed.weight"]
+    model.embed = nn.Embedding(11, 5, padding_idx=3)
+    report = declared(model, manifold=manifold)
+    if manifold is mn.Polar:  # zero is a point there
+        assert report["embed.weight"] == mn.Polar(0)
+    else:
+        assert report["embed.weight"] == manifold(0, zero_slices=(3,))
+        assert "row 3 zero" in report.why["embed.weight"]
+    assert not model.embed.weight[3].any()
+
+
+def test_a_row_of_padding_that_is_not_zero_is_a_row() -> None:
+    model = Tagger("GRU")
+    model.embed = nn.Embedding.from_pretrained(torch.randn(11, 5), padding_idx=3)
+    assert declared(model)["embed.weight"] == ROWS
+
+
+def test_a_manifold_that_excepts_no_slices_leaves_padding_free() -> None:
+    model = nn.Sequential(nn.Embedding(11, 5, padding_idx=0), nn.LSTM(5, 2))
+    report = declared(model, manifold=lambda dim: mn.Stiefel())
+    assert "row 0 zero (padding_idx), which Stiefel" in report.free["0.weight"]
 
 
 def test_zero_initialized_projections_are_refused_by_name_and_nothing_is_declared() -> None:
     model = Llama()
     nn.init.zeros_(model.layers[1].down.weight)
     before = values(model)
-    with pytest.raises(ValueError, match=r"layers\.1\.down\.weight"):
+    with pytest.raises(ValueError, match=r"layers\.1\.down\.weight.*Polar"):
         declared(model, TOKENS)
     assert mn.manifolds(model) == {}
     assert unchanged(model, before)
+    found = mn.declare_all(model, transformer(TOKENS, manifold=mn.Polar))
+    assert found["layers.1.down.weight"] == mn.Polar(dim=1)
 
 
 @pytest.mark.parametrize(

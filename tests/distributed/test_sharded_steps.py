@@ -29,6 +29,17 @@ ALGORITHMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adam": (mn.RiemannianAdam, {}),
     "amsgrad": (mn.RiemannianAdam, {"amsgrad": True, "slice_scale": "rms"}),
 }
+
+
+def _constrained(make: Any) -> Any:
+    return lambda params, **options: mn.constrain(make(params, **options))
+
+
+# Of these only the steps through the frame and back are ours.
+CONSTRAINED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "SGD": (_constrained(torch.optim.SGD), {"momentum": 0.9}),
+    "AdamW": (_constrained(torch.optim.AdamW), {"weight_decay": 0.1}),
+}
 PATHS: dict[str, dict[str, Any]] = {
     "reference": {"foreach": False},
     "torch": {},
@@ -81,7 +92,7 @@ def _steps(
     net: nn.Module, kind: str, path: str, steps: int, place: Any = None
 ) -> tuple[dict[str, Tensor], Any]:
     """The weights after some steps with gradients that depend on the weights."""
-    make, options = ALGORITHMS[kind]
+    make, options = (ALGORITHMS | CONSTRAINED)[kind]
     optimizer = make(mn.param_groups(net), lr=0.05, **options, **PATHS[path])
     for step in range(steps):
         for i, p in enumerate(net.parameters()):
@@ -135,6 +146,15 @@ def _check(
             for name, x in weights.items():
                 off = float((x - alone[name]).abs().max() / alone[name].abs().max())
                 assert off <= 1e-12, (kind, name, off)
+
+
+@pytest.mark.parametrize("path", ["reference", "torch"])
+@pytest.mark.parametrize("placements", [[Shard(0)], [Shard(1)]], ids=["rows", "columns"])
+@pytest.mark.parametrize("manifold", [mn.Oblique(), mn.ScaledEuclidean(1), mn.Sphere()], ids=str)
+def test_constrained_steps_on_two_processes(
+    two: Ranks, manifold: mn.Manifold, placements: list[Any], path: str
+) -> None:
+    _check(two, manifold, SMALL, path, placements, CONSTRAINED)
 
 
 each_path = pytest.mark.parametrize("path", ["torch", "kernel"])
@@ -238,6 +258,14 @@ def test_communication(two: Ranks, kind: str) -> None:
     assert 1 <= two.agreed(_messages, mn.Oblique(1), kind, 50) <= 3
     assert 1 <= two.agreed(_messages, mn.Sphere(), kind, 50) <= 3
     assert two.agreed(_messages, mn.ScaledEuclidean(1, "additive"), kind, 50) == 1
+
+
+@pytest.mark.parametrize("kind", CONSTRAINED)
+def test_communication_of_constrained_steps(two: Ranks, kind: str) -> None:
+    """One message for the coordinates of gradients, and those of the retraction."""
+    assert two.agreed(_messages, mn.Oblique(0), kind, 5) == 0
+    assert 1 <= two.agreed(_messages, mn.Oblique(1), kind, 50) <= 4
+    assert two.agreed(_messages, mn.ScaledEuclidean(1, "additive"), kind, 50) == 2
 
 
 # --- as trainers shard ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import given
 
 from manifoldnet.geometry import Oblique, Polar, WrongTensorError
 from manifoldnet.geometry.oblique import angle
+from manifoldnet.testing import GeodesicLaws, TransportLaws
 
 EPS = torch.finfo(torch.float64).eps
 ROUNDING = 200 * EPS
@@ -76,6 +77,17 @@ def test_the_metric_does_not_see_a_turn_of_the_space(manifold, shape, seed):
     torch.testing.assert_close(
         Polar().component_inner(w, v).flatten(), manifold.component_inner(x, u).flatten()
     )
+
+
+class TestThroughZero(GeodesicLaws, TransportLaws):
+    """Gains so small that many geodesics, and ways between two points, cross zero."""
+
+    manifold, shape = Polar(), (5, 4)
+    injectivity = math.pi / 2
+    slack = 100.0  # near zero, where vectors across are divided by small gains
+
+    def point(self, seed):
+        return super().point(seed) / 4
 
 
 # --- at zero --------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def invariants(manifold, x, y, u, v):
     return {
         "component_inner": manifold.component_inner(x, u, v),
         "norm": manifold.norm(x, u),
+        "coordinates in the frame": manifold.frame(x).enter(u).abs(),
         "dist": manifold.dist(x, y),
         "dist2": manifold.dist2(x, y),
     }

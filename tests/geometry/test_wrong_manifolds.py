@@ -14,6 +14,7 @@ import torch
 
 from manifoldnet.geometry import (
     Euclidean,
+    Frame,
     Geodesic,
     Manifold,
     Oblique,
@@ -210,6 +211,11 @@ WRONG = [
         "gradient_represents_the_differential",
         wrong(SCALED, "metric", sharp=lambda self, x, g: g),
         "⟨egrad2rgrad(x, g), v⟩ − g·v",
+    ),
+    (
+        "frame_is_the_root_of_the_metric",
+        wrong(SCALED, "metric", frame=lambda self, x: Frame(self.slices.norm(x).square())),
+        "(u/q)·(v/q) − ⟨u, v⟩",
     ),
     (
         "gradient_is_tangent",

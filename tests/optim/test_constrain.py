@@ -750,3 +750,79 @@ def test_decay_that_a_schedule_turns_on_is_refused_at_the_step() -> None:
         optimizer.step()
     for a, b in zip(before, weights(model), strict=True):
         assert torch.equal(a, b)
+
+
+# --- gains and directions -------------------------------------------------------------------------
+
+
+def _adam(lr: float) -> Callable[[list[Tensor]], Optimizer]:
+    return lambda gains: torch.optim.Adam(gains, lr=lr)
+
+
+def test_gains_and_directions_step_apart() -> None:
+    """x = r û: û by the optimizer on its sphere, r by an ordinary one, from the same gradient."""
+    model = declared(mn.Polar())
+    x = model.hidden.weight.detach().clone()
+    r, u = x.norm(dim=1, keepdim=True), x / x.norm(dim=1, keepdim=True)
+    optimizer = torch.optim.SGD([model.hidden.weight], lr=0.1)
+    mn.constrain(optimizer, gains=lambda r: torch.optim.SGD(r, lr=0.01))
+    for i in range(20):
+        g = torch.randn(x.shape, generator=source(i), dtype=x.dtype)
+        model.hidden.weight.grad = g
+        optimizer.step()
+        along = (g * u).sum(1, keepdim=True)
+        v = u - 0.1 * r * (g - along * u)
+        r, u = r - 0.01 * along, v / v.norm(dim=1, keepdim=True)
+        assert torch.allclose(model.hidden.weight, r * u, rtol=1e-12, atol=1e-14)
+    # Some gains have crossed zero, and what Adam kept of directions has not changed its sign.
+
+
+def test_a_gain_that_crosses_zero_carries_its_direction_on() -> None:
+    weight = nn.Parameter(torch.tensor([[0.01, 0.0]], dtype=torch.float64))
+    module = nn.Module()
+    module.weight = weight
+    mn.declare(module, "weight", mn.Polar())
+    optimizer = mn.constrain(
+        torch.optim.SGD([weight], lr=0.0), gains=lambda r: torch.optim.SGD(r, lr=0.1, momentum=0.9)
+    )
+    r, b = 0.01, 0.0
+    for i in range(4):
+        weight.grad = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        optimizer.step()
+        b = 1.0 if not i else 0.9 * b + 1.0
+        r -= 0.1 * b
+        assert torch.allclose(weight, torch.tensor([[r, 0.0]], dtype=torch.float64))
+
+
+def test_rows_of_zero_take_their_direction_from_the_first_gradient() -> None:
+    weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    module = nn.Module()
+    module.weight = weight
+    mn.declare(module, "weight", mn.Polar())
+    optimizer = mn.constrain(torch.optim.AdamW([weight], lr=0.1), gains=_adam(1e-2))
+    g = torch.randn(2, 3, generator=source(0), dtype=torch.float64)
+    weight.grad = g.clone()
+    optimizer.step()
+    assert torch.allclose(weight, -1e-2 * g / g.norm(dim=1, keepdim=True), rtol=1e-6)
+
+
+def test_gains_are_part_of_checkpoints_and_copies() -> None:
+    def made(seed: int) -> tuple[Net, Optimizer]:
+        model = declared(mn.Polar(), seed=seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        return model, mn.constrain(optimizer, gains=_adam(1e-2))
+
+    whole, optimizer = made(0)
+    train(whole, optimizer, 5)
+    other, again = made(3)
+    other.load_state_dict(copy.deepcopy(whole.state_dict()))
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    copied, third = copy.deepcopy((whole, optimizer))
+    runs = [train(*pair, 5) for pair in ((whole, optimizer), (other, again), (copied, third))]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_gains_need_an_optimizer() -> None:
+    model = declared(mn.Polar())
+    with pytest.raises(ValueError, match="gains"):
+        mn.constrain(torch.optim.AdamW(model.parameters()))

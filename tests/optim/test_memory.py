@@ -513,3 +513,16 @@ def test_tensor_subclasses_take_the_reference_step() -> None:
             optimizer.step()
         ends.append(layer.weight.detach().as_subclass(Tensor))
     assert float((ends[0] - ends[1]).abs().max()) < 1e-6
+
+
+@each_path
+@each_algorithm
+def test_no_state_is_converted_where_a_gradient_is_not_finite(
+    algorithm: str, path: dict[str, Any]
+) -> None:
+    run = Training(MANIFOLDS[0], algorithm, {**path, "error_if_nonfinite": True}).step(3)
+    key = "momentum_buffer" if algorithm == "momentum" else "exp_avg"
+    value = run.state[key] = run.state[key].double()
+    with pytest.raises(RuntimeError, match="NaN or infinite"):
+        run.step(1, lambda g: g / 0)
+    assert run.state[key] is value
