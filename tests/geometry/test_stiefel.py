@@ -223,7 +223,7 @@ def test_a_vector_that_is_not_tangent():
 
 
 def test_tangent_vectors_at_points_of_half_types():
-    """Where little of a vector is tangent, the error of the point counts for most of it."""
+    """The error of the point counts for most of a vector of which little is tangent."""
     for seed in range(200):
         x = Stiefel().random(3, 3, dtype=torch.bfloat16, generator=source(seed))
         u = Stiefel().random_tangent(x, generator=source(seed + 1))
