@@ -109,7 +109,7 @@ def _eye_like(a: Tensor) -> Tensor:
 
 def _newton_schulz(m: Tensor) -> Tensor:
     """`m + ½(m − m mᵀm)`: the polar factor stays, and what is off from it is squared."""
-    return m @ ((3 * _eye_like(m) - m.mT @ m) / 2)
+    return torch.addmm(m, m, m.mT @ m, beta=1.5, alpha=-0.5)
 
 
 def _exp(a: Tensor) -> Tensor:
@@ -221,7 +221,8 @@ class PolarProjection(Projection):
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         """`u − x sym(xᵀu)`."""
         m, v = self.matrices.tall(x), self.matrices.tall(u)
-        return self.matrices.weight(v - m @ _sym(m.mT @ v), x)
+        inner = m.mT @ v
+        return self.matrices.weight(torch.addmm(v, m, inner + inner.mT, alpha=-0.5), x)
 
     def violation(self, x: Tensor) -> Tensor:
         """`‖xᵀx − 1‖/(2√p)`: for small ones the distance from the set, relative to a point's norm.
@@ -547,6 +548,14 @@ class Stiefel(Manifold):
     def ndim(self) -> int:
         """The least order that a point can have."""
         return max(self.dim + 1, 2)
+
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        """The nearest tangent vector at `x`."""
+        point, v = promote(x, u)
+        v = self.projection.to_tangent(point, v)
+        if point.dtype != x.dtype:  # what x is off by in a half type, v is: the second is squared
+            v = self.projection.to_tangent(point, v)
+        return v.to(x.dtype)
 
     def typical_dist(self, shape: tuple[int, ...]) -> float:
         """√p, as in pymanopt: the norm of a point."""
