@@ -315,7 +315,9 @@ def _leave_together(displaced: Sequence[Displaced], plans: backends.Plans) -> li
             works.append(_work(weight, shards.wrapped(each.start, p), shards.wrapped(v, p)))
             layouts.append(weight.layout if v.dtype == p.dtype else None)
             ends.append(shards.local(p))
-        hyper = _RETRACT._replace(decay=some[0].decay)
+        # Of a group's weights those on spheres have none, and the step of a sphere asks for none.
+        decay = next((each.decay for each in some if not each.weight.is_sphere), 0.0)
+        hyper = _RETRACT._replace(decay=decay)
         looks = backends.step(works, hyper, layouts, plans, ends)
         watched += [each.weight for each, look in zip(some, looks, strict=True) if look]
     return watched

@@ -195,6 +195,22 @@ def test_weight_decay_under_the_scaled_metric_shrinks_in_proportion() -> None:
     assert torch.allclose(model.hidden.weight, before * math.exp(-1e-2), rtol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"foreach": False}])
+def test_weight_decay_beside_a_sphere(options: dict[str, Any]) -> None:
+    """Weights on a sphere and under the scaled metric in one group."""
+    model = net()
+    mn.declare(model, "hidden.weight", mn.Oblique(), project=True)
+    mn.declare(model, "second.weight", mn.ScaledEuclidean())
+    optimizer = torch.optim.AdamW(matrices(model), lr=1e-2, weight_decay=1.0, **options)
+    mn.constrain(optimizer)
+    before = [p.detach().clone() for p in matrices(model)]
+    for p in matrices(model):
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.equal(model.hidden.weight, before[0])
+    assert torch.allclose(model.second.weight, before[1] * math.exp(-1e-2), rtol=1e-12)
+
+
 def test_weight_decay_on_a_sphere_has_no_effect() -> None:
     runs = []
     for decay in (0.0, 1.0):
