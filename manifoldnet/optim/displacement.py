@@ -31,7 +31,11 @@ from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput, sl
 __all__ = ["Displaced", "Length", "Lengths", "Tangent", "Weight", "enter", "leave"]
 
 Length = Literal["base", "angle"]
+"""The length of a step: the optimizer's own, or lr."""
+
 Tangent = bool | Literal["gradient"]
+"""Whether gradient and displacement are projected to tangent spaces, or the gradient alone."""
+
 Seen = tuple[Frame, Tensor]
 """A frame and the coordinates of a gradient in it. The frame is only right where it is used."""
 
