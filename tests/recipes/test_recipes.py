@@ -272,6 +272,16 @@ def test_the_page_shows_the_records() -> None:
         assert float(row["constrained"]) <= 1e-12
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("recipe", sorted(SEES_ROWS))
+def test_records_are_of_the_recipes_as_they_are(recipe: str) -> None:
+    change = recipes.apart(
+        recipes.rows, lambda model: recipes.with_others(model, applied(recipe, model))
+    )
+    (row,) = (row for row in records("recipes") if row["recipe"] == recipe)
+    assert change == pytest.approx(float(row["change"]), rel=0.1)
+
+
 def test_the_base_of_a_recipe_has_its_options() -> None:
     make = recipes.without_constraint("edm2", recipes.rows)
     model: nn.Module = network()

@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes.md on a character-level transformer and Python's own documentation."""
+"""The recipes of docs/recipes.md train a transformer on characters of Python's documentation."""
 
 from __future__ import annotations
 
