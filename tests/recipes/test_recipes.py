@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes.md against their published formulas, written out here."""
+"""The recipes of docs/recipes.md against their formulas, written out here."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def differences(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_is_its_published_formula(recipe: str) -> None:
+def test_a_recipe_is_its_formula(recipe: str) -> None:
     found = list(differences(recipe))
     assert len(found) == STEPS
     assert max(found) <= 1e-6
