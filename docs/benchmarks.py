@@ -168,8 +168,9 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
         return model
 
     def by_us(**how: Any) -> Step:
+        model = declared()  # alive until the optimizer has seen its declarations
         make = mn.RiemannianAdam if adam else mn.RiemannianSGD
-        return make(mn.param_groups(declared(), **how), lr=LR, **options).step
+        return make(mn.param_groups(model, **how), lr=LR, **options).step
 
     def constrained() -> Step:
         model = declared()

@@ -21,6 +21,7 @@ precision. The decay, −lr λ x, is added to v.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from torch.optim import Optimizer
 from manifoldnet import foreign, registry
 from manifoldnet.geometry import Euclidean, Polar, from_spec
 from manifoldnet.optim import backends, displacement, memory
-from manifoldnet.optim.checks import check_number, check_point
+from manifoldnet.optim.checks import check_number, check_point, users_level
 from manifoldnet.optim.displacement import Displaced, Length, Lengths, Tangent, Weight
 from manifoldnet.optim.muon import Muon
 from manifoldnet.optim.overflow import alarming, warn_of_norms
@@ -72,19 +73,23 @@ def constrain(
     """Make an optimizer of torch follow the manifolds of declared weights, by its own step hooks.
 
     Its class, state, groups and schedulers stay as they are, and so do its steps of undeclared
-    parameters. `.grad` is after a step what it was before. Between the hooks there are, for each
-    declared weight, one copy of it and one of its gradient.
+    parameters. `.grad` is after a step what it was before. During a step there are, for each
+    declared weight, one copy of it and one of its gradient; on a processor their memory is kept for
+    the next step. A closure is evaluated before the step, once. Hooks that are registered after
+    this call see weights and gradients in the frame, and so are averages of weights that an
+    optimizer keeps itself (schedule-free methods, ASGD).
 
-    Weight decay that is decoupled has no effect on a sphere, and under the scaled metric it shrinks
-    slices in proportion. Copies and pickles of the optimizer keep the hooks; they refuse to step
-    parameters that are no longer declared.
+    Weight decay of torch's optimizers, where it is decoupled, has no effect on a sphere, and under
+    the scaled metric it shrinks slices in proportion, beside the step and its `length`. Copies and
+    pickles of the optimizer keep the hooks; they refuse to step parameters that are no longer
+    declared.
 
     Args:
         optimizer: any instance of `torch.optim.Optimizer` that holds declared weights.
         length: "base" takes the length of a step from the optimizer; "angle" makes it lr: the step
             of each slice has the Riemannian length lr ρ, lr under the scaled metric. On a sphere
-            that is the angle lr, exactly with `retraction="geodesic"`, and atan lr with the
-            projection. Slices without a step stay.
+            that is the angle lr, exactly with `retraction="geodesic"` and tangent steps, and
+            atan lr with the projection. Slices without a step stay.
         tangent: True projects gradient and displacement to tangent spaces; False leaves both, and
             projects `x + v` to the manifold; "gradient" projects the gradient alone.
         floor: with `length="angle"`, a slice whose displacement is shorter than `floor` times the
@@ -93,7 +98,9 @@ def constrain(
             the scaled metric; 1 keeps norms with `retraction="geodesic"`.
         gains: for weights on `Polar`: makes an ordinary optimizer of a list of gains, one tensor
             for each such weight, such as `lambda r: torch.optim.Adam(r, lr=1e-3)`. It steps with
-            this one, whose steps turn the directions. Its state is in `state_dict()` as "gains".
+            this one, whose steps turn the directions. Its state is in `state_dict()` as "gains";
+            what collects states by itself (`torch.distributed.checkpoint.state_dict`) leaves
+            that out, and loading says so.
 
     Returns:
         The same object.
@@ -101,8 +108,9 @@ def constrain(
     Raises:
         TypeError: if it is no optimizer of torch.
         ValueError: for optimizers that follow declarations already, or move weights several times
-            within a step (LBFGS); for weight decay that is added to gradients; if none of the
-            parameters is declared, or one is there twice; for weights off their manifolds.
+            within a step (LBFGS); for weight decay that torch's optimizers add to gradients; if
+            none of the parameters is declared, or one is there twice; for weights off their
+            manifolds; for gains without an optimizer, and the other way round.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -110,7 +118,7 @@ def constrain(
         )
     if length not in ("base", "angle"):
         raise ValueError(f'length must be "base" or "angle", not {length!r}')
-    if tangent not in (True, False, "gradient"):
+    if not (isinstance(tangent, bool) or tangent == "gradient"):
         raise ValueError(f'tangent must be True, False or "gradient", not {tangent!r}')
     check_number("floor", floor)
     check_number("brake", brake, below=math.nextafter(1.0, 2.0))
@@ -150,26 +158,40 @@ def _constraint(optimizer: Optimizer) -> _Constraint | None:
 
 @dataclass(eq=False)
 class _Constraint:
-    """The two hooks of a constrained optimizer.
+    """The two hooks of a constrained optimizer: `before` its step, and `after` it.
 
-    It holds tensors only while a step is taken, so that copies and pickles are small.
+    Attributes:
+        how: changes of the displacements.
+        make_gains: makes `gains`.
+        gains: the optimizer of the gains, if there are any.
+        gain: the gains of the weights on `Polar`, in their order.
+        specs: the manifolds of the parameters of each group, to know copies without their model.
+        weights: the declared weights of the optimizer.
+        displaced: those that it is about to step.
+        ids: of the groups and their parameters, and `version` of the registry, at the last look.
+        depth: of steps that call the step of their base class, with its hooks.
+        steps: so far.
+        warned: what there was a warning of.
+        plans: of the backends.
     """
 
     how: Lengths
     make_gains: Callable[[list[Tensor]], Optimizer] | None = None
     gains: Optimizer | None = None
-    specs: list[list[Any]] = field(default_factory=list)  # of the parameters of each group
+    gain: list[torch.nn.Parameter] = field(default_factory=list)
+    specs: list[list[Any]] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     displaced: list[Displaced] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
     version: int = -1
+    depth: int = 0
     steps: int = 0
     warned: set[tuple[str, type[UserWarning]]] = field(default_factory=set)
     plans: backends.Plans = field(default_factory=backends.Plans)
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh = _Constraint(self.how, None, self.gains, self.specs, warned=self.warned)
-        return vars(fresh)
+        fresh = _Constraint(self.how, None, self.gains, self.gain, self.specs)
+        return vars(fresh) | {"steps": self.steps, "warned": self.warned}
 
     # --- whose step is whose ------------------------------------------------------------------
 
@@ -186,13 +208,13 @@ class _Constraint:
         foreign.accept(optimizer)
         plain = type(optimizer).__getstate__
 
-        def getstate() -> dict[str, Any]:
+        def reduce(protocol: Any) -> Any:
             state = dict(plain(optimizer))
             for hooks, hook in (("pre", self.before), ("post", self.after)):
                 state[f"_optimizer_step_{hooks}_hooks"] = OrderedDict({0: hook})
-            return state | {foreign.MARK: True}
+            return _copied, (type(optimizer), state)
 
-        vars(optimizer)["__getstate__"] = getstate
+        vars(optimizer)["__reduce_ex__"] = reduce
         step = optimizer.step
 
         @wraps(step)
@@ -212,7 +234,7 @@ class _Constraint:
             ValueError: for weights that are there twice, and for weight decay in gradients.
         """
         version = registry.version()
-        ids = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+        ids = [[id(group), *map(id, group["params"])] for group in optimizer.param_groups]
         if (version, ids) == (self.version, self.ids):
             return
         registry.refresh()
@@ -245,9 +267,11 @@ class _Constraint:
             specs.append(own)
         if self.how.brake and not any(weight.manifold.scale_invariant for weight in found):
             raise ValueError("brake is for the scaled metric, which no weight here is declared on")
+        checked = {id(weight.p) for weight in self.weights}
         for weight in found:
             _check_options(optimizer, weight)
-            check_point(weight.name, weight.p, weight.manifold)
+            if id(weight.p) not in checked:
+                check_point(weight.name, weight.p, weight.manifold)
         self._find_gains(found)
         self.weights, self.specs = found, specs
         self.version, self.ids = version, ids
@@ -255,7 +279,9 @@ class _Constraint:
     def _find_gains(self, weights: list[Weight]) -> None:
         """Give weights on `Polar` their gains, and the gains an optimizer."""
         polar = [weight for weight in weights if isinstance(weight.manifold, Polar)]
-        known = [] if self.gains is None else self.gains.param_groups[0]["params"]
+        if not polar and self.make_gains is not None:
+            raise ValueError("gains are for weights on Polar, which no weight here is declared on")
+        known = self.gain
         if len(known) != len(polar):
             if known or self.make_gains is None:
                 raise ValueError(
@@ -263,19 +289,17 @@ class _Constraint:
                     "and its gains need an optimizer of their own: constrain(optimizer, "
                     "gains=lambda r: torch.optim.Adam(r, lr=1e-3)), once all weights are there"
                 )
-            known = []
             for weight in polar:
-                x = weight.p.detach()
-                r, _ = cast(Polar, weight.manifold).split(x)
+                r, _ = cast(Polar, weight.manifold).split(weight.p.detach())
                 known.append(torch.nn.Parameter(r.clone()))
-            self.gains = self.make_gains(known) if known else None
+            self.gains = self.make_gains(list(known))
         for weight, gain in zip(polar, known, strict=True):
             weight.gain = gain
 
     def save_gains(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         """Add gains and their optimizer's state to a checkpoint, if there are any."""
         if self.gains is not None:
-            values = [p.detach().clone() for p in self.gains.param_groups[0]["params"]]
+            values = [p.detach().clone() for p in self.gain]
             state["gains"] = {"values": values, "optimizer": self.gains.state_dict()}
         return state
 
@@ -283,33 +307,46 @@ class _Constraint:
         """Take gains and their optimizer's state from a checkpoint."""
         saved = state.get("gains")
         if self.gains is None or saved is None:
+            if self.gains is not saved:
+                warnings.warn(
+                    f"{'only the checkpoint' if saved else 'only this optimizer'} has gains of "
+                    "weights on Polar: they start anew from the weights",
+                    UserWarning,
+                    stacklevel=users_level(),
+                )
             return
-        for p, value in zip(self.gains.param_groups[0]["params"], saved["values"], strict=True):
-            p.data.copy_(value)
+        shapes = [[tuple(v.shape) for v in some] for some in (self.gain, saved["values"])]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"gains of shapes {shapes[1]} are in this checkpoint, and {shapes[0]} are needed: "
+                "it belongs to another model"
+            )
         self.gains.load_state_dict(saved["optimizer"])
+        for p, value in zip(self.gain, saved["values"], strict=True):
+            p.data.copy_(value)
 
     # --- the hooks ----------------------------------------------------------------------------
 
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Put weights and gradients into the frame; after the closure, if there is one."""
-        if vars(optimizer).get("__getstate__") is None:  # a copy
-            self.attach(optimizer)
+        self.depth += 1
+        if self.depth > 1:  # the step of a base class
+            return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
             self.enter(optimizer)
             return None
-        evaluated: list[bool] = []
+        with torch.enable_grad():
+            losses = [closure()]
+        self.enter(optimizer)
 
         def once() -> Any:
-            if evaluated:
+            if not losses:
                 raise RuntimeError(
                     f"{type(optimizer).__name__} evaluates its closure again within a step, with "
                     "weights that it has moved: such an optimizer cannot be constrained"
                 )
-            loss = closure()
-            evaluated.append(True)
-            self.enter(optimizer)
-            return loss
+            return losses.pop()
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": once}
@@ -325,13 +362,21 @@ class _Constraint:
             _check_options(optimizer, weight)
             _check_memory(weight)
         blind = type(optimizer) in _BLIND
-        displacement.enter(weights, blind, self.how.tangent, self.displaced)
+        scale = getattr(optimizer, "grad_scale", None)  # of a GradScaler, for fused steps
+        displacement.enter(weights, blind, self.how.tangent, self.displaced, scale)
         self.steps += 1
 
     @_disable_dynamo
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Retract the weights along their displacements."""
+        self.depth -= 1
+        if self.depth:
+            return
+        overflow = getattr(optimizer, "found_inf", None)  # which a fused step has skipped
+        if overflow is not None and bool(overflow):
+            self.restore()
+            return
         for each in self.displaced:
             if each.weight.p.shape != each.shape:
                 raise RuntimeError(
@@ -352,12 +397,26 @@ class _Constraint:
             known = [weight for weight in self.weights if weight.geometry]
             watched += [weight for weight, flag in zip(known, flags, strict=True) if flag]
         for weight in watched:
-            warn_of_norms(weight.name, weight.p, weight.manifold, self.warned)
+            if not isinstance(weight.manifold, Polar):
+                warn_of_norms(weight.name, weight.p, weight.manifold, self.warned)
 
     def restore(self) -> None:
-        """Put weights and gradients back that an optimizer has left in the frame."""
+        """Put back what an optimizer has left in the frame, and forget gradients of gains."""
+        self.depth = 0
+        for gain in self.gain:
+            gain.grad = None
         while self.displaced:
             self.displaced.pop().restore()
+
+
+def _copied(cls: type[Optimizer], state: dict[str, Any]) -> Optimizer:
+    """A copy of a constrained optimizer, with its hooks."""
+    optimizer = cls.__new__(cls)
+    optimizer.__setstate__(state)
+    constraint = _constraint(optimizer)
+    assert constraint is not None  # in the state
+    constraint.attach(optimizer)
+    return optimizer
 
 
 def _is_capturing() -> bool:

@@ -26,7 +26,13 @@ from manifoldnet.geometry.settled import copy_into, laid_out_as, settle
 from manifoldnet.geometry.slices import computed_in, promote
 from manifoldnet.optim import backends, memory, shards
 from manifoldnet.optim.motion import Motion
-from manifoldnet.optim.step import HyperParameters, SliceGeometry, StepInput, slice_geometry
+from manifoldnet.optim.step import (
+    HyperParameters,
+    SliceGeometry,
+    StepInput,
+    is_zero,
+    slice_geometry,
+)
 
 __all__ = ["Displaced", "Length", "Lengths", "Tangent", "Weight", "enter", "leave"]
 
@@ -109,7 +115,7 @@ class Displaced:
         grad: its own gradient.
         start: its values before the step; the piece of a sharded weight that is here.
         frame: at `start`.
-        blind: whether the optimizer was given zero in the place of x/q.
+        shown: what the optimizer was given in the place of x/q; None for zero.
         direction: of a weight on `Polar`, in the place of which the optimizer steps.
     """
 
@@ -117,14 +123,14 @@ class Displaced:
     grad: Tensor
     start: Tensor
     frame: Frame
-    blind: bool
+    shown: Tensor | None
     direction: Tensor | None = None
 
     @property
     def decay(self) -> float | Tensor:
         """The share of the weight that decoupled weight decay takes off; none of a length."""
         group = self.weight.group
-        if not self.blind or self.weight.is_sphere or self.direction is not None:
+        if self.shown is not None or self.weight.is_sphere or self.direction is not None:
             return 0.0
         found: float | Tensor = group["lr"] * group.get("weight_decay", 0)
         return found
@@ -146,7 +152,7 @@ class Displaced:
         if p.shape == self.shape:
             shards.local(p.detach()).copy_(self.start)
         else:
-            p.data = self.start
+            p.data = self.start.clone()
         p.grad = self.grad
 
 
@@ -169,7 +175,13 @@ class Lengths(NamedTuple):
 # --- into the frame -------------------------------------------------------------------------------
 
 
-def enter(weights: Sequence[Weight], blind: bool, tangent: Tangent, found: list[Displaced]) -> None:
+def enter(
+    weights: Sequence[Weight],
+    blind: bool,
+    tangent: Tangent,
+    found: list[Displaced],
+    scale: Tensor | None = None,
+) -> None:
     """Put the frame's coordinates into the places of weights and gradients.
 
     Args:
@@ -177,6 +189,7 @@ def enter(weights: Sequence[Weight], blind: bool, tangent: Tangent, found: list[
         blind: whether zero stands for x/q.
         tangent: False leaves the normal part of gradients.
         found: what `leave` needs, and what `Displaced.restore` puts back, is added here.
+        scale: that the optimizer will divide gradients by.
     """
     plain = [weight for weight in weights if not weight.by_formulas]
     seen = _by_kernel(plain) if tangent and blind else {}
@@ -186,32 +199,40 @@ def enter(weights: Sequence[Weight], blind: bool, tangent: Tangent, found: list[
         assert grad is not None  # of the weights that have one
         x = shards.local(p.detach())
         if isinstance(weight.manifold, Polar):
-            found.append(_as_direction(weight, weight.manifold, grad, blind))
+            found.append(_as_direction(weight, weight.manifold, grad, blind, scale))
             continue
         known = seen.get(id(weight))
         frame, g = _by_formulas(weight, grad, tangent) if known is None else known
-        found.append(Displaced(weight, grad, weight.room("start", x).copy_(x), frame, blind))
+        each = Displaced(weight, grad, weight.room("start", x).copy_(x), frame, None)
+        found.append(each)
         p.grad = g
         if blind:
             x.zero_()
-        elif isinstance(frame.scale, Tensor):
+            continue
+        if isinstance(frame.scale, Tensor):
             point = p.detach() if weight.by_formulas else x
             copy_into(point, frame.enter(*promote(point)))
+        each.shown = x.clone()
 
 
-def _as_direction(weight: Weight, polar: Polar, grad: Tensor, blind: bool) -> Displaced:
+def _as_direction(
+    weight: Weight, polar: Polar, grad: Tensor, blind: bool, scale: Tensor | None
+) -> Displaced:
     """Put a weight's directions into its place, and give its gains their values and gradient."""
     x, gain = weight.p.detach(), weight.gain
     assert gain is not None  # of every weight on Polar
     sign = torch.where(gain.detach() < 0, -1.0, 1.0)
     r, u = (sign * part for part in polar.split(x, grad))
+    # The gain has more digits than a weight in half precision, unless that was changed.
+    near = (r - gain.detach()).abs() <= 2 * torch.finfo(x.dtype).eps * r.abs()
+    gain.data.copy_(torch.where(near, gain.detach(), r))
     dr, du = polar.gradients(r, u, *promote(grad))
-    gain.data.copy_(r)
-    gain.grad = dr
+    gain.grad = dr if scale is None else dr / scale
     start = shards.local(x).clone()
     weight.p.grad = memory.laid_out(du.to(grad.dtype), x)
     copy_into(x, torch.zeros_like(x) if blind else u.to(x.dtype))
-    return Displaced(weight, grad, start, Frame(), blind, u)
+    shown = None if blind else shards.local(x).clone()
+    return Displaced(weight, grad, start, Frame(), shown, u)
 
 
 def _by_kernel(weights: Sequence[Weight]) -> dict[int, Seen]:
@@ -298,7 +319,7 @@ def leave(displaced: Sequence[Displaced], how: Lengths, plans: backends.Plans) -
     watched: list[Weight] = []
     for each in displaced:
         each.weight.p.grad = each.grad
-        if each.weight.by_formulas or how != how._replace(length="base", tangent=True, brake=0.0):
+        if each.weight.by_formulas or how != Lengths():
             if _leave_by_formulas(each, how):
                 watched.append(each.weight)
         else:
@@ -330,22 +351,24 @@ def _leave_together(displaced: Sequence[Displaced], plans: backends.Plans) -> li
 def _displacement(each: Displaced) -> Tensor:
     """The displacement of the piece that is here in the frame, in the memory of the weight."""
     p = shards.local(each.weight.p.detach())
-    if each.blind:
+    if each.shown is None:
         return p
     (v,) = promote(p)
-    return v.sub_(each.frame.enter(*promote(each.start)))
+    return v.sub_(each.shown)
 
 
 def _leave_by_formulas(each: Displaced, how: Lengths) -> bool:
     """Retract one weight; return whether a slice is known to be zero."""
     weight, p = each.weight, each.weight.p.detach()
-    v = each.frame.leave(*promote(p.clone()))
+    (v,) = promote(p.clone())
+    if each.shown is not None:
+        v = v - shards.wrapped(each.shown, p)
+    v = each.frame.leave(v)
     x, manifold, geometry = p, weight.manifold, weight.geometry
     start = shards.wrapped(each.start, p)
     if isinstance(manifold, Polar) and each.direction is not None:
         x, manifold = each.direction, Oblique(manifold.dim)
         geometry, start = slice_geometry(manifold), x.clone()
-    v = v - each.decay * start if each.blind else v - start
     copy_into(x, start)
     motion = Motion(x, manifold, geometry)
     if how.tangent is True:
@@ -354,6 +377,8 @@ def _leave_by_formulas(each: Displaced, how: Lengths) -> bool:
         off, size = (settle(torch.linalg.vector_norm(u)) for u in (v - t, v))
         v = torch.where(off <= _ROUNDINGS * torch.finfo(v.dtype).eps * size, v, t)
     v = _with_length(motion.point, v, manifold, weight.group["lr"], how)
+    if not is_zero(each.decay):
+        v = v - each.decay * motion.tangent(motion.point)
     if how.tangent is True:
         motion.move(v)
     else:

@@ -137,7 +137,8 @@ def polar_factor(m: Tensor) -> Tensor:
     """The polar factor U Vᵀ of matrices U Σ Vᵀ, in float32 or float64.
 
     Singular directions with σ ≤ 1e-9 σ₁, or within rounding (ε max(rows, columns) σ₁), are left
-    out: the factor of rounding is arbitrary. On accelerators, where singular values take long, it
+    out: the factor of rounding is arbitrary. Matrices with numbers that are not finite give NaN. On
+    accelerators, where singular values take long, it
     is approximated by five Newton–Schulz steps in bfloat16, as in `torch.optim.Muon`.
 
     Args:
@@ -146,10 +147,12 @@ def polar_factor(m: Tensor) -> Tensor:
     if m.device.type != "cpu":
         return _newton_schulz(m)
     computed = torch.promote_types(m.dtype, torch.float32)
-    u, s, vh = torch.linalg.svd(m.to(computed), full_matrices=False)
+    m = m.to(computed)
+    finite = m.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    u, s, vh = torch.linalg.svd(torch.where(finite, m, 0.0), full_matrices=False)
     cut = max(_CUT, torch.finfo(computed).eps * max(m.shape[-2:]))
     kept = s > cut * s[..., :1]
-    factor: Tensor = (u * kept.unsqueeze(-2)) @ vh
+    factor: Tensor = torch.where(finite, (u * kept.unsqueeze(-2)) @ vh, torch.nan)
     return factor
 
 

@@ -46,6 +46,13 @@ def _tiny(manifold: str, optimizer: str) -> Cell:
     return Cell("tiny", manifold, optimizer, 1)
 
 
+def test_what_is_declared_is_stepped_as_such() -> None:
+    for name, make in benchmarks.steps(Cell("mlp", "oblique rows", "adam", 1)).items():
+        if name.startswith("manifoldnet"):
+            optimizer = make().__self__
+            assert any(weight is not None for weight in optimizer.param_groups[0]["manifolds"])
+
+
 def test_implementations_share_the_memory_of_weights() -> None:
     makers = benchmarks.steps(Cell("mlp", "oblique rows", "momentum", 1))
     addresses = [

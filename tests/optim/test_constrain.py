@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import schedulefree
 import torch
-from cases import MANIFOLDS, each_manifold, over, point, source
+from cases import MANIFOLDS, over, point, source
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -232,7 +232,7 @@ def test_sgd_is_riemannian_sgd_bit_for_bit(manifold: mn.Manifold) -> None:
         assert torch.equal(a, b)
 
 
-@each_manifold
+@over([row for row in MANIFOLDS if not isinstance(row[0], mn.Polar)])
 def test_sgd_is_riemannian_sgd(manifold: mn.Manifold, shape: tuple[int, ...]) -> None:
     ends = []
     for make in (mn.RiemannianSGD, lambda *a, **k: mn.constrain(torch.optim.SGD(*a, **k))):
@@ -347,7 +347,7 @@ def test_a_floor_shortens_the_steps_of_rows_that_hardly_move() -> None:
 def test_the_brake_holds_norms_under_the_scaled_metric() -> None:
     for brake, kept in ((0.0, False), (1.0, True)):
         model = declared(mn.ScaledEuclidean())
-        optimizer = mn.constrain(torch.optim.AdamW(matrices(model), lr=0.1), brake=brake)
+        optimizer = mn.constrain(torch.optim.Adam(matrices(model), lr=0.1), brake=brake)
         norms = model.hidden.weight.detach().norm(dim=1)
         for p in matrices(model):
             p.grad = torch.randn(p.shape, generator=source(3), dtype=p.dtype)
@@ -372,7 +372,7 @@ def test_unprojected_displacements_are_projected_to_the_set() -> None:
 # --- every manifold -------------------------------------------------------------------------------
 
 
-@over([row for row in MANIFOLDS if not isinstance(row[0], mn.Euclidean)])
+@over([row for row in MANIFOLDS if not isinstance(row[0], mn.Euclidean | mn.Polar)])
 @pytest.mark.parametrize("foreach", [None, False])
 def test_weights_stay_on_their_manifolds_and_descend(
     manifold: mn.Manifold, shape: tuple[int, ...], foreach: bool | None
@@ -444,10 +444,7 @@ def test_small_steps_are_not_lost_in_half_precision() -> None:
     module = nn.Module()
     module.weight = weight
     mn.declare(module, "weight", mn.Oblique())
-    seen = []
-    optimizer = torch.optim.SGD([weight], lr=1e-4)
-    mn.constrain(optimizer)
-    optimizer.register_step_post_hook(lambda *_: None)
+    optimizer = mn.constrain(torch.optim.SGD([weight], lr=1e-4))
     g = torch.tensor([[1.0, -1.0, 0.0, 0.0]], dtype=torch.bfloat16)
     weight.grad = g
     constraint = next(iter(optimizer._optimizer_step_pre_hooks.values())).__self__
@@ -660,6 +657,127 @@ def test_it_works_under_compile() -> None:
         assert torch.allclose(a, b, rtol=1e-12)
 
 
+# --- what an optimizer may do ---------------------------------------------------------------------
+
+
+def test_a_loaded_state_brings_new_groups() -> None:
+    """torch puts new groups in place, whose rates schedulers change from then on."""
+    model = declared(mn.Oblique(retraction="geodesic"))
+    optimizer = mn.constrain(torch.optim.SGD(matrices(model), lr=0.1), length="angle")
+    train(model, optimizer, 1)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.param_groups[0]["lr"] = 0.01
+    x = model.hidden.weight.detach().clone()
+    train(model, optimizer, 1)
+    angles = (model.hidden.weight.detach() * x).sum(1).clamp(max=1).acos()
+    assert torch.allclose(angles, torch.full_like(angles, 0.01), rtol=1e-6)
+
+
+class Inherits(torch.optim.SGD):
+    """torch runs the hooks of both classes."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_the_step_of_a_base_class_is_the_same_step() -> None:
+    torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)  # its class has hooks from now on
+    runs = []
+    for cls in (torch.optim.SGD, Inherits):
+        model = declared(mn.ScaledEuclidean())
+        runs.append(train(model, mn.constrain(cls(matrices(model), lr=0.1)), 5))
+    assert torch.allclose(*map(torch.tensor, runs), rtol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_a_fused_step_under_a_scaler(bad: bool) -> None:
+    """It divides gradients itself, and skips itself."""
+    ends = []
+    for scale in (None, 1024.0):
+        model = declared(mn.ScaledEuclidean(), dtype=torch.float32)
+        mn.undeclare(model, "second.weight")
+        mn.declare(model, "second.weight", mn.Polar())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1.0, fused=True)
+        mn.constrain(optimizer, gains=lambda r: torch.optim.SGD(r, lr=0.1))
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        before = weights(model)
+        x, y = batch(0, dtype=torch.float32)
+        scaler.scale(cross_entropy(model(x), y)).backward()
+        if bad and scale:
+            model.hidden.weight.grad[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        ends.append(before if bad and not scale else weights(model))
+    for a, b in zip(*ends, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=0.0 if bad else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", ["base", "angle"])
+@pytest.mark.parametrize("foreach", [None, False])
+def test_without_a_step_weights_stay(dtype: torch.dtype, length: Any, foreach: Any) -> None:
+    """Lion is given x/q, and the displacement from there is zero."""
+    model = declared(mn.ScaledEuclidean(), dtype=dtype)
+    optimizer = Lion(matrices(model), lr=0.1)
+    optimizer.param_groups[0]["foreach"] = foreach
+    mn.constrain(optimizer, length=length)
+    before = weights(model)
+    for p in matrices(model):
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+def test_decay_is_beside_the_angle() -> None:
+    model = declared(mn.ScaledEuclidean())
+    optimizer = torch.optim.AdamW(matrices(model), lr=0.1, weight_decay=0.01)
+    mn.constrain(optimizer, length="angle")
+    before = model.hidden.weight.detach().clone()
+    for p in matrices(model):
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.allclose(model.hidden.weight, before * math.exp(-1e-3), rtol=1e-12)
+
+
+class IgnoresClosure(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        return super().step()
+
+
+def test_a_closure_is_evaluated_before_the_step() -> None:
+    model = declared(mn.Oblique())
+    optimizer = mn.constrain(IgnoresClosure(matrices(model), lr=0.1))
+    before = model.hidden.weight.detach().clone()
+    optimizer.step(lambda: backward(model))
+    mn.verify(model)
+    assert not torch.equal(model.hidden.weight, before)
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_the_first_step_of_a_copy_may_raise(way: Callable[[Any], Any]) -> None:
+    model = declared(mn.ScaledEuclidean())
+    model, optimizer = way((model, mn.constrain(Breaks(matrices(model), lr=0.1))))
+    backward(model)
+    before = [(p.detach().clone(), p.grad) for p in matrices(model)]
+    with pytest.raises(KeyError):
+        optimizer.step()
+    for p, (x, grad) in zip(matrices(model), before, strict=True):
+        assert torch.equal(p, x)
+        assert p.grad is grad
+
+
+def test_steps_go_on_after_a_refused_reshape() -> None:
+    model, other = declared(mn.Oblique()), declared(mn.Oblique())
+    optimizer = mn.constrain(Reshapes(matrices(model), lr=0.1))
+    backward(model)
+    with pytest.raises(RuntimeError, match="shape"):
+        optimizer.step()
+    optimizers = []
+    for m in (model, other):
+        optimizers.append(mn.constrain(torch.optim.SGD(matrices(m), lr=0.1)))
+    assert train(model, optimizers[0], 3) == train(other, optimizers[1], 3)
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -790,7 +908,6 @@ def test_gains_and_directions_step_apart() -> None:
         v = u - 0.1 * r * (g - along * u)
         r, u = r - 0.01 * along, v / v.norm(dim=1, keepdim=True)
         assert torch.allclose(model.hidden.weight, r * u, rtol=1e-12, atol=1e-14)
-    # Some gains have crossed zero, and what Adam kept of directions has not changed its sign.
 
 
 def test_a_gain_that_crosses_zero_carries_its_direction_on() -> None:
@@ -836,6 +953,58 @@ def test_gains_are_part_of_checkpoints_and_copies() -> None:
     copied, third = copy.deepcopy((whole, optimizer))
     runs = [train(*pair, 5) for pair in ((whole, optimizer), (other, again), (copied, third))]
     assert runs[0] == runs[1] == runs[2]
+
+
+def test_gains_without_a_gradient_stand_still() -> None:
+    model = declared(mn.Polar())
+    optimizer = torch.optim.SGD(matrices(model), lr=0.1)
+    mn.constrain(optimizer, gains=lambda r: torch.optim.SGD(r, lr=0.1, momentum=0.9))
+    train(model, optimizer, 2)
+    backward(model)
+    model.second.weight.grad = None
+    before = model.second.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model.second.weight, before)
+
+
+def test_small_steps_of_gains_add_up_in_half_precision() -> None:
+    weight = nn.Parameter(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16))
+    module = nn.Module()
+    module.weight = weight
+    mn.declare(module, "weight", mn.Polar())
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    mn.constrain(optimizer, gains=lambda r: torch.optim.SGD(r, lr=1e-3))
+    for _ in range(200):
+        weight.grad = torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16)
+        optimizer.step()
+    assert float(weight.detach()[0, 0]) == pytest.approx(0.8, abs=1e-2)
+
+
+def test_gains_in_groups_are_all_saved() -> None:
+    model = declared(mn.Polar())
+    optimizer = torch.optim.SGD(matrices(model), lr=0.1)
+    mn.constrain(optimizer, gains=lambda r: torch.optim.SGD([{"params": [p]} for p in r], lr=0.1))
+    train(model, optimizer, 1)
+    assert len(optimizer.state_dict()["gains"]["values"]) == 2
+    mn.declare(nn.Linear(3, 2), "weight", mn.Oblique(), project=True)
+    train(model, optimizer, 1)
+
+
+@pytest.mark.parametrize("polar", [True, False])
+def test_a_checkpoint_without_gains_says_so(polar: bool) -> None:
+    def made(polar: bool) -> Optimizer:
+        model = declared(mn.Polar() if polar else mn.Oblique())
+        gains = _adam(0.1) if polar else None
+        return mn.constrain(torch.optim.SGD(matrices(model), lr=0.1), gains=gains)
+
+    with pytest.warns(UserWarning, match="gains"):
+        made(polar).load_state_dict(made(not polar).state_dict())
+
+
+def test_gains_need_weights() -> None:
+    model = declared(mn.Oblique())
+    with pytest.raises(ValueError, match="gains"):
+        mn.constrain(torch.optim.SGD(matrices(model)), gains=_adam(0.1))
 
 
 def test_gains_need_an_optimizer() -> None:

@@ -50,6 +50,14 @@ def test_directions_of_rounding_are_left_out(dtype: torch.dtype) -> None:
     assert polar_factor(m.bfloat16()).dtype == torch.float32
 
 
+def test_what_is_not_finite_gives_nan() -> None:
+    m = randn(2, 3, 4)
+    m[0, 1, 2] = torch.inf
+    q = polar_factor(m)
+    assert bool(q[0].isnan().all())
+    assert torch.equal(q[1], polar_factor(m[1]))
+
+
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_it_is_torchs_muon_but_for_the_polar_factor(nesterov: bool) -> None:
     start, grads = randn(6, 4), [randn(6, 4, seed=i) for i in (1, 2, 3)]
