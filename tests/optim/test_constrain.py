@@ -430,12 +430,16 @@ def test_gradients_are_laid_out_as_their_weights(foreach: bool | None) -> None:
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 def test_long_runs_do_not_drift(base: str, dtype: torch.dtype, most: float) -> None:
     model = declared(mn.Oblique(), dtype=dtype)
-    optimizer = mn.constrain(BASES[base](model))
-    for i in range(10_000 if base != "Muon" else 2_000):
-        for p in optimizer.param_groups[0]["params"]:
-            p.grad = torch.randn(p.shape, generator=source(i)).to(dtype)
+    p = model.hidden.weight
+    if base == "Muon":
+        optimizer: Optimizer = Muon([p], lr=2e-2)
+    else:
+        optimizer = torch.optim.AdamW([p], lr=1e-2, fused="fused" in base)
+    mn.constrain(optimizer)
+    for i in range(10_000):
+        p.grad = torch.randn(p.shape, generator=source(i)).to(dtype)
         optimizer.step()
-    assert max(mn.violations(model).values()) <= most
+    assert mn.violations(model)["hidden.weight"] <= most
 
 
 def test_small_steps_are_not_lost_in_half_precision() -> None:
