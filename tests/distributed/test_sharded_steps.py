@@ -26,7 +26,8 @@ ALGORITHMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "momentum": (mn.RiemannianSGD, {"momentum": 0.9, "maximize": True}),
     "dampened": (mn.RiemannianSGD, {"momentum": 0.8, "dampening": 0.3}),
     "nesterov": (mn.RiemannianSGD, {"momentum": 0.9, "nesterov": True}),
-    "adam": (mn.RiemannianAdam, {}),
+    # Of whole tensors "rms" makes steps of many turns, in which roundings grow.
+    "adam": (mn.RiemannianAdam, {"slice_scale": "norm"}),
     "amsgrad": (mn.RiemannianAdam, {"amsgrad": True, "slice_scale": "rms"}),
 }
 
