@@ -35,13 +35,13 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from manifoldnet import foreign, registry
-from manifoldnet.geometry import Euclidean, Polar, from_spec
+from manifoldnet.geometry import Polar
 from manifoldnet.optim import backends, displacement, memory
 from manifoldnet.optim.checks import check_number, check_point, users_level
 from manifoldnet.optim.displacement import Displaced, Length, Lengths, Tangent, Weight
+from manifoldnet.optim.groups import Declared, described, spec_of, weight_of
 from manifoldnet.optim.muon import Muon
 from manifoldnet.optim.overflow import alarming, warn_of_norms
-from manifoldnet.optim.step import slice_geometry
 
 __all__ = ["constrain"]
 
@@ -246,24 +246,32 @@ class _Constraint:
             known = self.specs[number] if number < len(self.specs) else []
             own: list[Any] = []
             for place, (name, p) in enumerate(zip(names, group["params"], strict=True)):
-                manifold = registry.manifold_of(p)
+                weight = weight_of(p)
                 label = name or _label(p, f"parameter {place} of group {number}")
-                spec = None if manifold is None else manifold.spec()
+                spec = spec_of(weight)
                 if place < len(known) and known[place] not in (None, spec):
                     raise RuntimeError(
-                        f"{label} was declared on {from_spec(known[place])} when this optimizer "
-                        f"was constrained and is {manifold or 'not declared'} now (undeclared, or "
+                        f"{label} was {described(known[place])} when this optimizer was "
+                        f"constrained and is {described(spec)} now (undeclared, or "
                         "copied without its module?): copy model and optimizer together, or "
                         "constrain a new optimizer after the declarations"
                     )
                 own.append(spec)
-                if manifold is None or isinstance(manifold, Euclidean):
+                if not isinstance(weight, Declared):
                     continue
                 if id(p) in seen:
                     raise ValueError(f"{label} is in this optimizer twice: give it once")
                 seen.add(id(p))
-                records = tuple(declarations for declarations, _ in registry.records(p))
-                found.append(Weight(label, p, manifold, group, slice_geometry(manifold), records))
+                found.append(
+                    Weight(
+                        p,
+                        manifold=weight.manifold,
+                        geometry=weight.geometry,
+                        records=weight.records,
+                        name=label,
+                        group=group,
+                    )
+                )
             specs.append(own)
         if self.how.brake and not any(weight.manifold.scale_invariant for weight in found):
             raise ValueError("brake is for the scaled metric, which no weight here is declared on")
@@ -446,8 +454,7 @@ def _check_options(optimizer: Optimizer, weight: Weight) -> None:
 
 def _check_memory(weight: Weight) -> None:
     """Check the forms of a weight and its gradient; RuntimeError by name if they do not fit."""
-    p, grad = weight.p, weight.p.grad
-    assert grad is not None  # of the weights that have one
+    p, grad = weight.p, weight.grad
     if grad.is_sparse:
         raise RuntimeError(
             f"{weight.name} has a sparse gradient, and a step on {weight.manifold} needs all of a "
@@ -456,3 +463,5 @@ def _check_memory(weight: Weight) -> None:
     if weight.want is None or weight.want.weight != memory.form(p):
         weight.want = memory.expected(p, weight.manifold)
     memory.check(lambda: weight.name, p, grad, {}, weight.want, {}, convert=True)
+    by_kernel = weight.group.get("fused") and backends.has_kernel(p.device)
+    weight.layout = weight.want.layout if by_kernel else None

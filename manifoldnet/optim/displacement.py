@@ -20,15 +20,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from manifoldnet import registry
 from manifoldnet.geometry import Frame, Manifold, Oblique, Polar
 from manifoldnet.geometry.settled import copy_into, laid_out_as, settle
 from manifoldnet.geometry.slices import computed_in, promote
 from manifoldnet.optim import backends, memory, shards
+from manifoldnet.optim.groups import Declared
 from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.step import (
     HyperParameters,
-    SliceGeometry,
     StepInput,
     is_zero,
     slice_geometry,
@@ -43,7 +42,7 @@ Tangent = bool | Literal["gradient"]
 """Whether gradient and displacement are projected to tangent spaces, or the gradient alone."""
 
 Seen = tuple[Frame, Tensor]
-"""A frame and the coordinates of a gradient in it. The frame is only right where it is used."""
+"""A frame and the coordinates of a gradient in it. Steps of the kernel need none: q = 1 there."""
 
 # A step along a given displacement.
 _RETRACT = HyperParameters(1.0, sign=-1.0, displacement=True)
@@ -52,30 +51,20 @@ _ROUNDINGS = 8
 
 
 @dataclass(eq=False)
-class Weight:
-    """A declared weight in a group of an optimizer.
+class Weight(Declared):
+    """A declared weight in a group of an optimizer of torch.
 
     Attributes:
         name: in messages.
-        p: the parameter.
-        manifold: where it lives.
         group: of the optimizer.
-        geometry: of its slices; None for manifolds that only the formulas know.
-        records: of its declaration, which outlive a model that is thrown away while it trains.
-        want: the forms of its gradient, once they were asked for.
         gain: of a weight on `Polar`, the gains of its slices, with signs: a direction is carried
             on through zero, so that what an optimizer keeps of it needs no change of sign.
         space: memory in the form of the weight, or of its piece here, by what it is for. On a
             processor it is kept from step to step: to ask for it anew costs more than the step.
     """
 
-    name: str
-    p: Tensor
-    manifold: Manifold
-    group: dict[str, Any]
-    geometry: SliceGeometry | None
-    records: tuple[registry.Declarations, ...] = ()
-    want: memory.Expected | None = None
+    name: str = field(kw_only=True)
+    group: dict[str, Any] = field(kw_only=True)
     gain: torch.nn.Parameter | None = None
     space: dict[str, Tensor] = field(default_factory=dict)
 
@@ -92,13 +81,6 @@ class Weight:
     def by_formulas(self) -> bool:
         """True for `foreach=False`, and for manifolds whose steps need more than products."""
         return self.geometry is None or self.group.get("foreach") is False
-
-    @property
-    def layout(self) -> backends.Layout | None:
-        """The order of memory, if a kernel is to be used and can be."""
-        if self.want is None or not self.group.get("fused"):
-            return None
-        return self.want.layout if backends.has_kernel(self.p.device) else None
 
     @property
     def is_sphere(self) -> bool:
@@ -195,8 +177,7 @@ def enter(
     seen = _by_kernel(plain) if tangent and blind else {}
     seen |= _by_products([weight for weight in plain if id(weight) not in seen], tangent)
     for weight in weights:
-        p, grad = weight.p, weight.p.grad
-        assert grad is not None  # of the weights that have one
+        p, grad = weight.p, weight.grad
         x = shards.local(p.detach())
         if isinstance(weight.manifold, Polar):
             found.append(_as_direction(weight, weight.manifold, grad, blind, scale))
@@ -249,7 +230,7 @@ def _by_kernel(weights: Sequence[Weight]) -> dict[int, Seen]:
     seen = [weight.room("gradient", x) for weight, x in zip(own, points, strict=True)]
     backends.coordinates(
         points,
-        [memory.laid_out(weight.p.grad, x) for weight, x in zip(own, points, strict=True)],
+        [memory.laid_out(weight.grad, x) for weight, x in zip(own, points, strict=True)],
         [weight.geometry for weight in own],
         layouts,
         seen,
@@ -259,14 +240,13 @@ def _by_kernel(weights: Sequence[Weight]) -> dict[int, Seen]:
 
 def _by_products(weights: Sequence[Weight], tangent: Tangent) -> dict[int, Seen]:
     """Frames and coordinates of gradients from products, which are added up over processes."""
-    works = [_work(weight, weight.p.detach(), weight.p.grad) for weight in weights]
+    works = [_work(weight, weight.p.detach(), weight.grad) for weight in weights]
     names = [
         (("xx", "xg") if tangent else ()) if weight.is_sphere else ("xx",) for weight in weights
     ]
     found = {}
     for weight, gram in zip(weights, backends.products(works, names), strict=True):
-        p, grad = weight.p.detach(), weight.p.grad
-        assert grad is not None  # of the weights that have one
+        p, grad = weight.p.detach(), weight.grad
         x, g = shards.local(p), shards.local(grad, like=p)
         frame, seen = Frame(), g
         if gram is not None and not weight.is_sphere:

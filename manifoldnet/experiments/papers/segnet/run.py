@@ -58,6 +58,7 @@ class Run(training.Run):
             width=config.filters,
             standardize=config.standardize,
             generator=seeded_generator(config.seed, "start"),
+            # torch's types have no overload for both arguments.
         ).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         declare(self.network, config.update)
         self.optimizer = mn.RiemannianSGD(
