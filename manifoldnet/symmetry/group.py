@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import final
 
@@ -91,6 +91,8 @@ class ScalingGroup:
         shapes: shapes of the parameters (and buffers) that they scale.
         buffers: names of the buffers among these.
         report: record of the discovery, if the group was discovered.
+        structure: (name, class) of every module of the model, as `of` records it; empty if unknown.
+            `check_model` compares it.
 
     Raises:
         ValueError: for a slice that its parameter does not have, a generator that is marked as
@@ -101,6 +103,7 @@ class ScalingGroup:
     shapes: Mapping[str, tuple[int, ...]]
     buffers: frozenset[str] = frozenset()
     report: Discovery | None = field(default=None, compare=False)
+    structure: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         named = []
@@ -122,7 +125,8 @@ class ScalingGroup:
         """Group spanned by generators of a model."""
         shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
         buffers = frozenset(name for name, _ in model.named_buffers()) & shapes.keys()
-        return cls(tuple(generators), shapes, buffers)
+        structure = tuple((name, type(m).__qualname__) for name, m in model.named_modules())
+        return cls(tuple(generators), shapes, buffers, structure=structure)
 
     def __hash__(self) -> int:
         return hash(self.generators)
@@ -157,7 +161,7 @@ class ScalingGroup:
     def nontrivial(self) -> ScalingGroup:
         """Subgroup of the non-trivial generators."""
         kept = tuple(g for g in self.generators if not g.trivial)
-        return ScalingGroup(kept, self.shapes, self.buffers, self.report)
+        return replace(self, generators=kept)
 
     def subgroup(self, generators: Iterable[int | Generator]) -> ScalingGroup:
         """Subgroup spanned by some of the generators, given by index in the basis or themselves.
@@ -169,7 +173,7 @@ class ScalingGroup:
         foreign = set(kept) - set(self.generators)
         if foreign:
             raise ValueError(f"{foreign.pop()} is not a generator of this group")
-        return ScalingGroup(kept, self.shapes, self.buffers, self.report)
+        return replace(self, generators=kept)
 
     @property
     def parameters(self) -> tuple[str, ...]:
