@@ -22,16 +22,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
-from types import MethodType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from manifoldnet import foreign, registry
@@ -40,6 +36,7 @@ from manifoldnet.optim import backends, displacement, memory
 from manifoldnet.optim.checks import check_number, check_point, users_level
 from manifoldnet.optim.displacement import Displaced, Length, Lengths, Tangent, Weight
 from manifoldnet.optim.groups import Declared, described, spec_of, weight_of
+from manifoldnet.optim.hooks import StepHooks, hooks_of
 from manifoldnet.optim.muon import Muon
 from manifoldnet.optim.overflow import alarming, warn_of_norms
 
@@ -149,15 +146,12 @@ def constrain(
 
 
 def _constraint(optimizer: Optimizer) -> _Constraint | None:
-    for hook in optimizer._optimizer_step_pre_hooks.values():
-        owner = getattr(hook, "__self__", None)
-        if isinstance(owner, _Constraint):
-            return owner
-    return None
+    found = (each for each in hooks_of(optimizer) if isinstance(each, _Constraint))
+    return next(found, None)
 
 
 @dataclass(eq=False)
-class _Constraint:
+class _Constraint(StepHooks):
     """The two hooks of a constrained optimizer: `before` its step, and `after` it.
 
     Attributes:
@@ -169,7 +163,6 @@ class _Constraint:
         weights: the declared weights of the optimizer.
         displaced: those that it is about to step.
         ids: of the groups and their parameters, and `version` of the registry, at the last look.
-        depth: of steps that call the step of their base class, with its hooks.
         steps: so far.
         warned: what there was a warning of.
         plans: of the backends.
@@ -184,7 +177,6 @@ class _Constraint:
     displaced: list[Displaced] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
     version: int = -1
-    depth: int = 0
     steps: int = 0
     warned: set[tuple[str, type[UserWarning]]] = field(default_factory=set)
     plans: backends.Plans = field(default_factory=backends.Plans)
@@ -195,36 +187,11 @@ class _Constraint:
 
     # --- whose step is whose ------------------------------------------------------------------
 
-    def attach(self, optimizer: Optimizer) -> None:
-        """Hook the constraint to an optimizer, so that its copies have it, too."""
-        if _constraint(optimizer) is None:
-            optimizer.register_step_pre_hook(self.before)
-            optimizer.register_step_post_hook(self.after)
-            # Other hooks see weights on their manifolds.
-            hooks: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict
-            hooks.move_to_end(next(reversed(hooks)), last=False)
+    def attached(self, optimizer: Optimizer) -> None:
+        """Keep gains in checkpoints, and steps of declared weights without a warning."""
         optimizer.register_state_dict_post_hook(self.save_gains)
         optimizer.register_load_state_dict_pre_hook(self.load_gains)
         foreign.accept(optimizer)
-        plain = type(optimizer).__getstate__
-
-        def reduce(protocol: Any) -> Any:
-            state = dict(plain(optimizer))
-            for hooks, hook in (("pre", self.before), ("post", self.after)):
-                state[f"_optimizer_step_{hooks}_hooks"] = OrderedDict({0: hook})
-            return _copied, (type(optimizer), state)
-
-        vars(optimizer)["__reduce_ex__"] = reduce
-        step = optimizer.step
-
-        @wraps(step)
-        def guarded(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return step(*args, **kwargs)
-            finally:
-                self.restore()
-
-        vars(optimizer)["step"] = MethodType(guarded, optimizer)
 
     def look(self, optimizer: Optimizer) -> None:
         """Look up the declared weights of an optimizer.
@@ -335,33 +302,6 @@ class _Constraint:
 
     # --- the hooks ----------------------------------------------------------------------------
 
-    def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        """Put weights and gradients into the frame; after the closure, if there is one."""
-        self.depth += 1
-        if self.depth > 1:  # the step of a base class
-            return None
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self.enter(optimizer)
-            return None
-        with torch.enable_grad():
-            losses = [closure()]
-        self.enter(optimizer)
-
-        def once() -> Any:
-            if not losses:
-                raise RuntimeError(
-                    f"{type(optimizer).__name__} evaluates its closure again within a step, with "
-                    "weights that it has moved: such an optimizer cannot be constrained"
-                )
-            return losses.pop()
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": once}
-        return (args[0], once, *args[2:]), kwargs
-
-    @_disable_dynamo  # as torch's optimizers have it: a graph breaks here
-    @torch.no_grad()
     def enter(self, optimizer: Optimizer) -> None:
         """Put weights and gradients into the frame, once all of them were checked."""
         self.look(optimizer)
@@ -374,17 +314,8 @@ class _Constraint:
         displacement.enter(weights, blind, self.how.tangent, self.displaced, scale)
         self.steps += 1
 
-    @_disable_dynamo
-    @torch.no_grad()
-    def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def leave(self, optimizer: Optimizer) -> None:
         """Retract the weights along their displacements."""
-        self.depth -= 1
-        if self.depth:
-            return
-        overflow = getattr(optimizer, "found_inf", None)  # which a fused step has skipped
-        if overflow is not None and bool(overflow):
-            self.restore()
-            return
         for each in self.displaced:
             if each.weight.p.shape != each.shape:
                 raise RuntimeError(
@@ -410,21 +341,10 @@ class _Constraint:
 
     def restore(self) -> None:
         """Put back what an optimizer has left in the frame, and forget gradients of gains."""
-        self.depth = 0
         for gain in self.gain:
             gain.grad = None
         while self.displaced:
             self.displaced.pop().restore()
-
-
-def _copied(cls: type[Optimizer], state: dict[str, Any]) -> Optimizer:
-    """A copy of a constrained optimizer, with its hooks."""
-    optimizer = cls.__new__(cls)
-    optimizer.__setstate__(state)
-    constraint = _constraint(optimizer)
-    assert constraint is not None  # in the state
-    constraint.attach(optimizer)
-    return optimizer
 
 
 def _is_capturing() -> bool:

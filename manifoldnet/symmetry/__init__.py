@@ -1,6 +1,7 @@
 """Scaling symmetries of a loss: discovery, reparameterization, errors of invariance, rules."""
 
 from manifoldnet.symmetry import invariance_error
+from manifoldnet.symmetry.balance import balance_, balanced
 from manifoldnet.symmetry.comparison import Explanation, explain
 from manifoldnet.symmetry.discovery import (
     Discovery,
@@ -10,6 +11,7 @@ from manifoldnet.symmetry.discovery import (
 )
 from manifoldnet.symmetry.group import Generator, ScalingGroup
 from manifoldnet.symmetry.invariance_error import Deviation
+from manifoldnet.symmetry.make_invariant import make_invariant
 from manifoldnet.symmetry.reparameterize import reparameterize
 from manifoldnet.symmetry.rule import rule
 from manifoldnet.symmetry.scaling import ScalingElement, Slice
@@ -25,9 +27,12 @@ __all__ = [
     "ScalingElement",
     "ScalingGroup",
     "Slice",
+    "balance_",
+    "balanced",
     "discover",
     "explain",
     "invariance_error",
+    "make_invariant",
     "reparameterize",
     "rule",
     "without_eps",

@@ -1,0 +1,284 @@
+"""Any optimizer of torch in the moving frame of a scaling group.
+
+The balanced representative e^{As} w of the weights (`manifoldnet.symmetry.balance`) is the same for
+all parameterizations, and q = e^{−As} is a frame: a positive factor for each number, that a group
+element scales as the weights. A step of a base optimizer B (AdamW, Muon, …) is
+
+    x̂ = w/q,  ĝ = q ∂L/∂w          B sees the balanced weights, and their gradient
+    x̂⁺ = B(x̂, ĝ)                   its own step, with its own state, weight decay included
+    w ← w + q (x̂⁺ − x̂)
+
+As B sees the same numbers from w and from h·w, the run commutes with every group element h,
+whatever B computes. Before each step the frame follows the weights by one sweep over the families
+of generators, which commutes with the group, too: it need not reach the minimum for that.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from manifoldnet.declarations import manifolds
+from manifoldnet.geometry.settled import is_sharded
+from manifoldnet.geometry.slices import promote
+from manifoldnet.optim.checks import users_level
+from manifoldnet.optim.hooks import StepHooks, hooks_of
+from manifoldnet.symmetry.balance import balancing_scales, sweep, weights_of
+from manifoldnet.symmetry.group import ScalingGroup
+from manifoldnet.symmetry.model_check import check_model
+from manifoldnet.symmetry.orbit import Orbit, Powers
+
+__all__ = ["make_invariant"]
+
+_O = TypeVar("_O", bound=Optimizer)
+
+_KEY = "moving_frame"
+
+
+@overload
+def make_invariant(optimizer: _O, model: nn.Module, group: ScalingGroup) -> _O: ...
+
+
+@overload
+def make_invariant(
+    optimizer: Sequence[_O], model: nn.Module, group: ScalingGroup
+) -> Sequence[_O]: ...
+
+
+def make_invariant(
+    optimizer: _O | Sequence[_O], model: nn.Module, group: ScalingGroup
+) -> _O | Sequence[_O]:
+    """Let an optimizer of torch step in the moving frame of a scaling group, by its step hooks.
+
+    Runs from w and from h·w are the same for every element h of the group: losses are equal, and
+    the weights differ by h, up to rounding. Weights keep the parameterization that they have.
+    Class, state, groups and schedulers of the optimizer stay as they are, and so do its steps of weights
+    that the group does not scale. Weight decay, momentum and moments are those of the balanced
+    weights; so is the learning rate, which is to be found anew. A closure is evaluated before the
+    step, once. The frame is in `state_dict()` as "moving_frame".
+
+    Args:
+        optimizer: any instance of `torch.optim.Optimizer`, `manifoldnet.constrain`-ed or not; or
+            several that share the weights of the model, such as Muon and AdamW.
+        model: the model whose weights they step.
+        group: scalings that leave its loss invariant, as of `manifoldnet.symmetry.discover`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        TypeError: if it is no optimizer of torch.
+        ValueError: for a group of another model, or without non-trivial generators; for declared
+            weights that it scales (their manifolds have frames of their own); for trainable weights
+            that it scales and none of the optimizers holds; for sharded weights; for optimizers
+            that have a moving frame already, or move weights several times within a step (LBFGS).
+    """
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    for each in optimizers:
+        _check_optimizer(each)
+    check_model(model, group)
+    orbit = Orbit(group)
+    if not orbit.dimension:
+        raise ValueError("the group has no generator that changes weights: nothing to be done")
+    named = dict(model.named_parameters())
+    parameters = {name: named[name] for name in orbit.dims}
+    _check_declared(model, orbit)
+    _check_held(optimizers, parameters)
+    for name, p in parameters.items():
+        if is_sharded(p):
+            raise ValueError(
+                f"{name} is sharded, and a moving frame takes whole weights: keep it "
+                "replicated, or leave its generators out (group.subgroup)"
+            )
+    weights = weights_of(orbit, model)
+    frame = _Frame(orbit, parameters, balancing_scales(orbit, weights), orbit.targets(weights))
+    for each in optimizers:
+        _Invariance(frame).attach(each)
+    return optimizer
+
+
+@dataclass(eq=False)
+class _Frame:
+    """The moving frame: log-scales s of the generators, carried along with the weights.
+
+    Attributes:
+        orbit: of the group.
+        parameters: that it scales, by name.
+        s: one for each generator.
+        c: targets of the sums over slices.
+    """
+
+    orbit: Orbit
+    parameters: dict[str, nn.Parameter]
+    s: Tensor
+    c: Tensor
+
+    def follow(self) -> dict[str, Tensor]:
+        """Carry the frame along by one sweep; 1/q of all parameters, by name."""
+        logs = self.orbit.logs(self.s)
+        powers = {}
+        for name, p in self.parameters.items():
+            if tuple(p.shape) != self.orbit.shapes[name]:
+                raise RuntimeError(
+                    f"{name} has the shape {tuple(p.shape)} now, and {self.orbit.shapes[name]} in "
+                    "the group: discover the group of the changed model"
+                )
+            (x,) = promote(p.detach())
+            factor = self.orbit.log_factors(name, logs).exp()
+            powers[name] = Powers((x * factor).to(x.dtype), self.orbit.dims[name])
+        added = self.orbit.logs(torch.zeros_like(self.s))
+        self.s = sweep(self.orbit, powers, self.c, self.s, added)
+        logs = {axis: log + added[axis] for axis, log in logs.items()}
+        return {name: self.orbit.log_factors(name, logs).exp() for name in self.parameters}
+
+    def state(self) -> dict[str, Any]:
+        names = [generator.name for generator in self.orbit.generators]
+        return {"log_scales": self.s.clone(), "targets": self.c.clone(), "generators": names}
+
+    def load(self, state: dict[str, Any]) -> None:
+        names = [generator.name for generator in self.orbit.generators]
+        if list(state["generators"]) != names:
+            raise ValueError(
+                f"the checkpoint has a moving frame of {len(state['generators'])} generators, "
+                f"which are not the {len(names)} of this group: it belongs to another model or group"
+            )
+        self.s = state["log_scales"].to(self.s)
+        self.c = state["targets"].to(self.c)
+
+
+class _Shown(NamedTuple):
+    """A parameter that an optimizer sees in the frame: its own values, and what is shown."""
+
+    p: Tensor
+    grad: Tensor
+    start: Tensor
+    shown: Tensor
+    factor: Tensor
+
+
+@dataclass(eq=False)
+class _Invariance(StepHooks):
+    """The hooks of one optimizer in a moving frame."""
+
+    frame: _Frame
+    shown: list[_Shown] = field(default_factory=list)
+
+    def attached(self, optimizer: Optimizer) -> None:
+        """Keep the frame in checkpoints."""
+        optimizer.register_state_dict_post_hook(self.save)
+        optimizer.register_load_state_dict_pre_hook(self.load)
+
+    def save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """Add the frame to a checkpoint."""
+        return state | {_KEY: self.frame.state()}
+
+    def load(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Take the frame from a checkpoint."""
+        if _KEY in state:
+            self.frame.load(state[_KEY])
+        else:
+            warnings.warn(
+                "the checkpoint has no moving frame: this one goes on with the frame of the "
+                "weights that it was made with",
+                UserWarning,
+                stacklevel=users_level(),
+            )
+
+    def enter(self, optimizer: Optimizer) -> None:
+        """Show the optimizer balanced weights, and their gradients."""
+        names = {id(p): name for name, p in self.frame.parameters.items()}
+        stepped = [
+            (names[id(p)], p)
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if id(p) in names and p.grad is not None
+        ]
+        for name, p in stepped:
+            if p.grad.is_sparse:
+                raise RuntimeError(
+                    f"{name} has a sparse gradient, and a moving frame takes dense ones: make the "
+                    "layer with sparse=False, or leave its generators out (group.subgroup)"
+                )
+        factors = self.frame.follow() if stepped else {}
+        for name, p in stepped:
+            x, grad, factor = p.detach(), p.grad, factors[name]
+            start = x.clone()
+            shown = (x * factor).to(x.dtype)
+            self.shown.append(_Shown(p, grad, start, shown, factor))
+            x.copy_(shown)
+            p.grad = (grad / factor).to(grad.dtype)
+
+    def leave(self, optimizer: Optimizer) -> None:
+        """Add the displacements to the weights, in their own parameterization."""
+        for p, grad, start, shown, factor in self.shown:
+            end, before, first = promote(p.detach(), shown, start)
+            p.detach().copy_(first + (end - before) / factor)
+            p.grad = grad
+        self.shown.clear()
+
+    def restore(self) -> None:
+        """Put weights and gradients back as they were."""
+        while self.shown:
+            p, grad, start, _, _ = self.shown.pop()
+            p.detach().copy_(start)
+            p.grad = grad
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            "make_invariant takes a torch.optim.Optimizer, or several, not a "
+            f"{type(optimizer).__name__}"
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "LBFGS moves weights several times within a step: balance the model once instead "
+            "(manifoldnet.symmetry.balance_), and minimize from there"
+        )
+    if any(isinstance(each, _Invariance) for each in hooks_of(optimizer)):
+        raise ValueError(
+            f"this {type(optimizer).__name__} has a moving frame already: make a new optimizer for "
+            "another group"
+        )
+
+
+def _check_declared(model: nn.Module, orbit: Orbit) -> None:
+    """Raise a ValueError for declared weights that the group scales."""
+    declared = manifolds(model)
+    for generator in orbit.generators:
+        for where in generator.exponents:
+            if where.parameter in declared:
+                raise ValueError(
+                    f"{where.parameter} is declared on {declared[where.parameter]}, and "
+                    f"{generator.name} scales it: a weight has its manifold's frame or the moving "
+                    "one. Undeclare it, or leave such generators out: group.subgroup([g for g in "
+                    "group.generators if all(w.parameter != "
+                    f"{where.parameter!r} for w in g.exponents)])"
+                )
+
+
+def _check_held(optimizers: Sequence[Optimizer], parameters: dict[str, nn.Parameter]) -> None:
+    """Raise a ValueError for trainable weights of the group that are held never, or twice."""
+    held: dict[int, int] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                held[id(p)] = held.get(id(p), 0) + 1
+    missing = [n for n, p in parameters.items() if p.requires_grad and id(p) not in held]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing[:5])}{' …' if missing[5:] else ''}: the group scales "
+            f"{'it' if len(missing) == 1 else 'them'}, but the optimizer does not hold "
+            f"{'it' if len(missing) == 1 else 'them'}. Give all optimizers of the model at once, "
+            "make_invariant([muon, adamw], model, group), or freeze what is not trained "
+            "(requires_grad_(False))"
+        )
+    twice = [name for name, p in parameters.items() if held.get(id(p), 0) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is in these optimizers twice: give it once")

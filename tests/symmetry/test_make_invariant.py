@@ -1,0 +1,239 @@
+"""Optimizers in the moving frame: runs commute with the whole group."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import manifoldnet as mn
+from manifoldnet.optim import Muon
+from manifoldnet.symmetry import ScalingGroup, invariance_error, make_invariant, without_eps
+from manifoldnet.testing import assert_trajectory_invariant, elements
+from tests.symmetry.nets import NETS
+
+SCALED = sorted(name for name, make in NETS.items() if make().generators)
+
+
+def split(model: nn.Module) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
+    others = [p for p in model.parameters() if p.ndim <= 1 and p.requires_grad]
+    adamw = [torch.optim.AdamW(others, lr=3e-3)] if others else []
+    return [Muon(matrices, lr=1e-2), *adamw]
+
+
+class Both(torch.optim.Optimizer):
+    """Muon for matrices and AdamW for the rest, stepped together."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([p for o in parts for g in o.param_groups for p in g["params"]], {})
+
+    def step(self, closure=None):
+        for part in self.parts:
+            part.step()
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+FACTORIES = {
+    "sgd": lambda m, g: make_invariant(
+        torch.optim.SGD(trainable(m), lr=1e-2, momentum=0.9, weight_decay=1e-2), m, g
+    ),
+    "adamw": lambda m, g: make_invariant(
+        torch.optim.AdamW(trainable(m), lr=3e-3, weight_decay=0.1), m, g
+    ),
+    "muon": lambda m, g: Both(make_invariant(split(m), m, g)),
+}
+
+
+def prepared(name: str):
+    net = NETS[name]()
+    model = net.model.double()
+    given = net.given.double() if net.given.is_floating_point() else net.given
+    target = net.target
+    if target.is_floating_point():
+        target = target.double()
+    return model, ScalingGroup.of(model, net.generators), net.loss_fn, [(given, target)]
+
+
+@pytest.mark.parametrize("optimizer", FACTORIES)
+@pytest.mark.parametrize("name", SCALED)
+@settings(max_examples=2, deadline=None)
+@given(data=st.data())
+def test_steps_commute_with_the_group(name: str, optimizer: str, data: st.DataObject):
+    model, group, loss_fn, batches = prepared(name)
+    element = data.draw(elements(group, smallest=1e-3, largest=1e3))
+    with without_eps(model):
+        error = invariance_error.trajectory(
+            model, element, loss_fn, batches, lambda m: FACTORIES[optimizer](m, group), steps=8
+        )
+    assert error < 1e-9, error.where
+
+
+LONG = [n for n in ("relu", "arch1_depth_4", "arch2", "arch2_depth_4") if n in NETS]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("optimizer", FACTORIES)
+@pytest.mark.parametrize("name", LONG)
+def test_whole_runs_commute_with_the_group(name: str, optimizer: str):
+    model, group, loss_fn, batches = prepared(name)
+    with without_eps(model):
+        assert_trajectory_invariant(
+            model, group, loss_fn, batches, lambda m: FACTORIES[optimizer](m, group), steps=200
+        )
+
+
+def test_without_the_frame_runs_differ():
+    model, group, loss_fn, batches = prepared("relu")
+    element = group.sample(generator=torch.Generator().manual_seed(0), spread=6.9)
+    error = invariance_error.trajectory(
+        model, element, loss_fn, batches, lambda m: torch.optim.AdamW(m.parameters()), steps=20
+    )
+    assert error > 1e-2
+
+
+def one_step(model: nn.Module, optimizer: torch.optim.Optimizer, batches, loss_fn) -> float:
+    optimizer.zero_grad()
+    loss = loss_fn(model(batches[0][0]), batches[0][1])
+    loss.backward()
+    optimizer.step()
+    return float(loss)
+
+
+def test_a_resumed_run_is_the_same_bit_for_bit():
+    model, group, loss_fn, batches = prepared("arch2")
+    optimizer = make_invariant(torch.optim.AdamW(model.parameters(), lr=1e-2), model, group)
+    for _ in range(5):
+        one_step(model, optimizer, batches, loss_fn)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    losses = [one_step(model, optimizer, batches, loss_fn) for _ in range(5)]
+    again, _, _, _ = prepared("arch2")
+    other = make_invariant(torch.optim.AdamW(again.parameters(), lr=1e-2), again, group)
+    again.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    assert [one_step(again, other, batches, loss_fn) for _ in range(5)] == losses
+
+
+def test_checkpoints_of_another_frame():
+    model, group, _, _ = prepared("relu")
+    optimizer = make_invariant(torch.optim.SGD(model.parameters(), lr=0.1), model, group)
+    with pytest.warns(UserWarning, match="no moving frame"):
+        optimizer.load_state_dict(torch.optim.SGD(model.parameters(), lr=0.1).state_dict())
+    part = make_invariant(torch.optim.SGD(model.parameters(), lr=0.1), model, group.subgroup([0]))
+    with pytest.raises(ValueError, match="another model or group"):
+        part.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_have_the_frame(copied):
+    model, group, loss_fn, batches = prepared("relu")
+    optimizer = make_invariant(torch.optim.AdamW(model.parameters(), lr=1e-2), model, group)
+    twin, other = copied((model, optimizer))
+    for _ in range(3):
+        one_step(model, optimizer, batches, loss_fn)
+        one_step(twin, other, batches, loss_fn)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_gradients_and_weights_are_put_back_when_a_step_fails():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.mul_(3.0)
+            raise RuntimeError("out of luck")
+
+    model, group, loss_fn, batches = prepared("relu")
+    optimizer = make_invariant(Failing(model.parameters(), lr=0.1), model, group)
+    loss_fn(model(batches[0][0]), batches[0][1]).backward()
+    before = [(p.detach().clone(), p.grad.clone()) for p in model.parameters()]
+    with pytest.raises(RuntimeError, match="out of luck"):
+        optimizer.step()
+    names = {"0.weight", "0.bias"}
+    for (name, p), (w, g) in zip(model.named_parameters(), before, strict=True):
+        if name in names:
+            assert torch.equal(p, w)
+            assert torch.equal(p.grad, g)
+
+
+def test_closures_are_evaluated_once():
+    model, group, loss_fn, batches = prepared("relu")
+    optimizer = make_invariant(torch.optim.SGD(model.parameters(), lr=0.1), model, group)
+    calls = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_fn(model(batches[0][0]), batches[0][1])
+        loss.backward()
+        calls.append(float(loss))
+        return loss
+
+    assert float(optimizer.step(closure)) == calls[0]
+    assert len(calls) == 1
+
+
+def test_undeclared_weights_in_the_frame_beside_constrained_ones():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    ).double()
+    group = ScalingGroup.of(model, NETS["three_layers"]().generators[:0])
+    first = [
+        mn.symmetry.Generator(
+            {
+                mn.symmetry.Slice("0.weight", 0, i): 1.0,
+                mn.symmetry.Slice("0.bias", 0, i): 1.0,
+                mn.symmetry.Slice("2.weight", 1, i): -1.0,
+            }
+        )
+        for i in range(4)
+    ]
+    group = ScalingGroup.of(model, first)
+    mn.declare(model, "4.weight", mn.Oblique(), project=True)
+    batches = [(torch.randn(16, 5).double(), torch.randint(3, (16,)))]
+
+    def make(m: nn.Module) -> torch.optim.Optimizer:
+        return make_invariant(mn.constrain(torch.optim.AdamW(m.parameters(), lr=1e-2)), m, group)
+
+    assert_trajectory_invariant(
+        model, group, nn.functional.cross_entropy, batches, make, steps=20, rtol=1e-10
+    )
+    mn.declare(model, "0.weight", mn.Oblique(), project=True)
+    with pytest.raises(ValueError, match=r"0\.weight is declared on Oblique"):
+        make(model)
+
+
+def test_refusals():
+    model, group, _, _ = prepared("relu")
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="Optimizer"):
+        make_invariant(3, model, group)
+    with pytest.raises(ValueError, match="LBFGS"):
+        make_invariant(torch.optim.LBFGS(model.parameters()), model, group)
+    with pytest.raises(ValueError, match="no generator"):
+        make_invariant(sgd, model, ScalingGroup.of(model, []))
+    with pytest.raises(ValueError, match=r"does not hold"):
+        make_invariant(torch.optim.SGD([model[0].weight], lr=0.1), model, group)
+    with pytest.raises(ValueError, match="group"):
+        make_invariant(sgd, nn.Linear(2, 2), group)
+    make_invariant(sgd, model, group)
+    with pytest.raises(ValueError, match="already"):
+        make_invariant(sgd, model, group)
+
+
+def test_float32_and_half_types_train():
+    for dtype in (torch.float32, torch.bfloat16):
+        model, group, loss_fn, batches = prepared("relu")
+        model = model.to(dtype)
+        batch = [(batches[0][0].to(dtype), batches[0][1])]
+        optimizer = make_invariant(torch.optim.AdamW(model.parameters(), lr=1e-2), model, group)
+        losses = [one_step(model, optimizer, batch, loss_fn) for _ in range(50)]
+        assert losses[-1] < losses[0]
