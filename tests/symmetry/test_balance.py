@@ -25,7 +25,7 @@ def group_of(name: str) -> tuple[nn.Module, ScalingGroup]:
 
 def difference(one: nn.Module, other: nn.Module) -> float:
     """Largest difference of two models' weights, relative to the largest weight."""
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return max(float((x - y).abs().max() / x.abs().max().clamp(min=1e-300)) for x, y in pairs)
 
 
