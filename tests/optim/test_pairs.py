@@ -11,6 +11,7 @@ from torch import nn
 
 import manifoldnet as mn
 from manifoldnet.geometry.pair import frame, retract
+from manifoldnet.testing import GeodesicLaws, MetricLaws, PointLaws, RetractionLaws, TransportLaws
 
 LORA = mn.Pair("left.weight", "right.weight")
 
@@ -272,3 +273,12 @@ def test_what_is_no_pair_is_refused():
     base = torch.optim.SGD(mn.param_groups(made(Product, LORA)), lr=0.1)
     with pytest.raises(ValueError, match="angle"):
         mn.constrain(base, length="angle")
+
+
+class TestOneFactorBesideTheOther(
+    PointLaws, MetricLaws, GeodesicLaws, TransportLaws, RetractionLaws
+):
+    """The flat geometry of a factor while its partner is held."""
+
+    manifold = mn.Pair("a", "b", heads=2).factors[0].beside(factors(0)[1])
+    shape = (7, 6)
