@@ -2,6 +2,7 @@
 
 from manifoldnet.symmetry import invariance_error
 from manifoldnet.symmetry.comparison import Explanation, explain
+from manifoldnet.symmetry.conservation import Conserved, DriftLog, conserved, watch
 from manifoldnet.symmetry.discovery import (
     Discovery,
     FalseSymmetryError,
@@ -16,8 +17,10 @@ from manifoldnet.symmetry.scaling import ScalingElement, Slice
 from manifoldnet.symmetry.working_copy import without_eps
 
 __all__ = [
+    "Conserved",
     "Deviation",
     "Discovery",
+    "DriftLog",
     "Explanation",
     "FalseSymmetryError",
     "Generator",
@@ -25,10 +28,12 @@ __all__ = [
     "ScalingElement",
     "ScalingGroup",
     "Slice",
+    "conserved",
     "discover",
     "explain",
     "invariance_error",
     "reparameterize",
     "rule",
+    "watch",
     "without_eps",
 ]
