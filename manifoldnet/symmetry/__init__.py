@@ -4,13 +4,13 @@ from manifoldnet.symmetry import invariance_error
 from manifoldnet.symmetry.comparison import Explanation, explain
 from manifoldnet.symmetry.discovery import (
     Discovery,
-    FalseSymmetryError,
     NoGapError,
     discover,
 )
-from manifoldnet.symmetry.group import Generator, ScalingGroup
+from manifoldnet.symmetry.group import FalseSymmetryError, Generator, ScalingGroup
 from manifoldnet.symmetry.invariance_error import Deviation
 from manifoldnet.symmetry.reparameterize import reparameterize
+from manifoldnet.symmetry.report import Widening
 from manifoldnet.symmetry.rule import rule
 from manifoldnet.symmetry.scaling import ScalingElement, Slice
 from manifoldnet.symmetry.working_copy import without_eps
@@ -25,6 +25,7 @@ __all__ = [
     "ScalingElement",
     "ScalingGroup",
     "Slice",
+    "Widening",
     "discover",
     "explain",
     "invariance_error",
