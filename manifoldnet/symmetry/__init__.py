@@ -5,13 +5,13 @@ from manifoldnet.symmetry.comparison import Explanation, explain
 from manifoldnet.symmetry.conservation import Conserved, DriftLog, conserved, watch
 from manifoldnet.symmetry.discovery import (
     Discovery,
-    FalseSymmetryError,
     NoGapError,
     discover,
 )
-from manifoldnet.symmetry.group import Generator, ScalingGroup
+from manifoldnet.symmetry.group import FalseSymmetryError, Generator, ScalingGroup
 from manifoldnet.symmetry.invariance_error import Deviation
 from manifoldnet.symmetry.reparameterize import reparameterize
+from manifoldnet.symmetry.report import Widening
 from manifoldnet.symmetry.rule import rule
 from manifoldnet.symmetry.scaling import ScalingElement, Slice
 from manifoldnet.symmetry.working_copy import without_eps
@@ -29,6 +29,7 @@ __all__ = [
     "ScalingGroup",
     "Slice",
     "conserved",
+    "Widening",
     "discover",
     "explain",
     "invariance_error",

@@ -20,13 +20,18 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from manifoldnet.symmetry.batches import Batch, cast, collect
-from manifoldnet.symmetry.group import Generator, ScalingGroup, trivial_generators
+from manifoldnet.symmetry.group import (
+    FalseSymmetryError,
+    Generator,
+    ScalingGroup,
+    trivial_generators,
+)
 from manifoldnet.symmetry.linear_system import Layout, LinearSystem
 from manifoldnet.symmetry.losses import LossFunction, RepeatableLoss, frozen_randomness
 from manifoldnet.symmetry.null_space import TrivialGenerator, row_space, sparse_basis
 from manifoldnet.symmetry.report import Discovery
 from manifoldnet.symmetry.scaling import Slice, describe_slices
-from manifoldnet.symmetry.verification import FAINT, FalseSymmetryError, Verifier
+from manifoldnet.symmetry.verification import FAINT, Verifier
 from manifoldnet.symmetry.working_copy import eps_fields, working_copy, working_loss
 
 __all__ = ["Discovery", "FalseSymmetryError", "NoGapError", "discover"]
@@ -204,6 +209,11 @@ def _discover(
         eps=eps,
         eps_kept=keep_eps,
         eps_effect=verifier.eps_effect(group) if eps else verified,
+        unreached_slices=tuple(
+            where
+            for where, rows in zip(layout.slices, system.reached.tolist(), strict=True)
+            if rows == 0
+        ),
     )
     return replace(group, report=report)
 

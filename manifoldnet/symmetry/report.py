@@ -1,4 +1,4 @@
-"""The record of how a scaling group was found, as numbers and as text."""
+"""Records of how a scaling group was found, as numbers and as text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from manifoldnet.symmetry.null_space import Gap
+from manifoldnet.symmetry.scaling import Slice
 
-__all__ = ["Discovery"]
+__all__ = ["Discovery", "Widening"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Discovery:
         gap: gap of the singular values.
         dtype: type that gradients were computed in.
         unreached: slices left out because no gradient reached them, formatted.
+        unreached_slices: the same as slices.
         verified: largest relative change of the loss under random elements.
         spread: largest |ln factor| of one generator in these.
         eps: largest ε of normalization layers.
@@ -41,6 +43,7 @@ class Discovery:
     eps: float
     eps_kept: bool
     eps_effect: float
+    unreached_slices: tuple[Slice, ...] = ()
 
     def __str__(self) -> str:
         each = "minibatch" if self.coupled else "sample"
@@ -65,4 +68,34 @@ class Discovery:
             )
         if self.unreached:
             lines.append("left out, as no gradient reaches them: " + "; ".join(self.unreached))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Widening:
+    """Record of a group that a narrow copy's was written for: `group.report`.
+
+    Attributes:
+        families: number of families of generators.
+        generators: number of non-trivial generators.
+        dtype: type that losses were computed in.
+        verified: largest relative change of the loss under a random element of a family.
+        narrow: record of the narrow copy's group.
+    """
+
+    families: int
+    generators: int
+    dtype: torch.dtype
+    verified: float
+    narrow: Discovery | Widening | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"written from a narrow copy: {self.generators} generators in {self.families} families",
+            f"verified ({str(self.dtype)[6:]}): a random element of each, factors up to e, changes "
+            f"the loss by {self.verified:.1e} relative at most",
+        ]
+        if self.narrow is not None:
+            lines.append("of the narrow copy:")
+            lines += [f"  {line}" for line in str(self.narrow).splitlines()]
         return "\n".join(lines)

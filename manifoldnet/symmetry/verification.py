@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from manifoldnet.symmetry.batches import Batch, cast, count_samples, take
-from manifoldnet.symmetry.group import Generator, ScalingGroup
+from manifoldnet.symmetry.group import FalseSymmetryError, ScalingGroup
 from manifoldnet.symmetry.losses import (
     LossFunction,
     RepeatableLoss,
@@ -32,7 +32,7 @@ from manifoldnet.symmetry.working_copy import (
     working_loss,
 )
 
-__all__ = ["FAINT", "SPREAD", "FalseSymmetryError", "Verifier"]
+__all__ = ["FAINT", "SPREAD", "Verifier"]
 
 SPREAD = 2.0
 """Largest |ln factor| of one generator."""
@@ -53,19 +53,6 @@ _SMALL = 1e-4
 _FAR, _FAR_WITH_EPS = 20, 6
 # Largest change of the loss there, relative to its response.
 _FAR_TOLERANCE = 1e-6
-
-
-class FalseSymmetryError(RuntimeError):
-    """Invariance to first order that a finite element disproves.
-
-    Attributes:
-        generator: the generator that is no symmetry.
-        deviation: relative change of the loss under a finite element of it.
-    """
-
-    def __init__(self, message: str, generator: Generator, deviation: float) -> None:
-        super().__init__(message)
-        self.generator, self.deviation = generator, deviation
 
 
 class Verifier:
