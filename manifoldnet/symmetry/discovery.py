@@ -148,7 +148,7 @@ def discover(
 
 def _discover(
     model: nn.Module,
-    system: LinearSystem,
+    system: LinearSystem[Layout],
     verifier: Verifier,
     on_progress: Callable[[str, int, int], None],
 ) -> ScalingGroup:
@@ -208,7 +208,7 @@ def _discover(
     return replace(group, report=report)
 
 
-def _check_faint(group: ScalingGroup, system: LinearSystem, verifier: Verifier) -> None:
+def _check_faint(group: ScalingGroup, system: LinearSystem[Layout], verifier: Verifier) -> None:
     """Verify generators whose slices have little effect on the loss.
 
     Raises:
@@ -269,7 +269,7 @@ def _names(model: nn.Module, parameters: Iterable[str] | None) -> list[str]:
 
 
 def _collect_rows(
-    system: LinearSystem, known: float, on_progress: Callable[[str, int, int], None]
+    system: LinearSystem[Layout], known: float, on_progress: Callable[[str, int, int], None]
 ) -> tuple[Tensor, int]:
     """Collect rows of M until new ones lie in the span of the earlier ones.
 
@@ -303,7 +303,7 @@ def _collect_rows(
     return rows, count
 
 
-def _unreached(system: LinearSystem) -> tuple[str, ...]:
+def _unreached(system: LinearSystem[Layout]) -> tuple[str, ...]:
     """Slices that no gradient has reached, formatted.
 
     Raises:
@@ -337,7 +337,7 @@ def _classify_columns(rows: Tensor, reached: Tensor, zero: float) -> Tensor:
     return torch.where(reached > 0, torch.where(free, _FREE, _COUPLED), _UNREACHED)
 
 
-def _eps_singular_value(system: LinearSystem) -> float:
+def _eps_singular_value(system: LinearSystem[Layout]) -> float:
     """Largest relative singular value due to ε: one that grows by half or more when ε doubles."""
     fields = eps_fields(system.model)
     state = system.generator.get_state()
