@@ -177,6 +177,20 @@ class LinearColumns:
                 shift[parameter] = t.reshape(shape)
         return LinearGenerator(left, right, shift, name, kind)
 
+    def entries(self, generator: LinearGenerator) -> Tensor:
+        """Columns on which a generator has entries that are not zero."""
+        found = []
+        for name, span in self.spans.items():
+            for part, start in (
+                (generator.left.get(name), span.left),
+                (generator.right.get(name), span.right),
+                (generator.translation.get(name), span.shift),
+            ):
+                if part is not None:
+                    entries = part.diagonal() if start == span.left and span.diagonal else part
+                    found.append(start + entries.flatten().nonzero().flatten())
+        return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
+
     def transpose(self, vectors: Tensor) -> Tensor:
         """Vectors (as rows) with A and B transposed."""
         result = vectors.clone()
