@@ -78,17 +78,32 @@ def split(
     shifts, others = _shifts(layout, vectors, moved, source)
     blocks = []
     for members in _components(layout, others, shifts):
-        blocks.append(_ideal(model, layout, members))
+        block = _ideal(model, layout, members)
+        parts = [members]
+        if block[0].kind == "other" and len(members) > 1:
+            parts = _center_and_rest(layout, members, shifts)
+        blocks += [_ideal(model, layout, each) for each in parts] if len(parts) > 1 else [block]
     blocks = _merged(model, layout, blocks)
     found = [block for block, _ in blocks]
     for kind, part in (("shift", shifts), ("translation", moved)):
         for members in _by_parameters(layout, part):
             name, where = name_shift(model, layout.generator(members[0]), kind)
             generators = [layout.generator(v, kind, name) for v in _symmetrized(layout, members)]
-            found.append(LinearBlock(name, kind, tuple(generators), where))
+            found = _appended(found, LinearBlock(name, kind, tuple(generators), where))
     order = {name: i for i, name in enumerate(layout.shapes)}
     found.sort(key=lambda b: (_RANK.get(b.kind, 0), order[b.generators[0].parameters[0]]))
     return LinearGroup(tuple(found), layout.shapes)
+
+
+def _appended(blocks: list[LinearBlock], new: LinearBlock) -> list[LinearBlock]:
+    """Blocks with a further one, joined with that of the same name if there is one."""
+    for i, block in enumerate(blocks):
+        if (block.name, block.kind) == (new.name, new.kind):
+            joined = LinearBlock(
+                new.name, new.kind, block.generators + new.generators, f"{block.where}, {new.where}"
+            )
+            return [*blocks[:i], joined, *blocks[i + 1 :]]
+    return [*blocks, new]
 
 
 _RANK = {"scaling": 1, "shift": 2, "translation": 3}
@@ -206,25 +221,45 @@ def _independent(candidates: Tensor, most: int) -> Tensor:
 
 def _components(layout: LinearColumns, vectors: Tensor, shifts: Tensor) -> list[Tensor]:
     """Smallest sets of basis vectors such that those of different sets commute modulo shifts."""
-    span = torch.linalg.qr(shifts.mT).Q if len(shifts) else None
-    parent = list(range(len(vectors)))
+    brackets = _brackets(layout, vectors, shifts)
+    sizes = vectors.norm(dim=1)
+    mixed = brackets.norm(dim=2) > _ZERO * sizes[:, None] * sizes
+    found = _connected(mixed | torch.eye(len(vectors), dtype=torch.bool))
+    return [vectors[torch.tensor(each)] for each in found]
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
 
-    norms = vectors.norm(dim=1)
-    for i, one in enumerate(vectors):
-        found = layout.brackets(one, vectors)
-        if span is not None:
-            found = found - (found @ span) @ span.mT
-        for j in (found.norm(dim=1) > _ZERO * norms[i] * norms).nonzero().flatten().tolist():
-            parent[root(j)] = root(i)
-    members: dict[int, list[int]] = {}
-    for i in range(len(vectors)):
-        members.setdefault(root(i), []).append(i)
-    return [vectors[each] for each in members.values()]
+def _brackets(layout: LinearColumns, vectors: Tensor, shifts: Tensor) -> Tensor:
+    """Commutators of all pairs modulo shifts, on the entries that occur."""
+    involved = (vectors != 0).any(dim=0) | (shifts != 0).any(dim=0)
+    span = torch.linalg.qr(shifts.mT).Q
+    found = []
+    for one in vectors:
+        each = layout.brackets(one, vectors)
+        if len(shifts):
+            each = each - (each @ span) @ span.mT
+        involved |= (each.abs() > _ZERO).any(dim=0)
+        found.append(each)
+    if not found:
+        return vectors.new_zeros(0, 0, 0)
+    return torch.stack([each[:, involved] for each in found])
+
+
+def _center_and_rest(layout: LinearColumns, vectors: Tensor, shifts: Tensor) -> list[Tensor]:
+    """Center of an algebra, and its commutators if both together are all of it (modulo shifts)."""
+    brackets = _brackets(layout, vectors, shifts)
+    count = len(vectors)
+    _, singular, right = torch.linalg.svd(brackets.flatten(1).mT, full_matrices=True)
+    rank = int((singular > _ZERO * singular[0].clamp(min=_ZERO)).sum())
+    center = right[rank:] @ vectors
+    every = torch.cat([layout.brackets(one, vectors) for one in vectors])
+    if len(shifts):
+        span = torch.linalg.qr(shifts.mT).Q
+        every = every - (every @ span) @ span.mT
+    _, singular, right = torch.linalg.svd(every, full_matrices=False)
+    derived = right[: int((singular > _ZERO * singular[0].clamp(min=_ZERO)).sum())]
+    if len(center) == 0 or len(derived) == 0 or len(center) + len(derived) != count:
+        return [vectors]
+    return [derived, *(each[None] for each in center)]
 
 
 def _by_parameters(layout: LinearColumns, vectors: Tensor) -> Iterable[Tensor]:
@@ -327,7 +362,7 @@ def classify(factors: Sequence[Factor], dimension: int) -> tuple[str, int | None
     faithful = [f for f in factors if f.faithful]
     if dimension == 1:
         matrices = [f.matrices[0] for f in factors]
-        if all(not bool((m - m.diagonal().diag()).any()) for m in matrices):
+        if all(bool(((m - m.mT).abs() <= _ZERO * m.abs().max()).all()) for m in matrices):
             return "scaling", None
         if all(bool(((m + m.mT).abs() <= _ZERO * m.abs().max()).all()) for m in matrices):
             return "O", 2
