@@ -1,4 +1,4 @@
-"""Scaling symmetries of a loss: discovery, reparameterization, errors of invariance, rules."""
+"""Scaling and linear symmetries of a loss: discovery, errors of invariance, rules."""
 
 from manifoldnet.symmetry import invariance_error
 from manifoldnet.symmetry.comparison import Explanation, explain
@@ -10,6 +10,12 @@ from manifoldnet.symmetry.discovery import (
 )
 from manifoldnet.symmetry.group import FalseSymmetryError, Generator, ScalingGroup
 from manifoldnet.symmetry.invariance_error import Deviation
+from manifoldnet.symmetry.linear import (
+    LinearBlock,
+    LinearElement,
+    LinearGenerator,
+    LinearGroup,
+)
 from manifoldnet.symmetry.reparameterize import reparameterize
 from manifoldnet.symmetry.report import Widening
 from manifoldnet.symmetry.rule import rule
@@ -24,6 +30,10 @@ __all__ = [
     "Explanation",
     "FalseSymmetryError",
     "Generator",
+    "LinearBlock",
+    "LinearElement",
+    "LinearGenerator",
+    "LinearGroup",
     "NoGapError",
     "ScalingElement",
     "ScalingGroup",

@@ -1,4 +1,4 @@
-"""Discovery of all scaling symmetries of a model, from its gradients alone.
+"""Discovery of the symmetries of a model, from its gradients alone.
 
     linear system (one row ⟨wᵢ, ∂L/∂wᵢ⟩ᵢ per sample or minibatch)
       -> null space -> sparse basis -> verification with finite elements -> ScalingGroup
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,12 @@ from manifoldnet.symmetry.group import (
     ScalingGroup,
     trivial_generators,
 )
+from manifoldnet.symmetry.linear import LinearGroup
+from manifoldnet.symmetry.linear_columns import LinearColumns
+from manifoldnet.symmetry.linear_discovery import find_linear_group, linear_columns
 from manifoldnet.symmetry.linear_system import Layout, LinearSystem
 from manifoldnet.symmetry.losses import LossFunction, RepeatableLoss, frozen_randomness
-from manifoldnet.symmetry.null_space import TrivialGenerator, row_space, sparse_basis
+from manifoldnet.symmetry.null_space import NoGapError, TrivialGenerator, row_space, sparse_basis
 from manifoldnet.symmetry.report import Discovery
 from manifoldnet.symmetry.scaling import Slice, describe_slices
 from manifoldnet.symmetry.verification import FAINT, Verifier
@@ -62,8 +66,36 @@ _ADVICE = (
 )
 
 
-class NoGapError(RuntimeError):
-    """Singular values, or responses of the loss, that may or may not be zero: no decision."""
+@overload
+def discover(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Batch],
+    *,
+    kind: Literal["scaling"] = "scaling",
+    parameters: Iterable[str] | None = None,
+    keep_eps: bool = False,
+    minibatch: int | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> ScalingGroup: ...
+
+
+@overload
+def discover(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Batch],
+    *,
+    kind: Literal["linear"],
+    parameters: Iterable[str] | None = None,
+    keep_eps: bool = False,
+    minibatch: int | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> LinearGroup: ...
 
 
 def discover(
@@ -71,25 +103,31 @@ def discover(
     loss_fn: LossFunction,
     batches: Iterable[Batch],
     *,
+    kind: Literal["scaling", "linear"] = "scaling",
     parameters: Iterable[str] | None = None,
     keep_eps: bool = False,
     minibatch: int | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
     on_progress: Callable[[str, int, int], None] | None = None,
-) -> ScalingGroup:
-    """Discover all scalings of rows, columns and entries that leave the loss invariant.
+) -> ScalingGroup | LinearGroup:
+    """Discover all scalings, or all linear maps, of weights that leave the loss invariant.
 
     A copy of the model is evaluated in the model's mode (training or evaluation). Time grows with
-    the cube of the number of slices, memory with its square: some 5000 of them, a residual network
-    of 700,000 weights, take minutes and 1.3 GiB.
+    the cube of the number of unknowns, memory with its square: 5000 slices, a residual network of
+    700,000 weights, take minutes and 1.3 GiB.
+
+    Scalings multiply rows, columns and entries of parameters. Linear maps W ↦ e^A W e^B mix rows
+    (filters, entries) and columns (input channels) of a parameter, and translations W ↦ W + T are
+    looked for with them: `parameter rows² + columns² + numbers` unknowns, at most 8000 in all.
 
     Args:
         model: any differentiable module. Frozen parameters (`requires_grad=False`) are constants.
         loss_fn: `loss_fn(output, target)`, one number, as torch's losses.
         batches: `(input, target)` pairs; the first 64 are used, or what fits into 1 GiB. The input
             goes to the model, a tuple as positional arguments, a dict as keyword arguments.
-        parameters: names of the parameters to scale; by default all that require gradients.
+        kind: "scaling" or "linear".
+        parameters: names of the parameters to move; by default all that require gradients.
         keep_eps: leave ε in normalization layers. With it their symmetries hold approximately, the
             less the smaller the variance of the features. By default it is removed, and the report
             states its effect.
@@ -101,8 +139,8 @@ def discover(
         on_progress: called with (name of the stage, steps done, steps in all).
 
     Returns:
-        The group, with a sparse basis; `group.report` is a `Discovery`. Its dimension is 0 if there
-        is no symmetry.
+        The group; `group.report` tells how it was found. Its dimension is 0 if there is no
+        symmetry. A `ScalingGroup` has a sparse basis, a `LinearGroup` named blocks.
 
     Raises:
         ValueError: if the model has no such parameters, one of them gets no gradient, there are no
@@ -110,10 +148,13 @@ def discover(
             on the model's parameters by another way than its output (a penalty in loss_fn), or is
             not the same twice (noise that torch's default generator does not rule).
         NoGapError: if the singular values have no clear gap, or some that count as zero may not be
-            zero; if the loss hardly depends on the slices of a generator.
+            zero; if the loss hardly depends on the slices of a generator; for linear maps, if some
+            samples break what the others allow (fewer samples than inputs, say).
         FalseSymmetryError: if a symmetry to first order fails for finite elements.
     """
     on_progress = on_progress or (lambda *_: None)
+    if kind not in ("scaling", "linear"):
+        raise ValueError(f"kind is {kind!r}: what is looked for is 'scaling' or 'linear'")
     names = _names(model, parameters)
     if minibatch is not None and minibatch < 1:
         raise ValueError(f"minibatch is {minibatch}: an equation takes one sample or more")
@@ -121,17 +162,11 @@ def discover(
         raise ValueError(f"dtype is {dtype}: gradients are computed in float64 or float32")
     with frozen_randomness(seed):  # a shuffling loader gives the same batches again
         pairs = collect(batches, _BATCHES, _BYTES)
-    layout = Layout({n: tuple(p.shape) for n, p in model.named_parameters() if n in names})
-    slices = layout.slices
-    if len(slices) > _MOST_SLICES:
-        raise ValueError(
-            f"{len(slices)} slices need {8 * len(slices) ** 2 / 2**30:.0f} GiB and more; at most "
-            f"{_MOST_SLICES} are looked at. Use a narrower copy of the model (its symmetries have "
-            "the same form), or name some parameters with parameters=[...]"
-        )
+    layout = linear_columns(model, names) if kind == "linear" else _layout(model, names)
     verifier = Verifier(model, loss_fn, pairs, names, seed, keep_eps)
     if dtype is None:
-        dtype = verifier.dtype if len(slices) <= _FLOAT64_SLICES else torch.float32
+        narrow = kind == "linear" or layout.columns <= _FLOAT64_SLICES
+        dtype = verifier.dtype if narrow else torch.float32
     source = torch.Generator().manual_seed(seed)
     work = working_copy(model, dtype, keep_eps=keep_eps)
     loss = working_loss(loss_fn, dtype, next(model.parameters()).device)
@@ -139,9 +174,15 @@ def discover(
     with suppress(ValueError, RuntimeError):  # without ε, or in another type, there may be no loss
         batch = cast(verifier.batches[0], dtype, next(work.parameters()).device)
         repeatable.append(RepeatableLoss(work, loss, batch))
-    system = LinearSystem(work, loss, pairs, layout, source, minibatch, keep_eps)
+    arguments = (source, minibatch, keep_eps)
+    group: ScalingGroup | LinearGroup
     try:
-        group = _discover(model, system, verifier, on_progress)
+        if isinstance(layout, LinearColumns):
+            linear = LinearSystem(work, loss, pairs, layout, *arguments)
+            group = find_linear_group(model, linear, verifier, on_progress)
+        else:
+            scaling = LinearSystem(work, loss, pairs, layout, *arguments)
+            group = _discover(model, scaling, verifier, on_progress)
     except (NoGapError, FalseSymmetryError):
         for each in repeatable:  # noise in the loss is the cause then, and is reported instead
             each.check()
@@ -151,9 +192,25 @@ def discover(
     return group
 
 
+def _layout(model: nn.Module, names: list[str]) -> Layout:
+    """Slices of some parameters.
+
+    Raises:
+        ValueError: if there are too many.
+    """
+    layout = Layout({n: tuple(p.shape) for n, p in model.named_parameters() if n in names})
+    if layout.columns > _MOST_SLICES:
+        raise ValueError(
+            f"{layout.columns} slices need {8 * layout.columns**2 / 2**30:.0f} GiB and more; at "
+            f"most {_MOST_SLICES} are looked at. Use a narrower copy of the model (its symmetries "
+            "have the same form), or name some parameters with parameters=[...]"
+        )
+    return layout
+
+
 def _discover(
     model: nn.Module,
-    system: LinearSystem,
+    system: LinearSystem[Layout],
     verifier: Verifier,
     on_progress: Callable[[str, int, int], None],
 ) -> ScalingGroup:
@@ -218,7 +275,7 @@ def _discover(
     return replace(group, report=report)
 
 
-def _check_faint(group: ScalingGroup, system: LinearSystem, verifier: Verifier) -> None:
+def _check_faint(group: ScalingGroup, system: LinearSystem[Layout], verifier: Verifier) -> None:
     """Verify generators whose slices have little effect on the loss.
 
     Raises:
@@ -279,7 +336,7 @@ def _names(model: nn.Module, parameters: Iterable[str] | None) -> list[str]:
 
 
 def _collect_rows(
-    system: LinearSystem, known: float, on_progress: Callable[[str, int, int], None]
+    system: LinearSystem[Layout], known: float, on_progress: Callable[[str, int, int], None]
 ) -> tuple[Tensor, int]:
     """Collect rows of M until new ones lie in the span of the earlier ones.
 
@@ -313,7 +370,7 @@ def _collect_rows(
     return rows, count
 
 
-def _unreached(system: LinearSystem) -> tuple[str, ...]:
+def _unreached(system: LinearSystem[Layout]) -> tuple[str, ...]:
     """Slices that no gradient has reached, formatted.
 
     Raises:
@@ -347,7 +404,7 @@ def _classify_columns(rows: Tensor, reached: Tensor, zero: float) -> Tensor:
     return torch.where(reached > 0, torch.where(free, _FREE, _COUPLED), _UNREACHED)
 
 
-def _eps_singular_value(system: LinearSystem) -> float:
+def _eps_singular_value(system: LinearSystem[Layout]) -> float:
     """Largest relative singular value due to ε: one that grows by half or more when ε doubles."""
     fields = eps_fields(system.model)
     state = system.generator.get_state()

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class FalseSymmetryError(RuntimeError):
         deviation: relative change of the loss under a finite element of it.
     """
 
-    def __init__(self, message: str, generator: Generator, deviation: float) -> None:
+    def __init__(self, message: str, generator: Any, deviation: float) -> None:
         super().__init__(message)
         self.generator, self.deviation = generator, deviation
 

@@ -27,7 +27,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-__all__ = ["Gap", "TrivialGenerator", "find_gap", "row_space", "sparse_basis"]
+__all__ = ["Gap", "NoGapError", "TrivialGenerator", "find_gap", "row_space", "sparse_basis"]
 
 # Random bases of columns.
 _ROUNDS = 8
@@ -37,6 +37,10 @@ _DENOMINATOR = 12
 _ZERO_ENTRY = 1e-7
 # Smallest ratio of neighbouring nonzero singular values that is reported as a second gap.
 _SECOND_GAP = 1e3
+
+
+class NoGapError(RuntimeError):
+    """Singular values, or responses of the loss, that may or may not be zero: no decision."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from manifoldnet.symmetry.batches import Batch, cast, count_samples, take
 from manifoldnet.symmetry.group import FalseSymmetryError, ScalingGroup
+from manifoldnet.symmetry.linear import LinearElement
 from manifoldnet.symmetry.losses import (
     LossFunction,
     RepeatableLoss,
@@ -153,7 +154,7 @@ class Verifier:
             on_progress("verifying", i, len(self.weights))
             for batch in self.batches:
                 log_scales = self._log_scales(group, self.spread)
-                change = self._change(self.model, weights, batch, group.element(log_scales))
+                change = self.change(self.model, weights, batch, group.element(log_scales))
                 if not change <= tolerance:
                     raise self._first_violation(weights, batch, group, log_scales, tolerance)
                 worst = max(worst, change)
@@ -191,7 +192,7 @@ class Verifier:
         for direction in (1, -1):
             log_scales = direction * math.log(2) * torch.tensor(powers, dtype=torch.float64)
             for weights in self.weights:
-                change = self._change(
+                change = self.change(
                     self.model, weights, self.batches[0], group.element(log_scales)
                 )
                 if not change <= tolerance:
@@ -205,7 +206,7 @@ class Verifier:
         if group.dimension == 0:
             return 0.0
         element = group.element(self._log_scales(group, _SPREAD_WITH_EPS))
-        return self._change(self.original, self.weights[0], self.batches[0], element)
+        return self.change(self.original, self.weights[0], self.batches[0], element)
 
     def _log_scales(self, group: ScalingGroup, spread: float) -> Tensor:
         """Random log-scales such that the factors of each generator are at most e^spread."""
@@ -213,12 +214,12 @@ class Verifier:
         uniform = 2 * torch.rand(group.dimension, generator=self.source, dtype=torch.float64) - 1
         return spread * uniform / torch.tensor(largest, dtype=torch.float64)
 
-    def _change(
+    def change(
         self,
         model: nn.Module,
         weights: dict[str, Tensor],
         batch: Batch,
-        element: ScalingElement,
+        element: ScalingElement | LinearElement,
     ) -> float:
         """Relative change of the loss under a group element; ∞ if it is not finite afterwards."""
         before = evaluate(model, self.loss_fn, batch, weights)
@@ -247,7 +248,7 @@ class Verifier:
 
         def change(kept: Tensor) -> float:
             element = group.element(torch.where(kept, log_scales, 0.0))
-            return self._change(self.model, weights, batch, element)
+            return self.change(self.model, weights, batch, element)
 
         k = bisect_left(
             range(group.dimension - 1), True, key=lambda i: not change(indices <= i) <= tolerance
