@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from manifoldnet.symmetry.group import ScalingGroup
+from manifoldnet.symmetry.linear import LinearGenerator, LinearGroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,13 +34,6 @@ __all__ = ["Conserved", "DriftLog", "conserved", "watch"]
 
 # Relative size below which entries of generators are rounding.
 _NEGLIGIBLE = 1e-9
-
-
-class _LinearGenerator(Protocol):
-    name: str
-    left: Mapping[str, Tensor]
-    right: Mapping[str, Tensor]
-    translation: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -161,7 +155,7 @@ class Conserved:
         return total
 
 
-def conserved(model: nn.Module, group: ScalingGroup | Any) -> Conserved:
+def conserved(model: nn.Module, group: ScalingGroup | LinearGroup) -> Conserved:
     """Conserved quantities of the gradient flow of a loss with a symmetry group.
 
     Trivial generators, which move no weight, give no law, and buffers do not enter: gradients do
@@ -172,14 +166,20 @@ def conserved(model: nn.Module, group: ScalingGroup | Any) -> Conserved:
 
     Args:
         model: the model of the group, in any state of its training.
-        group: a `ScalingGroup`, or a linear group.
+        group: of `discover`.
 
     Raises:
+        TypeError: for something else than a group.
         ValueError: if the group is of another model: it lacks a parameter, has it in another shape,
             or it is frozen, so that its flow does not move what the law needs moved.
     """
     if isinstance(group, ScalingGroup):
         found = _scaling_laws(group)
+    elif not isinstance(group, LinearGroup):
+        raise TypeError(
+            f"laws come from a ScalingGroup or a LinearGroup, not a {type(group).__name__}: use "
+            "discover"
+        )
     else:
         found = _linear_laws(group.generators, group.shapes)
     _parameters(model, found._shapes)
@@ -213,11 +213,11 @@ def _scaling_laws(group: ScalingGroup) -> Conserved:
 
 
 def _linear_laws(
-    generators: Iterable[_LinearGenerator], shapes: Mapping[str, tuple[int, ...]]
+    generators: Iterable[LinearGenerator], shapes: Mapping[str, tuple[int, ...]]
 ) -> Conserved:
     """Laws of all symmetric generators in a span."""
-    symmetric: list[_LinearGenerator] = []
-    others: list[_LinearGenerator] = []
+    symmetric: list[LinearGenerator] = []
+    others: list[LinearGenerator] = []
     for g in generators:
         matrices = [*g.left.values(), *g.right.values()]
         (symmetric if all(map(_is_symmetric, matrices)) else others).append(g)
@@ -250,13 +250,13 @@ def _is_symmetric(m: Tensor) -> bool:
     return bool(((m - m.mT).abs() <= _NEGLIGIBLE * m.abs().max()).all())
 
 
-def _symmetric_combinations(generators: Sequence[_LinearGenerator]) -> list[tuple[str, _Parts]]:
+def _symmetric_combinations(generators: Sequence[LinearGenerator]) -> list[tuple[str, _Parts]]:
     """Basis of the symmetric combinations of generators that are not symmetric themselves."""
     if len(generators) < 2:
         return []
     keys = dict.fromkeys((d, n) for g in generators for d in (0, 1) for n in _side(g, d))
 
-    def skew(g: _LinearGenerator) -> Tensor:
+    def skew(g: LinearGenerator) -> Tensor:
         parts = []
         for dim, name in keys:
             size = next(len(_side(h, dim)[name]) for h in generators if name in _side(h, dim))
@@ -279,7 +279,7 @@ def _symmetric_combinations(generators: Sequence[_LinearGenerator]) -> list[tupl
     return found
 
 
-def _side(g: _LinearGenerator, dim: int | None) -> Mapping[str, Tensor]:
+def _side(g: LinearGenerator, dim: int | None) -> Mapping[str, Tensor]:
     return g.translation if dim is None else g.right if dim else g.left
 
 

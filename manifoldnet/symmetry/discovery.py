@@ -32,7 +32,16 @@ from manifoldnet.symmetry.linear_columns import LinearColumns
 from manifoldnet.symmetry.linear_discovery import find_linear_group, linear_columns
 from manifoldnet.symmetry.linear_system import Layout, LinearSystem
 from manifoldnet.symmetry.losses import LossFunction, RepeatableLoss, frozen_randomness
-from manifoldnet.symmetry.null_space import NoGapError, TrivialGenerator, row_space, sparse_basis
+from manifoldnet.symmetry.null_space import (
+    ADVICE,
+    FLOOR,
+    NoGapError,
+    TrivialGenerator,
+    check_clear,
+    check_zero,
+    row_space,
+    sparse_basis,
+)
 from manifoldnet.symmetry.report import Discovery
 from manifoldnet.symmetry.scaling import Slice, describe_slices
 from manifoldnet.symmetry.verification import FAINT, Verifier
@@ -46,24 +55,14 @@ _MOST_SLICES = 16_000
 # Number and memory of the batches that are used.
 _BATCHES, _BYTES = 64, 2**30
 
-# Size of a zero singular value after rounding, relative to the largest one.
-_FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6}
 # Relative size of a column of zeros, where the ε of normalization layers has been made small.
 _FLOOR_NORMALIZED = 1e-8
 # Distance of new rows from the span of the earlier ones below which they add nothing to it,
 _KNOWN = {torch.float64: 1e-8, torch.float32: 5e-5}
 # if there are at least so many of them, at several random weights.
 _BLOCK = 160
-# Smallest ratio of singular values that is a gap.
-_CLEAR, _CLEAR_WITH_EPS = 30.0, 10.0
-# A relative singular value above this may be different from zero, whatever the gap.
-_NO_ZERO = {torch.float64: 1e-10, torch.float32: 2e-5}
 # Columns of M without a gradient; zero ones, whose slices are symmetries each; all others.
 _UNREACHED, _FREE, _COUPLED = 0, 1, 2
-_ADVICE = (
-    "Give inputs of ordinary size (mean square 1, say), more samples, or the model and the data in "
-    "float64"
-)
 
 
 @overload
@@ -158,7 +157,7 @@ def discover(
     names = _names(model, parameters)
     if minibatch is not None and minibatch < 1:
         raise ValueError(f"minibatch is {minibatch}: an equation takes one sample or more")
-    if dtype is not None and dtype not in _FLOOR:
+    if dtype is not None and dtype not in FLOOR:
         raise ValueError(f"dtype is {dtype}: gradients are computed in float64 or float32")
     with frozen_randomness(seed):  # a shuffling loader gives the same batches again
         pairs = collect(batches, _BATCHES, _BYTES)
@@ -221,7 +220,7 @@ def _discover(
         FalseSymmetryError: as `discover`.
     """
     layout, keep_eps, dtype = system.layout, system.keep_eps, system.dtype
-    floor = _FLOOR[dtype]
+    floor = FLOOR[dtype]
     if keep_eps:
         floor = max(floor, _eps_singular_value(system))
     rows, count = _collect_rows(system, _KNOWN[dtype], on_progress)
@@ -230,14 +229,7 @@ def _discover(
     zero = 3 * (max(floor, _FLOOR_NORMALIZED) if eps_fields(model) else floor)
     classes = _classify_columns(rows, system.reached, zero)
     gap, singular, space = row_space(rows[:, classes == _COUPLED], floor)
-    if gap.ratio < (_CLEAR_WITH_EPS if keep_eps else _CLEAR):
-        raise NoGapError(
-            f"no clear gap in the singular values: {gap.kept:.1e} and {gap.dropped:.1e} (relative) "
-            f"are next to each other, and {gap.floor:.1e} may come from rounding or ε. Give more "
-            "varied batches"
-            + (", or leave out keep_eps=True" if keep_eps else "")
-            + (", or use dtype=torch.float64" if dtype != torch.float64 else "")
-        )
+    check_clear(gap, dtype, keep_eps)
     tolerance = max(zero, 2 * gap.dropped)
     basis = _basis(layout, singular, space, classes, system.generator, tolerance)
     on_progress("factorizing", 1, 1)
@@ -245,14 +237,7 @@ def _discover(
     verified = verifier.check(group, 100 * floor if keep_eps else 0.0, on_progress)
     if not keep_eps:
         _check_faint(group, system, verifier)
-        if gap.dropped > max(zero, _NO_ZERO[dtype]):
-            raise NoGapError(
-                f"undecided: singular values up to {gap.dropped:.1e} (relative) are far below the "
-                f"others, from {gap.kept:.1e} on, and far above the {gap.floor:.1e} that rounding "
-                "leaves of a zero. They are symmetries but for a small term (activations that are "
-                "all but linear at inputs of this size, a small constant in the model), or none. "
-                + _ADVICE
-            )
+        check_zero(gap, dtype, zero)
     eps = max((value or 0.0 for _, _, value in eps_fields(model)), default=0.0)
     report = Discovery(
         slices=len(layout.slices),
@@ -298,8 +283,7 @@ def _check_faint(group: ScalingGroup, system: LinearSystem[Layout], verifier: Ve
             f"undecided: the loss moves by {responses[first]:.1e} relative when the slices of "
             f"{group.nontrivial.generators[first].name} are changed by as much as they are large, "
             f"and nothing below {verifier.resolution:.0e} is told apart: whether that is a "
-            f"symmetry{f', and {others} more like it,' if others else ''} cannot be seen. "
-            + _ADVICE
+            f"symmetry{f', and {others} more like it,' if others else ''} cannot be seen. " + ADVICE
         )
     verifier.check_faint(group.nontrivial.subgroup(faint), [responses[i] for i in faint])
 

@@ -23,7 +23,7 @@ from manifoldnet.symmetry.linear import LinearGenerator, LinearGroup
 from manifoldnet.symmetry.linear_blocks import split
 from manifoldnet.symmetry.linear_columns import LinearColumns, NullSpace, null_space
 from manifoldnet.symmetry.linear_system import LinearSystem
-from manifoldnet.symmetry.null_space import Gap, NoGapError
+from manifoldnet.symmetry.null_space import ADVICE, FLOOR, NoGapError, check_clear, check_zero
 from manifoldnet.symmetry.report import LinearDiscovery
 from manifoldnet.symmetry.scaling import describe_slices
 from manifoldnet.symmetry.verification import FAINT, Verifier
@@ -36,19 +36,11 @@ _MOST_UNKNOWNS = 8000
 _LEFT_OUT = 6
 # Rows of samples that were left out.
 _HELD_ROWS = 96
-# Smallest ratio of singular values that is a gap.
-_CLEAR, _CLEAR_WITH_EPS = 30.0, 10.0
-_NO_ZERO = {torch.float64: 1e-10, torch.float32: 2e-5}
-_FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6}
 _KNOWN = {torch.float64: 1e-8, torch.float32: 2e-4}
 # Random elements for each weight and batch of the verifier.
 _ELEMENTS = 2
 # Singular values of elements reach from e^-s to e^s.
 _SPREAD, _SPREAD_WITH_EPS = 2.0, 0.5
-_ADVICE = (
-    "Give inputs of ordinary size (mean square 1, say), more samples, or the model and the data in "
-    "float64"
-)
 
 
 def linear_columns(model: nn.Module, names: Sequence[str]) -> LinearColumns:
@@ -103,13 +95,15 @@ def find_linear_group(
     on_progress(title, 0, 1)
     found, held = _determined(system, on_progress)
     unreached = _unreached(layout, system.reached)
-    _check_gap(found.gap, system.dtype, keep_eps)
+    check_clear(found.gap, system.dtype, keep_eps)
+    if not keep_eps:
+        check_zero(found.gap, system.dtype)
     on_progress("splitting", 0, 1)
     basis = torch.linalg.qr(layout.unit[:, None] * found.basis).Q
     group = split(model, layout, basis, found.live, system.generator)
     on_progress("splitting", 1, 1)
     spread = _SPREAD_WITH_EPS if keep_eps else _SPREAD
-    floor = _FLOOR[system.dtype]
+    floor = FLOOR[system.dtype]
     verified = _verify(group, verifier, spread, 100 * floor if keep_eps else 0.0, on_progress)
     if not keep_eps:
         _check_faint(group, system, verifier)
@@ -143,7 +137,7 @@ def _determined(
     Raises:
         NoGapError: if samples that were left out break symmetries of the others.
     """
-    floor, known = _FLOOR[system.dtype], _KNOWN[system.dtype]
+    floor, known = FLOOR[system.dtype], _KNOWN[system.dtype]
     every = system.batches
     most, others, held = _leave_out(every, system)
     if not held:
@@ -218,23 +212,6 @@ def _unreached(layout: LinearColumns, reached: Tensor) -> tuple[str, ...]:
             if indices:
                 formatted.append(describe_slices(name, dim, indices, len(shape)))
     return tuple(formatted)
-
-
-def _check_gap(gap: Gap, dtype: torch.dtype, keep_eps: bool) -> None:
-    if gap.ratio < (_CLEAR_WITH_EPS if keep_eps else _CLEAR):
-        raise NoGapError(
-            f"no clear gap in the singular values: {gap.kept:.1e} and {gap.dropped:.1e} (relative) "
-            f"are next to each other, and {gap.floor:.1e} may come from rounding or ε. Give more "
-            "varied batches" + (", or leave out keep_eps=True" if keep_eps else "")
-        )
-    if not keep_eps and gap.dropped > _NO_ZERO[dtype]:
-        raise NoGapError(
-            f"undecided: singular values up to {gap.dropped:.1e} (relative) are far below the "
-            f"others, from {gap.kept:.1e} on, and far above the {gap.floor:.1e} that rounding "
-            "leaves of a zero. They are symmetries but for a small term (activations that are "
-            "all but linear at inputs of this size, a small constant in the model), or none. "
-            + _ADVICE
-        )
 
 
 # --- verification --------------------------------------------------------------------------------
@@ -341,5 +318,5 @@ def _check_faint(
                 f"undecided: the loss moves by {response:.1e} relative when the weights of "
                 f"{generator.name} are changed by as much as they are large, and nothing below "
                 f"{verifier.resolution:.0e} is told apart: whether that is a symmetry cannot be "
-                "seen. " + _ADVICE
+                "seen. " + ADVICE
             )

@@ -2,14 +2,23 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
 from nets import NETS
 from torch import nn
 
-from manifoldnet.symmetry import Generator, ScalingGroup, Slice, conserved, watch, without_eps
+from manifoldnet.symmetry import (
+    Generator,
+    LinearGenerator,
+    LinearGroup,
+    ScalingGroup,
+    Slice,
+    conserved,
+    discover,
+    watch,
+    without_eps,
+)
 from manifoldnet.symmetry.batches import cast
 
 # --- the laws -----------------------------------------------------------------------------------
@@ -121,15 +130,8 @@ class Factors(nn.Module):
         return x @ (self.u @ self.v.mT).mT
 
 
-def field(name="", left=None, right=None, translation=None):
-    return SimpleNamespace(
-        name=name, left=left or {}, right=right or {}, translation=translation or {}
-    )
-
-
-def linear_group(model, generators):
-    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    return SimpleNamespace(generators=generators, shapes=shapes)
+def field(name="", **sides):
+    return LinearGenerator(**sides, name=name)
 
 
 def gl(r):
@@ -143,16 +145,39 @@ def test_counts_of_two_linear_layers(n, m, r):
     # [marcotte2023abide]: with (U; V) of full rank, UᵀU − VᵀV gives r(r+1)/2 independent laws where
     # n + m ≥ r, and (n+m) r − (n+m)(n+m−1)/2 otherwise.
     model = Factors(n, m, r)
-    laws = conserved(model, linear_group(model, gl(r)))
+    laws = conserved(model, LinearGroup.of(model, gl(r)))
     rows = n + m
     expected = r * (r + 1) // 2 if rows >= r else rows * r - rows * (rows - 1) // 2
     assert laws.rank(model) == expected
     assert len(laws) == r * (r + 1) // 2
 
 
+def test_laws_of_a_discovered_linear_group():
+    model = nn.Sequential(nn.Linear(5, 3, bias=False), nn.Linear(3, 2, bias=False)).double()
+    batches = [(torch.randn(64, 5).double(), torch.randn(64, 2).double())]
+    group = discover(model, nn.functional.mse_loss, batches, kind="linear")
+    laws = conserved(model, group)
+    assert laws.rank(model) == len(laws) == 6  # UᵀU − VᵀV, with three hidden units
+    lost = []
+    for lr in (1e-2, 1e-3):
+        trained = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(trained.parameters(), lr=lr)
+        for _ in range(round(1 / lr)):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(trained(batches[0][0]), batches[0][1]).backward()
+            optimizer.step()
+        lost.append(float((laws.values(trained) - laws.values(model)).norm()))
+    assert 0.05 < lost[1] / lost[0] < 0.2
+
+
+def test_something_else_than_a_group():
+    with pytest.raises(TypeError, match="not a list"):
+        conserved(nn.Linear(2, 2), [])
+
+
 def test_values_of_two_linear_layers():
     model = Factors(4, 3, 2)
-    laws = conserved(model, linear_group(model, gl(2)))
+    laws = conserved(model, LinearGroup.of(model, gl(2)))
     u, v = model.u.detach().double(), model.v.detach().double()
     invariant = (u.mT @ u - v.mT @ v)[[0, 0, 1], [0, 1, 1]]
     values = laws.values(model)
@@ -166,13 +191,13 @@ def test_rotations_and_fields_that_move_nothing_give_no_law():
     turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
     rotation = field(right={"u": turn, "v": turn})
     trivial = field(left={"u": torch.eye(3)}, right={"u": -torch.eye(2)})
-    assert len(conserved(model, linear_group(model, [rotation, trivial]))) == 0
+    assert len(conserved(model, LinearGroup.of(model, [rotation, trivial]))) == 0
 
 
 def test_translations_give_sums():
     model = nn.Sequential(nn.Linear(3, 4)).double()
     shifts = [field("shift of the bias", translation={"0.bias": torch.ones(4)})]
-    laws = conserved(model, linear_group(model, shifts))
+    laws = conserved(model, LinearGroup.of(model, shifts))
     torch.testing.assert_close(laws.values(model)[0], model[0].bias.detach().sum())
     x, y = torch.randn(16, 3).double(), torch.randint(4, (16,))
     log = watch(torch.optim.SGD(model.parameters(), lr=1.0), model, laws)
