@@ -1,6 +1,7 @@
 """Declarations: weights of a model on manifolds.
 
     declare(layer, "weight", Oblique(), project=True)     one weight of a layer
+    declare(block, Pair("q.weight", "k.weight"))          two that act by their product alone
     declare_all(model, rules.unit_norm("head"))           a whole network, by a rule
     declare_all(model, {"blocks.*.q.weight": Oblique()})  … or by patterns of names
     layer.weight = ManifoldParameter(data, Oblique())     a new weight
@@ -20,7 +21,8 @@ import inspect
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +35,8 @@ from manifoldnet.geometry import (
     Euclidean,
     Manifold,
     NotOnManifoldError,
+    Pair,
+    PairFactor,
     Slices,
     from_geoopt,
     from_spec,
@@ -76,32 +80,86 @@ parameter)`, which gives the reason of its answer for the report.
 """
 
 
-def declare(module: nn.Module, name: str, manifold: Manifold, project: bool = False) -> None:
-    """Declare that an existing parameter of a module lies on a manifold.
+def declare(
+    module: nn.Module,
+    name: str | Pair,
+    manifold: Manifold | None = None,
+    project: bool = False,
+) -> None:
+    """Declare that an existing parameter of a module lies on a manifold, or two are a pair.
 
     The tensor keeps its identity: optimizers, ties and hooks that hold it stay valid.
 
     Args:
         module: the module, or a model that contains it.
-        name: the parameter's name in `module`; dotted for one of its submodules.
-        manifold: one of this library or of geoopt.
+        name: the parameter's name in `module`; dotted for one of its submodules. Or a `Pair`, which
+            has the names of two.
+        manifold: one of this library or of geoopt; none for a pair.
         project: put the values on the manifold first.
 
     Raises:
-        TypeError: if `module` is no module, or `name` no string.
+        TypeError: if `module` is no module, or `name` no string and no pair; if a manifold is
+            missing, or given with a pair.
         ValueError: if there is no such parameter, its order or type does not fit, its values are
             off the manifold and `project` is False, a slice is zero or not finite, or the tensor
             is declared already, here or under another name, on a different manifold. Nothing
             is changed then.
     """
+    if isinstance(name, Pair):
+        if manifold is not None:
+            raise TypeError(
+                f"{name} has a metric of its own, and each parameter one manifold: leave "
+                f"{manifold} out"
+            )
+        _declare(module, _factors(module, name), project, [(0, 1)])
+        return
     owner, local = _find(module, name)
+    if manifold is None:
+        raise TypeError(f"a manifold for {name} is missing, such as manifoldnet.Oblique()")
+    if isinstance(manifold, PairFactor):
+        raise TypeError(f"{name} is to be a factor without a partner: declare a Pair of names")
     _declare(module, [(name, owner, local, from_geoopt(manifold))], project)
+
+
+def _factors(module: nn.Module, pair: Pair) -> list[tuple[str, nn.Module, str, Manifold]]:
+    """The declarations that a pair stands for, once the parameters fit together."""
+    plan: list[tuple[str, nn.Module, str, Manifold]] = []
+    tensors = []
+    for name, factor in zip((pair.left, pair.right), pair.factors, strict=True):
+        owner, local = _find(module, name)
+        tensor = owner._parameters[local]
+        assert tensor is not None  # it was found
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name} has no shape yet (a lazy module): run the model once, then declare it"
+            )
+        factor.assert_check_point(tensor, name=name)
+        plan.append((name, owner, local, factor))
+        tensors.append(tensor)
+    left, right = tensors
+    if left is right:
+        raise ValueError(
+            f"{pair.left} and {pair.right} are one tensor (tied): a pair is of two; nothing was "
+            "declared"
+        )
+    reason = pair.misfit(left, right)
+    if reason is not None:
+        raise ValueError(f"{pair.left} and {pair.right} {reason}; nothing was declared")
+    for name, tensor, other in ((pair.left, left, right), (pair.right, right, left)):
+        partner = registry.partner_of(tensor)
+        if partner is not None and partner is not other:
+            raise ValueError(
+                f"{name} is a factor of another pair already, and has one partner: undeclare that "
+                "first; nothing was declared"
+            )
+    return plan
 
 
 def undeclare(module: nn.Module, name: str) -> None:
     """Remove a declaration; the tensor keeps its values and its identity.
 
-    A tied tensor is undeclared under all of its names, whichever is given.
+    A tied tensor is undeclared under all of its names, whichever is given, and a pair as a whole by
+    the name of either factor.
 
     Raises:
         TypeError: if `module` is no module, or `name` no string.
@@ -318,6 +376,11 @@ def _matched(
                 f"a pattern is a string such as 'blocks.*.q.weight', not {pattern!r}; nothing was "
                 "declared"
             )
+        if isinstance(given, Pair) or _is_pair_spec(given):
+            raise TypeError(
+                f"{pattern}: a pair is declared by manifoldnet.declare(module, pair), and a "
+                "description with pairs by manifoldnet.declare_from; nothing was declared"
+            )
         try:
             manifold = from_spec(given) if isinstance(given, Mapping) else from_geoopt(given)
         except (ValueError, TypeError, KeyError) as error:
@@ -404,9 +467,15 @@ def _find(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _declare(
-    model: nn.Module, plan: list[tuple[str, nn.Module, str, Manifold]], project: bool
+    model: nn.Module,
+    plan: list[tuple[str, nn.Module, str, Manifold]],
+    project: bool,
+    paired: Sequence[tuple[int, int]] = (),
 ) -> None:
-    """Check everything first, then write: values, then the registry, under all tied names."""
+    """Check everything first, then write: values, then the registry, under all tied names.
+
+    `paired` has the places in the plan of the factors of each pair.
+    """
     # A weight that cannot be tied has no other names, for which to search the model.
     alone = len(plan) == 1 and not registry.is_shared(plan[0][1]._parameters, plan[0][2])
     planned: dict[int, tuple[str, Manifold]] = {}
@@ -450,6 +519,16 @@ def _declare(
                 Declarations.set(
                     module, local, manifold, parameter, label=label if "." in label else None
                 )
+    for places in paired:
+        for here, there in (places, places[::-1]):
+            (_, owner, local, _), (_, partners_owner, its_local, _) = plan[here], plan[there]
+            partner = Declarations.of(partners_owner)
+            assert partner is not None  # written above
+            tensor = owner._parameters[local]
+            for module in model.modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is tensor:
+                        Declarations.pair(module, name, (partner, its_local))
 
 
 def _of_padding(owner: nn.Module, local: str, error: NotOnManifoldError) -> str:
@@ -540,10 +619,35 @@ def spec(model: nn.Module) -> dict[str, Spec]:
         RuntimeError: if a declared parameter is gone from its module.
     """
     declared = manifolds(model)
+    plain = dict(zip(declared, registry.unwrapped(declared), strict=True))
+    pairs = {plain[name]: pair for name, pair in _pairs(model, plain).items()}
     return {
-        name: manifold.spec()
-        for name, manifold in zip(registry.unwrapped(declared), declared.values(), strict=True)
+        plain[name]: pairs[plain[name]].spec() if plain[name] in pairs else manifold.spec()
+        for name, manifold in declared.items()
     }
+
+
+def _pairs(model: nn.Module, called: Mapping[str, str]) -> dict[str, Pair]:
+    """The pair of each of its factors by qualified name, with names as they are `called`."""
+    declared = declared_parameters(model)
+    names = {id(p): name for name, (p, _) in declared.items()}
+    found: dict[str, Pair] = {}
+    for name, (p, factor) in declared.items():
+        if not isinstance(factor, PairFactor) or name in found:
+            continue
+        partner = registry.partner_of(p)
+        other = names.get(id(partner))
+        if other is None:
+            raise RuntimeError(
+                f"{name} is a factor of a pair, and its partner is not in this model (a part of "
+                "the model, or copied without it?): describe the whole model, or undeclare it"
+            )
+        beside = declared[other][1]
+        assert isinstance(beside, PairFactor)  # declared with this one
+        shared = factor.dim, beside.dim
+        pair = Pair(called[name], called[other], heads=factor.heads, shared=shared)
+        found[name] = found[other] = pair
+    return found
 
 
 def declare_from(
@@ -576,17 +680,37 @@ def declare_from(
             f"{type(model).__name__} has no {', '.join(unknown)}: the declarations are of another "
             "model; nothing was declared"
         )
-    plan = []
+    plan: list[tuple[str, nn.Module, str, Manifold]] = []
+    paired: list[tuple[int, int]] = []
     for given, description in spec.items():
         try:
-            manifold = from_spec(description)
+            described = _described(description)
+            if isinstance(described, Pair):
+                if given not in (described.left, described.right):
+                    raise ValueError(f"it is no factor of {described}")
+                left, right = (known[name] for name in (described.left, described.right))
+                if all(known[given] != name for name, *_ in plan):
+                    paired.append((len(plan), len(plan) + 1))
+                    plan += _factors(model, replace(described, left=left, right=right))
+                continue
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{given}: {error}") from error
         owner, local = _find(model, known[given])
-        plan.append((known[given], owner, local, manifold))
+        plan.append((known[given], owner, local, described))
     if plan:
-        _declare(model, plan, project)
+        _declare(model, plan, project, paired)
     return {name: manifold for name, _, _, manifold in plan}
+
+
+def _is_pair_spec(description: object) -> bool:
+    return isinstance(description, Mapping) and description.get("manifold") == "Pair"
+
+
+def _described(description: Spec) -> Manifold | Pair:
+    """The manifold or the pair that a description is of."""
+    if _is_pair_spec(description):
+        return Pair.from_spec(description)
+    return from_spec(description)
 
 
 def load_state_dict(

@@ -49,6 +49,7 @@ __all__ = [
     "is_geoopt",
     "is_shared",
     "manifold_of",
+    "partner_of",
     "qualified",
     "records",
     "refresh",
@@ -132,11 +133,12 @@ class Declarations:
     manifolds: dict[str, Manifold]
     inherited: set[str]  # by assigning a tensor that was declared elsewhere
     labels: dict[str, str]  # the parameter's name in messages
+    partners: dict[str, tuple[Declarations, str]]  # the other factor of a pair
     parameters: dict[str, nn.Parameter | None]
     _record: _Record
 
     def __init__(self, parameters: dict[str, nn.Parameter | None]) -> None:
-        self.manifolds, self.inherited, self.labels = {}, set(), {}
+        self.manifolds, self.inherited, self.labels, self.partners = {}, set(), {}, {}
         self.parameters = parameters
         self._enter()
 
@@ -158,6 +160,7 @@ class Declarations:
         # Models that were pickled by an earlier version.
         self.__dict__.setdefault("inherited", self.__dict__.pop("borrowed", set()))
         self.__dict__.setdefault("labels", {})
+        self.__dict__.setdefault("partners", {})
         self._enter()
         self.refresh()
         install_hook()
@@ -202,16 +205,35 @@ class Declarations:
             _note_change(id(tensor))
         install_hook()
 
+    @staticmethod
+    def pair(module: nn.Module, name: str, partner: tuple[Declarations, str]) -> None:
+        """Record the other factor of a declared factor of a pair.
+
+        Args:
+            module: the module of the factor.
+            name: its name there.
+            partner: the record of the other one, and its name there.
+        """
+        declarations = Declarations.of(module)
+        assert declarations is not None  # it was declared before
+        with _lock:
+            declarations.partners[name] = partner
+            tensor = declarations.parameters.get(name)
+            _note_change(None if tensor is None else id(tensor))
+
     def remove(self, name: str) -> None:
-        """Remove the declaration of `name`."""
+        """Remove the declaration of `name`; of both factors, if it is one of a pair."""
         with _lock:
             if self.manifolds.pop(name, None) is None:
                 return
             self.inherited.discard(name)
             self.labels.pop(name, None)
+            partner = self.partners.pop(name, None)
             tensor = self.parameters.get(name)
             _note_change(self._record.ids.get(name), None if tensor is None else id(tensor))
             self.track(name, None)
+        if partner is not None:
+            partner[0].remove(partner[1])
 
     def track(self, name: str, tensor: Tensor | None) -> None:
         """Index the tensor registered under `name`, in place of an older one."""
@@ -283,6 +305,8 @@ def _on_registration(module: nn.Module, name: str, parameter: nn.Parameter | Non
             )
         label = declarations.labels.get(other)
         Declarations.set(module, name, manifold, parameter, inherited=True, label=label)
+        if (partner := declarations.partners.get(other)) is not None:
+            Declarations.pair(module, name, partner)
         return
     if is_geoopt(parameter, "tensor", "ManifoldTensor"):
         manifold = from_geoopt(parameter.manifold)  # type: ignore[attr-defined]
@@ -362,6 +386,16 @@ def manifold_of(tensor: Tensor) -> Manifold | None:
         return found.manifold
     if is_geoopt(tensor, "tensor", "ManifoldTensor"):
         return from_geoopt(tensor.manifold)  # type: ignore[attr-defined]
+    return None
+
+
+def partner_of(tensor: Tensor) -> Tensor | None:
+    """The other factor of a pair, as its module has it now; None if there is none."""
+    for declarations, name in records(tensor):
+        if (partner := declarations.partners.get(name)) is not None:
+            other, its_name = partner
+            if its_name in other.manifolds:
+                return other.parameters.get(its_name)
     return None
 
 

@@ -43,6 +43,7 @@ ALLOWED = {
     "geometry.geoopt_manifold": {"torch", "geoopt"},
     "geometry.geoopt_view": {"torch", "geoopt"},
     "manifold_parameter": {"torch", "geoopt"},
+    "symmetry.conservation": LIGHT | {"matplotlib"},  # to plot, when asked
     "testing": LIGHT | {"hypothesis"},
     "interop": LIGHT | {"geoopt", "pymanopt"},
     "experiments": LIGHT

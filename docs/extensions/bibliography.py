@@ -21,8 +21,16 @@ CITATION = r"\[([a-z]+\d{4}[a-z0-9]+)\](?![(\[])"
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
-    """The entries of a .bib file by key, each field on one line."""
-    entries = ENTRY.finditer(path.read_text(encoding="utf-8"))
+    """The entries of a .bib file by key, each field on one line.
+
+    Raises:
+        ValueError: if an entry is not closed, so that it would take in the next one.
+    """
+    text = path.read_text(encoding="utf-8")
+    entries = list(ENTRY.finditer(text))
+    for entry in entries:
+        if "@" in entry["fields"]:
+            raise ValueError(f"{path.name}: the entry {entry['key']} is not closed")
     return {entry["key"]: dict(FIELD.findall(entry["fields"])) for entry in entries}
 
 

@@ -19,6 +19,7 @@ def _symmetries(arguments: argparse.Namespace) -> None:
     with StatusLine(enabled=not arguments.quiet) as status:
         found = find_symmetries(
             arguments.target,
+            kind=arguments.kind,
             classifier=arguments.classifier,
             keep_eps=arguments.keep_eps,
             seed=arguments.seed,
@@ -29,7 +30,7 @@ def _symmetries(arguments: argparse.Namespace) -> None:
 
 def add_symmetries(commands: Any) -> None:
     """Add the command."""
-    summary = "find the scaling symmetries of a model, and which updates respect them"
+    summary = "find the symmetries of a model, and which updates respect them"
     command = commands.add_parser(
         "symmetries",
         help=summary,
@@ -41,6 +42,13 @@ def add_symmetries(commands: Any) -> None:
     command.set_defaults(run=_symmetries)
     command.add_argument(
         "target", metavar="module:factory", help="or file.py:factory; the function is called"
+    )
+    command.add_argument(
+        "--kind",
+        choices=("scaling", "linear"),
+        default="scaling",
+        help="scalings of rows and columns, or all linear maps and translations, in named blocks "
+        "(%(default)s)",
     )
     command.add_argument(
         "--classifier",

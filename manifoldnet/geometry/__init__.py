@@ -19,6 +19,7 @@ from manifoldnet.geometry.manifold import (
     resolve_retraction,
 )
 from manifoldnet.geometry.oblique import Normalization, Oblique, Sphere, SphereGeodesics
+from manifoldnet.geometry.pair import FactorFrame, FactorMetric, Pair, PairFactor, PairFactorBeside
 from manifoldnet.geometry.parts import Frame, Geodesics, Metric, Projection
 from manifoldnet.geometry.polar import Polar, PolarGeodesics, PolarMetric
 from manifoldnet.geometry.product import Product
@@ -46,6 +47,8 @@ __all__ = [
     "CylinderGeodesics",
     "Euclidean",
     "EuclideanMetric",
+    "FactorFrame",
+    "FactorMetric",
     "FlatGeodesics",
     "Frame",
     "Geodesic",
@@ -60,6 +63,9 @@ __all__ = [
     "NotOnManifoldError",
     "NotTangentError",
     "Oblique",
+    "Pair",
+    "PairFactor",
+    "PairFactorBeside",
     "Polar",
     "PolarFactor",
     "PolarGeodesics",

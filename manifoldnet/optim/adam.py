@@ -33,7 +33,7 @@ from manifoldnet.optim.base import RiemannianOptimizer
 from manifoldnet.optim.checks import as_number, check_number
 from manifoldnet.optim.groups import Declared, PlainCall
 from manifoldnet.optim.memory import Entry, scalar_dtype
-from manifoldnet.optim.motion import Motion
+from manifoldnet.optim.pairs import AnyMotion
 from manifoldnet.optim.step import HyperParameters, StepInput, Unbias, slice_geometry
 
 __all__ = ["RiemannianAdam"]
@@ -204,7 +204,7 @@ class RiemannianAdam(RiemannianOptimizer):
         )
 
     def _step_reference(
-        self, group: dict[str, Any], motion: Motion, grad: Tensor, state: dict[str, Any]
+        self, group: dict[str, Any], motion: AnyMotion, grad: Tensor, state: dict[str, Any]
     ) -> None:
         if not state:
             _begin(state, motion.point, motion.manifold, group["amsgrad"], group["capturable"])
@@ -321,7 +321,7 @@ def _unbias(step: Tensor, betas: Betas, capturable: bool) -> Unbias:
 
 
 def _single_tensor_adam(
-    motion: Motion,
+    motion: AnyMotion,
     grad: Tensor,
     state: dict[str, Any],
     *,

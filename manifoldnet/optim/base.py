@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from manifoldnet import registry
-from manifoldnet.geometry import Manifold, slices
-from manifoldnet.optim import backends, checkpoint, memory, shards
+from manifoldnet.geometry import Manifold, PairFactor, slices
+from manifoldnet.optim import backends, checkpoint, memory, pairs, shards
 from manifoldnet.optim.backends import compiled
 from manifoldnet.optim.checks import (
     check_point,
@@ -51,6 +51,7 @@ from manifoldnet.optim.overflow import (
     overflowing,
     zero_slices,
 )
+from manifoldnet.optim.pairs import AnyMotion
 from manifoldnet.optim.step import HyperParameters, StepInput, Unbias
 
 __all__ = ["RiemannianOptimizer"]
@@ -361,13 +362,17 @@ class RiemannianOptimizer(Optimizer, ABC):
         """
         prepared = [self._plain_calls(work) for work in works]
         watched = []
+        moving = pairs.motions(weight for work in works for weight in work.declared)
         for work, calls in zip(works, prepared, strict=True):
             for call in calls:
                 self._step_plain(work.group, call)
             if work.declared:
                 # Zero slices that are declared would be found in every step.
-                looks = [w for w in self._step_declared(work) if not w.manifold.zero_slices]
+                looks = self._step_declared(work, moving)
+                looks = [weight for weight in looks if not weight.manifold.zero_slices]
                 watched += [(work.group, weight) for weight in looks]
+        if moving:
+            pairs.move_together(moving)
         return watched
 
     def _check(self, works: list[GroupWork]) -> None:
@@ -444,6 +449,9 @@ class RiemannianOptimizer(Optimizer, ABC):
             # A kernel may have to be compiled for this, which warns where it cannot be.
             usable = fused and want.layout is not None and backends.has_kernel(p.device)
             weight.layout = want.layout if usable else None
+        if isinstance(weight, Declared):
+            held = {id(q) for group in self.param_groups for q in group["params"]}
+            pairs.check_partner(name, weight, held)
         if isinstance(weight, Declared) and weight.geometry is not None:
             shards.groups_of(p, dim)  # raises for weights that cannot be stepped
         values = memory.check(
@@ -518,8 +526,12 @@ class RiemannianOptimizer(Optimizer, ABC):
         dense = [weight for weight in plain if not weight.has_holes]
         return [(fused, some) for fused, some in ((True, dense), (False, with_holes)) if some]
 
-    def _step_declared(self, work: GroupWork) -> list[Declared]:
+    def _step_declared(
+        self, work: GroupWork, moving: Mapping[int, pairs.PairMotion]
+    ) -> list[Declared]:
         """Step declared weights, each by the fastest path that supports it and is allowed.
+
+        Factors of pairs note their steps in `moving`.
 
         Returns:
             Those that a warning may be due for.
@@ -538,7 +550,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             by_operators = fast and (want is None or want.plain or want.sharded)
             if weight.geometry is not None and (weight.layout is not None or by_operators):
                 known.append(weight)
-            elif self._step_alone(group, weight):
+            elif self._step_alone(group, weight, moving.get(id(weight.p))):
                 watched.append(weight)
         if known:
             inputs, hyper = self._inputs(group, known), self._hyper(group)
@@ -553,12 +565,15 @@ class RiemannianOptimizer(Optimizer, ABC):
             self._keep_buffers(known, inputs)
         return watched
 
-    def _step_alone(self, group: dict[str, Any], weight: Declared) -> bool:
+    def _step_alone(
+        self, group: dict[str, Any], weight: Declared, motion: AnyMotion | None
+    ) -> bool:
         """Step one weight by the formulas; return whether a slice is known to be zero."""
         p, grad = weight.p, weight.p.grad
         assert grad is not None  # so chosen by _split
         # Under `detach` a ManifoldParameter is an ordinary tensor on the same memory.
-        motion = Motion(p.detach(), weight.manifold, weight.geometry)
+        if motion is None:
+            motion = Motion(p.detach(), weight.manifold, weight.geometry)
         state = self.state.get(p, {})
         self._step_reference(group, motion, grad, state)
         if state:
@@ -567,7 +582,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def _step_reference(
-        self, group: dict[str, Any], motion: Motion, grad: Tensor, state: dict[str, Any]
+        self, group: dict[str, Any], motion: AnyMotion, grad: Tensor, state: dict[str, Any]
     ) -> None:
         """Step one declared weight, in place, by the reference formulas."""
 
@@ -697,8 +712,8 @@ class RiemannianOptimizer(Optimizer, ABC):
                 kept = ("weight_decay", *kept)
             merged.update({key: group[key] for key in kept if key in group})
             self._check_options({**self.defaults, **merged})
-            for name, p, manifold in zip(
-                self._names(group), group["params"], manifolds, strict=True
+            for name, p, manifold, weight in zip(
+                self._names(group), group["params"], manifolds, weights, strict=True
             ):
                 now = None if manifold is None else manifold.spec()
                 if specs is not None and specs[number] != now:
@@ -712,6 +727,8 @@ class RiemannianOptimizer(Optimizer, ABC):
                 )
                 if manifold is not None:
                     if specs is None:
+                        if isinstance(manifold, PairFactor):
+                            manifold = pairs.beside(weight)
                         more = {k: v for k, v in state.items() if k not in self.state_keys}
                         ours = {k: v for k, v in state.items() if k in self.state_keys}
                         state = {**more, **self._adopt(group, p.detach(), ours, manifold)}

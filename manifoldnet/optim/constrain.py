@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 
 from manifoldnet import foreign, registry
 from manifoldnet.geometry import Polar
-from manifoldnet.optim import backends, displacement, memory
+from manifoldnet.optim import backends, displacement, memory, pairs
 from manifoldnet.optim.checks import check_number, check_point, users_level
 from manifoldnet.optim.displacement import Displaced, Length, Lengths, Tangent, Weight
 from manifoldnet.optim.groups import Declared, described, spec_of, weight_of
@@ -235,6 +235,8 @@ class _Constraint(StepHooks):
                         manifold=weight.manifold,
                         geometry=weight.geometry,
                         records=weight.records,
+                        partner=weight.partner,
+                        partner_factor=weight.partner_factor,
                         name=label,
                         group=group,
                     )
@@ -245,6 +247,11 @@ class _Constraint(StepHooks):
         checked = {id(weight.p) for weight in self.weights}
         for weight in found:
             _check_options(optimizer, weight)
+            if weight.partner is not None and self.how.length == "angle":
+                raise ValueError(
+                    f"{weight.name} is a factor of a pair, which has no angle: leave "
+                    'length="angle" out, or give pairs to an optimizer of their own'
+                )
             if id(weight.p) not in checked:
                 check_point(weight.name, weight.p, weight.manifold)
         self._find_gains(found)
@@ -306,12 +313,15 @@ class _Constraint(StepHooks):
         """Put weights and gradients into the frame, once all of them were checked."""
         self.look(optimizer)
         weights = [weight for weight in self.weights if weight.p.grad is not None]
+        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         for weight in weights:
             _check_options(optimizer, weight)
             _check_memory(weight)
+            pairs.check_partner(weight.label, weight, held)
         blind = type(optimizer) in _BLIND
         scale = getattr(optimizer, "grad_scale", None)  # of a GradScaler, for fused steps
-        displacement.enter(weights, blind, self.how.tangent, self.displaced, scale)
+        state = optimizer.state
+        displacement.enter(weights, blind, self.how.tangent, self.displaced, scale, state)
         self.steps += 1
 
     def leave(self, optimizer: Optimizer) -> None:
@@ -323,7 +333,7 @@ class _Constraint(StepHooks):
                     f"{tuple(each.weight.p.shape)} within a step, and it was {tuple(each.shape)}: "
                     "such an optimizer cannot be constrained. No weight was changed"
                 )
-        watched = displacement.leave(self.displaced, self.how, self.plans)
+        watched = displacement.leave(self.displaced, self.how, self.plans, optimizer.state)
         if self.gains is not None:
             self.gains.step()
             for each in self.displaced:

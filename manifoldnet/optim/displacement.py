@@ -13,17 +13,17 @@ written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Frame, Manifold, Oblique, Polar
+from manifoldnet.geometry import FactorFrame, Frame, Manifold, Oblique, Polar
 from manifoldnet.geometry.settled import copy_into, laid_out_as, settle
 from manifoldnet.geometry.slices import computed_in, promote
-from manifoldnet.optim import backends, memory, shards
+from manifoldnet.optim import backends, memory, pairs, shards
 from manifoldnet.optim.groups import Declared
 from manifoldnet.optim.motion import Motion
 from manifoldnet.optim.step import (
@@ -77,6 +77,10 @@ class Weight(Declared):
                 self.space[purpose] = found
         return found
 
+    def label(self) -> str:
+        """The name in messages."""
+        return self.name
+
     @property
     def by_formulas(self) -> bool:
         """True for `foreach=False`, and for manifolds whose steps need more than products."""
@@ -99,6 +103,7 @@ class Displaced:
         frame: at `start`.
         shown: what the optimizer was given in the place of x/q; None for zero.
         direction: of a weight on `Polar`, in the place of which the optimizer steps.
+        factor_frame: of a factor of a pair.
     """
 
     weight: Weight
@@ -107,6 +112,7 @@ class Displaced:
     frame: Frame
     shown: Tensor | None
     direction: Tensor | None = None
+    factor_frame: FactorFrame | None = None
 
     @property
     def decay(self) -> float | Tensor:
@@ -163,6 +169,7 @@ def enter(
     tangent: Tangent,
     found: list[Displaced],
     scale: Tensor | None = None,
+    state: Mapping[Tensor, Mapping[str, Any]] | None = None,
 ) -> None:
     """Put the frame's coordinates into the places of weights and gradients.
 
@@ -172,7 +179,10 @@ def enter(
         tangent: False leaves the normal part of gradients.
         found: what `leave` needs, and what `Displaced.restore` puts back, is added here.
         scale: that the optimizer will divide gradients by.
+        state: of the optimizer, with the bases of factors of pairs.
     """
+    factors = [weight for weight in weights if weight.partner is not None]
+    frames = pairs.carried(factors, state or {}) if factors else {}
     plain = [weight for weight in weights if not weight.by_formulas]
     seen = _by_kernel(plain) if tangent and blind else {}
     seen |= _by_products([weight for weight in plain if id(weight) not in seen], tangent)
@@ -181,6 +191,9 @@ def enter(
         x = shards.local(p.detach())
         if isinstance(weight.manifold, Polar):
             found.append(_as_direction(weight, weight.manifold, grad, blind, scale))
+            continue
+        if weight.partner is not None:
+            found.append(_as_factor(weight, frames[id(p)], grad, blind))
             continue
         known = seen.get(id(weight))
         frame, g = _by_formulas(weight, grad, tangent) if known is None else known
@@ -214,6 +227,18 @@ def _as_direction(
     copy_into(x, torch.zeros_like(x) if blind else u.to(x.dtype))
     shown = None if blind else shards.local(x).clone()
     return Displaced(weight, grad, start, Frame(), shown, u)
+
+
+def _as_factor(weight: Weight, frame: FactorFrame, grad: Tensor, blind: bool) -> Displaced:
+    """Put the coordinates of a factor of a pair, and of its gradient, into their places."""
+    x, factor = weight.p.detach(), pairs.factor_of(weight)
+    x_, g = promote(x, grad)
+    start = weight.room("start", x).copy_(x)
+    seen = factor.join(frame.enter_gradient(factor.split(g)))
+    weight.p.grad = memory.laid_out(seen.to(grad.dtype), x)
+    x.copy_(torch.zeros_like(x) if blind else factor.join(frame.enter(factor.split(x_))))
+    shown = None if blind else x.clone()
+    return Displaced(weight, grad, start, Frame(), shown, factor_frame=frame)
 
 
 def _by_kernel(weights: Sequence[Weight]) -> dict[int, Seen]:
@@ -284,27 +309,58 @@ def _by_formulas(weight: Weight, grad: Tensor, tangent: Tangent) -> Seen:
 # --- out of the frame -----------------------------------------------------------------------------
 
 
-def leave(displaced: Sequence[Displaced], how: Lengths, plans: backends.Plans) -> list[Weight]:
+def leave(
+    displaced: Sequence[Displaced],
+    how: Lengths,
+    plans: backends.Plans,
+    state: MutableMapping[Tensor, Any] | None = None,
+) -> list[Weight]:
     """Retract weights along their displacements, and put gradients back.
 
     Args:
         displaced: what `enter` gave.
         how: changes of the displacements.
         plans: of the backends.
+        state: of the optimizer, where the bases of factors of pairs are kept.
 
     Returns:
         Weights that may have a zero slice, or a norm near overflow.
     """
     together: list[Displaced] = []
+    factors: list[Displaced] = []
     watched: list[Weight] = []
     for each in displaced:
         each.weight.p.grad = each.grad
-        if each.weight.by_formulas or how != Lengths():
+        if each.factor_frame is not None:
+            factors.append(each)
+        elif each.weight.by_formulas or how != Lengths():
             if _leave_by_formulas(each, how):
                 watched.append(each.weight)
         else:
             together.append(each)
+    if factors:
+        _leave_pairs(factors, {} if state is None else state)
     return watched + (_leave_together(together, plans) if together else [])
+
+
+def _leave_pairs(displaced: Sequence[Displaced], state: MutableMapping[Tensor, Any]) -> None:
+    """Retract the factors of pairs, and keep the bases of their frames."""
+    steps = {}
+    for each in displaced:
+        weight, p, frame = each.weight, each.weight.p.detach(), each.factor_frame
+        assert frame is not None  # of factors
+        factor, (u, x) = pairs.factor_of(weight), promote(p.clone(), each.start)
+        if each.shown is not None:
+            u = u - each.shown
+        # Decay shrinks the factor itself, beside the step.
+        if not is_zero(each.decay):
+            u = u - each.decay * factor.join(frame.enter(factor.split(x)))
+        steps[id(weight.p)] = weight, frame, factor.split(u)
+        # Once an optimizer has made its own state: some look for whether there is any.
+        state[weight.p][pairs.BASIS] = frame.q
+    for each in displaced:
+        each.weight.p.detach().copy_(each.start)
+    pairs.move_factors(steps)
 
 
 def _leave_together(displaced: Sequence[Displaced], plans: backends.Plans) -> list[Weight]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold
+from manifoldnet.geometry import Euclidean, Manifold, PairFactor
 from manifoldnet.optim import backends, shards
 from manifoldnet.optim.backends import Layout
 from manifoldnet.optim.memory import Expected
@@ -60,12 +60,15 @@ class Declared(Plain):
         geometry: of its slices; None for manifolds that only the reference step knows.
         layout: how the kernel of its device reads it, if it is stepped by that.
         records: of its declaration. They outlive a model that is thrown away while it trains.
+        partner: the other factor of a pair, with its manifold.
     """
 
     manifold: Manifold = field(kw_only=True)
     geometry: SliceGeometry | None = None
     layout: Layout | None = None
     records: tuple[registry.Declarations, ...] = ()
+    partner: Tensor | None = None
+    partner_factor: PairFactor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -128,7 +131,12 @@ def weight_of(p: Tensor) -> Plain:
     if manifold is None or isinstance(manifold, Euclidean):
         return Plain(p)
     records = tuple(declarations for declarations, _ in registry.records(p))
-    return Declared(p, manifold=manifold, geometry=slice_geometry(manifold), records=records)
+    weight = Declared(p, manifold=manifold, geometry=slice_geometry(manifold), records=records)
+    if isinstance(manifold, PairFactor):
+        weight.partner = registry.partner_of(p)
+        other = None if weight.partner is None else registry.manifold_of(weight.partner)
+        weight.partner_factor = other if isinstance(other, PairFactor) else None
+    return weight
 
 
 def spec_of(weight: Plain) -> Any:

@@ -68,7 +68,7 @@ class StepHooks(ABC):
         vars(optimizer)["__reduce_ex__"] = reduce
         step = optimizer.step
 
-        @wraps(step)
+        @wraps(getattr(step, "__func__", step))  # of a method, its signature has `self`
         def guarded(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
             try:
                 return step(*args, **kwargs)

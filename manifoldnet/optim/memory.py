@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from manifoldnet.geometry import Manifold, Slices, slices
+from manifoldnet.geometry import Manifold, PairFactor, Slices, slices
 from manifoldnet.geometry.slices import Dim
 from manifoldnet.optim import backends, shards
 from manifoldnet.optim.step import SliceGeometry, slice_geometry
@@ -94,6 +94,8 @@ def expected(p: Tensor, manifold: Manifold | None) -> Expected:
         want = _expected(p, p.dtype, p.shape)
         return want._replace(per_slice=want.whole)
     (point,) = slices.promote(p.detach())
+    if isinstance(manifold, PairFactor):  # whose metric its partner knows
+        return _expected(p, point.dtype, torch.Size((1, 1)))
     shape = manifold.component_inner(point, torch.zeros_like(point)).shape
     return _expected(p, point.dtype, shape)
 

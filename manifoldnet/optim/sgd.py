@@ -30,7 +30,7 @@ from manifoldnet.optim.base import RiemannianOptimizer
 from manifoldnet.optim.checks import as_number, check_number
 from manifoldnet.optim.groups import Declared, PlainCall
 from manifoldnet.optim.memory import Entry
-from manifoldnet.optim.motion import Motion
+from manifoldnet.optim.pairs import AnyMotion
 from manifoldnet.optim.step import HyperParameters, StepInput
 
 __all__ = ["RiemannianSGD"]
@@ -143,7 +143,7 @@ class RiemannianSGD(RiemannianOptimizer):
             self.state[p]["momentum_buffer"] = shards.wrapped(buffers[i], p)
 
     def _step_reference(
-        self, group: dict[str, Any], motion: Motion, grad: Tensor, state: dict[str, Any]
+        self, group: dict[str, Any], motion: AnyMotion, grad: Tensor, state: dict[str, Any]
     ) -> None:
         _single_tensor_sgd(
             motion,
@@ -194,7 +194,7 @@ class RiemannianSGD(RiemannianOptimizer):
 
 
 def _single_tensor_sgd(
-    motion: Motion,
+    motion: AnyMotion,
     grad: Tensor,
     state: dict[str, Any],
     *,

@@ -114,8 +114,14 @@ def explain(
         seed: decides factors and gradients.
 
     Raises:
+        TypeError: if it is no `ScalingGroup`.
         ValueError: if the group is empty, or names parameters that the model does not have.
     """
+    if not isinstance(group, ScalingGroup):
+        raise TypeError(
+            f"updates are compared under a ScalingGroup, not a {type(group).__name__}: use "
+            'discover(kind="scaling")'
+        )
     if group.dimension == 0:
         raise ValueError("the group is empty: there is no symmetry to explain")
     columns = dict(_columns(model, group, classifier))

@@ -1,4 +1,4 @@
-"""Discovery of all scaling symmetries of a model, from its gradients alone.
+"""Discovery of the symmetries of a model, from its gradients alone.
 
     linear system (one row ⟨wᵢ, ∂L/∂wᵢ⟩ᵢ per sample or minibatch)
       -> null space -> sparse basis -> verification with finite elements -> ScalingGroup
@@ -14,19 +14,37 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from manifoldnet.symmetry.batches import Batch, cast, collect
-from manifoldnet.symmetry.group import Generator, ScalingGroup, trivial_generators
+from manifoldnet.symmetry.group import (
+    FalseSymmetryError,
+    Generator,
+    ScalingGroup,
+    trivial_generators,
+)
+from manifoldnet.symmetry.linear import LinearGroup
+from manifoldnet.symmetry.linear_columns import LinearColumns
+from manifoldnet.symmetry.linear_discovery import find_linear_group, linear_columns
 from manifoldnet.symmetry.linear_system import Layout, LinearSystem
 from manifoldnet.symmetry.losses import LossFunction, RepeatableLoss, frozen_randomness
-from manifoldnet.symmetry.null_space import TrivialGenerator, row_space, sparse_basis
+from manifoldnet.symmetry.null_space import (
+    ADVICE,
+    FLOOR,
+    NoGapError,
+    TrivialGenerator,
+    check_clear,
+    check_zero,
+    row_space,
+    sparse_basis,
+)
 from manifoldnet.symmetry.report import Discovery
 from manifoldnet.symmetry.scaling import Slice, describe_slices
-from manifoldnet.symmetry.verification import FAINT, FalseSymmetryError, Verifier
+from manifoldnet.symmetry.verification import FAINT, Verifier
 from manifoldnet.symmetry.working_copy import eps_fields, working_copy, working_loss
 
 __all__ = ["Discovery", "FalseSymmetryError", "NoGapError", "discover"]
@@ -37,28 +55,46 @@ _MOST_SLICES = 16_000
 # Number and memory of the batches that are used.
 _BATCHES, _BYTES = 64, 2**30
 
-# Size of a zero singular value after rounding, relative to the largest one.
-_FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6}
 # Relative size of a column of zeros, where the ε of normalization layers has been made small.
 _FLOOR_NORMALIZED = 1e-8
 # Distance of new rows from the span of the earlier ones below which they add nothing to it,
 _KNOWN = {torch.float64: 1e-8, torch.float32: 5e-5}
 # if there are at least so many of them, at several random weights.
 _BLOCK = 160
-# Smallest ratio of singular values that is a gap.
-_CLEAR, _CLEAR_WITH_EPS = 30.0, 10.0
-# A relative singular value above this may be different from zero, whatever the gap.
-_NO_ZERO = {torch.float64: 1e-10, torch.float32: 2e-5}
 # Columns of M without a gradient; zero ones, whose slices are symmetries each; all others.
 _UNREACHED, _FREE, _COUPLED = 0, 1, 2
-_ADVICE = (
-    "Give inputs of ordinary size (mean square 1, say), more samples, or the model and the data in "
-    "float64"
-)
 
 
-class NoGapError(RuntimeError):
-    """Singular values, or responses of the loss, that may or may not be zero: no decision."""
+@overload
+def discover(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Batch],
+    *,
+    kind: Literal["scaling"] = "scaling",
+    parameters: Iterable[str] | None = None,
+    keep_eps: bool = False,
+    minibatch: int | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> ScalingGroup: ...
+
+
+@overload
+def discover(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batches: Iterable[Batch],
+    *,
+    kind: Literal["linear"],
+    parameters: Iterable[str] | None = None,
+    keep_eps: bool = False,
+    minibatch: int | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> LinearGroup: ...
 
 
 def discover(
@@ -66,25 +102,31 @@ def discover(
     loss_fn: LossFunction,
     batches: Iterable[Batch],
     *,
+    kind: Literal["scaling", "linear"] = "scaling",
     parameters: Iterable[str] | None = None,
     keep_eps: bool = False,
     minibatch: int | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
     on_progress: Callable[[str, int, int], None] | None = None,
-) -> ScalingGroup:
-    """Discover all scalings of rows, columns and entries that leave the loss invariant.
+) -> ScalingGroup | LinearGroup:
+    """Discover all scalings, or all linear maps, of weights that leave the loss invariant.
 
     A copy of the model is evaluated in the model's mode (training or evaluation). Time grows with
-    the cube of the number of slices, memory with its square: some 5000 of them, a residual network
-    of 700,000 weights, take minutes and 1.3 GiB.
+    the cube of the number of unknowns, memory with its square: 5000 slices, a residual network of
+    700,000 weights, take minutes and 1.3 GiB.
+
+    Scalings multiply rows, columns and entries of parameters. Linear maps W ↦ e^A W e^B mix rows
+    (filters, entries) and columns (input channels) of a parameter, and translations W ↦ W + T are
+    looked for with them: `parameter rows² + columns² + numbers` unknowns, at most 8000 in all.
 
     Args:
         model: any differentiable module. Frozen parameters (`requires_grad=False`) are constants.
         loss_fn: `loss_fn(output, target)`, one number, as torch's losses.
         batches: `(input, target)` pairs; the first 64 are used, or what fits into 1 GiB. The input
             goes to the model, a tuple as positional arguments, a dict as keyword arguments.
-        parameters: names of the parameters to scale; by default all that require gradients.
+        kind: "scaling" or "linear".
+        parameters: names of the parameters to move; by default all that require gradients.
         keep_eps: leave ε in normalization layers. With it their symmetries hold approximately, the
             less the smaller the variance of the features. By default it is removed, and the report
             states its effect.
@@ -96,8 +138,8 @@ def discover(
         on_progress: called with (name of the stage, steps done, steps in all).
 
     Returns:
-        The group, with a sparse basis; `group.report` is a `Discovery`. Its dimension is 0 if there
-        is no symmetry.
+        The group; `group.report` tells how it was found. Its dimension is 0 if there is no
+        symmetry. A `ScalingGroup` has a sparse basis, a `LinearGroup` named blocks.
 
     Raises:
         ValueError: if the model has no such parameters, one of them gets no gradient, there are no
@@ -105,28 +147,25 @@ def discover(
             on the model's parameters by another way than its output (a penalty in loss_fn), or is
             not the same twice (noise that torch's default generator does not rule).
         NoGapError: if the singular values have no clear gap, or some that count as zero may not be
-            zero; if the loss hardly depends on the slices of a generator.
+            zero; if the loss hardly depends on the slices of a generator; for linear maps, if some
+            samples break what the others allow (fewer samples than inputs, say).
         FalseSymmetryError: if a symmetry to first order fails for finite elements.
     """
     on_progress = on_progress or (lambda *_: None)
+    if kind not in ("scaling", "linear"):
+        raise ValueError(f"kind is {kind!r}: what is looked for is 'scaling' or 'linear'")
     names = _names(model, parameters)
     if minibatch is not None and minibatch < 1:
         raise ValueError(f"minibatch is {minibatch}: an equation takes one sample or more")
-    if dtype is not None and dtype not in _FLOOR:
+    if dtype is not None and dtype not in FLOOR:
         raise ValueError(f"dtype is {dtype}: gradients are computed in float64 or float32")
     with frozen_randomness(seed):  # a shuffling loader gives the same batches again
         pairs = collect(batches, _BATCHES, _BYTES)
-    layout = Layout({n: tuple(p.shape) for n, p in model.named_parameters() if n in names})
-    slices = layout.slices
-    if len(slices) > _MOST_SLICES:
-        raise ValueError(
-            f"{len(slices)} slices need {8 * len(slices) ** 2 / 2**30:.0f} GiB and more; at most "
-            f"{_MOST_SLICES} are looked at. Use a narrower copy of the model (its symmetries have "
-            "the same form), or name some parameters with parameters=[...]"
-        )
+    layout = linear_columns(model, names) if kind == "linear" else _layout(model, names)
     verifier = Verifier(model, loss_fn, pairs, names, seed, keep_eps)
     if dtype is None:
-        dtype = verifier.dtype if len(slices) <= _FLOAT64_SLICES else torch.float32
+        narrow = kind == "linear" or layout.columns <= _FLOAT64_SLICES
+        dtype = verifier.dtype if narrow else torch.float32
     source = torch.Generator().manual_seed(seed)
     work = working_copy(model, dtype, keep_eps=keep_eps)
     loss = working_loss(loss_fn, dtype, next(model.parameters()).device)
@@ -134,9 +173,15 @@ def discover(
     with suppress(ValueError, RuntimeError):  # without ε, or in another type, there may be no loss
         batch = cast(verifier.batches[0], dtype, next(work.parameters()).device)
         repeatable.append(RepeatableLoss(work, loss, batch))
-    system = LinearSystem(work, loss, pairs, layout, source, minibatch, keep_eps)
+    arguments = (source, minibatch, keep_eps)
+    group: ScalingGroup | LinearGroup
     try:
-        group = _discover(model, system, verifier, on_progress)
+        if isinstance(layout, LinearColumns):
+            linear = LinearSystem(work, loss, pairs, layout, *arguments)
+            group = find_linear_group(model, linear, verifier, on_progress)
+        else:
+            scaling = LinearSystem(work, loss, pairs, layout, *arguments)
+            group = _discover(model, scaling, verifier, on_progress)
     except (NoGapError, FalseSymmetryError):
         for each in repeatable:  # noise in the loss is the cause then, and is reported instead
             each.check()
@@ -146,9 +191,25 @@ def discover(
     return group
 
 
+def _layout(model: nn.Module, names: list[str]) -> Layout:
+    """Slices of some parameters.
+
+    Raises:
+        ValueError: if there are too many.
+    """
+    layout = Layout({n: tuple(p.shape) for n, p in model.named_parameters() if n in names})
+    if layout.columns > _MOST_SLICES:
+        raise ValueError(
+            f"{layout.columns} slices need {8 * layout.columns**2 / 2**30:.0f} GiB and more; at "
+            f"most {_MOST_SLICES} are looked at. Use a narrower copy of the model (its symmetries "
+            "have the same form), or name some parameters with parameters=[...]"
+        )
+    return layout
+
+
 def _discover(
     model: nn.Module,
-    system: LinearSystem,
+    system: LinearSystem[Layout],
     verifier: Verifier,
     on_progress: Callable[[str, int, int], None],
 ) -> ScalingGroup:
@@ -159,7 +220,7 @@ def _discover(
         FalseSymmetryError: as `discover`.
     """
     layout, keep_eps, dtype = system.layout, system.keep_eps, system.dtype
-    floor = _FLOOR[dtype]
+    floor = FLOOR[dtype]
     if keep_eps:
         floor = max(floor, _eps_singular_value(system))
     rows, count = _collect_rows(system, _KNOWN[dtype], on_progress)
@@ -168,14 +229,7 @@ def _discover(
     zero = 3 * (max(floor, _FLOOR_NORMALIZED) if eps_fields(model) else floor)
     classes = _classify_columns(rows, system.reached, zero)
     gap, singular, space = row_space(rows[:, classes == _COUPLED], floor)
-    if gap.ratio < (_CLEAR_WITH_EPS if keep_eps else _CLEAR):
-        raise NoGapError(
-            f"no clear gap in the singular values: {gap.kept:.1e} and {gap.dropped:.1e} (relative) "
-            f"are next to each other, and {gap.floor:.1e} may come from rounding or ε. Give more "
-            "varied batches"
-            + (", or leave out keep_eps=True" if keep_eps else "")
-            + (", or use dtype=torch.float64" if dtype != torch.float64 else "")
-        )
+    check_clear(gap, dtype, keep_eps)
     tolerance = max(zero, 2 * gap.dropped)
     basis = _basis(layout, singular, space, classes, system.generator, tolerance)
     on_progress("factorizing", 1, 1)
@@ -183,14 +237,7 @@ def _discover(
     verified = verifier.check(group, 100 * floor if keep_eps else 0.0, on_progress)
     if not keep_eps:
         _check_faint(group, system, verifier)
-        if gap.dropped > max(zero, _NO_ZERO[dtype]):
-            raise NoGapError(
-                f"undecided: singular values up to {gap.dropped:.1e} (relative) are far below the "
-                f"others, from {gap.kept:.1e} on, and far above the {gap.floor:.1e} that rounding "
-                "leaves of a zero. They are symmetries but for a small term (activations that are "
-                "all but linear at inputs of this size, a small constant in the model), or none. "
-                + _ADVICE
-            )
+        check_zero(gap, dtype, zero)
     eps = max((value or 0.0 for _, _, value in eps_fields(model)), default=0.0)
     report = Discovery(
         slices=len(layout.slices),
@@ -204,11 +251,16 @@ def _discover(
         eps=eps,
         eps_kept=keep_eps,
         eps_effect=verifier.eps_effect(group) if eps else verified,
+        unreached_slices=tuple(
+            where
+            for where, rows in zip(layout.slices, system.reached.tolist(), strict=True)
+            if rows == 0
+        ),
     )
     return replace(group, report=report)
 
 
-def _check_faint(group: ScalingGroup, system: LinearSystem, verifier: Verifier) -> None:
+def _check_faint(group: ScalingGroup, system: LinearSystem[Layout], verifier: Verifier) -> None:
     """Verify generators whose slices have little effect on the loss.
 
     Raises:
@@ -231,8 +283,7 @@ def _check_faint(group: ScalingGroup, system: LinearSystem, verifier: Verifier) 
             f"undecided: the loss moves by {responses[first]:.1e} relative when the slices of "
             f"{group.nontrivial.generators[first].name} are changed by as much as they are large, "
             f"and nothing below {verifier.resolution:.0e} is told apart: whether that is a "
-            f"symmetry{f', and {others} more like it,' if others else ''} cannot be seen. "
-            + _ADVICE
+            f"symmetry{f', and {others} more like it,' if others else ''} cannot be seen. " + ADVICE
         )
     verifier.check_faint(group.nontrivial.subgroup(faint), [responses[i] for i in faint])
 
@@ -269,7 +320,7 @@ def _names(model: nn.Module, parameters: Iterable[str] | None) -> list[str]:
 
 
 def _collect_rows(
-    system: LinearSystem, known: float, on_progress: Callable[[str, int, int], None]
+    system: LinearSystem[Layout], known: float, on_progress: Callable[[str, int, int], None]
 ) -> tuple[Tensor, int]:
     """Collect rows of M until new ones lie in the span of the earlier ones.
 
@@ -303,7 +354,7 @@ def _collect_rows(
     return rows, count
 
 
-def _unreached(system: LinearSystem) -> tuple[str, ...]:
+def _unreached(system: LinearSystem[Layout]) -> tuple[str, ...]:
     """Slices that no gradient has reached, formatted.
 
     Raises:
@@ -337,7 +388,7 @@ def _classify_columns(rows: Tensor, reached: Tensor, zero: float) -> Tensor:
     return torch.where(reached > 0, torch.where(free, _FREE, _COUPLED), _UNREACHED)
 
 
-def _eps_singular_value(system: LinearSystem) -> float:
+def _eps_singular_value(system: LinearSystem[Layout]) -> float:
     """Largest relative singular value due to ε: one that grows by half or more when ε doubles."""
     fields = eps_fields(system.model)
     state = system.generator.get_state()

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, TypedDict
 
 from torch import nn
 
@@ -26,6 +27,7 @@ from manifoldnet.symmetry.batches import Batch
 from manifoldnet.symmetry.comparison import Explanation, check_classifier, explain
 from manifoldnet.symmetry.discovery import discover
 from manifoldnet.symmetry.group import ScalingGroup
+from manifoldnet.symmetry.linear import LinearGroup
 from manifoldnet.symmetry.losses import LossFunction
 from manifoldnet.symmetry.replay import OptimizerFactory
 
@@ -38,16 +40,24 @@ class SymmetriesError(RuntimeError):
     """Unusable factory, or a model whose symmetries cannot be found. The message is one line."""
 
 
+class _Options(TypedDict):
+    """Options of `discover` that the command passes on."""
+
+    keep_eps: bool
+    seed: int
+    on_progress: Callable[[str, int, int], None] | None
+
+
 @dataclass(frozen=True)
 class Symmetries:
     """Symmetries of a model. Its `str` is for printing.
 
     Attributes:
-        group: the discovered scalings.
-        explanation: comparison of updates; None if there is no symmetry.
+        group: the discovered scalings, or linear maps.
+        explanation: comparison of updates; None if there is no symmetry, and for linear maps.
     """
 
-    group: ScalingGroup
+    group: ScalingGroup | LinearGroup
     explanation: Explanation | None
 
     def __str__(self) -> str:
@@ -76,6 +86,7 @@ class Task:
 def find_symmetries(
     target: str,
     *,
+    kind: Literal["scaling", "linear"] = "scaling",
     classifier: Sequence[str] = (),
     keep_eps: bool = False,
     seed: int = 0,
@@ -86,6 +97,7 @@ def find_symmetries(
     Args:
         target: `module:factory` or `file.py:factory`; modules are searched in the current
             directory first.
+        kind: as in `discover`; updates are explained for scalings only.
         classifier: the layers that classify, as in `manifoldnet.rules`; if empty, the metrics of
             the table follow the group, as in `explain`.
         keep_eps: as in `discover`.
@@ -103,14 +115,11 @@ def find_symmetries(
             with _as_one_line_error(f"classifier {', '.join(classifier)}"):
                 check_classifier(task.model, tuple(classifier))
         with _as_one_line_error(f"the symmetries of {target} cannot be found"):
-            group = discover(
-                task.model,
-                task.loss_fn,
-                task.batches,
-                keep_eps=keep_eps,
-                seed=seed,
-                on_progress=on_progress,
-            )
+            options = _Options(keep_eps=keep_eps, seed=seed, on_progress=on_progress)
+            if kind == "linear":
+                linear = discover(task.model, task.loss_fn, task.batches, kind="linear", **options)
+                return Symmetries(linear, None)
+            group = discover(task.model, task.loss_fn, task.batches, **options)
         if group.dimension == 0:
             return Symmetries(group, None)
         with _as_one_line_error(f"the symmetries of {target} cannot be explained"):

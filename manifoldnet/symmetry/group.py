@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from manifoldnet.symmetry.batches import Batch
+from manifoldnet.symmetry.losses import LossFunction
 from manifoldnet.symmetry.reparameterize import named_tensors
-from manifoldnet.symmetry.report import Discovery
+from manifoldnet.symmetry.report import Discovery, Widening
 from manifoldnet.symmetry.scaling import ScalingElement, Slice, describe_slices
+from manifoldnet.symmetry.widening import WrongPatternError, widen
 
-__all__ = ["Generator", "ScalingGroup", "describe", "trivial_generators"]
+__all__ = ["FalseSymmetryError", "Generator", "ScalingGroup", "describe", "trivial_generators"]
 
 
 @final
@@ -81,6 +84,19 @@ class Generator:
         return tuple(sorted({(w.parameter, w.dim, a) for w, a in self.exponents.items()}, key=str))
 
 
+class FalseSymmetryError(RuntimeError):
+    """A generator that a finite element disproves.
+
+    Attributes:
+        generator: the generator that is no symmetry.
+        deviation: relative change of the loss under a finite element of it.
+    """
+
+    def __init__(self, message: str, generator: Any, deviation: float) -> None:
+        super().__init__(message)
+        self.generator, self.deviation = generator, deviation
+
+
 @final
 @dataclass(frozen=True)
 class ScalingGroup:
@@ -90,7 +106,7 @@ class ScalingGroup:
         generators: a basis; trivial generators are put last.
         shapes: shapes of the parameters (and buffers) that they scale.
         buffers: names of the buffers among these.
-        report: record of the discovery, if the group was discovered.
+        report: record of the discovery or of `widen`, if there was one.
         structure: (name, class) of every module of the model, as `of` records it; empty if unknown.
             `check_model` compares it.
 
@@ -102,7 +118,7 @@ class ScalingGroup:
     generators: tuple[Generator, ...]
     shapes: Mapping[str, tuple[int, ...]]
     buffers: frozenset[str] = frozenset()
-    report: Discovery | None = field(default=None, compare=False)
+    report: Discovery | Widening | None = field(default=None, compare=False)
     structure: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -132,17 +148,24 @@ class ScalingGroup:
         return hash(self.generators)
 
     def _check_independent(self) -> None:
-        # A generator with a slice of its own is independent of all others.
-        uses = Counter(where for generator in self.generators for where in generator.exponents)
-        rest = [g for g in self.generators if all(uses[w] > 1 for w in g.exponents)]
-        if len(rest) < 2:
+        # A generator with a slice of its own is independent of all others. Without it, others may
+        # have slices of their own.
+        rest = [set(g.exponents) for g in self.generators]
+        left = list(range(len(rest)))
+        while True:
+            uses = Counter(where for i in left for where in rest[i])
+            shared = [i for i in left if all(uses[w] > 1 for w in rest[i])]
+            if len(shared) == len(left):
+                break
+            left = shared
+        if len(left) < 2:
             return
-        matrix = _matrix([g.exponents for g in rest])
+        matrix = _matrix([self.generators[i].exponents for i in left])
         rank = int(torch.linalg.matrix_rank(matrix, rtol=1e-9))
-        if rank < len(rest):
+        if rank < len(left):
             raise ValueError(
-                f"{len(rest)} generators span only {rank} dimensions; leave out what others give, "
-                f"for example {rest[-1].name}"
+                f"{len(left)} generators span only {rank} dimensions; leave out what others give, "
+                f"for example {self.generators[left[-1]].name}"
             )
 
     # --- size ---------------------------------------------------------------------------------
@@ -275,6 +298,74 @@ class ScalingGroup:
             steps = torch.tensor([_denominator(g) for g in self.generators], dtype=torch.float64)
             log2 = (log2 / steps).round() * steps
         return self.from_log2(log2.tolist())
+
+    # --- other sizes --------------------------------------------------------------------------
+
+    def widen(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batch: Batch,
+        *,
+        seed: int = 0,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> ScalingGroup:
+        """Write the group of a narrow copy for a model of other widths and depths, and verify it.
+
+        Families of generators are patterns over indices (`manifoldnet.symmetry.widening`). Each is
+        written for the model's sizes, with a block's families for every block, and verified by a
+        random element of all its generators, with factors up to e, at the model's weights and near
+        them. ε of normalization layers is removed for that, as in `discover`.
+
+        A narrow copy determines the pattern if different axes have different sizes, and heads,
+        groups, and key heads are two or more; for another depth it has three blocks.
+
+        Args:
+            model: the wide model, in the mode that matters; it is not changed.
+            loss_fn: as in `discover`.
+            batch: one batch for the wide model; a few samples are enough.
+            seed: decides the random elements.
+            on_progress: called with (name of the stage, steps done, steps in all).
+
+        Returns:
+            The group of the wide model; `report` is a `Widening`.
+
+        Raises:
+            ValueError: if the models are not of one architecture, or the narrow copy does not
+                determine the pattern of a family.
+            FalseSymmetryError: if a family changes the loss of the wide model, however it is
+                written; the message names it.
+        """
+        trivial = {w.parameter for g in self.generators if g.trivial for w in g.exponents}
+        try:
+            result = widen(
+                [g.exponents for g in self.generators if not g.trivial],
+                trivial,
+                self.shapes,
+                self.structure,
+                self.report.unreached_slices if isinstance(self.report, Discovery) else (),
+                model,
+                loss_fn,
+                batch,
+                seed=seed,
+                on_progress=on_progress,
+            )
+        except WrongPatternError as error:
+            shapes = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
+            name = describe(error.exponents, shapes)
+            generator = Generator(error.exponents, name)
+            raise FalseSymmetryError(f"{name}: {error}", generator, error.deviation) from None
+        generators = [Generator(exponents) for exponents in result.exponents]
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        generators += trivial_generators(shapes, result.matrices)
+        report = Widening(
+            families=result.families,
+            generators=len(result.exponents),
+            dtype=result.dtype,
+            verified=result.verified,
+            narrow=self.report,
+        )
+        return replace(type(self).of(model, generators), report=report)
 
     # --- printing -----------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from manifoldnet.symmetry.losses import (
     scalar_loss,
 )
 from manifoldnet.symmetry.reparameterize import (
+    Element,
     reparameterize,
     resolve,
     scaled_tensors,
@@ -72,9 +73,7 @@ class Deviation(float):
         return self
 
 
-def loss(
-    model: nn.Module, element: ScalingElement, loss_fn: LossFunction, batch: Batch
-) -> Deviation:
+def loss(model: nn.Module, element: Element, loss_fn: LossFunction, batch: Batch) -> Deviation:
     """|L(g·w) − L(w)| relative to the larger of the two.
 
     The ε of normalization layers changes the loss by O(ε/var); see `without_eps`. The error is
@@ -255,7 +254,7 @@ def _two_runs(
     return plain, run(scaled_model, loss_fn, batches, optimizer, steps=steps)
 
 
-def _scaled(model: nn.Module, element: ScalingElement) -> nn.Module:
+def _scaled(model: nn.Module, element: Element) -> nn.Module:
     """Scaled copy, whose declared weights may be off their manifolds."""
     target = copy.deepcopy(model)
     write(target, scaled_tensors(target, element))

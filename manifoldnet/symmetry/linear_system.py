@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from manifoldnet.symmetry.losses import LossFunction, frozen_randomness, scalar_
 from manifoldnet.symmetry.scaling import Slice
 from manifoldnet.symmetry.working_copy import RandomWeights
 
-__all__ = ["Layout", "LinearSystem"]
+__all__ = ["Columns", "Layout", "LinearSystem"]
 
 # Samples of a row from a large part of a batch, and the number of such rows in one call. Further
 # ones follow while some slice had a nonzero gradient in fewer rows than _FEW_ROWS.
@@ -48,6 +48,27 @@ _COUPLED, _COUPLED_WITH_EPS = 4, 32
 _SMOOTH_DRAWS, _SMOOTH_TRIES = 6, 6
 # A gradient is rounding alone if w ⊙ ∂L/∂w is below this many units in the last place of L.
 _NOISE = 100
+
+
+class Columns(Protocol):
+    """Unknowns of a symmetry, one for each column of M."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the parameters."""
+
+    @property
+    def columns(self) -> int:
+        """Number of unknowns."""
+
+    def product(self, name: str, w: Tensor, g: Tensor) -> Tensor:
+        """Part of a row that a parameter and its gradient give."""
+
+    def sums(self, products: Mapping[str, Tensor]) -> Tensor:
+        """Rows from batched products by parameter."""
+
+
+L = TypeVar("L", bound=Columns)
 
 
 @dataclass(frozen=True)
@@ -75,6 +96,16 @@ class Layout:
         """Dimensions that index the slices of a parameter."""
         return (None,) if not shape else (0,) if len(shape) == 1 else (0, 1)
 
+    @property
+    def columns(self) -> int:
+        """Number of slices."""
+        return sum(1 if d is None else s[d] for s in self.shapes.values() for d in self.dims(s))
+
+    @staticmethod
+    def product(name: str, w: Tensor, g: Tensor) -> Tensor:
+        """w ⊙ g of one parameter and its gradient, which `sums` takes."""
+        return w * g
+
     def sums(self, products: Mapping[str, Tensor]) -> Tensor:
         """Sum batched tensors `(rows, *shape)` over slices, to `(rows, columns)`."""
         parts = []
@@ -89,7 +120,7 @@ class Layout:
         return torch.cat(parts, dim=1)
 
 
-class LinearSystem:
+class LinearSystem(Generic[L]):
     """Rows of M for one model, loss and list of batches.
 
     Args:
@@ -113,7 +144,7 @@ class LinearSystem:
         model: nn.Module,
         loss_fn: LossFunction,
         batches: list[Batch],
-        layout: Layout,
+        layout: L,
         generator: torch.Generator,
         minibatch: int | None = None,
         keep_eps: bool = False,
@@ -122,8 +153,8 @@ class LinearSystem:
         self.layout, self.generator, self.keep_eps = layout, generator, keep_eps
         self.weights = RandomWeights(model, layout.shapes)
         self.vectorized, self.whole, self.draws = True, False, 0
-        self.reached = torch.zeros(len(layout.slices), dtype=torch.long)
-        self.response = torch.zeros(len(layout.slices), dtype=torch.float64)
+        self.reached = torch.zeros(layout.columns, dtype=torch.long)
+        self.response = torch.zeros(layout.columns, dtype=torch.float64)
         parameters = dict(model.named_parameters())
         first = next(iter(parameters.values()))
         self.dtype, self.device = first.dtype, first.device
@@ -195,7 +226,7 @@ class LinearSystem:
         A small change of the weights changes a gradient little, and rounding errors altogether
         (though some may agree by chance).
         """
-        count = torch.zeros(len(self.layout.slices), dtype=torch.long)
+        count = torch.zeros(self.layout.columns, dtype=torch.long)
         step = torch.finfo(self.dtype).eps ** 0.5
         for _ in range(_SMOOTH_DRAWS):
             batch = self.batches[self._integer(len(self.batches))]
@@ -233,7 +264,8 @@ class LinearSystem:
                 return scalar_loss(self.model, self.loss_fn, group, buffers | leaves)
 
             gradients, value = grad_and_value(loss)(weights)
-            return {name: w * gradients[name] for name, w in weights.items()}, value
+            found = {n: self.layout.product(n, w, gradients[n]) for n, w in weights.items()}
+            return found, value
 
         with frozen_randomness(self._integer(2**31)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # some loop inside
@@ -258,7 +290,9 @@ class LinearSystem:
             if value.requires_grad:
                 found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         products = {
-            name: torch.zeros_like(w)[None] if g is None else (w.detach() * g)[None]
+            name: self.layout.product(
+                name, w.detach(), torch.zeros_like(w) if g is None else g.detach()
+            )[None]
             for (name, w), g in zip(leaves.items(), found, strict=True)
         }
         return products, value.detach()[None]

@@ -58,10 +58,13 @@ def make_invariant(
 
     Runs from w and from h·w are the same for every element h of the group: losses are equal, and
     the weights differ by h, up to rounding. Weights keep the parameterization that they have.
-    Class, state, groups and schedulers of the optimizer stay as they are, and so do its steps of weights
-    that the group does not scale. Weight decay, momentum and moments are those of the balanced
-    weights; so is the learning rate, which is to be found anew. A closure is evaluated before the
-    step, once. The frame is in `state_dict()` as "moving_frame".
+    Class, state, groups and schedulers of the optimizer stay as they are, and so do its steps of
+    weights that the group does not scale. Weight decay, momentum and moments are those of the
+    balanced weights; so is the learning rate, which is to be found anew. A closure is evaluated
+    before the step, once. The frame is in `state_dict()` as "moving_frame".
+
+    A gradient that is zero but for rounding (a key's bias in attention) stays rounding, which
+    Adam divides by its own size: with eps below that, such weights move at random.
 
     Args:
         optimizer: any instance of `torch.optim.Optimizer`, `manifoldnet.constrain`-ed or not; or
@@ -79,7 +82,9 @@ def make_invariant(
             that it scales and none of the optimizers holds; for sharded weights; for optimizers
             that have a moving frame already, or move weights several times within a step (LBFGS).
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers: list[Any] = [optimizer]
+    if isinstance(optimizer, Sequence):
+        optimizers = list(optimizer)
     for each in optimizers:
         _check_optimizer(each)
     check_model(model, group)
@@ -146,7 +151,8 @@ class _Frame:
         if list(state["generators"]) != names:
             raise ValueError(
                 f"the checkpoint has a moving frame of {len(state['generators'])} generators, "
-                f"which are not the {len(names)} of this group: it belongs to another model or group"
+                f"which are not the {len(names)} of this group: it belongs to another model or "
+                "group"
             )
         self.s = state["log_scales"].to(self.s)
         self.c = state["targets"].to(self.c)

@@ -27,7 +27,32 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-__all__ = ["Gap", "TrivialGenerator", "find_gap", "row_space", "sparse_basis"]
+__all__ = [
+    "ADVICE",
+    "FLOOR",
+    "Gap",
+    "NoGapError",
+    "TrivialGenerator",
+    "check_clear",
+    "check_zero",
+    "find_gap",
+    "row_space",
+    "sparse_basis",
+]
+
+FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6}
+"""Size of a zero singular value after rounding, relative to the largest one, by type."""
+
+ADVICE = (
+    "Give inputs of ordinary size (mean square 1, say), more samples, or the model and the data in "
+    "float64"
+)
+"""Advice against an undecided null space."""
+
+# Smallest ratio of singular values that is a gap.
+_CLEAR, _CLEAR_WITH_EPS = 30.0, 10.0
+# A relative singular value above this may be different from zero, whatever the gap.
+_NO_ZERO = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 # Random bases of columns.
 _ROUNDS = 8
@@ -37,6 +62,10 @@ _DENOMINATOR = 12
 _ZERO_ENTRY = 1e-7
 # Smallest ratio of neighbouring nonzero singular values that is reported as a second gap.
 _SECOND_GAP = 1e3
+
+
+class NoGapError(RuntimeError):
+    """Singular values, or responses of the loss, that may or may not be zero: no decision."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +142,42 @@ def find_gap(singular: Tensor, columns: int, floor: float) -> Gap:
         floor=floor,
         near_zero_count=rank - 1 - second[0] if second else 0,
     )
+
+
+def check_clear(gap: Gap, dtype: torch.dtype, keep_eps: bool) -> None:
+    """Raise a NoGapError unless a gap is wide.
+
+    Args:
+        gap: the gap.
+        dtype: type that gradients were computed in.
+        keep_eps: True if ε was left in normalization layers.
+    """
+    if gap.ratio < (_CLEAR_WITH_EPS if keep_eps else _CLEAR):
+        raise NoGapError(
+            f"no clear gap in the singular values: {gap.kept:.1e} and {gap.dropped:.1e} (relative) "
+            f"are next to each other, and {gap.floor:.1e} may come from rounding or ε. Give more "
+            "varied batches"
+            + (", or leave out keep_eps=True" if keep_eps else "")
+            + (", or use dtype=torch.float64" if dtype != torch.float64 else "")
+        )
+
+
+def check_zero(gap: Gap, dtype: torch.dtype, zero: float = 0.0) -> None:
+    """Raise a NoGapError if singular values that count as zero may be different from it.
+
+    Args:
+        gap: the gap.
+        dtype: type that gradients were computed in.
+        zero: values up to this one are rounding in any case.
+    """
+    if gap.dropped > max(zero, _NO_ZERO[dtype]):
+        raise NoGapError(
+            f"undecided: singular values up to {gap.dropped:.1e} (relative) are far below the "
+            f"others, from {gap.kept:.1e} on, and far above the {gap.floor:.1e} that rounding "
+            "leaves of a zero. They are symmetries but for a small term (activations that are "
+            "all but linear at inputs of this size, a small constant in the model), or none. "
+            + ADVICE
+        )
 
 
 def row_space(rows: Tensor, floor: float) -> tuple[Gap, Tensor, Tensor]:

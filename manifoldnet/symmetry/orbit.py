@@ -35,12 +35,12 @@ class Scaled(NamedTuple):
     Attributes:
         axis: parameter and dimension.
         exponent: of all these slices.
-        index: (generators, slices of each).
+        slices: their numbers, (generators, slices of each).
     """
 
     axis: Axis
     exponent: float
-    index: Tensor
+    slices: Tensor
 
 
 @final
@@ -210,7 +210,7 @@ def _overlap(scaled: list[Scaled], sizes: Mapping[Axis, int]) -> int:
     """The largest number of slices that meet in one number of some parameter."""
     most: dict[str, int] = {}
     for axis in dict.fromkeys(each.axis for each in scaled):
-        indices = torch.cat([each.index.reshape(-1) for each in scaled if each.axis == axis])
+        indices = torch.cat([each.slices.reshape(-1) for each in scaled if each.axis == axis])
         count = int(torch.bincount(indices, minlength=sizes[axis]).max())
         most[axis[0]] = most.get(axis[0], 0) + count
     return max(most.values(), default=1)

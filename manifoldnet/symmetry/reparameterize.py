@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,29 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from manifoldnet.registry import declared_parameters
-from manifoldnet.symmetry.scaling import ScalingElement
 
-__all__ = ["named_tensors", "reparameterize", "resolve", "scaled_tensors", "write"]
+__all__ = ["Element", "named_tensors", "reparameterize", "resolve", "scaled_tensors", "write"]
+
+
+class Element(Protocol):
+    """Group element that moves tensors by name: a scaling, or a linear map."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the tensors that it moves."""
+
+    def apply(self, parameter: str, x: Tensor, /) -> Tensor:
+        """g·x of one tensor."""
+
+    def renamed(self, names: Mapping[str, str], /) -> Self:
+        """Same element under other names."""
+
+
+E = TypeVar("E", bound=Element)
 
 
 def reparameterize(
-    model: nn.Module, element: ScalingElement, *, in_place: bool = False, project: bool = False
+    model: nn.Module, element: Element, *, in_place: bool = False, project: bool = False
 ) -> nn.Module:
     """Scale the weights of a model.
 
@@ -34,7 +51,7 @@ def reparameterize(
 
     Args:
         model: any module. Tied weights are scaled once, under any of their names.
-        element: factors of parameters and floating-point buffers.
+        element: factors of parameters and floating-point buffers, or linear maps of parameters.
         in_place: change this model instead of a copy; gradients of scaled weights are dropped.
         project: project scaled weights onto their manifolds; buffers stay scaled.
 
@@ -76,7 +93,7 @@ def write(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         tensors[name].grad = None
 
 
-def scaled_tensors(model: nn.Module, element: ScalingElement) -> dict[str, Tensor]:
+def scaled_tensors(model: nn.Module, element: Element) -> dict[str, Tensor]:
     """Scaled tensors g·w, by (first) name; the model is not changed.
 
     Raises:
@@ -91,7 +108,7 @@ def scaled_tensors(model: nn.Module, element: ScalingElement) -> dict[str, Tenso
         return {name: known.apply(name, tensors[name].detach()) for name in known.parameters}
 
 
-def resolve(model: nn.Module, element: ScalingElement) -> ScalingElement:
+def resolve(model: nn.Module, element: E) -> E:
     """Same element with each tensor of the model under its first name (weights may be tied).
 
     Raises:

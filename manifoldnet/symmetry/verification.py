@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from manifoldnet.symmetry.batches import Batch, cast, count_samples, take
-from manifoldnet.symmetry.group import Generator, ScalingGroup
+from manifoldnet.symmetry.group import FalseSymmetryError, ScalingGroup
+from manifoldnet.symmetry.linear import LinearElement
 from manifoldnet.symmetry.losses import (
     LossFunction,
     RepeatableLoss,
@@ -32,7 +33,7 @@ from manifoldnet.symmetry.working_copy import (
     working_loss,
 )
 
-__all__ = ["FAINT", "SPREAD", "FalseSymmetryError", "Verifier"]
+__all__ = ["FAINT", "SPREAD", "Verifier"]
 
 SPREAD = 2.0
 """Largest |ln factor| of one generator."""
@@ -53,19 +54,6 @@ _SMALL = 1e-4
 _FAR, _FAR_WITH_EPS = 20, 6
 # Largest change of the loss there, relative to its response.
 _FAR_TOLERANCE = 1e-6
-
-
-class FalseSymmetryError(RuntimeError):
-    """Invariance to first order that a finite element disproves.
-
-    Attributes:
-        generator: the generator that is no symmetry.
-        deviation: relative change of the loss under a finite element of it.
-    """
-
-    def __init__(self, message: str, generator: Generator, deviation: float) -> None:
-        super().__init__(message)
-        self.generator, self.deviation = generator, deviation
 
 
 class Verifier:
@@ -166,7 +154,7 @@ class Verifier:
             on_progress("verifying", i, len(self.weights))
             for batch in self.batches:
                 log_scales = self._log_scales(group, self.spread)
-                change = self._change(self.model, weights, batch, group.element(log_scales))
+                change = self.change(self.model, weights, batch, group.element(log_scales))
                 if not change <= tolerance:
                     raise self._first_violation(weights, batch, group, log_scales, tolerance)
                 worst = max(worst, change)
@@ -204,7 +192,7 @@ class Verifier:
         for direction in (1, -1):
             log_scales = direction * math.log(2) * torch.tensor(powers, dtype=torch.float64)
             for weights in self.weights:
-                change = self._change(
+                change = self.change(
                     self.model, weights, self.batches[0], group.element(log_scales)
                 )
                 if not change <= tolerance:
@@ -218,7 +206,7 @@ class Verifier:
         if group.dimension == 0:
             return 0.0
         element = group.element(self._log_scales(group, _SPREAD_WITH_EPS))
-        return self._change(self.original, self.weights[0], self.batches[0], element)
+        return self.change(self.original, self.weights[0], self.batches[0], element)
 
     def _log_scales(self, group: ScalingGroup, spread: float) -> Tensor:
         """Random log-scales such that the factors of each generator are at most e^spread."""
@@ -226,12 +214,12 @@ class Verifier:
         uniform = 2 * torch.rand(group.dimension, generator=self.source, dtype=torch.float64) - 1
         return spread * uniform / torch.tensor(largest, dtype=torch.float64)
 
-    def _change(
+    def change(
         self,
         model: nn.Module,
         weights: dict[str, Tensor],
         batch: Batch,
-        element: ScalingElement,
+        element: ScalingElement | LinearElement,
     ) -> float:
         """Relative change of the loss under a group element; ∞ if it is not finite afterwards."""
         before = evaluate(model, self.loss_fn, batch, weights)
@@ -260,7 +248,7 @@ class Verifier:
 
         def change(kept: Tensor) -> float:
             element = group.element(torch.where(kept, log_scales, 0.0))
-            return self._change(self.model, weights, batch, element)
+            return self.change(self.model, weights, batch, element)
 
         k = bisect_left(
             range(group.dimension - 1), True, key=lambda i: not change(indices <= i) <= tolerance

@@ -224,6 +224,11 @@ def _elements(
     """The element, or random ones of a group, each with a function that simplifies a failure."""
     if isinstance(scaling, ScalingElement):
         return [(scaling, None)]
+    if not isinstance(scaling, ScalingGroup):
+        raise TypeError(
+            f"a ScalingElement or a ScalingGroup is needed, not a {type(scaling).__name__}; for "
+            "linear maps there is manifoldnet.symmetry.invariance_error.loss"
+        )
     group = scaling.nontrivial
     if group.dimension == 0:
         raise ValueError("the group has no scaling that moves a weight: there is nothing to check")

@@ -271,3 +271,19 @@ def test_progress_line_is_erased_on_a_terminal(capsys, monkeypatch):
         status("equations", 2, 2)
     clear = "\r\x1b[K"
     assert capsys.readouterr().err == f"{clear}equations 1/2{clear}equations 2/2{clear}"
+
+
+def test_linear_symmetries(tmp_path, monkeypatch):
+    path = tmp_path / "linear_net.py"
+    path.write_text(
+        "import torch\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    layers = [torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)]\n"
+        "    batch = (torch.randn(30, 4), torch.randint(2, (30,)))\n"
+        "    return torch.nn.Sequential(*layers), torch.nn.CrossEntropyLoss(), [batch]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = factory.find_symmetries(f"{path}:make", kind="linear")
+    assert found.explanation is None
+    assert "GL(3) between 0 and 1" in str(found)
