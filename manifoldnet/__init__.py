@@ -35,6 +35,7 @@ from manifoldnet.geometry import (
     from_spec,
 )
 from manifoldnet.optim import RiemannianAdam, RiemannianSGD, constrain
+from manifoldnet.summaries import Summary, summary
 
 if TYPE_CHECKING:
     from manifoldnet.manifold_parameter import ManifoldParameter
@@ -59,6 +60,7 @@ __all__ = [
     "ScaledEuclidean",
     "Sphere",
     "Stiefel",
+    "Summary",
     "__version__",
     "constrain",
     "declare",
@@ -74,6 +76,7 @@ __all__ = [
     "project_",
     "rules",
     "spec",
+    "summary",
     "symmetry",
     "undeclare",
     "verify",

@@ -277,7 +277,7 @@ class DeclarationReport(dict[str, Manifold]):
         for name, manifold in manifolds.items():
             rows = sections.setdefault("free" if manifold is None else repr(manifold), {})
             reason = self.free[name] if manifold is None else self.why.get(name, "")
-            rows.setdefault((_pattern(name), reason), []).append(name)
+            rows.setdefault((name_pattern(name), reason), []).append(name)
         lines = [
             (title, label[0] if len(label) == 1 else f"{pattern} ({len(label)})", reason)
             for title, rows in sections.items()
@@ -297,7 +297,7 @@ _FEW_DIMENSIONS = "fewer than two dimensions"
 _PLAIN_REASONS = ("left free by the rule", _FEW_DIMENSIONS)
 
 
-def _pattern(name: str) -> str:
+def name_pattern(name: str) -> str:
     """A qualified name with `*` for the parts that are numbers."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
@@ -388,7 +388,8 @@ def _matched(
         # A name may have brackets in it, which mean something in a pattern.
         matches = {names[pattern]} if pattern in names else set(_matching(names, pattern))
         if not matches:
-            near = difflib.get_close_matches(_pattern(pattern), {_pattern(n): 0 for n in names}, 3)
+            known = {name_pattern(n): 0 for n in names}
+            near = difflib.get_close_matches(name_pattern(pattern), known, 3)
             raise ValueError(
                 f"{pattern!r} matches no parameter of this {type(model).__name__}"
                 + (f" (near to it: {', '.join(near)})" if near else f" ({_first(names)})")
@@ -410,7 +411,7 @@ def _matching(names: dict[str, str], pattern: str) -> list[str]:
 
 def _first(names: dict[str, str]) -> str:
     """The beginning of the list of parameters, for an error message."""
-    patterns = list(dict.fromkeys(map(_pattern, names.values())))
+    patterns = list(dict.fromkeys(map(name_pattern, names.values())))
     more = ", …" if len(patterns) > 5 else ""
     return f"it has {', '.join(patterns[:5])}{more}" if patterns else "it has none"
 

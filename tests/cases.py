@@ -160,7 +160,7 @@ each_sphere = over(SPHERES)
 each_scaled = over(SCALED)
 
 # The rows give the variety; more examples of each would be the same again.
-few = settings(max_examples=4)
+few = settings(max_examples=3)
 
 seeds = strategies.seeds()
 

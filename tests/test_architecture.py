@@ -24,7 +24,7 @@ PACKAGE = "manifoldnet"
 ROOMS = [
     {"geometry", "cache"},
     {"registry"},
-    {"declarations", "manifold_parameter", "foreign", "rules", "dataflow"},
+    {"declarations", "manifold_parameter", "foreign", "rules", "dataflow", "summaries"},
     {"optim"},
     {"symmetry"},
     {"nn", "objective"},

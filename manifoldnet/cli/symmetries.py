@@ -7,7 +7,8 @@ from typing import Any
 
 _EPILOG = """the function takes no arguments and returns
   (model, loss_fn, batches)   or   (model, loss_fn, batches, make_optimizer)
-with loss_fn(output, target), pairs (input, target) in batches, and make_optimizer(model), which
+with loss_fn(output, target) or None (the model computes its loss), pairs (input, target) or dicts
+with labels in batches, and make_optimizer(model), which
 adds a column for your own optimizer. An update respects a symmetry (it commutes with the scaling),
 fixes it (a scaled weight is off its manifold), or ignores it (with a relative error)."""
 

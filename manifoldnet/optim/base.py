@@ -13,8 +13,10 @@ the groups carry about them serves to verify checkpoints. `.grad` is never chang
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -106,6 +108,22 @@ class RiemannianOptimizer(Optimizer, ABC):
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
         self._forget_checks()
+
+    def __repr__(self) -> str:
+        """A line for each group: its weights by manifold, and the options that are set."""
+        usual = inspect.signature(type(self)).parameters
+        lines = []
+        for number, group in enumerate(self.param_groups):
+            places = Counter(str(registry.manifold_of(p) or "") for p in group["params"])
+            weights = [f"{n} on {on}" if on else f"{n} free" for on, n in places.items()]
+            options = [
+                f"{key}={value}"
+                for key, value in group.items()
+                if key in usual and key != "params"
+                if key == "lr" or value != usual[key].default
+            ]
+            lines.append(f"  group {number}: {', '.join(weights)}; {', '.join(options)}")
+        return "\n".join((f"{type(self).__name__}(", *lines, ")"))
 
     # --- whose step is whose ------------------------------------------------------------------
 

@@ -1,8 +1,15 @@
-"""Batches `(input, target)`: validation, selection of samples, conversion."""
+"""Batches: validation, selection of samples, conversion.
+
+    (input, target)       loss_fn(model(input), target); a dict as input gives keyword arguments
+    {"labels": …, …}      loss_fn(model(**rest), labels), as transformers' Trainer calls its
+                          compute_loss_func; without a loss_fn, the loss in model(**batch)
+
+Inside the package every batch is a pair `(input, target)`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -10,35 +17,38 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Batch", "cast", "check_batch", "collect", "count_samples", "take"]
+__all__ = ["Batch", "InputTarget", "as_pair", "cast", "collect", "count_samples", "take"]
 
-Batch = tuple[Any, Any]
-"""(input, target), as a data loader gives them. Tensors may be nested in tuples, lists, dicts."""
+Batch = tuple[Any, Any] | Mapping[str, Any]
+"""(input, target), or a mapping with `labels`. Tensors may be nested in tuples, lists, dicts."""
+
+InputTarget = tuple[Any, Any]
+"""(input, target); the target is None where the model computes its own loss."""
+
+_LABELS = "labels"
 
 
-def collect(batches: Iterable[Any], most: int, most_bytes: int) -> list[Batch]:
-    """List of the first batches.
+def collect(
+    batches: Iterable[Any], most: int, most_bytes: int, own_loss: bool
+) -> list[InputTarget]:
+    """List of the first batches, as pairs.
 
     Args:
-        batches: pairs (input, target).
+        batches: pairs (input, target), or mappings.
         most: how many to take.
         most_bytes: no further batch is taken once their tensors need more memory than this.
+        own_loss: as in `as_pair`.
 
     Raises:
-        ValueError: if there are none, or one is no pair.
+        ValueError: if there are none, or as `as_pair`.
     """
-    pairs: list[Batch] = []
+    if isinstance(batches, Mapping):
+        raise ValueError(f"batches is one batch, {_describe(batches)}: one batch alone is [batch]")
+    pairs: list[InputTarget] = []
     size = 0
     for batch in islice(iter(batches), most):
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise ValueError(
-                "batches must give pairs (input, target), as a DataLoader does; they gave "
-                f"{type(batch).__name__}"
-                + (f" of {len(batch)}" if isinstance(batch, tuple | list) else "")
-                + ". One batch alone is [(input, target)]"
-            )
-        pairs.append((batch[0], batch[1]))
-        size += sum(leaf.numel() * leaf.element_size() for leaf in _tensors(batch))
+        pairs.append(as_pair(batch, own_loss))
+        size += sum(leaf.numel() * leaf.element_size() for leaf in _tensors(pairs[-1]))
         if size > most_bytes:
             break
     if not pairs:
@@ -46,10 +56,48 @@ def collect(batches: Iterable[Any], most: int, most_bytes: int) -> list[Batch]:
     return pairs
 
 
-def check_batch(batch: Any) -> None:
-    """Raise a ValueError unless a batch is a pair (input, target)."""
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        raise ValueError(f"a batch is a pair (input, target), not {type(batch).__name__}")
+def as_pair(batch: Any, own_loss: bool) -> InputTarget:
+    """A batch as (input, target).
+
+    Args:
+        batch: a pair, or a mapping with `labels`.
+        own_loss: True if the model computes the loss, so that its input is the whole mapping.
+
+    Raises:
+        ValueError: if it is neither, the labels of a loss function are missing, or a pair comes
+            without a loss function.
+    """
+    if isinstance(batch, Mapping):
+        given = dict(batch)  # others than dict are opaque to torch's pytree
+        if own_loss:
+            return given, None
+        if _LABELS not in given:
+            raise ValueError(
+                f"a batch is {_describe(batch)} without {_LABELS!r}, which loss_fn(output, labels) "
+                f"needs: name them so, give pairs (input, target), or leave the loss to the model "
+                "with loss_fn=None"
+            )
+        return given, given.pop(_LABELS)
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            "a batch is a pair (input, target), as a DataLoader gives it, or a dict with "
+            f"{_LABELS!r}, not {_describe(batch)}. One batch alone is [(input, target)]"
+        )
+    given, target = batch
+    if own_loss:
+        raise ValueError(
+            "loss_fn is None, so that the model computes its loss: a batch must be a dict that it "
+            "is called with (labels included), not a pair (input, target)"
+        )
+    return dict(given) if isinstance(given, Mapping) else given, target
+
+
+def _describe(batch: Any) -> str:
+    """Type of a batch, with its keys or its length."""
+    name = type(batch).__name__
+    if isinstance(batch, Mapping):
+        return f"{name} of {', '.join(map(str, batch)) or 'nothing'}"
+    return f"{name} of {len(batch)}" if isinstance(batch, tuple | list) else name
 
 
 def count_samples(batch: Any) -> int | None:

@@ -68,7 +68,7 @@ _UNREACHED, _FREE, _COUPLED = 0, 1, 2
 @overload
 def discover(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batches: Iterable[Batch],
     *,
     kind: Literal["scaling"] = "scaling",
@@ -84,7 +84,7 @@ def discover(
 @overload
 def discover(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batches: Iterable[Batch],
     *,
     kind: Literal["linear"],
@@ -99,7 +99,7 @@ def discover(
 
 def discover(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batches: Iterable[Batch],
     *,
     kind: Literal["scaling", "linear"] = "scaling",
@@ -122,9 +122,13 @@ def discover(
 
     Args:
         model: any differentiable module. Frozen parameters (`requires_grad=False`) are constants.
-        loss_fn: `loss_fn(output, target)`, one number, as torch's losses.
+        loss_fn: `loss_fn(output, target)`, one number, as torch's losses. If it does not take the
+            output (a TypeError or AttributeError), it gets the output's `logits`. None for models
+            that compute their loss: the `loss` of the output, or its first item.
         batches: `(input, target)` pairs; the first 64 are used, or what fits into 1 GiB. The input
-            goes to the model, a tuple as positional arguments, a dict as keyword arguments.
+            goes to the model, a tuple as positional arguments, a dict as keyword arguments. Or
+            dicts (any mappings), as transformers' Trainer takes them: `labels` are the target, all
+            else is the input. Without a `loss_fn` labels are a part of the input.
         kind: "scaling" or "linear".
         parameters: names of the parameters to move; by default all that require gradients.
         keep_eps: leave ε in normalization layers. With it their symmetries hold approximately, the
@@ -160,7 +164,7 @@ def discover(
     if dtype is not None and dtype not in FLOOR:
         raise ValueError(f"dtype is {dtype}: gradients are computed in float64 or float32")
     with frozen_randomness(seed):  # a shuffling loader gives the same batches again
-        pairs = collect(batches, _BATCHES, _BYTES)
+        pairs = collect(batches, _BATCHES, _BYTES, loss_fn is None)
     layout = linear_columns(model, names) if kind == "linear" else _layout(model, names)
     verifier = Verifier(model, loss_fn, pairs, names, seed, keep_eps)
     if dtype is None:
@@ -231,7 +235,7 @@ def _discover(
     gap, singular, space = row_space(rows[:, classes == _COUPLED], floor)
     check_clear(gap, dtype, keep_eps)
     tolerance = max(zero, 2 * gap.dropped)
-    basis = _basis(layout, singular, space, classes, system.generator, tolerance)
+    basis = _basis(layout, singular, space, classes, tolerance)
     on_progress("factorizing", 1, 1)
     group = ScalingGroup.of(model, basis)
     verified = verifier.check(group, 100 * floor if keep_eps else 0.0, on_progress)
@@ -414,7 +418,6 @@ def _basis(
     singular: Tensor,
     space: Tensor,
     classes: Tensor,
-    source: torch.Generator,
     tolerance: float,
 ) -> list[Generator]:
     """Generators of the null space, the trivial ones last.
@@ -424,7 +427,6 @@ def _basis(
         singular: nonzero singular values of the coupled columns.
         space: their right singular vectors, over the coupled columns.
         classes: class of each column, as `_classify_columns` returns it.
-        source: source of random choices.
         tolerance: as in `sparse_basis`.
     """
     slices = layout.slices
@@ -454,7 +456,7 @@ def _basis(
             # Each row and each column is a symmetry; the last column depends on the others.
             free.remove(max(c for c in free if slices[c].parameter == name))
         matrices.append(name)
-    vectors, _ = sparse_basis(singular, space, dims, trivial, source, tolerance)
+    vectors, _ = sparse_basis(singular, space, dims, trivial, tolerance)
     generators = [Generator({slices[column]: 1.0}) for column in free]
     for vector in vectors:
         support = vector.nonzero().flatten().tolist()

@@ -72,13 +72,13 @@ class Task:
 
     Attributes:
         model: any module.
-        loss_fn: `loss_fn(output, target)`.
-        batches: pairs (input, target).
+        loss_fn: as in `discover`.
+        batches: as in `discover`.
         make_optimizer: makes the user's optimizer of a model.
     """
 
     model: nn.Module
-    loss_fn: LossFunction
+    loss_fn: LossFunction | None
     batches: Iterable[Batch]
     make_optimizer: OptimizerFactory | None = None
 
@@ -206,8 +206,16 @@ def _make_task(module: ModuleType, name: str, target: str) -> Task:
     task = Task(*given)
     for part, good, wanted in (
         ("model", isinstance(task.model, nn.Module), "a torch.nn.Module"),
-        ("loss_fn", callable(task.loss_fn), "a function of output and target"),
-        ("batches", isinstance(task.batches, Iterable), "an iterable of pairs (input, target)"),
+        (
+            "loss_fn",
+            task.loss_fn is None or callable(task.loss_fn),
+            "a function of output and target, or None",
+        ),
+        (
+            "batches",
+            isinstance(task.batches, Iterable),
+            "an iterable of pairs (input, target), or dicts",
+        ),
         (
             "make_optimizer",
             task.make_optimizer is None or callable(task.make_optimizer),

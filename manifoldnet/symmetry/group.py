@@ -304,7 +304,7 @@ class ScalingGroup:
     def widen(
         self,
         model: nn.Module,
-        loss_fn: LossFunction,
+        loss_fn: LossFunction | None,
         batch: Batch,
         *,
         seed: int = 0,

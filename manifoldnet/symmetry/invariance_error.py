@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from manifoldnet.geometry import Euclidean, Slices
 from manifoldnet.registry import declared_parameters
-from manifoldnet.symmetry.batches import Batch, check_batch
+from manifoldnet.symmetry.batches import Batch, as_pair
 from manifoldnet.symmetry.losses import (
     LossFunction,
     check_penalty,
@@ -73,7 +73,9 @@ class Deviation(float):
         return self
 
 
-def loss(model: nn.Module, element: Element, loss_fn: LossFunction, batch: Batch) -> Deviation:
+def loss(
+    model: nn.Module, element: Element, loss_fn: LossFunction | None, batch: Batch
+) -> Deviation:
     """|L(g·w) − L(w)| relative to the larger of the two.
 
     The ε of normalization layers changes the loss by O(ε/var); see `without_eps`. The error is
@@ -82,21 +84,21 @@ def loss(model: nn.Module, element: Element, loss_fn: LossFunction, batch: Batch
     Args:
         model: in the mode that matters (batch normalization: training); it is not changed.
         element: g.
-        loss_fn: `loss_fn(output, target)`.
-        batch: `(input, target)`.
+        loss_fn: as in `discover`.
+        batch: as in `discover`.
 
     Raises:
         ValueError: if the model lacks a tensor that the element scales, a loss is not finite, or it
             depends on the model's parameters by another way than its output.
     """
-    check_batch(batch)
+    pair = as_pair(batch, loss_fn is None)
     element = resolve(model, element)
-    before = evaluate(model, loss_fn, batch)
+    before = evaluate(model, loss_fn, pair)
     scaled = _scaled(model, element)
     with torch.enable_grad(), frozen_randomness():
         # On another copy, since buffers change.
-        check_penalty(model, scalar_loss(copy.deepcopy(scaled), loss_fn, batch, None), loss_fn)
-    after = evaluate(scaled, loss_fn, batch)
+        check_penalty(model, scalar_loss(copy.deepcopy(scaled), loss_fn, pair, None), loss_fn)
+    after = evaluate(scaled, loss_fn, pair)
     return Deviation(
         relative_change(before, after), f"the loss is {before:.9g}, and {after:.9g} when scaled"
     )
@@ -150,7 +152,7 @@ def metric(
 def update(
     model: nn.Module,
     element: ScalingElement,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batch: Batch,
     optimizer: OptimizerFactory,
     *,
@@ -165,8 +167,8 @@ def update(
     Args:
         model: it is not changed.
         element: g.
-        loss_fn: `loss_fn(output, target)`.
-        batch: `(input, target)`.
+        loss_fn: as in `discover`.
+        batch: as in `discover`.
         optimizer: makes the optimizer of a model.
         steps: number of steps on the batch; more than one includes the effect of momentum.
 
@@ -187,7 +189,7 @@ def update(
 def trajectory(
     model: nn.Module,
     element: ScalingElement,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batches: Iterable[Batch],
     optimizer: OptimizerFactory,
     *,
@@ -201,8 +203,8 @@ def trajectory(
     Args:
         model: it is not changed.
         element: g.
-        loss_fn: `loss_fn(output, target)`.
-        batches: used cyclically, in this order.
+        loss_fn: as in `discover`.
+        batches: as in `discover`, used cyclically in this order.
         optimizer: makes the optimizer of a model.
         steps: length N of the runs.
 
@@ -234,7 +236,7 @@ _DIVERGED = Deviation(math.inf, "the run from scaled weights diverges, the other
 def _two_runs(
     model: nn.Module,
     element: ScalingElement,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batches: Sequence[Batch],
     optimizer: OptimizerFactory,
     steps: int,

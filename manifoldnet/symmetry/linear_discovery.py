@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.symmetry.batches import Batch, count_samples, take
+from manifoldnet.symmetry.batches import InputTarget, count_samples, take
 from manifoldnet.symmetry.group import FalseSymmetryError
 from manifoldnet.symmetry.linear import LinearGenerator, LinearGroup
 from manifoldnet.symmetry.linear_blocks import split
@@ -163,11 +163,11 @@ def _determined(
 
 
 def _leave_out(
-    batches: list[Batch], system: LinearSystem[LinearColumns]
-) -> tuple[list[Batch], list[Batch], int]:
+    batches: list[InputTarget], system: LinearSystem[LinearColumns]
+) -> tuple[list[InputTarget], list[InputTarget], int]:
     """Most samples of each batch, the others, and the number of these."""
-    most: list[Batch] = []
-    others: list[Batch] = []
+    most: list[InputTarget] = []
+    others: list[InputTarget] = []
     held = 0
     for batch in batches:
         size = None if system.whole else count_samples(batch)
@@ -185,8 +185,8 @@ def _leave_out(
     return most, others, held
 
 
-def _taken(batch: Batch, indices: Any) -> Batch:
-    taken: Batch = take(batch, indices)
+def _taken(batch: InputTarget, indices: Any) -> InputTarget:
+    taken: InputTarget = take(batch, indices)
     return taken
 
 
@@ -249,7 +249,7 @@ def _violation(
     group: LinearGroup,
     verifier: Verifier,
     weights: dict[str, Tensor],
-    batch: Batch,
+    batch: InputTarget,
     spread: float,
     tolerance: float,
     change: float,

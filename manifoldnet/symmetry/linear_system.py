@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
-from manifoldnet.symmetry.batches import Batch, cast, count_samples, take
+from manifoldnet.symmetry.batches import InputTarget, cast, count_samples, take
 from manifoldnet.symmetry.losses import LossFunction, frozen_randomness, scalar_loss
 from manifoldnet.symmetry.scaling import Slice
 from manifoldnet.symmetry.working_copy import RandomWeights
@@ -142,8 +142,8 @@ class LinearSystem(Generic[L]):
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction,
-        batches: list[Batch],
+        loss_fn: LossFunction | None,
+        batches: list[InputTarget],
         layout: L,
         generator: torch.Generator,
         minibatch: int | None = None,
@@ -205,7 +205,7 @@ class LinearSystem(Generic[L]):
 
         All samples are used while some slice had a nonzero gradient in few rows only.
         """
-        parts: list[tuple[Batch, Any]] = []
+        parts: list[tuple[InputTarget, Any]] = []
         for batch in self.batches:
             size = None if self.whole else count_samples(batch)
             if size is None:
@@ -247,7 +247,7 @@ class LinearSystem(Generic[L]):
             count += steady
         return count >= _SMOOTH_DRAWS / 2
 
-    def _at_once(self, batch: Batch, indices: Tensor) -> Tensor:
+    def _at_once(self, batch: InputTarget, indices: Tensor) -> Tensor:
         """Rows of M at common weights, one for each row of sample indices."""
         if self.vectorized and len(indices) > 1:
             try:
@@ -279,7 +279,7 @@ class LinearSystem(Generic[L]):
         return torch.cat(rows)
 
     def _products(
-        self, weights: dict[str, Tensor], group: Batch, seed: int
+        self, weights: dict[str, Tensor], group: InputTarget, seed: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """w ⊙ ∂L/∂w by name, and L, each with a first dimension of one."""
         # Plain autograd: models that cannot be vectorized may not support the functional one.
@@ -323,9 +323,9 @@ class LinearSystem(Generic[L]):
         fresh = self.draws % 3 == 0 and not self.keep_eps
         return (self.weights.fresh if fresh else self.weights.draw)(self.generator)
 
-    def _take(self, batch: Batch, indices: Any) -> Batch:
+    def _take(self, batch: InputTarget, indices: Any) -> InputTarget:
         """Samples of a batch, in the model's type."""
-        taken: Batch = cast(take(batch, indices), self.dtype, self.device)
+        taken: InputTarget = cast(take(batch, indices), self.dtype, self.device)
         return taken
 
     def _normal(self, like: Tensor) -> Tensor:
@@ -371,6 +371,6 @@ class LinearSystem(Generic[L]):
             tried = tried or math.isfinite(mixed)
         return not tried
 
-    def _value(self, weights: dict[str, Tensor], batch: Batch) -> float:
+    def _value(self, weights: dict[str, Tensor], batch: InputTarget) -> float:
         with torch.no_grad(), frozen_randomness():
             return float(scalar_loss(self.model, self.loss_fn, batch, self._buffers() | weights))

@@ -2,12 +2,15 @@
 
     batch = (input, target);   loss = loss_fn(model(input), target)
 
-A tuple as input gives positional arguments, a dict keyword arguments. Each evaluation starts from
-the same seed and leaves buffers unchanged, so two losses differ only if their tensors differ.
+A tuple as input gives positional arguments, a dict keyword arguments. A loss_fn that does not take
+the model's output gets the output's `logits`. Without a loss_fn the model computes the loss itself:
+the `loss` of its output. Each evaluation starts from the same seed and leaves buffers unchanged, so
+two losses differ only if their tensors differ.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from manifoldnet.symmetry.batches import Batch
+from manifoldnet.symmetry.batches import InputTarget
 
 __all__ = [
     "LossFunction",
@@ -30,7 +33,7 @@ __all__ = [
 ]
 
 LossFunction = Callable[[Any, Any], Tensor]
-"""(output, target) -> one number."""
+"""(output, target) -> one number. None in its place: the model computes the loss."""
 
 
 def _call(model: nn.Module, tensors: Mapping[str, Tensor] | None, given: Any) -> Any:
@@ -39,23 +42,78 @@ def _call(model: nn.Module, tensors: Mapping[str, Tensor] | None, given: Any) ->
     kwargs: dict[str, Any] = {}
     if isinstance(given, Mapping):
         args, kwargs = (), dict(given)
-    if tensors is None:
-        return model(*args, **kwargs)
-    return functional_call(model, dict(tensors), args, kwargs)
+    try:
+        if tensors is None:
+            return model(*args, **kwargs)
+        return functional_call(model, dict(tensors), args, kwargs)
+    except TypeError as error:
+        known = inspect.signature(model.forward).parameters
+        unknown = [name for name in kwargs if name not in known]
+        if unknown and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            raise ValueError(
+                f"the batch has {', '.join(unknown)}, which {type(model).__name__} does not take "
+                f"(it takes {', '.join(known)}): rename or leave out"
+            ) from error
+        raise
+
+
+def _own_loss(output: Any, given: Any) -> Any:
+    """Loss in a model's output, as transformers' Trainer takes it.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    elif isinstance(output, tuple) and not hasattr(output, "loss"):
+        loss = output[0] if output else None
+    else:
+        loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
+    if loss is None:
+        raise ValueError(
+            f"the output of the model ({type(output).__name__}) has no loss. Without a loss_fn the "
+            "model computes it from its labels, and the batch has "
+            f"{', '.join(given) or 'nothing'}: add what the model calls its labels, or give a "
+            "loss_fn"
+        )
+    return loss
+
+
+def _loss(loss_fn: LossFunction, output: Any, target: Any) -> Tensor:
+    """loss_fn of an output or, where it does not take that, of the output's logits."""
+    try:
+        return loss_fn(output, target)
+    except (TypeError, AttributeError):
+        if isinstance(output, Mapping):
+            logits = output.get("logits")
+        else:
+            logits = getattr(output, "logits", None)
+        if logits is None:
+            raise
+        return loss_fn(logits, target)
 
 
 def scalar_loss(
-    model: nn.Module, loss_fn: LossFunction, batch: Batch, tensors: Mapping[str, Tensor] | None
+    model: nn.Module,
+    loss_fn: LossFunction | None,
+    batch: InputTarget,
+    tensors: Mapping[str, Tensor] | None,
 ) -> Tensor:
     """Loss of one batch, differentiable in `tensors` (or in the model's own).
 
     Raises:
-        ValueError: if the loss is not one real number.
+        ValueError: if the loss is not one real number, there is none in the model's output, or the
+            model does not take the names of a dict.
     """
     given, target = batch
-    loss = loss_fn(_call(model, tensors, given), target)
+    output = _call(model, tensors, given)
+    loss = _own_loss(output, given) if loss_fn is None else _loss(loss_fn, output, target)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        if loss_fn is None:
+            raise ValueError(
+                f"the model's loss must be one real number, not {found}; in a tuple it comes first"
+            )
         raise ValueError(
             f"loss_fn must give one real number, not {found}: use a loss with "
             "reduction='mean' or 'sum'"
@@ -65,15 +123,15 @@ def scalar_loss(
 
 def evaluate(
     model: nn.Module,
-    loss_fn: LossFunction,
-    batch: Batch,
+    loss_fn: LossFunction | None,
+    batch: InputTarget,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Loss of one batch as a number, with a fixed seed and unchanged buffers.
 
     Args:
         model: any module.
-        loss_fn: `loss_fn(output, target)`.
+        loss_fn: `loss_fn(output, target)`; None for the model's own loss.
         batch: `(input, target)`.
         tensors: parameters or buffers to use instead of the model's, by name.
 
@@ -103,7 +161,7 @@ class RepeatableLoss:
         ValueError: if the first two values differ, or the first is not one finite number.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction, batch: Batch) -> None:
+    def __init__(self, model: nn.Module, loss_fn: LossFunction | None, batch: InputTarget) -> None:
         self._arguments = model, loss_fn, batch
         self._value = evaluate(*self._arguments)
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
@@ -126,7 +184,7 @@ class RepeatableLoss:
 def check_penalty(
     model: nn.Module,
     loss: Tensor,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     copied_loss_fn: LossFunction | None = None,
 ) -> None:
     """Raise a ValueError if the loss of a copy depends on the weights of the original.

@@ -81,8 +81,8 @@ class Powers:
         self.values = x.sum(rest) if rest else x
 
     def weights(self, logs: Mapping[int | None, Tensor]) -> dict[int | None, Tensor]:
-        """e^{p As}, by dimension, of logarithms by dimension."""
-        return {dim: (self.p * log).exp() for dim, log in logs.items()}
+        """e^{p As}, by dimension, of logarithms by dimension, in the type of the sums."""
+        return {dim: (self.p * log).exp().to(self.values) for dim, log in logs.items()}
 
     def sums(self, dim: int | None, weights: Mapping[int | None, Tensor]) -> Tensor:
         """Sums over the slices along one dimension, each number weighted along all of them."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from manifoldnet import foreign
-from manifoldnet.symmetry.batches import Batch, check_batch
+from manifoldnet.symmetry.batches import Batch, as_pair
 from manifoldnet.symmetry.losses import (
     LossFunction,
     check_penalty,
@@ -52,7 +52,7 @@ class Run:
 
 def run(
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batches: Sequence[Batch],
     optimizer: OptimizerFactory,
     *,
@@ -64,8 +64,8 @@ def run(
 
     Args:
         model: it is not changed.
-        loss_fn: `loss_fn(output, target)`.
-        batches: used cyclically.
+        loss_fn: as in `discover`.
+        batches: as in `discover`, used cyclically.
         optimizer: makes the optimizer of a model.
         steps: number of steps; the run ends early if a loss is not finite.
 
@@ -76,8 +76,7 @@ def run(
     """
     if not batches:
         raise ValueError("batches is empty: at least one pair (input, target) is needed")
-    for batch in batches:
-        check_batch(batch)
+    pairs = [as_pair(batch, loss_fn is None) for batch in batches]
     work = copy.deepcopy(model)
     losses: list[float] = []
     with frozen_randomness():
@@ -87,7 +86,7 @@ def run(
             def closure(i: int = i) -> Tensor:
                 with torch.enable_grad(), frozen_randomness(i):
                     work.zero_grad()
-                    result = scalar_loss(work, loss_fn, batches[i % len(batches)], None)
+                    result = scalar_loss(work, loss_fn, pairs[i % len(pairs)], None)
                     if not result.requires_grad:
                         raise ValueError(
                             "the loss depends on no parameter that requires a gradient"

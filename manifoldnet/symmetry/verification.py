@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.symmetry.batches import Batch, cast, count_samples, take
+from manifoldnet.symmetry.batches import InputTarget, cast, count_samples, take
 from manifoldnet.symmetry.group import FalseSymmetryError, ScalingGroup
 from manifoldnet.symmetry.linear import LinearElement
 from manifoldnet.symmetry.losses import (
@@ -79,8 +79,8 @@ class Verifier:
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: LossFunction,
-        batches: list[Batch],
+        loss_fn: LossFunction | None,
+        batches: list[InputTarget],
         names: list[str],
         seed: int,
         keep_eps: bool,
@@ -218,7 +218,7 @@ class Verifier:
         self,
         model: nn.Module,
         weights: dict[str, Tensor],
-        batch: Batch,
+        batch: InputTarget,
         element: ScalingElement | LinearElement,
     ) -> float:
         """Relative change of the loss under a group element; ∞ if it is not finite afterwards."""
@@ -235,7 +235,7 @@ class Verifier:
     def _first_violation(
         self,
         weights: dict[str, Tensor],
-        batch: Batch,
+        batch: InputTarget,
         group: ScalingGroup,
         log_scales: Tensor,
         tolerance: float,

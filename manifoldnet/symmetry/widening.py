@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.symmetry.batches import Batch, cast
+from manifoldnet.symmetry.batches import Batch, as_pair, cast
 from manifoldnet.symmetry.losses import LossFunction, RepeatableLoss, evaluate, relative_change
 from manifoldnet.symmetry.reparameterize import named_tensors
 from manifoldnet.symmetry.scaling import Slice
@@ -99,7 +99,7 @@ def widen(
     structure: Structure,
     unreached: Iterable[Slice],
     model: nn.Module,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batch: Batch,
     *,
     seed: int = 0,
@@ -872,7 +872,9 @@ class _Check:
         repeatable: the loss of the batch, to be checked again at the end.
     """
 
-    def __init__(self, model: nn.Module, loss_fn: LossFunction, batch: Batch, seed: int) -> None:
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFunction | None, batch: Batch, seed: int
+    ) -> None:
         self.source = torch.Generator().manual_seed(seed)
         device = next(model.parameters()).device
         numbers = sum(p.numel() for p in model.parameters())
@@ -880,7 +882,7 @@ class _Check:
         def prepare(dtype: torch.dtype) -> None:
             self.dtype, self.tolerance = dtype, _VERIFIED[dtype]
             self.loss_fn = working_loss(loss_fn, dtype, device)
-            self.batch = cast(batch, dtype, device)
+            self.batch = cast(as_pair(batch, loss_fn is None), dtype, device)
             self.model = working_copy(model, dtype, keep_eps=False)
             self.repeatable = RepeatableLoss(self.model, self.loss_fn, self.batch)
 

@@ -48,7 +48,9 @@ def working_copy(model: nn.Module, dtype: torch.dtype, *, keep_eps: bool = True)
     return work
 
 
-def working_loss(loss_fn: LossFunction, dtype: torch.dtype, device: torch.device) -> LossFunction:
+def working_loss(
+    loss_fn: LossFunction | None, dtype: torch.dtype, device: torch.device
+) -> LossFunction | None:
     """Loss function for a working copy: a module's tensors (class weights) are in its type."""
     if isinstance(loss_fn, nn.Module):
         return copy.deepcopy(loss_fn).to(device, dtype)

@@ -48,7 +48,7 @@ _Measure = Callable[[ScalingElement], Deviation]
 def assert_loss_invariant(
     model: nn.Module,
     scaling: ScalingElement | ScalingGroup,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batch: Batch,
     *,
     rtol: float | None = None,
@@ -58,8 +58,8 @@ def assert_loss_invariant(
     Args:
         model: in the mode that matters (batch normalization: training); it is not changed.
         scaling: one element, or a group.
-        loss_fn: `loss_fn(output, target)`.
-        batch: `(input, target)`.
+        loss_fn: as in `discover`.
+        batch: as in `discover`.
         rtol: the relative error to accept; by the model's types if left out: 1e-9 for float64,
             1e-3 for float32.
 
@@ -102,7 +102,7 @@ def assert_metric_invariant(
 def assert_update_equivariant(
     model: nn.Module,
     scaling: ScalingElement | ScalingGroup,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batch: Batch,
     optimizer: OptimizerFactory,
     *,
@@ -114,8 +114,8 @@ def assert_update_equivariant(
     Args:
         model: as in `assert_loss_invariant`.
         scaling: one element, or a group.
-        loss_fn: `loss_fn(output, target)`.
-        batch: `(input, target)`.
+        loss_fn: as in `discover`.
+        batch: as in `discover`.
         optimizer: a function from a model to its optimizer.
         steps: the number of steps; momentum matters from the second on.
         rtol: as in `assert_loss_invariant`.
@@ -135,7 +135,7 @@ def assert_update_equivariant(
 def assert_trajectory_invariant(
     model: nn.Module,
     scaling: ScalingElement | ScalingGroup,
-    loss_fn: LossFunction,
+    loss_fn: LossFunction | None,
     batches: Iterable[Batch],
     optimizer: OptimizerFactory,
     *,
@@ -149,7 +149,7 @@ def assert_trajectory_invariant(
     Args:
         model: as in `assert_loss_invariant`.
         scaling: one element, or a group.
-        loss_fn: `loss_fn(output, target)`.
+        loss_fn: as in `discover`.
         batches: used in turn, and again from the first.
         optimizer: a function from a model to its optimizer.
         steps: the length of the runs.

@@ -142,7 +142,7 @@ def test_rows_stay_on_the_manifold(
     module = _layer(mn.Oblique(retraction=retraction), (8, 16), dtype)
     optimizer = mn.RiemannianSGD(module.parameters(), lr=lr, momentum=0.9)
     worst = 0.0
-    for step, g in enumerate(_gradients((8, 16), 10_000, dtype)):
+    for step, g in enumerate(_gradients((8, 16), 3000, dtype)):
         module.weight.grad = g
         optimizer.step()
         if step % 100 == 99:
@@ -220,7 +220,7 @@ def test_geodesic_steps_keep_norms() -> None:
     optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=1e-2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        losses = _train(model, optimizer, 10_000, dtype=torch.float32)
+        losses = _train(model, optimizer, 4000, dtype=torch.float32)
     after = model.hidden.weight.detach().norm(dim=1)
     torch.testing.assert_close(after, before, rtol=1e-3, atol=0)
     assert losses[-1] < losses[0]

@@ -30,7 +30,7 @@ def difference(one: nn.Module, other: nn.Module) -> float:
 
 
 @pytest.mark.parametrize("name", SCALED)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(data=st.data())
 def test_every_parameterization_has_one_balanced_representative(name: str, data: st.DataObject):
     model, group = group_of(name)

@@ -82,6 +82,18 @@ def test_group_equals_the_derived_one(name):
     assert group.report.verified < 1e-9
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", NETS)
+def test_names_and_order_do_not_depend_on_weights_data_and_seed(name):
+    def names(seed):
+        net = NETS[name](seed)
+        return [g.name for g in discover(net.model, net.loss_fn, net.batches, seed=seed).generators]
+
+    expected = names(1)
+    assert names(2) == expected
+    assert names(3) == expected
+
+
 # --- the papers' networks -------------------------------------------------------------------------
 
 
@@ -566,9 +578,9 @@ X, T = BATCHES[0]
         (plain(), lambda o, t: 0 * o.sum(), BATCHES, {}, "no gradient .* was finite and not zero"),
         (plain(), lambda o, t: o.detach().sum(), BATCHES, {}, "no gradient .* was finite"),
         (plain(), cross_entropy, [], {}, "batches is empty"),
-        (plain(), cross_entropy, [X], {}, r"pairs \(input, target\).*they gave Tensor"),
+        (plain(), cross_entropy, [X], {}, r"a pair \(input, target\).*not Tensor"),
         (plain(), cross_entropy, BATCHES[0], {}, r"One batch alone is \[\(input, target\)\]"),
-        (plain(), cross_entropy, [(X, T, T)], {}, "they gave tuple of 3"),
+        (plain(), cross_entropy, [(X, T, T)], {}, "not tuple of 3"),
         (plain(), nn.CrossEntropyLoss(reduction="none"), BATCHES, {}, r"not shape \(24,\).*'mean'"),
         (plain(), lambda o, t: 0.0, BATCHES, {}, "one real number, not float"),
         (plain(), cross_entropy, BATCHES, {"parameters": ["no"]}, "no parameter 'no' .there are"),

@@ -570,7 +570,7 @@ INVALID = [
     (WITH_A_LOSS, {"loss_fn": nn.CrossEntropyLoss(reduction="none")}, r"not shape \(16,\)"),
     (WITH_A_LOSS, {"loss_fn": lambda output, target: 1.0}, "one real number, not float"),
     *(
-        (WITH_A_LOSS, {"batch": batch}, r"a batch is a pair \(input, target\), not ")
+        (WITH_A_LOSS, {"batch": batch}, r"a batch is a pair \(input, target\).*, not ")
         for batch in (X, (X,), (X, T, T), X[:2], None)
     ),
     *((STEPPING, {"steps": n}, f"steps is {n!r}") for n in (0, -1, 1.5, "3", None)),

@@ -215,7 +215,8 @@ def stopping_rule(config: TrainConfig, epochs: Sequence[Epoch]) -> str:
     return ""
 
 
-def _outcome(config: TrainConfig, last: Epoch) -> dict[str, Any]:
+def outcome(config: TrainConfig, last: Epoch) -> dict[str, Any]:
+    """Errors after the last epoch; a reason why the run counts as diverged, if it does."""
     bad = last.validation_error > config.diverged_above
     return {
         "test_error": last.test_error,
@@ -228,7 +229,7 @@ EXPERIMENT: training.Experiment[TrainConfig, Epoch, Result] = training.Experimen
     schema=CLASSIFICATION,
     start=Run,
     parts=images_for,
-    outcome=_outcome,
+    outcome=outcome,
     size_fields=(
         *("architecture", "batch_size", "train_size", "validation_size", "lr"),
         *("selection_train_size", "selection_validation_size"),

@@ -1,0 +1,145 @@
+"""Accuracy in the moving frame as data: twelve cells, and the choice of their rates.
+
+The networks and the protocol are those of [badrinarayanan2015symmetry], Section 4, with two hidden
+layers and the exponential schedule. A cell is a network, an optimizer, and the coordinates that the
+optimizer steps in:
+
+    plain           the weights
+    scaled-metric   declared on ScaledEuclidean (Table 1): RiemannianSGD, or a constrained AdamW
+    moving-frame    the moving frame of the network's whole scaling group (`make_invariant`)
+
+Every cell has a rate of its own. Steps in a frame do not shrink by themselves as weights grow, so
+that the rate of another cell is no fair one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import ClassVar, NamedTuple
+
+from manifoldnet.experiments.configuration import field
+from manifoldnet.experiments.papers.symmetry.cells import PROTOCOL
+from manifoldnet.experiments.papers.symmetry.config import (
+    ARCHITECTURES,
+    Epoch,
+    Result,
+    TrainConfig,
+)
+from manifoldnet.experiments.records import RunRecord, Schema
+
+OPTIMIZERS = ("sgd", "adamw")
+COORDINATES = ("plain", "scaled-metric", "moving-frame")
+
+_FIRST = range(-7, -2)  # rates 10^(k/2), from 3.2e-4 to 3.2e-2
+_WIDEST = range(-12, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameConfig(TrainConfig):
+    """One run of a cell.
+
+    Attributes:
+        update: the coordinates.
+        optimizer: ``"sgd"``, without momentum as in the paper, or ``"adamw"``.
+        weight_decay: of AdamW, on the numbers that it steps; declared weights have none.
+    """
+
+    experiment: ClassVar[str] = "moving-frame"
+
+    update: str = field("plain", choices=COORDINATES)
+    optimizer: str = field("sgd", choices=OPTIMIZERS)
+    weight_decay: float = field(0.01, at_least=0)
+
+    @property
+    def label(self) -> str:
+        """Its cell: ``arch1-adamw-moving-frame``."""
+        return f"{self.architecture}-{self.optimizer}-{self.update}"
+
+
+class Cell(NamedTuple):
+    """What runs that differ in rate and seed have in common."""
+
+    architecture: str
+    optimizer: str
+    update: str
+
+
+CELLS = tuple(Cell(*each) for each in product(ARCHITECTURES, OPTIMIZERS, COORDINATES))
+
+FRAME = Schema(FrameConfig, Epoch, Result)
+FrameRecord = RunRecord[FrameConfig, Epoch, Result]
+
+
+def cell_of(config: FrameConfig) -> Cell:
+    """The cell of a run."""
+    return Cell(config.architecture, config.optimizer, config.update)
+
+
+def protocol(epochs: int) -> FrameConfig:
+    """Section 4 in fields, for so many epochs: the rate falls as far as in the paper's 60."""
+    shared = {
+        name: getattr(PROTOCOL, name)
+        for name in ("dataset", "features", "batch_size", "train_size", "validation_size")
+    }
+    return FrameConfig(epochs=epochs, decay=0.95 ** (60 / epochs), depth=2, **shared)
+
+
+def rate(k: int) -> float:
+    """The rate 10^(k/2), to three digits."""
+    return float(f"{10 ** (k / 2):.3g}")
+
+
+def grid(exponents: Mapping[Cell, Sequence[int]], epochs: int, seeds: int) -> list[FrameConfig]:
+    """Runs that choose rates: of each cell, the rates 10^(k/2) for some k."""
+    return [
+        replace(protocol(epochs), **cell._asdict(), lr=rate(k), seed=seed)
+        for seed in range(seeds)
+        for cell, own in exponents.items()
+        for k in own
+    ]
+
+
+def first_grid() -> dict[Cell, list[int]]:
+    """The exponents that every cell begins with."""
+    return {cell: list(_FIRST) for cell in CELLS}
+
+
+def validation_errors(records: Sequence[FrameRecord]) -> dict[Cell, dict[float, float]]:
+    """Mean validation error by cell and rate; a diverged run counts as an error of 1."""
+    found: dict[Cell, dict[float, list[float]]] = {}
+    for record in records:
+        if record.result is not None:
+            bad = record.result.diverged
+            own = found.setdefault(cell_of(record.config), {})
+            own.setdefault(record.lr, []).append(1.0 if bad else record.result.validation_error)
+    return {
+        cell: {lr: sum(errors) / len(errors) for lr, errors in sorted(own.items())}
+        for cell, own in found.items()
+    }
+
+
+def widened(
+    exponents: Mapping[Cell, Sequence[int]], records: Sequence[FrameRecord]
+) -> dict[Cell, list[int]]:
+    """The exponents, with a neighbour where the best rate of a cell is at an edge of its grid."""
+    errors = validation_errors(records)
+    wider = {}
+    for cell, own in exponents.items():
+        best = min(own, key=lambda k: errors[cell][rate(k)])
+        more = [k for k in (best - 1, best + 1) if k not in own and k in _WIDEST]
+        wider[cell] = sorted([*own, *more])
+    return wider
+
+
+def comparison(records: Sequence[FrameRecord], epochs: int, repetitions: int) -> list[FrameConfig]:
+    """The runs of all cells at the rates that the runs of the grid choose, seed by seed."""
+    chosen = {
+        cell: min(own, key=own.__getitem__) for cell, own in validation_errors(records).items()
+    }
+    return [
+        replace(protocol(epochs), **cell._asdict(), lr=lr, seed=seed)
+        for seed in range(repetitions)
+        for cell, lr in chosen.items()
+    ]
