@@ -235,7 +235,7 @@ def _discover(
     gap, singular, space = row_space(rows[:, classes == _COUPLED], floor)
     check_clear(gap, dtype, keep_eps)
     tolerance = max(zero, 2 * gap.dropped)
-    basis = _basis(layout, singular, space, classes, system.generator, tolerance)
+    basis = _basis(layout, singular, space, classes, tolerance)
     on_progress("factorizing", 1, 1)
     group = ScalingGroup.of(model, basis)
     verified = verifier.check(group, 100 * floor if keep_eps else 0.0, on_progress)
@@ -418,7 +418,6 @@ def _basis(
     singular: Tensor,
     space: Tensor,
     classes: Tensor,
-    source: torch.Generator,
     tolerance: float,
 ) -> list[Generator]:
     """Generators of the null space, the trivial ones last.
@@ -428,7 +427,6 @@ def _basis(
         singular: nonzero singular values of the coupled columns.
         space: their right singular vectors, over the coupled columns.
         classes: class of each column, as `_classify_columns` returns it.
-        source: source of random choices.
         tolerance: as in `sparse_basis`.
     """
     slices = layout.slices
@@ -458,7 +456,7 @@ def _basis(
             # Each row and each column is a symmetry; the last column depends on the others.
             free.remove(max(c for c in free if slices[c].parameter == name))
         matrices.append(name)
-    vectors, _ = sparse_basis(singular, space, dims, trivial, source, tolerance)
+    vectors, _ = sparse_basis(singular, space, dims, trivial, tolerance)
     generators = [Generator({slices[column]: 1.0}) for column in free]
     for vector in vectors:
         support = vector.nonzero().flatten().tolist()

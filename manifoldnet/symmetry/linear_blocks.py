@@ -73,8 +73,8 @@ def split(
     """
     translations, linear = _translations(layout, basis)
     linear = _without_implied(layout, linear, translations)
-    vectors = _sparse(layout, linear, layout.trivial(live), source)
-    moved = _sparse(layout, translations, [], source)
+    vectors = _sparse(layout, linear, layout.trivial(live))
+    moved = _sparse(layout, translations, [])
     shifts, others = _shifts(layout, vectors, moved, source)
     blocks = []
     for members in _components(layout, others, shifts):
@@ -146,7 +146,6 @@ def _sparse(
     layout: LinearColumns,
     basis: Tensor,
     trivial: Sequence[TrivialGenerator],
-    source: torch.Generator,
 ) -> Tensor:
     """Sparse basis of a subspace modulo trivial vectors, as rows."""
     involved = (basis.norm(dim=1) > _ZERO).nonzero().flatten()
@@ -166,7 +165,7 @@ def _sparse(
     sides = layout.sides()
     dims = [sides[int(c)] for c in involved]
     ones = torch.ones(rank, dtype=torch.float64)
-    vectors, _ = sparse_basis(ones, rows, dims, there, source, _ZERO)
+    vectors, _ = sparse_basis(ones, rows, dims, there, _ZERO)
     result = torch.zeros(len(vectors), layout.columns, dtype=torch.float64)
     for i, vector in enumerate(vectors):
         result[i, involved] = vector

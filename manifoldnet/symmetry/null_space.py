@@ -206,17 +206,15 @@ def sparse_basis(
     rows: Tensor,
     dims: Sequence[int],
     trivial: Sequence[TrivialGenerator],
-    generator: torch.Generator,
     tolerance: float,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Sparse basis of the null space of M.
+    """Sparse basis of the null space of M, a function of this space alone.
 
     Args:
         singular: nonzero singular values of M, relative to the largest.
         rows: their right singular vectors, orthonormal, rank × columns.
         dims: a number for each column, the same for all rows (or all columns) of a parameter.
         trivial: the trivial null vectors.
-        generator: source of the random bases.
         tolerance: largest ‖Mv‖/‖v‖ of a rounded null vector v.
 
     Returns:
@@ -232,6 +230,8 @@ def sparse_basis(
     for vector in trivial_vectors:
         independent.add(vector)
     matrix = singular[:, None] * rows  # M, up to a rotation
+    generator = torch.Generator().manual_seed(0)
+    rows = _canonical_rotation(rows, generator)
     candidates: dict[tuple[tuple[int, float], ...], Tensor] = {}
     for _ in range(_ROUNDS):
         for vector in _round(matrix, trivial, _circuits(rows, trivial, generator), tolerance):
@@ -249,9 +249,19 @@ def sparse_basis(
         vector = candidates[key]
         if len(found) < wanted and independent.add(vector):
             found.append(vector)
-    found = _reduce(found, trivial)
+    found = _reduce(found, trivial, dims)
     found.sort(key=lambda vector: vector.nonzero().flatten().tolist())
     return found, trivial_vectors
+
+
+def _canonical_rotation(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Orthonormal basis of the same row space that does not depend on the given one.
+
+    Weights and samples rotate the singular vectors; without this they would decide which of
+    several equally short generators are found.
+    """
+    noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
+    return torch.linalg.qr(((noise @ rows.mT) @ rows).mT).Q.mT
 
 
 def _circuits(
@@ -318,41 +328,62 @@ def _most_frequent(values: Tensor) -> Tensor:
     return values.mul(grid).round().mode(dim=1).values.div(grid)
 
 
-def _reduce(vectors: list[Tensor], trivial: Sequence[TrivialGenerator]) -> list[Tensor]:
+def _reduce(
+    vectors: list[Tensor], trivial: Sequence[TrivialGenerator], dims: Sequence[int]
+) -> list[Tensor]:
     """Basis of the same span, modulo trivial vectors, with fewer entries.
 
-    A multiple of another vector is subtracted as long as that shortens one. Of two with equally
-    many entries, the one on later slices is preferred. (Any layer that writes to a residual stream
-    may represent them all; the last one does.) So the result depends little on the random bases.
+    A multiple of another vector, or of the sum of a family of vectors (all rows of a layer against
+    all columns of the next), is subtracted as long as that shortens one. Of two with equally
+    many entries, the one with smaller entries is preferred, then the one on later slices. (Any
+    layer that writes to a residual stream may represent them all; the last one does.) So the result
+    depends little on the random bases.
     """
 
-    def length(vector: Tensor) -> tuple[int, list[int]]:
+    def length(vector: Tensor) -> tuple[int, float, list[int]]:
         support = vector.nonzero().flatten()
-        return len(support), (-support).tolist()
+        sizes = vector[support].abs()
+        return len(support), round(float(sizes.sum() / sizes.min()), 6), (-support).tolist()
 
     if not vectors:
         return []
     basis = torch.stack(vectors)
     lengths = [length(vector) for vector in vectors]
     whole = (basis == basis.round()).all(dim=1)
+    dim = torch.tensor(dims)
     changed = True
     while changed:
         changed = False
+        members: dict[object, list[int]] = {}
+        for i in whole.nonzero().flatten().tolist():
+            support = basis[i].nonzero().flatten()
+            kind = zip(dim[support].tolist(), basis[i, support].tolist(), strict=True)
+            members.setdefault(frozenset(kind), []).append(i)
+        families = [m for m in members.values() if len(m) > 1]
+        sums = torch.stack([basis[m].sum(0) for m in families]) if families else basis[:0]
+        sums = _with_most_zeros(sums, trivial)
         for i in sorted(whole.nonzero().flatten().tolist(), key=lengths.__getitem__, reverse=True):
             count, support = lengths[i][0], basis[i].nonzero().flatten()
             overlapping = whole & (basis[:, support] != 0).any(dim=1)
             overlapping[i] = False
-            others = basis[overlapping]
-            # The multiple of each that makes the most entries zero.
-            quotients = basis[i, support] / others[:, support]
+            foreign = torch.tensor([i not in m for m in families], dtype=torch.bool)
+            foreign &= (sums[:, support] != 0).any(dim=1)
+            others = torch.cat([basis[overlapping], sums[foreign]])
+            # The multiples of each that make the most entries zero: the largest and the smallest.
+            quotients = (basis[i, support] / others[:, support]).repeat(2, 1)
+            quotients[len(others) :] *= -1
             distinct = -1e6 * torch.arange(1, count + 1, dtype=torch.float64)
             factors = _most_frequent(torch.where(quotients.isfinite(), quotients, distinct))
-            tried = _with_most_zeros(basis[i] - factors[:, None] * others, trivial)
+            factors[len(others) :] *= -1
+            tried = _with_most_zeros(basis[i] - factors[:, None] * others.repeat(2, 1), trivial)
             tried[tried.abs() < 1e-9] = 0.0
             short = tried[(tried != 0).sum(dim=1) <= count]
             best = min(short, key=length, default=basis[i])
             if length(best) < lengths[i]:
                 basis[i], lengths[i], changed = _coprime(best), length(best), True
+                unchanged = [i not in m for m in families]  # other sums would contain this one
+                families = [m for m, kept in zip(families, unchanged, strict=True) if kept]
+                sums = sums[torch.tensor(unchanged, dtype=torch.bool)]
     return list(basis)
 
 

@@ -101,22 +101,22 @@ def canonical(generators: Iterable[Generator]) -> set[frozenset[tuple[Slice, int
 
 # --- the networks --------------------------------------------------------------------------------
 
-NETS: dict[str, Callable[[], Net]] = {}
+NETS: dict[str, Callable[..., Net]] = {}
 
 
-def enter(name: str, make: Callable[[], Net]) -> Callable[[], Net]:
-    """Enter a network into the list, always built from the same random numbers."""
+def enter(name: str, make: Callable[[], Net]) -> Callable[..., Net]:
+    """Enter a network into the list, built from the same random numbers unless a seed is given."""
 
-    def seeded() -> Net:
+    def seeded(seed: int = 1) -> Net:
         with torch.random.fork_rng():
-            torch.manual_seed(1)
+            torch.manual_seed(seed)
             return make()
 
     NETS[name] = seeded
     return seeded
 
 
-def net(make: Callable[[], Net]) -> Callable[[], Net]:
+def net(make: Callable[[], Net]) -> Callable[..., Net]:
     return enter(make.__name__, make)
 
 
@@ -646,6 +646,30 @@ enter("encoder_layer", lambda: _encoder_layer(0.0))
 enter("encoder_layer_with_dropout", lambda: _encoder_layer(0.1))
 
 
+@net
+def post_norm_attention() -> Net:
+    """As BERT begins: y = LN₀(embedding), LN₁(y + attention(y)). LN₀ takes out the size of each
+    token. With γ₀, β₀, and the biases of v and o × s, weights of q and k ÷ s (or one of them ÷ s²
+    with the bias of q × s, for each channel), scores stay and the argument of LN₁ is × s.
+    """
+    model = nn.Sequential(
+        nn.Embedding(7, 4),
+        nn.LayerNorm(4),
+        Residual(Attention(4, 2)),
+        nn.LayerNorm(4),
+        nn.Linear(4, CLASSES),
+    )
+    whole = generator(
+        layer("1", *range(4))
+        + row("2.body.0.v.bias", *range(4))
+        + row("2.body.0.o.bias", *range(4)),
+        column("2.body.0.q.weight", *range(4)) + column("2.body.0.k.weight", *range(4)),
+    )
+    generators = [generator(row("0.weight", i)) for i in range(7)]
+    generators += attention_generators("2.body.0.", 4) + hidden_units("3", "4", 4)
+    return Net(model, [*generators, whole], torch.randint(7, (16, 6)))
+
+
 class TiedEmbedding(nn.Module):
     """scores = E LN(W relu(E[token])), with one matrix E at both ends."""
 
@@ -729,6 +753,39 @@ class Gated(nn.Module):
 def sigmoid_gate() -> Net:
     """The gate does not scale, what it lets through does."""
     return Net(Gated(torch.sigmoid), hidden_units("b", "o", 4))
+
+
+class GatedBlock(nn.Module):
+    """down(silu(gate(x)) · up(x)), as in language models."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate, self.up = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+@net
+def gated_stream() -> Net:
+    """Up and down, unit by unit; the stream that two normalizations read, as a whole. Down may be
+    replaced by up in this, which is as short.
+    """
+    model = nn.Sequential(
+        nn.Embedding(7, 4),
+        Residual(nn.RMSNorm(4), GatedBlock(4, 6)),
+        nn.RMSNorm(4),
+        nn.Linear(4, CLASSES, bias=False),
+    )
+    gate, up, down = (f"1.body.1.{name}.weight" for name in ("gate", "up", "down"))
+    generators = [
+        *(generator(row(up, i), column(down, i)) for i in range(6)),
+        *(generator(row("1.body.0.weight", i), column(gate, i) + column(up, i)) for i in range(4)),
+        *(generator(row("2.weight", i), column("3.weight", i)) for i in range(4)),
+        generator(column("0.weight", *range(4)) + row(down, *range(4))),
+    ]
+    return Net(model, generators, torch.randint(7, (16, 6)))
 
 
 @net

@@ -82,6 +82,18 @@ def test_group_equals_the_derived_one(name):
     assert group.report.verified < 1e-9
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", NETS)
+def test_names_and_order_do_not_depend_on_weights_data_and_seed(name):
+    def names(seed):
+        net = NETS[name](seed)
+        return [g.name for g in discover(net.model, net.loss_fn, net.batches, seed=seed).generators]
+
+    expected = names(1)
+    assert names(2) == expected
+    assert names(3) == expected
+
+
 # --- the papers' networks -------------------------------------------------------------------------
 
 

@@ -102,6 +102,19 @@ def test_whole_runs_commute_with_the_group(name: str, optimizer: str):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["relu", "arch2"])
+def test_runs_in_a_narrow_type_agree_to_its_rounding(name: str, dtype: torch.dtype):
+    model, group, loss_fn, batches = prepared(name)
+    model, batches = model.to(dtype), [(x.to(dtype), y) for x, y in batches]
+    element = group.sample(generator=torch.Generator().manual_seed(0), spread=2.0)
+    losses = []
+    for each in (model, reparameterize(model, element)):
+        made = run(each, loss_fn, batches, lambda m: FACTORIES["sgd"](m, group), steps=8)
+        losses.append(torch.tensor(made.losses))
+    torch.testing.assert_close(losses[1], losses[0], rtol=64 * torch.finfo(dtype).eps, atol=0)
+
+
 def test_without_the_frame_runs_differ():
     model, group, loss_fn, batches = prepared("relu")
     element = group.sample(generator=torch.Generator().manual_seed(0), spread=6.9)

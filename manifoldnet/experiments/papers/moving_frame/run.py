@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 import manifoldnet as mn
 from manifoldnet.experiments import training
 from manifoldnet.experiments.data import Dataset, seeded_generator
+from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.moving_frame.config import FRAME, FrameConfig
 from manifoldnet.experiments.papers.symmetry import networks, run
 from manifoldnet.experiments.papers.symmetry.config import Epoch, Result
@@ -43,6 +44,8 @@ class Run(run.Run):
 def _optimizer(config: FrameConfig, network: networks.Arch1 | networks.Arch2) -> Optimizer:
     if config.update == "scaled-metric":
         declare(network, "sm")
+    if config.lr is None:
+        raise ConfigError("lr is None: the runs of the grid choose it, and a run needs a number")
     decay: dict[str, Any] = {"weight_decay": config.weight_decay}
     groups: Any = network.named_parameters()
     made: Optimizer
@@ -64,16 +67,12 @@ def whole_group(network: networks.Arch1 | networks.Arch2) -> ScalingGroup:
     are pooled into it, or, behind batch normalization, through their gains and biases. There each
     filter has a scale of its own besides.
     """
-    layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
     norms = [n for n, m in network.named_modules() if isinstance(m, nn.BatchNorm1d)]
     found = list(network.symmetries().generators) if norms else []
-    for number, following in enumerate(layers[1:]):
-        names = (
-            [f"{norms[number]}.weight", f"{norms[number]}.bias"]
-            if norms
-            else [f"{layers[number]}.weight"]
-        )
-        for k in range(network.get_submodule(following).in_features):
+    scaled = [[f"{n}.weight", f"{n}.bias"] for n in norms] or [[f"{n}.weight"] for n in layers]
+    for names, (following, layer) in zip(scaled, [*layers.items()][1:], strict=False):
+        for k in range(layer.in_features):
             up = {Slice(name, 0, i): 1.0 for name in names for i in (2 * k, 2 * k + 1)}
             found.append(Generator(up | {Slice(f"{following}.weight", 1, k): -1.0}))
     return ScalingGroup.of(network, found)
