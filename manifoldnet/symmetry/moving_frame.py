@@ -163,11 +163,13 @@ class MovingFrame:
             rows = max(1, _BLOCK * rows // x.numel())
         for start in range(0, len(x), max(1, rows)):
             part = slice(start, start + rows)
-            factor = common if by_row is None else by_row[part]
-            if by_row is not None and common is not None:
-                shape = torch.broadcast_shapes(factor.shape, common.shape)
-                out = self._space("factor", shape, factor)
-                factor = torch.mul(factor, common, out=out)
+            factor = common
+            if by_row is not None:
+                factor = by_row[part]
+                if common is not None:
+                    shape = torch.broadcast_shapes(factor.shape, common.shape)
+                    out = self._space("factor", shape, factor)
+                    factor = torch.mul(factor, common, out=out)
             yield (part, factor, *(x[part] for x in tensors))
 
     def _add_squares(self, x: Tensor, sums: Sums, rows: slice) -> None:

@@ -25,16 +25,20 @@ class Run(run.Run):
 
     def __init__(self, config: FrameConfig, data: Dataset) -> None:
         self.batch_size = config.batch_size
-        self.network = networks.build(
+        self.network = self.start(config, data)
+        self.optimizer = _optimizer(config, self.network)
+        self.scheduler = ExponentialLR(self.optimizer, config.decay)
+        self.generator = seeded_generator(config.seed, "order")
+
+    def start(self, config: FrameConfig, data: Dataset) -> networks.Arch1 | networks.Arch2:
+        """The network with its first weights, before anything is declared."""
+        return networks.build(
             config.architecture,
             data,
             depth=config.depth,
             features=config.features,
             seed=config.seed,
         )
-        self.optimizer = _optimizer(config, self.network)
-        self.scheduler = ExponentialLR(self.optimizer, config.decay)
-        self.generator = seeded_generator(config.seed, "order")
 
 
 def _optimizer(config: FrameConfig, network: networks.Arch1 | networks.Arch2) -> Optimizer:

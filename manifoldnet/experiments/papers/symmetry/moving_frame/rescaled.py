@@ -1,0 +1,89 @@
+"""Training from rescaled starts as data and as a command.
+
+The cells are those of accuracy in the moving frame. Every cell is trained at every rate of a grid,
+from the usual start and from the same start moved by a random element of the whole scaling group,
+which leaves the function of the network as it is. Budgets are small: a run shows whether training
+works, not how well it ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from manifoldnet.experiments.configuration import field
+from manifoldnet.experiments.papers.symmetry.config import Epoch, Result
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
+    FrameConfig,
+    first_grid,
+    grid,
+)
+from manifoldnet.experiments.records import RunRecord, Schema
+from manifoldnet.experiments.study import Options, Steps, Study, Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescaledConfig(FrameConfig):
+    """One run from a rescaled start.
+
+    Attributes:
+        spread: largest |ln factor| of a generator in the element that moves the start; 0 leaves it.
+    """
+
+    experiment: ClassVar[str] = "rescaled-start"
+
+    spread: float = field(0.0, at_least=0)
+
+
+EXPERIMENT = RescaledConfig.experiment
+SCHEMA = "symmetry.moving_frame.rescaled:RESCALED"
+REPORT = "symmetry.moving_frame.rescaled_report:write_rescaled_report"
+
+RESCALED = Schema(RescaledConfig, Epoch, Result)
+RescaledRecord = RunRecord[RescaledConfig, Epoch, Result]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RescaledOptions(Options):
+    """Options of training from rescaled starts.
+
+    Attributes:
+        spread: largest |ln factor| of a generator; 3 for factors from 0.05 to 20.
+        epochs: of every run; the rate falls as far as in the paper's 60.
+        train_size: training images.
+    """
+
+    out: Path = Path("runs") / "rescaled-start"
+    spread: float = field(3.0, above=0)
+    epochs: int = field(5, at_least=1)
+    train_size: int = field(10_000, at_least=1)
+
+
+def runs(options: RescaledOptions) -> list[RescaledConfig]:
+    """Every cell at every rate of the first grid, from both starts, seed by seed."""
+    return [
+        RescaledConfig(**vars(replace(each, train_size=options.train_size)), spread=spread)
+        for each in grid(first_grid(), options.epochs, options.repetitions)
+        for spread in (0.0, options.spread)
+    ]
+
+
+def _steps(options: RescaledOptions) -> Steps:
+    yield Sweep(
+        options.out, runs(options), "rescaled starts", {"purpose": "starts"}, checkpoints=False
+    )
+
+
+def _experiment() -> Any:
+    from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled_run import EXPERIMENT
+
+    return EXPERIMENT
+
+
+STUDIES: dict[str, Study] = {
+    "rescaled-start": Study(
+        "Arch1 and Arch2 trained from the usual start, and from the same moved by its symmetries",
+        *(_experiment, _steps, RescaledOptions),
+    )
+}

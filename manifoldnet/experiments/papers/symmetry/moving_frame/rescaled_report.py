@@ -1,0 +1,184 @@
+"""The report on training from rescaled starts. Reads records only.
+
+<folder>/records -> rescaled_start.csv, .png, .md, .html
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+from manifoldnet.experiments import store
+from manifoldnet.experiments.papers.symmetry.config import ARCHITECTURES
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
+    CELLS,
+    COORDINATES,
+    OPTIMIZERS,
+    Cell,
+    cell_of,
+)
+from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import RESCALED, RescaledRecord
+from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, panel, png
+from manifoldnet.experiments.report import (
+    Block,
+    Heading,
+    Paragraph,
+    Picture,
+    Report,
+    Table,
+    csv_text,
+    publish,
+)
+from manifoldnet.experiments.statistics import mean_and_deviation
+
+NAME = "rescaled_start"
+COLUMNS = (*Cell._fields, "spread", "lr", "seed", "test_error", "validation_error", "diverged")
+
+_COLOURS = dict(zip(COORDINATES, ("#555555", "#0072B2", "#D55E00"), strict=True))
+
+Runs = Mapping[tuple[Cell, bool], Mapping[float, Sequence[RescaledRecord]]]
+"""By cell and whether the start was moved, and by rate; seeds in order."""
+
+
+def write_rescaled_report(folder: str | Path, output: str | Path | None = None) -> Report:
+    """Write the report on the runs of `manifoldnet reproduce symmetry rescaled-start`."""
+    folder = Path(folder)
+    free = (*Cell._fields, "spread", "lr", "seed")
+    found = store.read_together(folder, RESCALED, free, "symmetry rescaled-start")
+    found.sort(key=lambda r: (CELLS.index(cell_of(r.config)), r.config.spread, r.lr, r.config.seed))
+    runs: dict[tuple[Cell, bool], dict[float, list[RescaledRecord]]] = {}
+    for record in found:
+        own = runs.setdefault((cell_of(record.config), record.config.spread > 0), {})
+        own.setdefault(record.lr, []).append(record)
+    blocks = list(_blocks(found[-1], runs))
+    tables = {f"{NAME}.csv": csv_text(COLUMNS, map(_row, found))}
+    return publish(blocks, folder if output is None else Path(output), NAME, tables)
+
+
+def _row(record: RescaledRecord) -> dict[str, object]:
+    result = record.result
+    assert result is not None
+    return {
+        **cell_of(record.config)._asdict(),
+        "spread": f"{record.config.spread:g}",
+        "lr": f"{record.lr:g}",
+        "seed": record.config.seed,
+        "test_error": f"{result.test_error:.4f}",
+        "validation_error": f"{result.validation_error:.4f}",
+        "diverged": result.diverged,
+    }
+
+
+def _blocks(last: RescaledRecord, runs: Runs) -> Iterator[Block]:
+    config = last.config
+    yield Heading("Training from rescaled starts", 1)
+    yield Paragraph(
+        f"Arch1 and Arch2 with {config.depth} hidden layers, {config.train_size:,} images of "
+        f"{config.dataset}, {config.epochs} epochs, minibatches of {config.batch_size}: from the "
+        "usual start, and from the same start moved by a random element of the network's whole "
+        f"scaling group, with factors of the generators from {math.exp(-config.spread):.2g} to "
+        f"{math.exp(config.spread):.2g}. Both starts compute the same function, up to the ε of "
+        "batch normalization. Entries are errors on the test images, mean ± standard deviation "
+        "over seeds; those of a diverged run count. Rates are chosen among those of the table "
+        "below, by validation errors. The budget is small: compare columns, not rows. "
+        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(last.versions.items()))}."
+    )
+    yield Table(
+        (
+            *("network", "optimizer", "coordinates", "rate", "usual start"),
+            *("moved, same rate", "moved, rate found anew", "diverged at all rates"),
+        ),
+        tuple(_summary(cell, runs) for cell in CELLS if all((cell, m) in runs for m in (0, 1))),
+        words=3,
+    )
+    yield Picture(f"{NAME}.png", _draw(runs), "Test errors by rate, from both starts")
+    yield Heading("Every rate")
+    rates = sorted({lr for own in runs.values() for lr in own})
+    yield Table(
+        ("network", "optimizer", "coordinates", "start", *(f"{lr:g}" for lr in rates)),
+        tuple(
+            (
+                *cell,
+                "moved" if moved else "usual",
+                *(mean_and_deviation(_tests(own.get(lr, ()))) for lr in rates),
+            )
+            for (cell, moved), own in runs.items()
+        ),
+        words=4,
+    )
+
+
+def _summary(cell: Cell, runs: Runs) -> tuple[str, ...]:
+    usual, moved = runs[cell, False], runs[cell, True]
+    rate, anew = _best(usual), _best(moved)
+    lost = [
+        sum(r.result is not None and r.result.diverged for own in each.values() for r in own)
+        for each in (usual, moved)
+    ]
+    return (
+        *cell,
+        f"{rate:g}",
+        mean_and_deviation(_tests(usual[rate])),
+        mean_and_deviation(_tests(moved.get(rate, ()))),
+        f"{mean_and_deviation(_tests(moved[anew]))} at {anew:g}",
+        "{} usual, {} moved".format(*lost),
+    )
+
+
+def _best(own: Mapping[float, Sequence[RescaledRecord]]) -> float:
+    """The rate with the lowest mean validation error; a diverged run counts as an error of 1."""
+
+    def error(lr: float) -> float:
+        ends = [r.result for r in own[lr] if r.result is not None]
+        return sum(1.0 if r.diverged else r.validation_error for r in ends) / len(ends)
+
+    return min(own, key=error)
+
+
+def _tests(records: Sequence[RescaledRecord]) -> list[float]:
+    return [record.result.test_error for record in records if record.result is not None]
+
+
+def _draw(runs: Runs) -> bytes:
+    """A panel for each network and optimizer: mean test error by rate, dashed from moved starts."""
+    figure = new_figure(9.0, 6.0)
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, (network, optimizer) in zip(
+        panels.flat, product(ARCHITECTURES, OPTIMIZERS), strict=True
+    ):
+        name = {"sgd": "SGD", "adamw": "AdamW"}[optimizer]
+        panel(axes, f"{network.capitalize()}, {name}", "")
+        for coordinates, moved in product(COORDINATES, (False, True)):
+            own = runs.get((Cell(network, optimizer, coordinates), moved), {})
+            means = [100 * sum(_tests(each)) / len(each) for each in own.values()]
+            label = coordinates.replace("-", " ") + (", moved start" if moved else "")
+            axes.plot(
+                [*own],
+                means,
+                marker="o" if moved else "s",
+                markersize=5 if moved else 8,
+                markerfacecolor=_COLOURS[coordinates] if moved else "white",
+                linestyle="--" if moved else "-",
+                color=_COLOURS[coordinates],
+                linewidth=1.5,
+                label=label,
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(2, 110)
+        axes.axhline(90, color=FAINT, linewidth=0.8)
+    panels[0, 0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    for row in panels:
+        row[0].set_ylabel("test error (%)", color=INK)
+    for axes in panels[1]:
+        axes.set_xlabel("rate", color=INK)
+    figure.supxlabel(
+        "mean over seeds; hollow squares: usual start; points, dashed: the same start moved by the "
+        "group; grey line: chance",
+        fontsize=8,
+        color=MUTED,
+    )
+    return png(figure)

@@ -1,0 +1,32 @@
+"""Training from rescaled starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from manifoldnet.experiments import training
+from manifoldnet.experiments.data import Dataset, seeded_generator
+from manifoldnet.experiments.papers.symmetry import networks
+from manifoldnet.experiments.papers.symmetry.moving_frame import run
+from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import RESCALED, RescaledConfig
+from manifoldnet.symmetry import reparameterize
+
+
+class Run(run.Run):
+    """A network of the paper under training, from the usual start moved by its group."""
+
+    def start(self, config: Any, data: Dataset) -> networks.Arch1 | networks.Arch2:
+        """The usual start, moved by an element that the seed decides."""
+        network = super().start(config, data)
+        if config.spread:
+            element = run.whole_group(network).sample(
+                generator=seeded_generator(config.seed, "element"), spread=config.spread
+            )
+            reparameterize(network, element, in_place=True)
+        return network
+
+
+EXPERIMENT: training.Experiment[RescaledConfig, Any, Any] = replace(
+    run.EXPERIMENT, schema=RESCALED, start=Run
+)
