@@ -170,7 +170,7 @@ def _draw(runs: Runs) -> bytes:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_ylim(2, 110)
         axes.axhline(90, color=FAINT, linewidth=0.8)
-    panels[0, 0].legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+    panels[1, 1].legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
     for row in panels:
         row[0].set_ylabel("test error (%)", color=INK)
     for axes in panels[1]:
