@@ -163,4 +163,5 @@ theirs = {cell.update: PUBLISHED[cell].mean for cell in row}
 assert theirs["b-sgd"] < min(theirs["sm"], theirs["un"])
 
 # %% [markdown]
-# API: [reproducing the symmetry paper](../docs/api/symmetry_paper.md).
+# API: [reproducing the symmetry paper](../docs/api/symmetry_paper.md). Next: [balanced weights in
+# eight bits](8-balanced-weights-quantize.ipynb).

@@ -12,11 +12,11 @@ from typing import Any
 
 from manifoldnet.cli.options import add_options, notice_of, values
 from manifoldnet.experiments.errors import require
-from manifoldnet.experiments.papers.moving_frame import rescaled
-from manifoldnet.experiments.papers.moving_frame import studies as moving_frame
 from manifoldnet.experiments.papers.scale_invariant import studies as scale_invariant
 from manifoldnet.experiments.papers.segnet import studies as segnet
 from manifoldnet.experiments.papers.symmetry import studies as symmetry
+from manifoldnet.experiments.papers.symmetry.moving_frame import rescaled
+from manifoldnet.experiments.papers.symmetry.moving_frame import studies as moving_frame
 from manifoldnet.experiments.study import Options, Study, Sweep
 
 _SAME_COMMAND = "; finished runs are kept. Go on with the same command"

@@ -28,7 +28,7 @@ from manifoldnet.symmetry.orbit import Family, Logs, Orbit, Powers
 from manifoldnet.symmetry.reparameterize import named_tensors, reparameterize
 from manifoldnet.symmetry.scaling import ScalingElement
 
-__all__ = ["balance_", "balanced", "balancing_scales", "sweep"]
+__all__ = ["balance_", "balanced", "balancing_scales", "weights_of"]
 
 # Newton's method: steps, steps of conjugate gradients within each, halvings of a step.
 _STEPS, _INNER, _HALVINGS = 60, 400, 40
@@ -78,7 +78,7 @@ def _element(model: nn.Module, group: ScalingGroup, p: float) -> ScalingElement:
     check_model(model, group)
     if not p >= 1:
         raise ValueError(f"p is {p}: the norm that is balanced has p ≥ 1, or p = math.inf")
-    orbit = Orbit(group)
+    orbit = Orbit(group, next(iter(named_tensors(model).values())).device)
     if not orbit.dimension:
         return ScalingElement.identity()
     s = balancing_scales(orbit, weights_of(orbit, model), p)
@@ -115,8 +115,7 @@ def balancing_scales(orbit: Orbit, weights: Mapping[str, Tensor], p: float = 2.0
     Raises:
         RuntimeError: if the minimum is not found to rounding.
     """
-    device = next(iter(weights.values())).device
-    s = torch.zeros(orbit.dimension, dtype=torch.float64, device=device)
+    s = orbit.exponents.new_zeros(orbit.dimension)
     s = _equalize_ranges(orbit, weights, s, _FEW_ROUNDS)  # in logarithms: nothing overflows
     s = _minimize(orbit, weights, s, 2.0 if math.isinf(p) else p)
     if math.isinf(p):
@@ -130,7 +129,7 @@ def balancing_scales(orbit: Orbit, weights: Mapping[str, Tensor], p: float = 2.0
 def _minimize(orbit: Orbit, weights: Mapping[str, Tensor], s: Tensor, p: float) -> Tensor:
     """The minimum of f, from a start where the weights are of ordinary size."""
     c = orbit.targets(weights)
-    logs = orbit.logs(s)
+    logs = orbit.by_axis(orbit.logs(s))
     powers = {
         name: Powers(_exactly_scaled(orbit, name, w, logs), orbit.dims[name], p)
         for name, w in weights.items()
@@ -179,27 +178,28 @@ class _Point:
 
     def __init__(self, orbit: Orbit, powers: Mapping[str, Powers], d: Tensor, p: float) -> None:
         self.orbit, self.powers = orbit, powers
-        logs = orbit.logs(d)
+        logs = orbit.by_axis(orbit.logs(d))
         self.weights = {n: e.weights(orbit.part(n, logs)) for n, e in powers.items()}
-        self.sums: Logs = {
+        sums: Logs = {
             (name, dim): powers[name].sums(dim, self.weights[name])
             for name, dims in orbit.dims.items()
             for dim in dims
         }
         # Every slice of one dimension once: all numbers of a parameter.
-        total = sum(float(self.sums[name, dims[0]].sum()) for name, dims in orbit.dims.items())
+        total = sum(float(sums[name, dims[0]].sum()) for name, dims in orbit.dims.items())
         self.value = total / p if math.isfinite(total) else math.inf
+        self.sums = orbit.joined(sums)
         self.pull = orbit.gather(self.sums)
 
     def hessian(self, v: Tensor, p: float) -> Tensor:
         """Aᵀ(p E (Av)): the Hessian times a vector."""
-        logs = self.orbit.logs(v)
+        logs = self.orbit.by_axis(self.orbit.logs(v))
         sums: Logs = {}
         for name, dims in self.orbit.dims.items():
             u = self.orbit.part(name, logs)
             for dim in dims:
                 sums[name, dim] = self.powers[name].along(dim, self.weights[name], u)
-        return p * self.orbit.gather(sums)
+        return p * self.orbit.gather(self.orbit.joined(sums))
 
 
 def _newton_step(point: _Point, gradient: Tensor, p: float) -> Tensor:
@@ -226,64 +226,7 @@ def _newton_step(point: _Point, gradient: Tensor, p: float) -> Tensor:
     return step
 
 
-# --- families in turn -----------------------------------------------------------------------------
-
-
-def sweep(
-    orbit: Orbit, powers: Mapping[str, Powers], c: Tensor, s: Tensor, logs: Logs | None = None
-) -> Tensor:
-    """Log-scales that minimize f over one family after the other, with p = 2.
-
-    Generator by generator this is the equation P e^{2d} − N e^{−2d} = c, where P and N are the sums
-    of squares that the generator increases and decreases. Where slices of a family meet in numbers,
-    f is replaced by a bound with the same gradient, so that it does not increase. Everything is a
-    function of the sums, so that sweeps from equivalent weights give equivalent scales.
-
-    Args:
-        orbit: of the group.
-        powers: squares of the weights, scaled by the log-scales s already.
-        c: targets.
-        s: log-scales at the start.
-        logs: where the logarithms that are added are left.
-    """
-    d = torch.zeros_like(s)
-    logs = orbit.logs(d) if logs is None else logs
-    for family in orbit.families:
-        sums: Logs = {}
-        for axis, _, _ in family.scaled:
-            name, dim = axis
-            if axis not in sums:
-                e = powers[name]
-                sums[axis] = e.sums(dim, e.weights(orbit.part(name, logs))).to(s)
-        exponents = [exponent for _, exponent, _ in family.scaled]
-        parts = [sums[axis][index.to(s.device)].sum(1) for axis, _, index in family.scaled]
-        target = c[family.start : family.start + family.size]
-        change = _least(exponents, parts, target, 2 * family.overlap)
-        d[family.start : family.start + family.size] = change
-        orbit.add(logs, family, change)
-    return s + d
-
-
-def _least(exponents: list[float], parts: list[Tensor], c: Tensor, p: int) -> Tensor:
-    """d with Σ_j a_j S_j e^{p a_j d} = c, for each generator; 0 where there is none."""
-    size = max(map(abs, exponents))
-    zero = torch.zeros_like(c)
-    up = sum((s * a for a, s in zip(exponents, parts, strict=True) if a > 0), zero)
-    down = sum((-s * a for a, s in zip(exponents, parts, strict=True) if a < 0), zero)
-    bounded = ((up > 0) | (c < 0)) & ((down > 0) | (c > 0))
-    # With all |a_j| equal, a quadratic equation for e^{p a d}.
-    root = (c.square() + 4 * up * down).sqrt()
-    e = torch.where(c > 0, (c + root) / (2 * up), 2 * down / (root - c))
-    d = torch.where(bounded, e.log() / (p * size), 0.0)
-    if any(abs(a) != size for a in exponents):
-        d = torch.zeros_like(c)
-        for _ in range(8):  # Newton's method; its steps are bounded
-            terms = [(a, a * s * (p * a * d).exp()) for a, s in zip(exponents, parts, strict=True)]
-            value = sum((term for _, term in terms), -c)
-            slope = sum((p * a * term for a, term in terms), zero)
-            d = d - (value / slope).nan_to_num(0.0).clamp(-1 / (p * size), 1 / (p * size))
-        d = torch.where(bounded, d, 0.0)
-    return d.nan_to_num(0.0, 0.0, 0.0)
+# --- ranges ---------------------------------------------------------------------------------------
 
 
 def _equalize_ranges(orbit: Orbit, weights: Mapping[str, Tensor], s: Tensor, rounds: int) -> Tensor:
@@ -292,7 +235,7 @@ def _equalize_ranges(orbit: Orbit, weights: Mapping[str, Tensor], s: Tensor, rou
     Of generators that only increase weights, the largest magnitude becomes 1.
     """
     magnitudes = {name: _Magnitudes(w, orbit.dims[name]) for name, w in weights.items()}
-    logs = orbit.logs(s)
+    logs = orbit.by_axis(orbit.logs(s))
     s = s.clone()
     change = math.inf
     for _ in range(rounds):
@@ -343,7 +286,7 @@ def _equalizing(
             largest[name, dim] = magnitudes[name].largest(dim, orbit.part(name, logs))
     by_exponent: dict[float, Tensor] = {}
     for axis, exponent, index in family.scaled:
-        values = largest[axis][index.to(largest[axis].device)].amax(1)
+        values = largest[axis][index].amax(1)
         known = by_exponent.get(exponent)
         by_exponent[exponent] = values if known is None else torch.maximum(known, values)
     up = {a: m for a, m in by_exponent.items() if a > 0}

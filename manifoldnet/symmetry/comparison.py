@@ -3,21 +3,23 @@
     print(symmetry.explain(model, group, make_optimizer))
 
 An update *respects* a symmetry g if it commutes with it: w̃⁺ = g·w⁺ after one step from w̃ = g·w. A
-manifold *fixes* a symmetry if scaled weights leave the manifold, so that it admits only one of the
+manifold *fixes* a symmetry if moved weights leave the manifold, so that it admits only one of the
 equivalent weights. Otherwise the update *ignores* the symmetry, and the choice among equivalent
 weights changes the training.
 
-No loss is needed. The gradients of a loss with the symmetry satisfy ∇L(g·w) = g⁻¹·∇L(w) and are
-otherwise arbitrary, so random gradients that satisfy this replace them.
+No loss is needed. The gradients of a loss with the symmetry satisfy ∇L(g·w) = g⁻ᵀ·∇L(w) and are
+otherwise arbitrary, so random gradients that satisfy this replace them. Those of a loss with linear
+symmetries are orthogonal to its orbits, too, and steps are compared up to the group's translations:
+a shift W ↦ W + t 1 vᵀW is a translation, by another vector at each weight.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -27,17 +29,21 @@ from manifoldnet.declarations import declare_all, manifolds, undeclare
 from manifoldnet.geometry import Manifold, Oblique
 from manifoldnet.optim import RiemannianSGD
 from manifoldnet.symmetry.group import Generator, ScalingGroup
+from manifoldnet.symmetry.linear import LinearElement, LinearGenerator, LinearGroup
 from manifoldnet.symmetry.linear_system import Layout
 from manifoldnet.symmetry.losses import frozen_randomness
 from manifoldnet.symmetry.replay import OptimizerFactory, make_optimizer, take_step
 from manifoldnet.symmetry.rule import Rule, rule
-from manifoldnet.symmetry.scaling import ScalingElement
+from manifoldnet.symmetry.scaling import ScalingElement, Slice
 
 __all__ = ["Explanation", "Row", "check_classifier", "explain"]
 
 _STEPS = 3
 _LR = 1e-2
+# Largest factor of a generator, and singular value of a linear map.
 _FACTOR = 8.0
+# Steps of Gauss and Newton back onto a manifold, each with singular values of at most e.
+_RETURN = 60
 # Largest relative difference of equal steps, computed in float64.
 _TOLERANCE = 1e-6
 
@@ -45,10 +51,10 @@ _TOLERANCE = 1e-6
 @final
 @dataclass(frozen=True)
 class Row:
-    """Behaviour of updates under one family of generators.
+    """Behaviour of updates under one family of scalings, or one block of a linear group.
 
     Attributes:
-        name: name of the first generator, and the number of others.
+        name: name of the first generator, and the number of others; name of the block.
         size: number of generators.
         trivial: True if the generators change no weight.
         verdicts: "respects", "fixes" or "ignores", by update.
@@ -70,7 +76,7 @@ class Explanation:
 
     Attributes:
         updates: names of the columns.
-        rows: one for each family of generators.
+        rows: one for each family of scalings, or block of linear maps.
     """
 
     updates: tuple[str, ...]
@@ -90,9 +96,26 @@ class Explanation:
         return "\n".join(lines)
 
 
+class _Family(NamedTuple):
+    """Subgroup whose generators act at once: a family of scalings, or a block of linear maps."""
+
+    name: str
+    group: ScalingGroup | LinearGroup
+
+    @property
+    def generators(self) -> Sequence[Generator | LinearGenerator]:
+        """Its generators."""
+        return self.group.generators
+
+    @property
+    def trivial(self) -> bool:
+        """True if it changes no weight."""
+        return isinstance(self.group, ScalingGroup) and self.group.nontrivial.dimension == 0
+
+
 def explain(
     model: nn.Module,
-    group: ScalingGroup,
+    group: ScalingGroup | LinearGroup,
     optimizer: OptimizerFactory | None = None,
     *,
     classifier: str | tuple[str, ...] | None = None,
@@ -102,40 +125,48 @@ def explain(
 
     B-SGD is plain SGD. SM is SGD under the scaled metric, UN under unit norms. With `classifier`,
     these are declared by `rules.scaled_metric` and `rules.unit_norm`; without, by `rule(group)`,
-    UN on rows only. Three steps are taken in float64 with random gradients of a loss that has the
-    symmetry. All generators of one family act at once, with factors up to 8. Where a scaling leaves
-    a manifold and other scalings of the group lead back, the product is measured.
+    UN on rows only; for a linear group, by the rule of the scalings that it contains. Three steps
+    are taken in float64 with random gradients of a loss that has the symmetry. All generators of
+    one family (one block of a linear group) act at once, with factors (singular values) up to 8.
+    Where they leave a manifold and the group leads back, the product is measured.
 
     Args:
         model: any module, with the user's declarations; it is not changed.
         group: the symmetries of this model.
         optimizer: makes the user's optimizer of a model, for a further column.
         classifier: the layers that classify, as in `manifoldnet.rules`.
-        seed: decides factors and gradients.
+        seed: decides group elements and gradients.
 
     Raises:
-        TypeError: if it is no `ScalingGroup`.
+        TypeError: if it is no group.
         ValueError: if the group is empty, or names parameters that the model does not have.
     """
-    if not isinstance(group, ScalingGroup):
+    if not isinstance(group, ScalingGroup | LinearGroup):
         raise TypeError(
-            f"updates are compared under a ScalingGroup, not a {type(group).__name__}: use "
-            'discover(kind="scaling")'
+            f"updates are compared under a ScalingGroup or a LinearGroup, not a "
+            f"{type(group).__name__}"
         )
-    if group.dimension == 0:
+    if not group.generators:
         raise ValueError("the group is empty: there is no symmetry to explain")
+    if isinstance(group, LinearGroup):
+        _check_shapes(model, group)
+        families = [_Family(block.name, group.subgroup([block])) for block in group.blocks]
+    else:
+        families = [_Family(name, group.subgroup(each)) for name, each in group.families()]
     columns = dict(_columns(model, group, classifier))
     if optimizer is not None:
         columns["yours"] = (copy.deepcopy(model), optimizer)
-    families = list(group.families())
-    found: list[Row] = [
-        Row(name, len(members), members[0].trivial, {}, {}) for name, members in families
-    ]
+    found = [Row(f.name, len(f.generators), f.trivial, {}, {}) for f in families]
     for update, (declared, factory) in columns.items():
         declared = declared.double()
-        fixed = _fixed(declared, group, [members for _, members in families])
-        for row, (_, members), stays in zip(found, families, fixed, strict=True):
-            error = 0.0 if stays else _error(declared, group, members, factory, seed)
+        fixed = _fixed(declared, families)
+        course: _Course | None = None
+        for row, family, stays in zip(found, families, fixed, strict=True):
+            if not stays and course is None:
+                course = _course(declared, group, factory, seed)
+            error = 0.0
+            if not stays and course is not None:
+                error = _error(declared, group, family, factory, seed, course)
             row.errors[update] = error
             row.verdicts[update] = (
                 "fixes" if stays else "respects" if error <= _TOLERANCE else "ignores"
@@ -143,8 +174,22 @@ def explain(
     return Explanation(tuple(columns), tuple(found))
 
 
+def _check_shapes(model: nn.Module, group: LinearGroup) -> None:
+    """Raise a ValueError for a group of another model."""
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name in group.parameters:
+        if shapes.get(name) != group.shapes[name]:
+            raise ValueError(
+                f"the group is another model's: it moves {name} of shape {group.shapes[name]}, and "
+                f"{type(model).__name__} has "
+                + (f"one of shape {shapes[name]}" if name in shapes else "no such parameter")
+            )
+
+
 def _columns(
-    model: nn.Module, group: ScalingGroup, classifier: str | tuple[str, ...] | None
+    model: nn.Module,
+    group: ScalingGroup | LinearGroup,
+    classifier: str | tuple[str, ...] | None,
 ) -> Iterator[tuple[str, tuple[nn.Module, OptimizerFactory]]]:
     """Updates of the paper: name, declared copy of the model, optimizer."""
 
@@ -157,8 +202,8 @@ def _columns(
         scaled, unit = rules.scaled_metric(classifier), rules.unit_norm(classifier)
     else:
         try:
-            scaled = rule(group)
-        except ValueError:  # the group scales vectors only, so nothing can be declared
+            scaled = rule(group.scalings if isinstance(group, LinearGroup) else group)
+        except ValueError:  # no matrix is scaled, so nothing can be declared
             return
         unit = Rule({name: Oblique() for name, m in scaled.manifolds.items() if m.slices.dim != 1})
     for name, declaration, project in (("SM", scaled, False), ("UN", unit, True)):
@@ -174,112 +219,205 @@ def check_classifier(model: nn.Module, classifier: str | tuple[str, ...]) -> Non
 
 def _undeclared_copy(model: nn.Module) -> nn.Module:
     plain = copy.deepcopy(model)
-    for name in manifolds(plain):
-        undeclare(plain, name)
+    while declared := manifolds(plain):  # one name of a pair undeclares both
+        undeclare(plain, next(iter(declared)))
     return plain
 
 
-def _fixed(model: nn.Module, group: ScalingGroup, families: list[list[Generator]]) -> list[bool]:
+def _fixed(model: nn.Module, families: list[_Family]) -> list[bool]:
     """By family, True if a model's manifolds fix its generators.
 
     The velocity of a generator has a component normal to the manifolds. A family is fixed if other
-    generators of the group cannot cancel that component. Families that scale the fewest parameters
+    generators of the group cannot cancel that component. Families that move the fewest parameters
     come first: the norm of a filter fixes its scaling, even if others could cancel it.
     """
-    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {n: p.detach() for n, p in model.named_parameters()}
     constrained = {n: m for n, m in manifolds(model).items() if n in tensors}
     fixed = [False] * len(families)
     span: Tensor | None = None
-    order = sorted(range(len(families)), key=lambda i: len({f[0] for f in families[i][0].family}))
-    for i in order:
-        normal = torch.stack([_normal_part(g, tensors, constrained) for g in families[i]], dim=1)
+
+    def moved(i: int) -> int:
+        generator = families[i].generators[0]
+        if isinstance(generator, LinearGenerator):
+            return len(generator.parameters)
+        return len({name for name, _, _ in generator.family})
+
+    for i in sorted(range(len(families)), key=moved):
+        generators = families[i].generators
+        normal = torch.stack([_normal_part(g, tensors, constrained) for g in generators], dim=1)
         if not bool((normal.abs() > _TOLERANCE).any()):
             continue
         rest = normal if span is None else normal - span @ (span.mT @ normal)
         left, singular, _ = torch.linalg.svd(rest, full_matrices=False)
         new = left[:, singular > _TOLERANCE * float(torch.linalg.matrix_norm(normal, 2))]
-        fixed[i] = new.shape[1] == len(families[i])
+        fixed[i] = new.shape[1] == len(generators)
         span = new if span is None else torch.cat([span, new], dim=1)
     return fixed
 
 
 @torch.no_grad()
 def _normal_part(
-    generator: Generator, tensors: dict[str, Tensor], constrained: dict[str, Manifold]
+    generator: Generator | LinearGenerator,
+    tensors: dict[str, Tensor],
+    constrained: dict[str, Manifold],
 ) -> Tensor:
-    """⟨w, normal component of the velocity of a generator⟩ of each slice."""
-    element = generator.element(2.0)
+    """Normal component of the velocity of a generator; of a scaling, ⟨w, ·⟩ of each slice."""
     parts = [torch.zeros(1, dtype=torch.float64)]
     for name, manifold in constrained.items():
-        w = tensors[name].detach()
-        layout = Layout({name: tuple(w.shape)})
-        if name not in element.parameters:
-            parts.append(torch.zeros(len(layout.slices), dtype=torch.float64))
+        w = tensors[name]
+        if isinstance(generator, LinearGenerator):
+            velocity = generator.velocity(name, w)
+            parts.append((velocity - manifold.proju(w, velocity)).flatten())
             continue
+        element, layout = generator.element(2.0), Layout({name: tuple(w.shape)})
         velocity = w * element.factors(name, w).log2()
         normal = velocity - manifold.proju(w, velocity)
         parts.append(layout.sums({name: (w * normal)[None]})[0])
     return torch.cat(parts)
 
 
-def _error(
-    model: nn.Module,
-    group: ScalingGroup,
-    members: list[Generator],
-    optimizer: OptimizerFactory,
-    seed: int,
-) -> float:
-    """‖g⁻¹·w̃⁺ − w⁺‖ / ‖w⁺ − w‖ of the worst parameter, for a random g in the span of members."""
+# --- one run from w, and one from g·w ------------------------------------------------------------
+
+
+class _Course(NamedTuple):
+    """Steps from a model's own weights: weights before each and at the end, and gradients."""
+
+    weights: list[dict[str, Tensor]]
+    gradients: list[dict[str, Tensor]]
+
+
+def _course(
+    model: nn.Module, group: ScalingGroup | LinearGroup, optimizer: OptimizerFactory, seed: int
+) -> _Course:
+    """Steps with random gradients of a loss that has the symmetries."""
     source = torch.Generator().manual_seed(seed)
-    scales = _FACTOR ** (2 * torch.rand(len(members), generator=source, dtype=torch.float64) - 1)
-    element = group.subgroup(members).element(scales.log())
-    plain, scaled = copy.deepcopy(model), copy.deepcopy(model)
-    factors = _factors(plain, element)
-    start = _weights(plain)
-    with torch.no_grad():
-        for name, parameter in scaled.named_parameters():
-            parameter.mul_(factors[name])
+    work = copy.deepcopy(model)
+    course = _Course([_weights(work)], [])
     with frozen_randomness(seed):
-        plain_optimizer = make_optimizer(optimizer, plain)
-    with frozen_randomness(seed):
-        scaled_optimizer = make_optimizer(optimizer, scaled)
+        made = make_optimizer(optimizer, work)
     for i in range(_STEPS):
-        now = _factors(plain, element)
         gradients = {
             name: torch.randn(w.shape, generator=source, dtype=torch.float64).to(w)
-            for name, w in start.items()
+            for name, w in course.weights[-1].items()
         }
-        _step(plain, plain_optimizer, gradients, i)
-        _step(scaled, scaled_optimizer, {name: g / now[name] for name, g in gradients.items()}, i)
-        if not all(bool(w.isfinite().all()) for m in (plain, scaled) for w in m.parameters()):
-            return math.inf
-    worst = 0.0
-    end, now = _weights(scaled), _factors(plain, element)
-    for name, w in _weights(plain).items():
-        difference = (end[name] - now[name] * w) / factors[name]
-        step = max(
-            float((w - start[name]).norm()),
-            float((end[name] / factors[name] - start[name]).norm()),
-        )
-        if step > 0:
-            worst = max(worst, float(difference.norm()) / step)
-    return worst
+        if isinstance(group, LinearGroup):
+            fields = [
+                {n: g.velocity(n, course.weights[-1][n]) for n in g.parameters}
+                for g in group.generators
+            ]
+            gradients = _without(gradients, fields)
+        course.gradients.append(gradients)
+        _step(work, made, gradients, i)
+        course.weights.append(_weights(work))
+    return course
+
+
+def _error(
+    model: nn.Module,
+    group: ScalingGroup | LinearGroup,
+    family: _Family,
+    optimizer: OptimizerFactory,
+    seed: int,
+    course: _Course,
+) -> float:
+    """‖g⁻¹·w̃⁺ − w⁺‖ / ‖w⁺ − w‖ of the worst parameter, for a random g in the span of a family."""
+    if not all(bool(w.isfinite().all()) for w in course.weights[-1].values()):
+        return math.inf
+    start, *_, end = course.weights
+    element = _random_element(family.group, seed)
+    first = _returned(model, group, element, start)
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, p in moved.named_parameters():
+            if name in first.parameters:
+                p.copy_(first.apply(name, p))
+    with frozen_randomness(seed):
+        made = make_optimizer(optimizer, moved)
+    for i, (weights, gradients) in enumerate(zip(course.weights, course.gradients, strict=False)):
+        now = _returned(model, group, first, weights)
+        _step(moved, made, {name: now.gradient(name, g) for name, g in gradients.items()}, i)
+    now, inverse = _returned(model, group, first, end), first.inverse()
+    found = _weights(moved)
+    if not all(bool(w.isfinite().all()) for w in found.values()):
+        return math.inf
+    differences, sizes = {}, {}
+    for name, w in end.items():
+        differences[name] = inverse.differential(name, found[name] - now.apply(name, w))
+        back = inverse.apply(name, found[name])
+        sizes[name] = max(float((x - start[name]).norm()) for x in (w, back))
+    # Translations have to be kept as they are; linear maps up to translations.
+    if isinstance(group, LinearGroup) and family.group.dimension:
+        differences = _without(differences, [g.translation for g in group.translations])
+    return max(float(differences[name].norm()) / size for name, size in sizes.items() if size > 0)
+
+
+def _random_element(group: ScalingGroup | LinearGroup, seed: int) -> ScalingElement | LinearElement:
+    """Random element with factors, or singular values, up to 8."""
+    source = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(len(group.generators), generator=source, dtype=torch.float64)
+    coefficients = (2 * uniform - 1) * math.log(_FACTOR)
+    if isinstance(group, LinearGroup):
+        coefficients = group.bounded(coefficients, math.log(_FACTOR))
+    return group.element(coefficients)
+
+
+def _without(
+    vectors: dict[str, Tensor], fields: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Vectors less their projection onto the span of some fields; both by parameter."""
+    if not fields:
+        return vectors
+    flat = torch.cat([v.flatten() for v in vectors.values()])
+    columns = torch.stack(
+        [
+            torch.cat([field.get(n, torch.zeros_like(v)).flatten() for n, v in vectors.items()])
+            for field in fields
+        ],
+        dim=1,
+    )
+    left, singular, _ = torch.linalg.svd(columns, full_matrices=False)
+    span = left[:, singular > 1e-9 * singular[0]]
+    rest = flat
+    for _ in range(2):  # the second pass removes the rounding errors of the first
+        rest = rest - span @ (span.mT @ rest)
+    # Adam would divide what is left of a zero by its own size.
+    rest = torch.where(rest.abs() > 1e-13 * flat.abs().max(), rest, 0.0)
+    parts = rest.split([v.numel() for v in vectors.values()])
+    return {n: p.reshape(v.shape) for (n, v), p in zip(vectors.items(), parts, strict=True)}
 
 
 @torch.no_grad()
-def _factors(model: nn.Module, element: ScalingElement) -> dict[str, Tensor]:
-    """Factors of an element times those of the projections back onto the manifolds."""
-    declared = manifolds(model)
-    found = {}
-    for name, w in model.named_parameters():
-        f = element.factors(name, w).expand_as(w)
-        manifold = declared.get(name)
-        if manifold is not None and name in element.parameters:
-            y = f * w
-            x = manifold.projx(y)
-            f = f * manifold.slices.inner(x, y) / manifold.slices.inner(y, y)
-        found[name] = f
-    return found
+def _returned(
+    model: nn.Module,
+    group: ScalingGroup | LinearGroup,
+    element: ScalingElement | LinearElement,
+    weights: Mapping[str, Tensor],
+) -> ScalingElement | LinearElement:
+    """Product of an element and others that lead weights back onto the manifolds of a model.
+
+    For scalings, these are the factors of the projections. For linear maps, steps of Gauss and
+    Newton in the whole group take the normal component of the moved weights away.
+    """
+    constrained = {n: m for n, m in manifolds(model).items() if n in element.parameters}
+    if isinstance(element, ScalingElement):
+        for name, manifold in constrained.items():
+            away, dim = element.apply(name, weights[name]), manifold.slices.dim
+            ratio = manifold.slices.inner(manifold.projx(away), away)
+            ratio = ratio / manifold.slices.inner(away, away)
+            where = Slice(name, None) if dim is None else (name, dim)
+            element = element * ScalingElement({where: ratio.flatten().nan_to_num(1.0)})
+        return element
+    assert isinstance(group, LinearGroup)
+    for _ in range(_RETURN):
+        y = {n: element.apply(n, weights[n]) for n in constrained}
+        x = {n: m.projx(y[n]) for n, m in constrained.items()}
+        rest = torch.cat([torch.zeros(1).double(), *((y[n] - x[n]).flatten() for n in constrained)])
+        if float(rest.norm()) <= 1e-13 * math.sqrt(len(rest)):
+            break
+        columns = torch.stack([_normal_part(g, x, constrained) for g in group.generators], dim=1)
+        solved = torch.linalg.lstsq(columns, -rest[:, None], rcond=1e-9, driver="gelsd").solution
+        element = group.element(group.bounded(solved[:, 0], 1.0)) * element
+    return element
 
 
 def _step(

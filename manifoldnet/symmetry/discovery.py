@@ -52,6 +52,8 @@ __all__ = ["Discovery", "FalseSymmetryError", "NoGapError", "discover"]
 # Up to this many slices, gradients are computed in float64; above, in float32.
 _FLOAT64_SLICES = 2000
 _MOST_SLICES = 16_000
+# Matrices of slices × slices that are held at a time.
+_COPIES = 7
 # Number and memory of the batches that are used.
 _BATCHES, _BYTES = 64, 2**30
 
@@ -114,7 +116,7 @@ def discover(
 
     A copy of the model is evaluated in the model's mode (training or evaluation). Time grows with
     the cube of the number of unknowns, memory with its square: 5000 slices, a residual network of
-    700,000 weights, take minutes and 1.3 GiB.
+    700,000 weights, take minutes and 1.3 GiB. `on_progress` gets an estimate of both first.
 
     Scalings multiply rows, columns and entries of parameters. Linear maps W ↦ e^A W e^B mix rows
     (filters, entries) and columns (input channels) of a parameter, and translations W ↦ W + T are
@@ -139,7 +141,8 @@ def discover(
             above. Verification is in float64. If a model or loss brings numbers of another type
             along, float32 is used.
         seed: decides the random weights and samples.
-        on_progress: called with (name of the stage, steps done, steps in all).
+        on_progress: called with (name of the stage, steps done, steps in all). The first stage is
+            named by the number of unknowns, and the memory and time that they are expected to take.
 
     Returns:
         The group; `group.report` tells how it was found. Its dimension is 0 if there is no
@@ -163,9 +166,9 @@ def discover(
         raise ValueError(f"minibatch is {minibatch}: an equation takes one sample or more")
     if dtype is not None and dtype not in FLOOR:
         raise ValueError(f"dtype is {dtype}: gradients are computed in float64 or float32")
+    layout = linear_columns(model, names) if kind == "linear" else _layout(model, names)
     with frozen_randomness(seed):  # a shuffling loader gives the same batches again
         pairs = collect(batches, _BATCHES, _BYTES, loss_fn is None)
-    layout = linear_columns(model, names) if kind == "linear" else _layout(model, names)
     verifier = Verifier(model, loss_fn, pairs, names, seed, keep_eps)
     if dtype is None:
         narrow = kind == "linear" or layout.columns <= _FLOAT64_SLICES
@@ -204,9 +207,10 @@ def _layout(model: nn.Module, names: list[str]) -> Layout:
     layout = Layout({n: tuple(p.shape) for n, p in model.named_parameters() if n in names})
     if layout.columns > _MOST_SLICES:
         raise ValueError(
-            f"{layout.columns} slices need {8 * layout.columns**2 / 2**30:.0f} GiB and more; at "
-            f"most {_MOST_SLICES} are looked at. Use a narrower copy of the model (its symmetries "
-            "have the same form), or name some parameters with parameters=[...]"
+            f"{layout.columns} slices need {8 * _COPIES * layout.columns**2 / 2**30:.0f} GiB; at "
+            f"most {_MOST_SLICES} are looked at. Discover the group of a narrower copy of the "
+            "model and write it for this one (group.widen, in minutes for any width), or name some "
+            "parameters with parameters=[...]"
         )
     return layout
 
@@ -224,6 +228,7 @@ def _discover(
         FalseSymmetryError: as `discover`.
     """
     layout, keep_eps, dtype = system.layout, system.keep_eps, system.dtype
+    on_progress(system.cost("slices", _COPIES), 0, 1)
     floor = FLOOR[dtype]
     if keep_eps:
         floor = max(floor, _eps_singular_value(system))

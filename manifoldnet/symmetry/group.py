@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, final
 
 import torch
@@ -123,14 +124,17 @@ class ScalingGroup:
 
     def __post_init__(self) -> None:
         named = []
+        order = {name: i for i, name in enumerate(self.shapes)}
         for generator in self.generators:
             for where in generator.exponents:
                 _check_slice(where, self.shapes)
-            name = generator.name or describe(generator.exponents, self.shapes)
-            trivial = not _canonical(generator.exponents, self.shapes)
+            name = generator.name or _described(generator.exponents, self.shapes, order)
+            trivial = _is_trivial(generator.exponents, self.shapes)
             if generator.trivial and not trivial:
                 raise ValueError(f"{name} is said to be trivial, but it moves weights")
-            named.append(Generator(generator.exponents, name, trivial))
+            if (generator.name, generator.trivial) != (name, trivial):
+                generator = Generator(generator.exponents, name, trivial)
+            named.append(generator)
         named.sort(key=lambda generator: generator.trivial)
         object.__setattr__(self, "generators", tuple(named))
         object.__setattr__(self, "shapes", {k: tuple(v) for k, v in self.shapes.items()})
@@ -460,6 +464,15 @@ def _canonical(
     return {where: value for where, value in result.items() if abs(value) > negligible}
 
 
+def _is_trivial(exponents: Mapping[Slice, float], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """True if a generator changes no weight."""
+    dims: dict[str, set[int | None]] = {}
+    for where in exponents:
+        dims.setdefault(where.parameter, set()).add(where.dim)
+    # Along one dimension of a parameter, nothing cancels.
+    return min(map(len, dims.values())) > 1 and not _canonical(exponents, shapes)
+
+
 def _denominator(generator: Generator) -> int:
     """Least q for which all exponents are multiples of 1/q."""
     return math.lcm(*(_fraction(a).denominator for a in generator.exponents.values()))
@@ -481,7 +494,14 @@ def describe(exponents: Mapping[Slice, float], shapes: Mapping[str, tuple[int, .
     Positive exponents come first, then parameters in the order of the model. Names are for people;
     they are never parsed.
     """
-    order = {name: i for i, name in enumerate(shapes)}
+    return _described(exponents, shapes, {name: i for i, name in enumerate(shapes)})
+
+
+def _described(
+    exponents: Mapping[Slice, float],
+    shapes: Mapping[str, tuple[int, ...]],
+    order: Mapping[str, int],
+) -> str:
     found: dict[tuple[int, str, int | None, float], list[int]] = {}
     for where, exponent in exponents.items():
         key = (order[where.parameter], where.parameter, where.dim, exponent)
@@ -500,6 +520,7 @@ def describe(exponents: Mapping[Slice, float], shapes: Mapping[str, tuple[int, .
     return ", ".join(formatted)
 
 
+@lru_cache
 def _fraction(exponent: float) -> Fraction:
     """Small fraction next to an exponent."""
     return Fraction(exponent).limit_denominator(1000)

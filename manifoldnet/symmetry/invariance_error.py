@@ -1,12 +1,13 @@
-"""Relative errors of invariance under a scaling g: 0 is exact invariance.
+"""Relative errors of invariance under a group element g, scaling or linear: 0 is exact.
 
     loss         |L(g·w) − L(w)|                      relative to the loss
-    metric       |‖g·u‖ at g·w  −  ‖u‖ at w|          relative, worst parameter
+    metric       |‖dg·u‖ at g·w  −  ‖u‖ at w|         relative, worst parameter
     update       ‖g⁻¹·w̃⁺ − w⁺‖                        relative to the step, worst parameter
     trajectory   N steps from w and from g·w          losses at every step, weights at the end
 
 Any model, loss, batch and optimizer can be measured: AdamW, geoopt's, the user's own. Weights are
-compared in the original coordinates, g⁻¹·w̃ with w, where slices have comparable sizes.
+compared in the original coordinates, g⁻¹·w̃ with w, where slices have comparable sizes. A linear
+element acts by w ↦ L w R + S, its differential by u ↦ L u R.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.geometry import Euclidean, Slices
-from manifoldnet.registry import declared_parameters
+from manifoldnet.geometry import Euclidean, Manifold, PairFactor, Slices
+from manifoldnet.registry import declared_parameters, partner_of
 from manifoldnet.symmetry.batches import Batch, as_pair
+from manifoldnet.symmetry.linear import LinearElement
 from manifoldnet.symmetry.losses import (
     LossFunction,
     check_penalty,
@@ -88,7 +90,7 @@ def loss(
         batch: as in `discover`.
 
     Raises:
-        ValueError: if the model lacks a tensor that the element scales, a loss is not finite, or it
+        ValueError: if the model lacks a tensor that the element moves, a loss is not finite, or it
             depends on the model's parameters by another way than its output.
     """
     pair = as_pair(batch, loss_fn is None)
@@ -100,16 +102,17 @@ def loss(
         check_penalty(model, scalar_loss(copy.deepcopy(scaled), loss_fn, pair, None), loss_fn)
     after = evaluate(scaled, loss_fn, pair)
     return Deviation(
-        relative_change(before, after), f"the loss is {before:.9g}, and {after:.9g} when scaled"
+        relative_change(before, after), f"the loss is {before:.9g}, and {after:.9g} at g·w"
     )
 
 
 def metric(
-    model: nn.Module, element: ScalingElement, *, generator: torch.Generator | None = None
+    model: nn.Module, element: Element, *, generator: torch.Generator | None = None
 ) -> Deviation:
-    """|‖g·u‖ − ‖u‖| / ‖u‖ of a random tangent vector u, in the worst parameter.
+    """|‖dg·u‖ − ‖u‖| / ‖u‖ of a random tangent vector u, in the worst parameter.
 
-    Norms are those of the declared metrics; undeclared parameters have the Euclidean one.
+    Norms are those of the declared metrics; undeclared parameters have the Euclidean one. That of a
+    factor of a pair is taken beside its partner, which g moves as well.
 
     Args:
         model: with its declarations.
@@ -117,24 +120,42 @@ def metric(
         generator: source of u; by default the same u at each call.
 
     Raises:
-        ValueError: if the model lacks a tensor that the element scales, or norms at a weight are
-            not finite because it is off its manifold.
+        ValueError: if the model lacks a tensor that the element moves, or norms at a weight are
+            not finite because it is off its manifold; for a factor of a pair whose partner is in
+            another model.
     """
     declared = declared_parameters(model)
     element = resolve(model, element)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def geometry(name: str, parameter: Tensor, moved: bool) -> Manifold:
+        """Manifold of a parameter at w, or at g·w."""
+        manifold = declared[name][1] if name in declared else Euclidean()
+        if not isinstance(manifold, PairFactor):
+            return manifold
+        partner = partner_of(parameter)
+        if partner is None or id(partner) not in names:
+            raise ValueError(f"{name} is a factor of a pair, and its partner is not in this model")
+        beside, factor = partner.detach().double(), declared[names[id(partner)]][1]
+        if moved and names[id(partner)] in element.parameters:
+            beside = element.apply(names[id(partner)], beside)
+        assert isinstance(factor, PairFactor)
+        return manifold.beside(factor.split(beside))
+
     source = torch.Generator().manual_seed(0) if generator is None else generator
     worst = Deviation(0.0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name not in element.parameters:
                 continue
-            manifold = declared[name][1] if name in declared else Euclidean()
+            manifold = geometry(name, parameter, False)
             # In float64: rounding in the parameter's own type would dominate.
             w = parameter.double()
             u = torch.randn(w.shape, dtype=torch.float64, generator=source).to(w)
             u = manifold.proju(w, u)
             before = float(manifold.norm(w, u))
-            after = float(manifold.norm(element.apply(name, w), element.apply(name, u)))
+            there = geometry(name, parameter, True)
+            after = float(there.norm(element.apply(name, w), element.differential(name, u)))
             if not math.isfinite(before):
                 raise ValueError(
                     f"{name} is no point of {manifold}: a step there has the length {before}"
@@ -143,7 +164,7 @@ def metric(
             if value > worst:
                 where = (
                     f"{name} ({manifold}): a step of length {before:.6g} has length {after:.6g} "
-                    f"when both are scaled ({_extreme(element, name, w)})"
+                    f"at g·w ({_extreme(element, name, w)})"
                 )
                 worst = Deviation(value, where, name)
     return worst
@@ -151,7 +172,7 @@ def metric(
 
 def update(
     model: nn.Module,
-    element: ScalingElement,
+    element: Element,
     loss_fn: LossFunction | None,
     batch: Batch,
     optimizer: OptimizerFactory,
@@ -173,9 +194,8 @@ def update(
         steps: number of steps on the batch; more than one includes the effect of momentum.
 
     Raises:
-        ValueError: as `loss`; if a declared weight cannot be scaled (`reparameterize`); if the run
-            from the model's own weights diverges. If only the run from scaled weights diverges, the
-            error is ∞.
+        ValueError: as `loss`; if a declared weight leaves its manifold (`reparameterize`); if the
+            run from w diverges. If only the run from g·w diverges, the error is ∞.
     """
     _check_steps(steps)
     element = resolve(model, element)
@@ -188,7 +208,7 @@ def update(
 
 def trajectory(
     model: nn.Module,
-    element: ScalingElement,
+    element: Element,
     loss_fn: LossFunction | None,
     batches: Iterable[Batch],
     optimizer: OptimizerFactory,
@@ -223,19 +243,17 @@ def trajectory(
     for i, (a, b) in enumerate(zip(plain.losses, scaled.losses, strict=True)):
         value = 0.0 if a == b else abs(b - a) / max(abs(a), abs(b), least)
         if value > worst:
-            worst = Deviation(
-                value, f"the loss at step {i} is {a:.9g}, and {b:.9g} from scaled weights"
-            )
+            worst = Deviation(value, f"the loss at step {i} is {a:.9g}, and {b:.9g} from g·w")
     zero = {name: torch.zeros_like(w) for name, w in plain.weights.items()}
     return max(worst, worst_parameter(plain.weights, scaled.weights, zero, element))
 
 
-_DIVERGED = Deviation(math.inf, "the run from scaled weights diverges, the other does not")
+_DIVERGED = Deviation(math.inf, "the run from g·w diverges, the one from w does not")
 
 
 def _two_runs(
     model: nn.Module,
-    element: ScalingElement,
+    element: Element,
     loss_fn: LossFunction | None,
     batches: Sequence[Batch],
     optimizer: OptimizerFactory,
@@ -257,7 +275,7 @@ def _two_runs(
 
 
 def _scaled(model: nn.Module, element: Element) -> nn.Module:
-    """Scaled copy, whose declared weights may be off their manifolds."""
+    """Copy at g·w, whose declared weights may be off their manifolds."""
     target = copy.deepcopy(model)
     write(target, scaled_tensors(target, element))
     return target
@@ -267,13 +285,13 @@ def worst_parameter(
     plain: Mapping[str, Tensor],
     scaled: Mapping[str, Tensor],
     start: Mapping[str, Tensor],
-    element: ScalingElement,
+    element: Element,
 ) -> Deviation:
     """Maximum over parameters of ‖g⁻¹·w̃ − w‖ / ‖w − w₀‖.
 
     Args:
         plain: w, by parameter.
-        scaled: w̃, from scaled weights.
+        scaled: w̃, from g·w₀.
         start: w₀; zeros for an error relative to the weights.
         element: g, by first names.
     """
@@ -282,7 +300,9 @@ def worst_parameter(
     sizes: dict[str, float] = {}
     for name, weight in plain.items():
         w, w0 = _wide(weight), _wide(start[name])
-        back = _wide(scaled[name]) * inverse.factors(name, weight)
+        back = _wide(scaled[name])
+        if name in inverse.parameters:
+            back = inverse.apply(name, back)
         differences[name] = back - w
         sizes[name] = max(float((w - w0).norm()), float((back - w0).norm()))
     largest = max(sizes.values(), default=0.0)
@@ -308,19 +328,26 @@ def _sqrt_eps(x: Tensor) -> float:
     return math.sqrt(torch.finfo(x.dtype).eps)
 
 
-def _worst(element: ScalingElement, name: str, difference: Tensor) -> str:
-    """Label of the slice with the largest difference, and its factor."""
-    dims = sorted({w.dim for w in element.slices if w.parameter == name}, key=str) or [0]
-    dim = dims[0] if difference.ndim else None
+def _worst(element: Element, name: str, difference: Tensor) -> str:
+    """Label of the slice with the largest difference, and the effect of the element on it."""
+    slices = element.slices if isinstance(element, ScalingElement) else ()
+    named = [w.dim for w in slices if w.parameter == name]
+    dim = min(named, key=str, default=0) if difference.ndim else None
     index = int(Slices(dim).norm(difference).flatten().argmax())
     label = Slices(dim).label(index, difference.ndim)
+    if isinstance(element, LinearElement):
+        return f"most of it in {label}, {element.describe(name)}"
+    assert isinstance(element, ScalingElement)
     if dim is None:
         return f"{label}, factor {element.factor(Slice(name, None)):.4g}"
     return f"most of it in {label}, factor {element.factor(Slice(name, dim, index)):.4g}"
 
 
-def _extreme(element: ScalingElement, name: str, x: Tensor) -> str:
+def _extreme(element: Element, name: str, x: Tensor) -> str:
     """Label of the slice whose factor is farthest from 1, and its factor."""
+    if isinstance(element, LinearElement):
+        return element.describe(name)
+    assert isinstance(element, ScalingElement)
     named = [w for w in element.slices if w.parameter == name]
     worst = max(named, key=lambda w: abs(element.log2(w)))
     return f"{Slices(worst.dim).label(worst.index, x.ndim)}, factor {element.factor(worst):.4g}"

@@ -20,8 +20,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.symmetry.group import Generator
+from manifoldnet.symmetry.group import Generator, ScalingGroup
 from manifoldnet.symmetry.report import LinearDiscovery
+from manifoldnet.symmetry.scaling import Slice
 
 __all__ = ["LinearBlock", "LinearElement", "LinearGenerator", "LinearGroup"]
 
@@ -281,8 +282,24 @@ class LinearElement:
         )
         return LinearElement(left, right, shift)
 
+    def describe(self, parameter: str) -> str:
+        """Readable effect on one parameter: "singular values of the map from 0.5 to 2"."""
+        low = high = 1.0
+        for part in (self.left, self.right):
+            if parameter in part:
+                values = torch.linalg.svdvals(part[parameter])
+                low, high = low * float(values[-1]), high * float(values[0])
+        parts = []
+        if parameter in self.left or parameter in self.right:
+            parts.append(f"singular values of the map from {low:.3g} to {high:.3g}")
+        if parameter in self.shift:
+            parts.append(f"shifted by a norm of {float(self.shift[parameter].norm()):.3g}")
+        return ", ".join(parts) or "not moved"
+
     def __repr__(self) -> str:
-        return f"<LinearElement on {', '.join(self.parameters) or 'nothing'}>"
+        moved = "; ".join(f"{name}: {self.describe(name)}" for name in self.parameters[:4])
+        more = f"; and {len(self.parameters) - 4} more" if self.parameters[4:] else ""
+        return f"<LinearElement on {moved or 'nothing'}{more}>"
 
 
 @final
@@ -375,6 +392,30 @@ class LinearGroup:
         moved = {name for g in self.generators for name in g.parameters}
         return tuple(name for name in self.shapes if name in moved)
 
+    @property
+    def scalings(self) -> ScalingGroup:
+        """Scalings among the generators: those with diagonal matrices and no translation."""
+        diagonal = [
+            g
+            for g in self.generators
+            if not g.translation
+            and all(
+                bool(((m - m.diagonal().diag()).abs() <= _NEGLIGIBLE * m.abs().max()).all())
+                for m in (*g.left.values(), *g.right.values())
+            )
+        ]
+        return ScalingGroup(tuple(map(self._scaling, diagonal)), self.shapes)
+
+    def _scaling(self, generator: LinearGenerator) -> Generator:
+        exponents = {}
+        for dim, part in ((0, generator.left), (1, generator.right)):
+            for name, m in part.items():
+                values = m.diagonal()
+                for i in (values.abs() > _NEGLIGIBLE * values.abs().max()).nonzero().flatten():
+                    where = Slice(name, dim, int(i)) if self.shapes[name] else Slice(name, None)
+                    exponents[where] = float(values[i])
+        return Generator(exponents)
+
     def subgroup(self, blocks: Iterable[LinearBlock]) -> LinearGroup:
         """Subgroup spanned by some of the blocks.
 
@@ -460,17 +501,21 @@ class LinearGroup:
         if not (math.isfinite(spread) and spread > 0):
             raise ValueError(f"spread is {spread}; it must be positive and finite")
         uniform = torch.rand(len(self.generators), generator=generator, dtype=torch.float64)
-        coefficients = (spread * (2 * uniform - 1)).tolist()
-        linear = [0.0 if g.is_translation else c for c, g in self._pairs(coefficients)]
-        left, right, _ = self._combine(linear)
-        norms = [float(torch.linalg.matrix_norm(m, 2)) for m in (*left.values(), *right.values())]
-        shrink = min(1.0, spread / max(norms, default=1.0)) if any(norms) else 1.0
-        return self.element(
-            [c if g.is_translation else shrink * c for c, g in self._pairs(coefficients)]
-        )
+        return self.element(self.bounded(spread * (2 * uniform - 1), spread))
 
-    def _pairs(self, coefficients: Sequence[float]) -> zip[tuple[float, LinearGenerator]]:
-        return zip(coefficients, self.generators, strict=True)
+    def bounded(self, coefficients: Sequence[float] | Tensor, spread: float) -> Tensor:
+        """Coefficients of the same direction with ‖A‖, ‖B‖ ≤ `spread`; translations as they are.
+
+        Args:
+            coefficients: one for each generator.
+            spread: largest spectral norm of the exponents.
+        """
+        values = torch.as_tensor(coefficients, dtype=torch.float64)
+        linear = torch.tensor([not g.is_translation for g in self.generators])
+        left, right, _ = self._combine(torch.where(linear, values, 0.0).tolist())
+        norms = [float(torch.linalg.matrix_norm(m, 2)) for m in (*left.values(), *right.values())]
+        shrink = spread / max(spread, *norms) if norms else 1.0
+        return torch.where(linear, shrink * values, values)
 
     # --- printing -----------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ from manifoldnet.symmetry.working_copy import eps_fields
 __all__ = ["find_linear_group", "linear_columns"]
 
 _MOST_UNKNOWNS = 8000
+# Matrices of unknowns × unknowns that are held at a time.
+_COPIES = 5
 # Of so many samples of a batch, one is left out.
 _LEFT_OUT = 6
 # Rows of samples that were left out.
@@ -64,7 +66,7 @@ def linear_columns(model: nn.Module, names: Sequence[str]) -> LinearColumns:
 
 def _gib(columns: int) -> float:
     """Memory of the system and its factorization."""
-    return 5 * 8 * columns**2 / 2**30
+    return 8 * _COPIES * columns**2 / 2**30
 
 
 def _tables(model: nn.Module) -> set[str]:
@@ -91,8 +93,7 @@ def find_linear_group(
     """
     layout, keep_eps = system.layout, system.keep_eps
     layout.measure(system.weights)
-    title = f"{layout.columns} unknowns, {_gib(layout.columns):.2g} GiB"
-    on_progress(title, 0, 1)
+    on_progress(system.cost("unknowns", _COPIES), 0, 1)
     found, held = _determined(system, on_progress)
     unreached = _unreached(layout, system.reached)
     check_clear(found.gap, system.dtype, keep_eps)

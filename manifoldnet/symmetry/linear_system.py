@@ -14,6 +14,7 @@ symmetry. Rows from large parts of the batches cover slices that few samples hav
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ _ROWS_PER_DRAW = 4
 _COUPLED, _COUPLED_WITH_EPS = 4, 32
 # Random weights, and perturbations of each, that distinguish a gradient from rounding errors.
 _SMOOTH_DRAWS, _SMOOTH_TRIES = 6, 6
+# Size of the matrix whose factorization is timed, and the work of all factorizations: that of so
+# many of a square M.
+_TIMED, _FACTORIZATIONS = 400, 1.5
 # A gradient is rounding alone if w ⊙ ∂L/∂w is below this many units in the last place of L.
 _NOISE = 100
 
@@ -169,6 +173,38 @@ class LinearSystem(Generic[L]):
         numbers = sum(parameters[name].numel() for name in layout.shapes)
         fitting = _BYTES_AT_ONCE // (first.element_size() * numbers)
         self.at_once = max(1, min(_ROWS_AT_ONCE, fitting))
+
+    def cost(self, noun: str, copies: int) -> str:
+        """Memory and time of all rows and their factorizations, as text.
+
+        Some rows and a small factorization are timed; the state of the system stays as it is.
+
+        Args:
+            noun: name of the columns.
+            copies: number of square matrices that are held.
+
+        Raises:
+            ValueError: as `rows`.
+        """
+        kept = self.generator.get_state(), self.draws, self.reached.clone(), self.response.clone()
+        self.rows(1)  # the first pass takes longer
+        began = time.perf_counter()
+        found = len(self.rows(1))
+        each = (time.perf_counter() - began) / (found if found > 1 else _ROWS_PER_DRAW)
+        state, self.draws, self.reached, self.response = kept
+        self.generator.set_state(state)
+        columns = self.layout.columns
+        size = min(columns, _TIMED)
+        matrix = torch.randn(
+            size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
+        began = time.perf_counter()
+        torch.linalg.svd(matrix)
+        factorization = (time.perf_counter() - began) * (columns / size) ** 3
+        seconds = columns * each + _FACTORIZATIONS * factorization
+        about = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        memory = max(0.01, 8 * copies * columns**2 / 2**30)
+        return f"{columns} {noun}, about {memory:.2g} GiB and {about}"
 
     def rows(self, count: int) -> Tensor:
         """About `count` new rows from single samples or small minibatches.

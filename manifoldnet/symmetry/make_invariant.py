@@ -9,8 +9,7 @@ element scales as the weights. A step of a base optimizer B (AdamW, Muon, …) i
     w ← w + q (x̂⁺ − x̂)
 
 As B sees the same numbers from w and from h·w, the run commutes with every group element h,
-whatever B computes. Before each step the frame follows the weights by one sweep over the families
-of generators, which commutes with the group, too: it need not reach the minimum for that.
+whatever B computes. With each step the frame follows the weights (`moving_frame`).
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from manifoldnet.declarations import manifolds
 from manifoldnet.geometry.settled import is_sharded
-from manifoldnet.geometry.slices import promote
 from manifoldnet.optim.checks import users_level
 from manifoldnet.optim.hooks import StepHooks, hooks_of
-from manifoldnet.symmetry.balance import balancing_scales, sweep, weights_of
+from manifoldnet.symmetry.balance import weights_of
 from manifoldnet.symmetry.group import ScalingGroup
 from manifoldnet.symmetry.model_check import check_model
-from manifoldnet.symmetry.orbit import Orbit, Powers
+from manifoldnet.symmetry.moving_frame import MovingFrame, Shown
+from manifoldnet.symmetry.orbit import Orbit
 
 __all__ = ["make_invariant"]
 
@@ -88,7 +87,7 @@ def make_invariant(
     for each in optimizers:
         _check_optimizer(each)
     check_model(model, group)
-    orbit = Orbit(group)
+    orbit = Orbit(group, next(model.parameters()).device)
     if not orbit.dimension:
         raise ValueError("the group has no generator that changes weights: nothing to be done")
     named = dict(model.named_parameters())
@@ -101,79 +100,18 @@ def make_invariant(
                 f"{name} is sharded, and a moving frame takes whole weights: keep it "
                 "replicated, or leave its generators out (group.subgroup)"
             )
-    weights = weights_of(orbit, model)
-    frame = _Frame(orbit, parameters, balancing_scales(orbit, weights), orbit.targets(weights))
+    frame = MovingFrame.of(orbit, parameters, weights_of(orbit, model))
     for each in optimizers:
         _Invariance(frame).attach(each)
     return optimizer
 
 
 @dataclass(eq=False)
-class _Frame:
-    """The moving frame: log-scales s of the generators, carried along with the weights.
-
-    Attributes:
-        orbit: of the group.
-        parameters: that it scales, by name.
-        s: one for each generator.
-        c: targets of the sums over slices.
-    """
-
-    orbit: Orbit
-    parameters: dict[str, nn.Parameter]
-    s: Tensor
-    c: Tensor
-
-    def follow(self) -> dict[str, Tensor]:
-        """Carry the frame along by one sweep; 1/q of all parameters, by name."""
-        logs = self.orbit.logs(self.s)
-        powers = {}
-        for name, p in self.parameters.items():
-            if tuple(p.shape) != self.orbit.shapes[name]:
-                raise RuntimeError(
-                    f"{name} has the shape {tuple(p.shape)} now, and {self.orbit.shapes[name]} in "
-                    "the group: discover the group of the changed model"
-                )
-            (x,) = promote(p.detach())
-            factor = self.orbit.log_factors(name, logs).exp()
-            powers[name] = Powers((x * factor).to(x.dtype), self.orbit.dims[name])
-        added = self.orbit.logs(torch.zeros_like(self.s))
-        self.s = sweep(self.orbit, powers, self.c, self.s, added)
-        logs = {axis: log + added[axis] for axis, log in logs.items()}
-        return {name: self.orbit.log_factors(name, logs).exp() for name in self.parameters}
-
-    def state(self) -> dict[str, Any]:
-        names = [generator.name for generator in self.orbit.generators]
-        return {"log_scales": self.s.clone(), "targets": self.c.clone(), "generators": names}
-
-    def load(self, state: dict[str, Any]) -> None:
-        names = [generator.name for generator in self.orbit.generators]
-        if list(state["generators"]) != names:
-            raise ValueError(
-                f"the checkpoint has a moving frame of {len(state['generators'])} generators, "
-                f"which are not the {len(names)} of this group: it belongs to another model or "
-                "group"
-            )
-        self.s = state["log_scales"].to(self.s)
-        self.c = state["targets"].to(self.c)
-
-
-class _Shown(NamedTuple):
-    """A parameter that an optimizer sees in the frame: its own values, and what is shown."""
-
-    p: Tensor
-    grad: Tensor
-    start: Tensor
-    shown: Tensor
-    factor: Tensor
-
-
-@dataclass(eq=False)
 class _Invariance(StepHooks):
     """The hooks of one optimizer in a moving frame."""
 
-    frame: _Frame
-    shown: list[_Shown] = field(default_factory=list)
+    frame: MovingFrame
+    shown: list[Shown] = field(default_factory=list)
 
     def attached(self, optimizer: Optimizer) -> None:
         """Keep the frame in checkpoints."""
@@ -211,29 +149,19 @@ class _Invariance(StepHooks):
                     f"{name} has a sparse gradient, and a moving frame takes dense ones: make the "
                     "layer with sparse=False, or leave its generators out (group.subgroup)"
                 )
-        factors = self.frame.follow() if stepped else {}
-        for name, p in stepped:
-            x, grad, factor = p.detach(), p.grad, factors[name]
-            start = x.clone()
-            shown = (x * factor).to(x.dtype)
-            self.shown.append(_Shown(p, grad, start, shown, factor))
-            x.copy_(shown)
-            p.grad = (grad / factor).to(grad.dtype)
+        self.frame.check_shapes()
+        if stepped:
+            self.frame.enter({name: p.grad for name, p in stepped}, self.shown)
 
     def leave(self, optimizer: Optimizer) -> None:
         """Add the displacements to the weights, in their own parameterization."""
-        for p, grad, start, shown, factor in self.shown:
-            end, before, first = promote(p.detach(), shown, start)
-            p.detach().copy_(first + (end - before) / factor)
-            p.grad = grad
-        self.shown.clear()
+        if self.shown:
+            self.frame.leave(self.shown)
 
     def restore(self) -> None:
         """Put weights and gradients back as they were."""
         while self.shown:
-            p, grad, start, _, _ = self.shown.pop()
-            p.detach().copy_(start)
-            p.grad = grad
+            self.shown.pop().restore()
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -108,19 +108,34 @@ class Powers:
 
 @final
 class Orbit:
-    """The families of a group's non-trivial generators, as index arrays.
+    """The non-trivial generators of a group, as index arrays.
+
+    Slices are numbered through all axes. Where every generator that scales an axis scales all its
+    slices alike, the axis is the whole tensor.
 
     Args:
         group: its generators that change weights; buffers have no part in sums.
+        device: of the index arrays, and of the log-scales.
 
     Attributes:
         generators: in the order of the log-scales.
         families: in the order of their first generators.
-        axes: the sizes of all axes.
+        axes: the numbers of the slices of every axis.
+        slices: the number of all slices.
+        dims: by parameter, the dimensions that index slices; None for the whole tensor.
+        shapes: by parameter.
+        whose: generator of each entry of A.
+        which: slice of each entry.
+        exponents: the entries.
+        largest: by generator, the largest magnitude of its entries.
+        uneven: the entries of generators that have several magnitudes.
+        overlap: by generator, the largest number of entries that meet in a number it scales.
     """
 
-    def __init__(self, group: ScalingGroup) -> None:
+    def __init__(self, group: ScalingGroup, device: torch.device | None = None) -> None:
         by_form: dict[object, list[tuple[Generator, dict[tuple[Axis, float], list[int]]]]] = {}
+        sizes: dict[Axis, int] = {}
+        parts: set[Axis] = set()
         for generator in group.generators:
             if generator.trivial:
                 continue
@@ -129,54 +144,96 @@ class Orbit:
                 if where.parameter not in group.buffers:
                     key = ((where.parameter, where.dim), exponent)
                     slices.setdefault(key, []).append(where.index)
+            for (axis, _), indices in slices.items():
+                name, dim = axis
+                sizes[axis] = 1 if dim is None else group.shapes[name][dim]
+                if len(indices) < sizes[axis]:
+                    parts.add(axis)
             form = tuple(sorted(((k, len(i)) for k, i in slices.items()), key=repr))
             by_form.setdefault(form, []).append((generator, slices))
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dims: dict[str, list[int | None]] = {}
+        self.axes: dict[Axis, slice] = {}
+        self.slices = 0
+        for name, dim in sorted(sizes, key=lambda a: (a[0], -1 if a[1] is None else a[1])):
+            kept = dim if (name, dim) in parts else None
+            if (name, kept) not in self.axes:
+                size = 1 if kept is None else sizes[name, dim]
+                self.axes[name, kept] = slice(self.slices, self.slices + size)
+                self.slices += size
+                self.dims.setdefault(name, []).append(kept)
+                self.shapes[name] = group.shapes[name]
         self.generators: list[Generator] = []
         self.families: list[Family] = []
-        self.axes: dict[Axis, int] = {}
         for members in by_form.values():
             scaled = []
             for axis, exponent in members[0][1]:
-                index = torch.tensor([slices[axis, exponent] for _, slices in members])
-                scaled.append(Scaled(axis, exponent, index))
-                name, dim = axis
-                self.axes[axis] = 1 if dim is None else group.shapes[name][dim]
+                if axis in parts:
+                    index = torch.tensor([found[axis, exponent] for _, found in members])
+                else:
+                    axis = axis[0], None
+                    index = torch.zeros(len(members), 1, dtype=torch.long)
+                scaled.append(Scaled(axis, exponent, index.to(device)))
             start = len(self.generators)
-            overlap = _overlap(scaled, self.axes)
-            self.families.append(Family(start, len(members), tuple(scaled), overlap))
+            self.families.append(Family(start, len(members), tuple(scaled), _overlap(scaled)))
             self.generators += [generator for generator, _ in members]
-        self.dims: dict[str, list[int | None]] = {}
-        for name, dim in sorted(self.axes, key=lambda a: (a[0], -1 if a[1] is None else a[1])):
-            self.dims.setdefault(name, []).append(dim)
-        self.shapes = {name: group.shapes[name] for name in self.dims}
+        self._list_entries(device)
+        self._count_overlaps()
+
+    def _list_entries(self, device: torch.device | None) -> None:
+        """A by its entries."""
+        whose = [torch.zeros(0, dtype=torch.long, device=device)]
+        which, exponents = whose.copy(), [torch.zeros(0, dtype=torch.float64, device=device)]
+        for family in self.families:
+            numbers = torch.arange(family.start, family.start + family.size, device=device)
+            for axis, exponent, index in family.scaled:
+                whose.append(numbers.unsqueeze(1).expand(index.shape).reshape(-1))
+                which.append(index.reshape(-1) + self.axes[axis].start)
+                exponents.append(exponents[0].new_full((index.numel(),), exponent))
+        self.whose, self.which = torch.cat(whose), torch.cat(which)
+        self.exponents = torch.cat(exponents)
+        size = self.exponents.abs()
+        self.largest = size.new_zeros(self.dimension).scatter_reduce(0, self.whose, size, "amax")
+        smaller = self.whose[size < self.largest[self.whose]]
+        self.uneven = torch.isin(self.whose, smaller).nonzero().reshape(-1)
+
+    def _count_overlaps(self) -> None:
+        """The largest number of slices that meet, by generator."""
+        meeting = torch.bincount(self.which, minlength=self.slices)
+        most = {axis: int(meeting[where].max()) for axis, where in self.axes.items()}
+        for (name, dim), where in self.axes.items():
+            meeting[where] += sum(most[name, other] for other in self.dims[name] if other != dim)
+        self.overlap = torch.zeros(self.dimension, dtype=torch.long, device=self.which.device)
+        self.overlap.scatter_reduce_(0, self.whose, meeting[self.which], "amax")
 
     @property
     def dimension(self) -> int:
         """Number of log-scales."""
         return len(self.generators)
 
-    def logs(self, s: Tensor) -> Logs:
-        """Logarithms of the factors of all slices, for log-scales s."""
-        found = {axis: s.new_zeros(size) for axis, size in self.axes.items()}
-        for family in self.families:
-            self.add(found, family, s[family.start : family.start + family.size])
-        return found
+    def logs(self, s: Tensor) -> Tensor:
+        """As by slices: logarithms of their factors, for log-scales s."""
+        found = s.new_zeros(self.slices)
+        return found.index_add_(0, self.which, self.exponents * s[self.whose])
+
+    def by_axis(self, values: Tensor) -> Logs:
+        """Numbers of all slices by axis, in the same memory."""
+        return {axis: values[where] for axis, where in self.axes.items()}
+
+    def joined(self, values: Logs) -> Tensor:
+        """Numbers of all slices, from those by axis."""
+        return torch.cat([values[axis] for axis in self.axes])
 
     def add(self, logs: Logs, family: Family, s: Tensor) -> None:
         """Add to logarithms those of one family with log-scales s."""
         for axis, exponent, index in family.scaled:
             values = (exponent * s).unsqueeze(1).expand(index.shape).reshape(-1)
-            logs[axis].index_add_(0, index.reshape(-1).to(s.device), values.to(logs[axis]))
+            logs[axis].index_add_(0, index.reshape(-1), values)
 
-    def gather(self, sums: Logs, power: int = 1) -> Tensor:
+    def gather(self, sums: Tensor, power: int = 1) -> Tensor:
         """Aᵀ: sums over slices times exponents to a power, added up for each generator."""
-        like = next(iter(sums.values()))
-        found = like.new_zeros(self.dimension)
-        for family in self.families:
-            part = found[family.start : family.start + family.size]
-            for axis, exponent, index in family.scaled:
-                part += exponent**power * sums[axis][index.to(like.device)].sum(1)
-        return found
+        found = sums.new_zeros(self.dimension)
+        return found.index_add_(0, self.whose, self.exponents**power * sums[self.which])
 
     def log_factors(self, name: str, logs: Logs) -> Tensor:
         """As of one parameter, broadcast against it."""
@@ -200,17 +257,16 @@ class Orbit:
         for name, dims in self.dims.items():
             w = weights[name]
             nonzero = Powers((w != 0).double(), dims)
-            ones = {dim: w.new_ones(self.axes[name, dim], dtype=torch.float64) for dim in dims}
+            ones = self.part(name, self.by_axis(w.new_ones(self.slices, dtype=torch.float64)))
             for dim in dims:
                 counts[name, dim] = nonzero.sums(dim, ones) / prod(w.shape[1:])
-        return self.gather(counts)
+        return self.gather(self.joined(counts))
 
 
-def _overlap(scaled: list[Scaled], sizes: Mapping[Axis, int]) -> int:
+def _overlap(scaled: list[Scaled]) -> int:
     """The largest number of slices that meet in one number of some parameter."""
     most: dict[str, int] = {}
     for axis in dict.fromkeys(each.axis for each in scaled):
         indices = torch.cat([each.slices.reshape(-1) for each in scaled if each.axis == axis])
-        count = int(torch.bincount(indices, minlength=sizes[axis]).max())
-        most[axis[0]] = most.get(axis[0], 0) + count
+        most[axis[0]] = most.get(axis[0], 0) + int(torch.bincount(indices).max())
     return max(most.values(), default=1)

@@ -1,4 +1,4 @@
-"""Reparameterization of a model: its weights scaled by a group element.
+"""Reparameterization of a model: its weights moved by a group element, scaling or linear.
 
     scaled = reparameterize(model, element)          a new model w̃ = g·w
     reparameterize(scaled, element.inverse(), in_place=True)
@@ -33,6 +33,15 @@ class Element(Protocol):
     def apply(self, parameter: str, x: Tensor, /) -> Tensor:
         """g·x of one tensor."""
 
+    def differential(self, parameter: str, u: Tensor, /) -> Tensor:
+        """g·u of a tangent vector at x, which is one at g·x."""
+
+    def gradient(self, parameter: str, g: Tensor, /) -> Tensor:
+        """Gradient at g·x of an invariant loss with the gradient `g` at x."""
+
+    def inverse(self) -> Self:
+        """Inverse element."""
+
     def renamed(self, names: Mapping[str, str], /) -> Self:
         """Same element under other names."""
 
@@ -43,17 +52,17 @@ E = TypeVar("E", bound=Element)
 def reparameterize(
     model: nn.Module, element: Element, *, in_place: bool = False, project: bool = False
 ) -> nn.Module:
-    """Scale the weights of a model.
+    """Move the weights of a model by a group element.
 
     Running averages of batch normalization are buffers. They are scaled if the element has factors
     for them (as in the groups of the symmetry paper's networks); otherwise they belong to the old
     weights, and `torch.optim.swa_utils.update_bn` computes them anew.
 
     Args:
-        model: any module. Tied weights are scaled once, under any of their names.
+        model: any module. Tied weights are moved once, under any of their names.
         element: factors of parameters and floating-point buffers, or linear maps of parameters.
-        in_place: change this model instead of a copy; gradients of scaled weights are dropped.
-        project: project scaled weights onto their manifolds; buffers stay scaled.
+        in_place: change this model instead of a copy; gradients of moved weights are dropped.
+        project: project moved weights onto their manifolds; buffers are not projected.
 
     Returns:
         The new model, or this one.
@@ -77,7 +86,7 @@ def reparameterize(
             error = manifold.validate(y, name=name)
             if error:
                 raise ValueError(
-                    f"the scaling moves a declared weight off its manifold, which does not have "
+                    f"the element moves a declared weight off its manifold, which does not have "
                     f"this symmetry: {error}"
                 )
     write(target, scaled)
@@ -122,13 +131,13 @@ def resolve(model: nn.Module, element: E) -> E:
     for name in element.parameters:
         if name not in every or id(every[name]) not in first:
             raise ValueError(
-                f"the element scales {name!r}, which {type(model).__name__} does not have "
+                f"the element moves {name!r}, which {type(model).__name__} does not have "
                 f"(it has: {', '.join(tensors)}){_parametrized(model, name)}"
             )
         canonical = first[id(every[name])]
         other = next((n for n, c in names.items() if c == canonical), None)
         if other is not None:
-            raise ValueError(f"{other} and {name} are one tensor: scale it under one of its names")
+            raise ValueError(f"{other} and {name} are one tensor: move it under one of its names")
         names[name] = canonical
     return element.renamed(names)
 
@@ -140,7 +149,7 @@ def _parametrized(model: nn.Module, name: str) -> str:
     if owner is None or not parametrize.is_parametrized(owner, local):
         return ""
     parts = ", ".join(f"{prefix}.{n}" if prefix else n for n, _ in owner.named_parameters())
-    return f"; {local} is parametrized: scale what it is computed from, one of {parts}"
+    return f"; {local} is parametrized: move what it is computed from, one of {parts}"
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

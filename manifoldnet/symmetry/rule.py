@@ -35,8 +35,14 @@ def rule(group: ScalingGroup) -> Rule:
         group: the symmetries of the model.
 
     Raises:
+        TypeError: if it is no `ScalingGroup`; a `LinearGroup` has one, `group.scalings`.
         ValueError: if the group scales no weight of order two or more.
     """
+    if not isinstance(group, ScalingGroup):
+        raise TypeError(
+            f"a rule is that of a ScalingGroup, not of a {type(group).__name__}; the scalings of a "
+            "linear group are group.scalings"
+        )
     uses: dict[str, Counter[int | None]] = {}
     nontrivial = group.nontrivial.generators
     for generator in nontrivial:

@@ -260,6 +260,14 @@ class ScalingElement:
             )
         return y
 
+    def differential(self, parameter: str, u: Tensor) -> Tensor:
+        """g·u of a tangent vector u: a step or a momentum at x becomes one at g·x."""
+        return (u * self.factors(parameter, u)).to(u.dtype)
+
+    def gradient(self, parameter: str, g: Tensor) -> Tensor:
+        """g⁻¹·∂L: the gradient at g·x of an invariant loss with the gradient `g` at x."""
+        return (g / self.factors(parameter, g)).to(g.dtype)
+
     def _by_dim(self, parameter: str) -> dict[int | None, list[Slice]]:
         found: dict[int | None, list[Slice]] = {}
         for where in self._log2:

@@ -5,14 +5,15 @@
     assert_update_equivariant(model, group, loss_fn, batch, make_optimizer)
     assert_trajectory_invariant(model, group, loss_fn, batches, make_optimizer, steps=100)
 
-Each takes one element, or a group, of which three random elements are tried (for more, pass
-elements of `group.sample` or of the strategy `elements`). A failure is reported for
-as few generators as still fail, with factors of 2 if these fail too. Each returns the largest
-error.
+Each takes one element of a scaling or a linear group, or a group, of which three random elements
+are tried (for more, pass elements of `group.sample` or of the strategy `elements`). A failure is
+reported for as few generators as still fail, with factors of 2 (flows for the time 1) if these fail
+too. Each returns the largest error.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
@@ -20,7 +21,14 @@ from itertools import islice
 import torch
 from torch import nn
 
-from manifoldnet.symmetry import ScalingElement, ScalingGroup, invariance_error, without_eps
+from manifoldnet.symmetry import (
+    LinearElement,
+    LinearGroup,
+    ScalingElement,
+    ScalingGroup,
+    invariance_error,
+    without_eps,
+)
 from manifoldnet.symmetry.batches import Batch
 from manifoldnet.symmetry.invariance_error import Deviation
 from manifoldnet.symmetry.losses import LossFunction
@@ -40,24 +48,29 @@ _ONCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bf
 _LATER = {torch.float64: 1e-8, torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 3e-1}
 
 _EXAMPLES = 3
-_SPREAD = 3.0
+# Largest |ln factor| of a generator, and spectral norm of exponents of linear maps.
+_SPREAD, _LINEAR_SPREAD = 3.0, 2.0
 
-_Measure = Callable[[ScalingElement], Deviation]
+Symmetry = ScalingElement | ScalingGroup | LinearElement | LinearGroup
+"""Element of a scaling or a linear group, or such a group."""
+
+_Element = ScalingElement | LinearElement
+_Measure = Callable[[_Element], Deviation]
 
 
 def assert_loss_invariant(
     model: nn.Module,
-    scaling: ScalingElement | ScalingGroup,
+    symmetry: Symmetry,
     loss_fn: LossFunction | None,
     batch: Batch,
     *,
     rtol: float | None = None,
 ) -> Deviation:
-    """Assert that the loss does not change under a scaling: |L(g·w) − L(w)| ≤ rtol · |L|.
+    """Assert that the loss does not change under g: |L(g·w) − L(w)| ≤ rtol · |L|.
 
     Args:
         model: in the mode that matters (batch normalization: training); it is not changed.
-        scaling: one element, or a group.
+        symmetry: one element, or a group, of scalings or of linear maps.
         loss_fn: as in `discover`.
         batch: as in `discover`.
         rtol: the relative error to accept; by the model's types if left out: 1e-9 for float64,
@@ -69,39 +82,40 @@ def assert_loss_invariant(
         ValueError: as `invariance_error.loss`.
     """
 
-    def measure(element: ScalingElement) -> Deviation:
+    def measure(element: _Element) -> Deviation:
         return invariance_error.loss(model, element, loss_fn, batch)
 
-    return _check(scaling, measure, "the loss is not invariant", _allowed(model, rtol, _ONCE))
+    return _check(symmetry, measure, "the loss is not invariant", _allowed(model, rtol, _ONCE))
 
 
 def assert_metric_invariant(
-    model: nn.Module, scaling: ScalingElement | ScalingGroup, *, rtol: float | None = None
+    model: nn.Module, symmetry: Symmetry, *, rtol: float | None = None
 ) -> Deviation:
-    """Assert that tangent vectors keep their lengths: ‖g·dw‖ at g·w is ‖dw‖ at w.
+    """Assert that tangent vectors keep their lengths: ‖dg·u‖ at g·w is ‖u‖ at w.
 
-    Lengths are those of the metrics that the model is declared with.
+    Lengths are those of the metrics that the model is declared with. A linear map that is not
+    orthogonal keeps those of a `Pair`, if it acts on the pair, and Euclidean ones never.
 
     Args:
         model: with its declarations.
-        scaling: one element, or a group.
+        symmetry: one element, or a group, of scalings or of linear maps.
         rtol: as in `assert_loss_invariant`.
 
     Raises:
         AssertionError: names the parameter, slice and factor, and the error.
     """
 
-    def measure(element: ScalingElement) -> Deviation:
+    def measure(element: _Element) -> Deviation:
         source = torch.Generator().manual_seed(0)
         return invariance_error.metric(model, element, generator=source)
 
     allowed = _allowed(model, rtol, _ONCE)
-    return _check(scaling, measure, "the metric is not invariant", allowed)
+    return _check(symmetry, measure, "the metric is not invariant", allowed)
 
 
 def assert_update_equivariant(
     model: nn.Module,
-    scaling: ScalingElement | ScalingGroup,
+    symmetry: Symmetry,
     loss_fn: LossFunction | None,
     batch: Batch,
     optimizer: OptimizerFactory,
@@ -109,11 +123,11 @@ def assert_update_equivariant(
     steps: int = 1,
     rtol: float | None = None,
 ) -> Deviation:
-    """Assert that an update commutes with scaling: ‖g⁻¹·w̃⁺ − w⁺‖ ≤ rtol · ‖w⁺ − w‖.
+    """Assert that an update commutes with g: ‖g⁻¹·w̃⁺ − w⁺‖ ≤ rtol · ‖w⁺ − w‖.
 
     Args:
         model: as in `assert_loss_invariant`.
-        scaling: one element, or a group.
+        symmetry: one element, or a group, of scalings or of linear maps.
         loss_fn: as in `discover`.
         batch: as in `discover`.
         optimizer: a function from a model to its optimizer.
@@ -125,16 +139,16 @@ def assert_update_equivariant(
         ValueError: as `invariance_error.update`.
     """
 
-    def measure(element: ScalingElement) -> Deviation:
+    def measure(element: _Element) -> Deviation:
         return invariance_error.update(model, element, loss_fn, batch, optimizer, steps=steps)
 
     allowed = _allowed(model, rtol, _ONCE)
-    return _check(scaling, measure, "the update is not equivariant", allowed)
+    return _check(symmetry, measure, "the update is not equivariant", allowed)
 
 
 def assert_trajectory_invariant(
     model: nn.Module,
-    scaling: ScalingElement | ScalingGroup,
+    symmetry: Symmetry,
     loss_fn: LossFunction | None,
     batches: Iterable[Batch],
     optimizer: OptimizerFactory,
@@ -144,11 +158,11 @@ def assert_trajectory_invariant(
 ) -> Deviation:
     """Assert that a training run does not depend on the parameterization it starts from.
 
-    The losses of all steps are compared, and the final weights after the inverse scaling.
+    The losses of all steps are compared, and the final weights w with g⁻¹·w̃.
 
     Args:
         model: as in `assert_loss_invariant`.
-        scaling: one element, or a group.
+        symmetry: one element, or a group, of scalings or of linear maps.
         loss_fn: as in `discover`.
         batches: used in turn, and again from the first.
         optimizer: a function from a model to its optimizer.
@@ -161,11 +175,11 @@ def assert_trajectory_invariant(
     """
     given = list(islice(batches, steps))
 
-    def measure(element: ScalingElement) -> Deviation:
+    def measure(element: _Element) -> Deviation:
         return invariance_error.trajectory(model, element, loss_fn, given, optimizer, steps=steps)
 
     allowed = _allowed(model, rtol, _LATER)
-    return _check(scaling, measure, "the training run is not invariant", allowed)
+    return _check(symmetry, measure, "the training run is not invariant", allowed)
 
 
 def _allowed(
@@ -180,7 +194,7 @@ def _allowed(
 
 
 def _check(
-    scaling: ScalingElement | ScalingGroup,
+    symmetry: Symmetry,
     measure: _Measure,
     claim: str,
     allowed: tuple[nn.Module, float, str],
@@ -188,7 +202,7 @@ def _check(
     """The largest deviation; AssertionError about the simplest failure if it is too large."""
     model, rtol, reason = allowed
     worst = Deviation(0.0)
-    for element, reduce in _elements(scaling):
+    for element, reduce in _elements(symmetry):
         error = measure(element)
         if error <= rtol:
             worst = max(worst, error)
@@ -214,40 +228,47 @@ def _check(
     return worst
 
 
-_Fails = Callable[[ScalingElement], bool]
-_Reduce = Callable[[_Fails], tuple[ScalingElement, str]]
+_Fails = Callable[[_Element], bool]
+_Reduce = Callable[[_Fails], tuple[_Element, str]]
 
 
-def _elements(
-    scaling: ScalingElement | ScalingGroup,
-) -> Iterable[tuple[ScalingElement, _Reduce | None]]:
+def _elements(symmetry: Symmetry) -> Iterable[tuple[_Element, _Reduce | None]]:
     """The element, or random ones of a group, each with a function that simplifies a failure."""
-    if isinstance(scaling, ScalingElement):
-        return [(scaling, None)]
-    if not isinstance(scaling, ScalingGroup):
+    if isinstance(symmetry, ScalingElement | LinearElement):
+        return [(symmetry, None)]
+    if not isinstance(symmetry, ScalingGroup | LinearGroup):
         raise TypeError(
-            f"a ScalingElement or a ScalingGroup is needed, not a {type(scaling).__name__}; for "
-            "linear maps there is manifoldnet.symmetry.invariance_error.loss"
+            "an element or a group of scalings or of linear maps is needed (ScalingElement, "
+            f"ScalingGroup, LinearElement, LinearGroup), not a {type(symmetry).__name__}"
         )
-    group = scaling.nontrivial
-    if group.dimension == 0:
-        raise ValueError("the group has no scaling that moves a weight: there is nothing to check")
+    scaling = isinstance(symmetry, ScalingGroup)
+    group = symmetry.nontrivial if isinstance(symmetry, ScalingGroup) else symmetry
+    if not group.generators:
+        raise ValueError("no generator of the group moves a weight: there is nothing to check")
     source = torch.Generator().manual_seed(0)
-    samples = [
-        (2 * torch.rand(group.dimension, generator=source) - 1) * _SPREAD for _ in range(_EXAMPLES)
-    ]
-    return [(group.element(s), partial(_simplest, group, s)) for s in samples]
+    found: list[tuple[_Element, _Reduce | None]] = []
+    for _ in range(_EXAMPLES):
+        spread = _SPREAD if scaling else _LINEAR_SPREAD
+        uniform = torch.rand(len(group.generators), generator=source)
+        coefficients = (2 * uniform.double() - 1) * spread
+        if isinstance(group, LinearGroup):
+            coefficients = group.bounded(coefficients, spread)
+        found.append((group.element(coefficients), partial(_simplest, group, coefficients)))
+    return found
 
 
 def _simplest(
-    group: ScalingGroup, log_scales: torch.Tensor, fails: _Fails
-) -> tuple[ScalingElement, str]:
-    """A failing element with few generators, found by halving; factors of 2 if these fail too."""
-    kept = list(range(group.dimension))
+    group: ScalingGroup | LinearGroup, coefficients: torch.Tensor, fails: _Fails
+) -> tuple[_Element, str]:
+    """A failing element with few generators, found by halving.
 
-    def element(places: list[int]) -> ScalingElement:
-        values = torch.zeros_like(log_scales)
-        values[places] = log_scales[places]
+    Their factors are 2, or times 1, if these fail too.
+    """
+    kept = list(range(len(coefficients)))
+
+    def element(places: list[int], value: float | None = None) -> _Element:
+        values = torch.zeros_like(coefficients)
+        values[places] = coefficients[places] if value is None else value
         return group.element(values)
 
     size = len(kept) // 2
@@ -259,11 +280,19 @@ def _simplest(
                 break
         else:
             size //= 2
-    some = group.subgroup(kept)
-    twos = some.from_log2([1.0] * len(kept))
-    if fails(twos):
-        factors, found = ["2"] * len(kept), twos
-    else:
-        factors, found = [f"{float(s.exp()):.4g}" for s in log_scales[kept]], element(kept)
-    names = [f"{g.name} with s = {s}" for g, s in zip(some.generators, factors, strict=True)]
+    simple = math.log(2) if isinstance(group, ScalingGroup) else 1.0
+    found, values = element(kept, simple), [simple] * len(kept)
+    if not fails(found):
+        found, values = element(kept), coefficients[kept].tolist()
+    names = [_name(group, place, value) for place, value in zip(kept, values, strict=True)]
     return found, "; ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
+
+
+def _name(group: ScalingGroup | LinearGroup, place: int, value: float) -> str:
+    """Name of a generator, its number among those of the same name, and its factor or time."""
+    generator = group.generators[place]
+    if isinstance(group, ScalingGroup):
+        return f"{generator.name} with s = {math.exp(value):.4g}"
+    alike = [i for i, g in enumerate(group.generators) if g.name == generator.name]
+    number = f" (generator {alike.index(place) + 1} of {len(alike)})" if len(alike) > 1 else ""
+    return f"{generator.name}{number} with t = {value:.4g}"

@@ -16,13 +16,16 @@ end of the range).
     def test_invariance(element):
         assert_loss_invariant(model, element, loss_fn, batch)
 
-Elements of a scaling group shrink towards the identity: few generators, factors near 1.
+Elements of a group, of scalings or of linear maps, shrink towards the identity: few generators,
+factors near 1.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from functools import partial
+from typing import Any, overload
 
 import torch
 from hypothesis import strategies as st
@@ -30,7 +33,13 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor, nn
 
 from manifoldnet.geometry import Manifold
-from manifoldnet.symmetry import ScalingElement, ScalingGroup, reparameterize
+from manifoldnet.symmetry import (
+    LinearElement,
+    LinearGroup,
+    ScalingElement,
+    ScalingGroup,
+    reparameterize,
+)
 from manifoldnet.testing.samples import point, point_with_tangents, tangent
 
 __all__ = [
@@ -153,16 +162,38 @@ def _check_shape(manifold: Manifold, shape: tuple[int, ...], dtype: torch.dtype)
     manifold.assert_check_point(like, name=f"a tensor of shape {tuple(shape)}")
 
 
+@overload
 def elements(
     group: ScalingGroup,
     *,
     smallest: float = 1e-3,
     largest: float = 1e3,
     powers_of_two: bool = False,
-) -> SearchStrategy[ScalingElement]:
-    """Elements of a group: a factor for each of its generators that move a weight.
+) -> SearchStrategy[ScalingElement]: ...
 
-    Of a group with more than 64 generators, up to 64 get a factor at a time.
+
+@overload
+def elements(
+    group: LinearGroup,
+    *,
+    smallest: float = 1e-3,
+    largest: float = 1e3,
+    powers_of_two: bool = False,
+) -> SearchStrategy[LinearElement]: ...
+
+
+def elements(
+    group: ScalingGroup | LinearGroup,
+    *,
+    smallest: float = 1e-3,
+    largest: float = 1e3,
+    powers_of_two: bool = False,
+) -> SearchStrategy[ScalingElement] | SearchStrategy[LinearElement]:
+    """Elements of a group: a factor for each generator that moves a weight, or a linear map.
+
+    Singular values of each matrix of a linear element lie between `smallest` and `largest`, so that
+    its condition number is at most their ratio. Of a group with more than 64 generators, up to 64
+    are taken at a time.
 
     Args:
         group: with at least one such generator.
@@ -171,29 +202,52 @@ def elements(
         powers_of_two: only factors that scale without rounding.
 
     Raises:
+        TypeError: if it is no group, or for powers of two of linear maps.
         ValueError: if there is no generator, or no factor, to choose from.
     """
-    real = group.nontrivial
-    if real.dimension == 0:
-        raise ValueError("the group has no scaling that moves a weight: there are no elements")
+    if not isinstance(group, ScalingGroup | LinearGroup):
+        raise TypeError(f"a ScalingGroup or a LinearGroup is needed, not a {type(group).__name__}")
+    if powers_of_two and isinstance(group, LinearGroup):
+        raise TypeError(
+            "powers_of_two is for scalings: a linear map mixes weights, which rounds them. Take "
+            "elements(group.scalings, powers_of_two=True), or leave it out"
+        )
+    real = group.nontrivial if isinstance(group, ScalingGroup) else group
+    count = len(real.generators)
+    if count == 0:
+        raise ValueError("the group has no generator that moves a weight: there are no elements")
     if not 0 < smallest <= 1 <= largest < math.inf:
         raise ValueError(
             f"factors from {smallest} to {largest}: they must be positive, finite, and around 1"
         )
+    if isinstance(real, LinearGroup):
+        spread = min(math.log(largest), -math.log(smallest))
+        return _coefficients(count, st.floats(-spread, spread)).map(partial(_linear, real, spread))
     low, high = math.log2(smallest), math.log2(largest)
+    exponent: SearchStrategy[float] = st.floats(low, high)
     if powers_of_two:
-        exponent: SearchStrategy[float] = st.integers(math.ceil(low), math.floor(high)).map(float)
-    else:
-        exponent = st.floats(low, high)
-    if real.dimension <= _ALL_AT_ONCE:
-        every = st.lists(exponent, min_size=real.dimension, max_size=real.dimension)
-        return every.map(real.from_log2)
-    some = st.dictionaries(
-        st.integers(0, real.dimension - 1), exponent, min_size=1, max_size=_ALL_AT_ONCE
-    )
-    return some.map(lambda chosen: real.subgroup(chosen).from_log2(chosen.values()))
+        exponent = st.integers(math.ceil(low), math.floor(high)).map(float)
+    return _coefficients(count, exponent).map(partial(_scaling, real))
 
 
+def _coefficients(count: int, value: SearchStrategy[float]) -> SearchStrategy[dict[int, float]]:
+    """Coefficients of all generators or, if there are many, of some, by number."""
+    if count <= _ALL_AT_ONCE:
+        every = st.lists(value, min_size=count, max_size=count)
+        return every.map(lambda values: dict(enumerate(values)))
+    return st.dictionaries(st.integers(0, count - 1), value, min_size=1, max_size=_ALL_AT_ONCE)
+
+
+def _scaling(group: ScalingGroup, chosen: dict[int, float]) -> ScalingElement:
+    return group.subgroup(chosen).from_log2(chosen.values())
+
+
+def _linear(group: LinearGroup, spread: float, chosen: dict[int, float]) -> LinearElement:
+    coefficients = [chosen.get(i, 0.0) for i in range(len(group.generators))]
+    return group.element(group.bounded(coefficients, spread))
+
+
+@overload
 def reparameterized(
     model: nn.Module,
     group: ScalingGroup,
@@ -201,8 +255,29 @@ def reparameterized(
     smallest: float = 1e-3,
     largest: float = 1e3,
     powers_of_two: bool = False,
-) -> SearchStrategy[tuple[nn.Module, ScalingElement]]:
-    """Copies of a model with scaled weights, each with the element that scaled it.
+) -> SearchStrategy[tuple[nn.Module, ScalingElement]]: ...
+
+
+@overload
+def reparameterized(
+    model: nn.Module,
+    group: LinearGroup,
+    *,
+    smallest: float = 1e-3,
+    largest: float = 1e3,
+    powers_of_two: bool = False,
+) -> SearchStrategy[tuple[nn.Module, LinearElement]]: ...
+
+
+def reparameterized(
+    model: nn.Module,
+    group: Any,
+    *,
+    smallest: float = 1e-3,
+    largest: float = 1e3,
+    powers_of_two: bool = False,
+) -> SearchStrategy[tuple[nn.Module, Any]]:
+    """Copies of a model at g·w, each with the element g.
 
     Args:
         model: it is not changed.
@@ -212,8 +287,9 @@ def reparameterized(
         powers_of_two: as in `elements`.
 
     Raises:
+        TypeError: as `elements`.
         ValueError: as `elements`, and as `reparameterize` when an example is drawn.
     """
     original = copy.deepcopy(model)
-    scalings = elements(group, smallest=smallest, largest=largest, powers_of_two=powers_of_two)
-    return scalings.map(lambda element: (reparameterize(original, element), element))
+    chosen = elements(group, smallest=smallest, largest=largest, powers_of_two=powers_of_two)
+    return chosen.map(lambda element: (reparameterize(original, element), element))

@@ -14,8 +14,8 @@ import manifoldnet as mn
 from manifoldnet import cli
 from manifoldnet.experiments.data import load
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.papers.moving_frame import config, report, run
-from manifoldnet.experiments.papers.moving_frame.config import CELLS, Cell, FrameConfig
+from manifoldnet.experiments.papers.symmetry.moving_frame import config, report, run
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import CELLS, Cell, FrameConfig
 from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2
 from manifoldnet.experiments.papers.symmetry.run import images_for
 

@@ -13,14 +13,14 @@ import torch
 from manifoldnet import cli
 from manifoldnet.experiments import ConfigError
 from manifoldnet.experiments.data import load
-from manifoldnet.experiments.papers.moving_frame import config, rescaled_report
-from manifoldnet.experiments.papers.moving_frame.config import CELLS, Cell
-from manifoldnet.experiments.papers.moving_frame.rescaled import (
+from manifoldnet.experiments.papers.symmetry.moving_frame import config, rescaled_report
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import CELLS, Cell
+from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import (
     RescaledConfig,
     RescaledOptions,
     runs,
 )
-from manifoldnet.experiments.papers.moving_frame.rescaled_run import Run
+from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled_run import Run
 from manifoldnet.experiments.papers.symmetry.run import images_for
 from manifoldnet.symmetry import without_eps
 
@@ -104,6 +104,7 @@ def test_the_command_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     assert {row["spread"] for row in rows} == {"0", "3"}
     text = (tmp_path / "rescaled_start.md").read_text()
     assert text.count("| moved ") == len(CELLS)
+    assert "moving-frame: " in text.split("\n\n")[1]
     picture = (tmp_path / "rescaled_start.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert cli.main(["report", str(tmp_path)]) == 0  # of packed records

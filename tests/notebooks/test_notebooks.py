@@ -12,7 +12,7 @@ each_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: so
 
 
 def test_there_are_notebooks() -> None:
-    assert len(SOURCES) == 7
+    assert len(SOURCES) == 8
 
 
 @each_notebook

@@ -14,12 +14,9 @@ import manifoldnet as mn
 from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2
 from manifoldnet.symmetry import (
     Generator,
-    LinearGenerator,
-    LinearGroup,
     ScalingElement,
     ScalingGroup,
     Slice,
-    explain,
     without_eps,
 )
 from manifoldnet.testing import (
@@ -241,14 +238,3 @@ def test_strategies_do_not_touch_the_model(data):
     before = {name: w.clone() for name, w in MODEL.state_dict().items()}
     data.draw(reparameterized(MODEL, GROUP))
     assert all(torch.equal(w, before[name]) for name, w in MODEL.state_dict().items())
-
-
-def test_a_linear_group_is_refused():
-    model = torch.nn.Linear(2, 2)
-    group = LinearGroup.of(model, [LinearGenerator(translation={"bias": torch.ones(2)})])
-    with pytest.raises(TypeError, match="LinearGroup"):
-        assert_loss_invariant(
-            model, group, torch.nn.functional.mse_loss, (torch.ones(1, 2), torch.ones(1, 2))
-        )
-    with pytest.raises(TypeError, match="LinearGroup"):
-        explain(model, group)

@@ -42,6 +42,8 @@ from manifoldnet.symmetry import (
     discover,
     reparameterize,
 )
+from manifoldnet.symmetry.linear_system import Layout, LinearSystem
+from manifoldnet.symmetry.working_copy import working_copy
 
 # What a perceptron with four hidden units that are positively homogeneous has.
 UNITS = canonical(hidden_units("0", "2", 4))
@@ -530,10 +532,38 @@ def test_only_some_parameters():
 def test_progress_is_reported():
     told = []
     discover(plain(), cross_entropy, BATCHES, on_progress=lambda *step: told.append(step))
-    assert {what for what, _, _ in told} == {"equations", "factorizing", "verifying"}
+    expected, *others = told
+    assert re.fullmatch(r"23 slices, about 0.01 GiB and \d+ s", expected[0])
+    assert {what for what, _, _ in others} == {"equations", "factorizing", "verifying"}
     assert all(0 <= done <= total for _, done, total in told)
-    last = {what: (done, total) for what, done, total in told}
+    last = {what: (done, total) for what, done, total in others}
     assert all(done == total for done, total in last.values())
+
+
+def test_the_estimate_changes_nothing():
+    net = NETS["three_layers"]()
+    layout = Layout({name: tuple(p.shape) for name, p in net.model.named_parameters()})
+
+    def rows(estimate):
+        work = working_copy(net.model, torch.float64)
+        batches = [(net.given.double(), net.target)]
+        system = LinearSystem(work, net.loss_fn, batches, layout, source(0))
+        if estimate:
+            system.cost("slices", 7)
+        return system.rows(30), system.reached, system.response
+
+    for once, again in zip(rows(False), rows(True), strict=True):
+        assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("kind", ["scaling", "linear"])
+def test_too_large_models_are_refused_before_anything_else(kind):
+    def batches():
+        raise AssertionError("no batch should be taken")
+        yield
+
+    with pytest.raises(ValueError, match="narrower copy"):
+        discover(nn.Linear(17_000, 3), cross_entropy, batches(), kind=kind)
 
 
 # --- mistakes -------------------------------------------------------------------------------------
@@ -592,7 +622,7 @@ X, T = BATCHES[0]
             cross_entropy,
             [(torch.randn(2, 17_000), T[:2])],
             {},
-            r"17006 slices need 2 GiB.*at most 16000.*narrower copy.*parameters=\[...\]",
+            r"17006 slices need 15 GiB.*at most 16000.*narrower copy.*widen.*parameters=\[...\]",
         ),
         (
             nn.ParameterList([torch.zeros(2, dtype=torch.complex64)]),

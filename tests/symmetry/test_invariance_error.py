@@ -88,7 +88,7 @@ def test_loss_by_hand():
     assert invariance_error.loss(Line(), SYMMETRY, half_square, BATCH) == 0
     error = invariance_error.loss(Line(), ScalingElement({ROW: 2.0}), half_square, BATCH)
     assert error == (4.5 - 0.5) / 4.5
-    assert error.where == "the loss is 4.5, and 0.5 when scaled"
+    assert error.where == "the loss is 4.5, and 0.5 at g·w"
     assert error.parameter == ""
 
 
@@ -160,7 +160,7 @@ def test_trajectory_by_hand():
     model.v.requires_grad_(False)
     error = invariance_error.trajectory(model, SYMMETRY, half_square, [BATCH], sgd, steps=2)
     assert error == pytest.approx((3.645 - 1.62) / 3.645)
-    assert error.where == "the loss at step 1 is 1.62, and 3.645 from scaled weights"
+    assert error.where == "the loss at step 1 is 1.62, and 3.645 from g·w"
 
 
 def test_broken_symmetry_shows_at_step_0():

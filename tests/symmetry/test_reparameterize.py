@@ -271,7 +271,7 @@ def test_weight_norm():
     torch.testing.assert_close(reparameterize(model, longer)(x), 2 * model(x))
     with pytest.raises(
         ValueError,
-        match=r"'0.weight', which Sequential does not have.*weight is parametrized: scale what it "
+        match=r"'0.weight', which Sequential does not have.*weight is parametrized: move what it "
         rf"is computed from, one of .*{direction}",
     ):
         reparameterize(model, ScalingElement({("0.weight", 0): [2.0] * 4}))

@@ -59,7 +59,7 @@ class FrameConfig(TrainConfig):
 
 
 class Cell(NamedTuple):
-    """What runs that differ in rate and seed have in common."""
+    """Settings of runs that differ in rate and seed only."""
 
     architecture: str
     optimizer: str

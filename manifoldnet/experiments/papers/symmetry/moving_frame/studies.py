@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manifoldnet.experiments.configuration import field
-from manifoldnet.experiments.papers.moving_frame.config import (
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     CELLS,
     FrameConfig,
     comparison,
@@ -18,8 +18,8 @@ from manifoldnet.experiments.papers.moving_frame.config import (
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
 EXPERIMENT = FrameConfig.experiment
-SCHEMA = "moving_frame.config:FRAME"
-REPORT = "moving_frame.report:write_frame_report"
+SCHEMA = "symmetry.moving_frame.config:FRAME"
+REPORT = "symmetry.moving_frame.report:write_frame_report"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def _steps(options: FrameOptions) -> Steps:
 
 
 def _experiment() -> Any:
-    from manifoldnet.experiments.papers.moving_frame.run import EXPERIMENT
+    from manifoldnet.experiments.papers.symmetry.moving_frame.run import EXPERIMENT
 
     return EXPERIMENT
 

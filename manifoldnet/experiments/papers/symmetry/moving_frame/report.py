@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from manifoldnet.experiments import store
-from manifoldnet.experiments.papers.moving_frame.config import (
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     CELLS,
     COORDINATES,
     FRAME,

@@ -7,9 +7,9 @@ from typing import Any
 
 from manifoldnet.experiments import training
 from manifoldnet.experiments.data import Dataset, seeded_generator
-from manifoldnet.experiments.papers.moving_frame import run
-from manifoldnet.experiments.papers.moving_frame.rescaled import RESCALED, RescaledConfig
 from manifoldnet.experiments.papers.symmetry import networks
+from manifoldnet.experiments.papers.symmetry.moving_frame import run
+from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import RESCALED, RescaledConfig
 from manifoldnet.symmetry import reparameterize
 
 

@@ -13,9 +13,9 @@ import manifoldnet as mn
 from manifoldnet.experiments import training
 from manifoldnet.experiments.data import Dataset, seeded_generator
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.papers.moving_frame.config import FRAME, FrameConfig
 from manifoldnet.experiments.papers.symmetry import networks, run
 from manifoldnet.experiments.papers.symmetry.config import Epoch, Result
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import FRAME, FrameConfig
 from manifoldnet.experiments.papers.updates import declare
 from manifoldnet.symmetry import Generator, ScalingGroup, Slice
 

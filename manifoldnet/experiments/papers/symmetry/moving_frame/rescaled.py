@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from manifoldnet.experiments.configuration import field
-from manifoldnet.experiments.papers.moving_frame.config import (
+from manifoldnet.experiments.papers.symmetry.config import Epoch, Result
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     Cell,
     FrameConfig,
     first_grid,
     grid,
     widened,
 )
-from manifoldnet.experiments.papers.symmetry.config import Epoch, Result
 from manifoldnet.experiments.records import RunRecord, Schema
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
@@ -40,8 +40,8 @@ class RescaledConfig(FrameConfig):
 
 
 EXPERIMENT = RescaledConfig.experiment
-SCHEMA = "moving_frame.rescaled:RESCALED"
-REPORT = "moving_frame.rescaled_report:write_rescaled_report"
+SCHEMA = "symmetry.moving_frame.rescaled:RESCALED"
+REPORT = "symmetry.moving_frame.rescaled_report:write_rescaled_report"
 
 RESCALED = Schema(RescaledConfig, Epoch, Result)
 RescaledRecord = RunRecord[RescaledConfig, Epoch, Result]
@@ -87,7 +87,7 @@ def _steps(options: RescaledOptions) -> Steps:
 
 
 def _experiment() -> Any:
-    from manifoldnet.experiments.papers.moving_frame.rescaled_run import EXPERIMENT
+    from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled_run import EXPERIMENT
 
     return EXPERIMENT
 
