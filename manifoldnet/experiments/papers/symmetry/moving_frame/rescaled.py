@@ -2,12 +2,13 @@
 
 The cells are those of accuracy in the moving frame. Every cell is trained at every rate of a grid,
 from the usual start and from the same start moved by a random element of the whole scaling group,
-which leaves the function of the network as it is. Budgets are small: a run shows whether training
-works, not how well it ends.
+which leaves the function of the network as it is. A grid is widened until its best rate is inside.
+Budgets are small: a run shows whether training works, not how well it ends.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,9 +16,11 @@ from typing import Any, ClassVar
 from manifoldnet.experiments.configuration import field
 from manifoldnet.experiments.papers.symmetry.config import Epoch, Result
 from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
+    Cell,
     FrameConfig,
     first_grid,
     grid,
+    widened,
 )
 from manifoldnet.experiments.records import RunRecord, Schema
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
@@ -60,19 +63,27 @@ class RescaledOptions(Options):
     train_size: int = field(10_000, at_least=1)
 
 
-def runs(options: RescaledOptions) -> list[RescaledConfig]:
-    """Every cell at every rate of the first grid, from both starts, seed by seed."""
-    return [
+def runs(
+    grids: Mapping[float, Mapping[Cell, Sequence[int]]], options: RescaledOptions
+) -> list[RescaledConfig]:
+    """Every cell at every rate 10^(k/2) of its grid, which depends on the spread, seed by seed."""
+    found = [
         RescaledConfig(**vars(replace(each, train_size=options.train_size)), spread=spread)
-        for each in grid(first_grid(), options.epochs, options.repetitions)
-        for spread in (0.0, options.spread)
+        for spread, exponents in grids.items()
+        for each in grid(exponents, options.epochs, options.repetitions)
     ]
+    return sorted(found, key=lambda each: each.seed)
 
 
 def _steps(options: RescaledOptions) -> Steps:
-    yield Sweep(
-        options.out, runs(options), "rescaled starts", {"purpose": "starts"}, checkpoints=False
-    )
+    grids, last = dict.fromkeys((0.0, options.spread), first_grid()), None
+    while grids != last:
+        purpose = {"purpose": "starts"}
+        records = yield Sweep(
+            options.out, runs(grids, options), "both starts", purpose, checkpoints=False
+        )
+        own = {s: [r for r in records if r.config.spread == s] for s in grids}
+        last, grids = grids, {s: widened(each, own[s]) for s, each in grids.items()}
 
 
 def _experiment() -> Any:
