@@ -26,6 +26,7 @@ from manifoldnet.symmetry.group import (
     Generator,
     ScalingGroup,
     trivial_generators,
+    with_averages,
 )
 from manifoldnet.symmetry.linear import LinearGroup
 from manifoldnet.symmetry.linear_columns import LinearColumns
@@ -248,6 +249,9 @@ def _discover(
         _check_faint(group, system, verifier)
         check_zero(gap, dtype, zero)
     eps = max((value or 0.0 for _, _, value in eps_fields(model)), default=0.0)
+    eps_effect = verifier.eps_effect(group) if eps else verified
+    loss_fn, batch = verifier.loss_fn, verifier.batches[0]
+    group, followed = with_averages(group, model, loss_fn, batch, verifier.dtype)
     report = Discovery(
         slices=len(layout.slices),
         equations=count,
@@ -259,12 +263,15 @@ def _discover(
         spread=verifier.spread,
         eps=eps,
         eps_kept=keep_eps,
-        eps_effect=verifier.eps_effect(group) if eps else verified,
+        eps_effect=eps_effect,
         unreached_slices=tuple(
             where
             for where, rows in zip(layout.slices, system.reached.tolist(), strict=True)
             if rows == 0
         ),
+        averages=followed.count,
+        evaluated=followed.verified,
+        stale=tuple(group.generators[i].name for i in followed.stale),
     )
     return replace(group, report=report)
 
