@@ -36,6 +36,7 @@ from manifoldnet.symmetry.losses import LossFunction, RepeatableLoss, frozen_ran
 from manifoldnet.symmetry.null_space import (
     ADVICE,
     FLOOR,
+    FLOOR_NORMALIZED,
     NoGapError,
     TrivialGenerator,
     check_clear,
@@ -58,8 +59,6 @@ _COPIES = 7
 # Number and memory of the batches that are used.
 _BATCHES, _BYTES = 64, 2**30
 
-# Relative size of a column of zeros, where the ε of normalization layers has been made small.
-_FLOOR_NORMALIZED = 1e-8
 # Distance of new rows from the span of the earlier ones below which they add nothing to it,
 _KNOWN = {torch.float64: 1e-8, torch.float32: 5e-5}
 # if there are at least so many of them, at several random weights.
@@ -236,7 +235,7 @@ def _discover(
     rows, count = _collect_rows(system, _KNOWN[dtype], on_progress)
     unreached = _unreached(system)
     on_progress("factorizing", 0, 1)
-    zero = 3 * (max(floor, _FLOOR_NORMALIZED) if eps_fields(model) else floor)
+    zero = 3 * (max(floor, FLOOR_NORMALIZED) if eps_fields(model) else floor)
     classes = _classify_columns(rows, system.reached, zero)
     gap, singular, space = row_space(rows[:, classes == _COUPLED], floor)
     check_clear(gap, dtype, keep_eps)

@@ -287,5 +287,9 @@ def test_linear_symmetries(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     found = factory.find_symmetries(f"{path}:make", kind="linear")
-    assert found.explanation is None
-    assert "GL(3) between 0 and 1" in str(found)
+    assert found.explanation is not None
+    assert found.explanation.rows[0].verdicts["B-SGD"] == "ignores"
+    text = str(found)
+    assert "GL(3) between 0 and 1" in text
+    assert "looked for: matrices on rows and on columns of each parameter, translations" in text
+    assert "not looked for: maps between parameters, permutations" in text
