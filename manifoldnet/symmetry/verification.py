@@ -229,7 +229,11 @@ class Verifier:
         return self.difference(model, weights, batch, moved)
 
     def difference(
-        self, model: nn.Module, weights: dict[str, Tensor], batch: Batch, moved: dict[str, Tensor]
+        self,
+        model: nn.Module,
+        weights: dict[str, Tensor],
+        batch: InputTarget,
+        moved: dict[str, Tensor],
     ) -> float:
         """Relative change of the loss when some weights are replaced; ∞ if it is not finite."""
         before = evaluate(model, self.loss_fn, batch, weights)
