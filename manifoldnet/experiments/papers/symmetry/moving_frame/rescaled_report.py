@@ -17,10 +17,11 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     CELLS,
     COORDINATES,
     OPTIMIZERS,
+    RESCALED,
     Cell,
+    RescaledRecord,
     cell_of,
 )
-from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import RESCALED, RescaledRecord
 from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, panel, png
 from manifoldnet.experiments.report import (
     Block,
@@ -88,7 +89,8 @@ def _blocks(last: RescaledRecord, runs: Runs) -> Iterator[Block]:
         f"{math.exp(config.spread):.2g}. Both starts compute the same function, up to the ε of "
         "batch normalization, which is seen where filters become small. Entries are errors on the "
         "test images, mean ± standard deviation over seeds; those of a diverged run count. Rates "
-        "are chosen among those of the table below, by validation errors. The budget is small: compare columns, not rows. "
+        "are chosen among those of the table below, by validation errors. The budget is small: "
+        "compare columns, not rows. "
         f"Made with {', '.join(f'{k} {v}' for k, v in sorted(last.versions.items()))}."
     )
     yield Table(

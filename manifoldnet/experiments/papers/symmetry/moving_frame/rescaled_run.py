@@ -9,7 +9,7 @@ from manifoldnet.experiments.data import Dataset, seeded_generator
 from manifoldnet.experiments.papers.symmetry import networks
 from manifoldnet.experiments.papers.symmetry.config import Epoch, Result
 from manifoldnet.experiments.papers.symmetry.moving_frame import run
-from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import RESCALED, RescaledConfig
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import RESCALED, RescaledConfig
 from manifoldnet.experiments.papers.symmetry.run import outcome
 from manifoldnet.symmetry import reparameterize
 
