@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from manifoldnet import rules
 from manifoldnet.declarations import declare_all, manifolds, undeclare
-from manifoldnet.geometry import Manifold, Oblique
+from manifoldnet.geometry import Manifold, NotOnManifoldError, Oblique
 from manifoldnet.optim import RiemannianSGD
 from manifoldnet.symmetry.group import Generator, ScalingGroup
 from manifoldnet.symmetry.linear import LinearElement, LinearGenerator, LinearGroup
@@ -128,7 +128,8 @@ def explain(
     UN on rows only; for a linear group, by the rule of the scalings that it contains. Three steps
     are taken in float64 with random gradients of a loss that has the symmetry. All generators of
     one family (one block of a linear group) act at once, with factors (singular values) up to 8.
-    Where they leave a manifold and the group leads back, the product is measured.
+    Where they leave a manifold and the group leads back, the product is measured. SM and UN are
+    left out where a weight that they declare has slices of zeros (the start of LoRA).
 
     Args:
         model: any module, with the user's declarations; it is not changed.
@@ -208,7 +209,10 @@ def _columns(
         unit = Rule({name: Oblique() for name, m in scaled.manifolds.items() if m.slices.dim != 1})
     for name, declaration, project in (("SM", scaled, False), ("UN", unit, True)):
         target = copy.deepcopy(plain)
-        declare_all(target, declaration, project=project)
+        try:
+            declare_all(target, declaration, project=project)
+        except NotOnManifoldError:  # a slice of zeros has no direction, and no relative metric
+            continue
         yield name, (target, sgd)
 
 

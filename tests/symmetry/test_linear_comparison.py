@@ -4,12 +4,14 @@ import pytest
 import torch
 from cases import source
 from nets import NETS
+from test_linear_discovery import Reader
 from test_linear_elements import GL, ROTATIONS, chain, paired, skew
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet.symmetry import LinearGenerator, LinearGroup, explain, rule
+from manifoldnet.testing import assert_trajectory_invariant
 
 
 def verdicts(table, update):
@@ -117,3 +119,34 @@ def test_bad_input():
         explain(model, GL)
     x = torch.randn(2, 2, dtype=torch.float64, generator=source(0))
     assert LinearGenerator({"weight": x}) in LinearGroup.of(model, [LinearGenerator({"weight": x})])
+
+
+@pytest.mark.thorough
+def test_pairs_of_attention():
+    """Query and key, value and output of two heads of size 2: GL(2) four times."""
+    torch.manual_seed(0)
+    model = Reader(5, 2, 2).double()
+    batch = (torch.randn(40, 4, 5, dtype=torch.float64), torch.arange(40) % 4)
+    group = mn.symmetry.discover(model, cross_entropy, [batch], kind="linear")
+    mn.declare(model, mn.Pair("q.weight", "k.weight", heads=2, shared=(0, 0)))
+    mn.declare(model, mn.Pair("o.weight", "v.weight", heads=2))
+    table = explain(model, group, riemannian)
+    general = [row for row, block in zip(table.rows, group.blocks, strict=True)
+               if block.kind == "GL(2)"]  # fmt: skip
+    assert len(general) == 4
+    for row in general:
+        assert (row.verdicts["yours"], row.verdicts["B-SGD"]) == ("respects", "ignores")
+    part = group.subgroup([block for block in group.blocks if block.kind == "GL(2)"])
+    error = assert_trajectory_invariant(model, part, cross_entropy, [batch], riemannian, steps=20)
+    assert error < 1e-9
+
+
+def test_lora_at_its_start():
+    """B = 0: A stays where it is in the first step, and B follows the metric."""
+    model = paired()
+    with torch.no_grad():
+        model[1].weight.zero_()
+    table = explain(model, GL, riemannian)
+    assert "SM" not in table.updates  # a column of zeros has no relative metric
+    assert verdicts(table, "yours") == ["respects"]
+    assert verdicts(table, "B-SGD") == ["ignores"]
