@@ -60,7 +60,17 @@ def make_invariant(
     Class, state, groups and schedulers of the optimizer stay as they are, and so do its steps of
     weights that the group does not scale. Weight decay, momentum and moments are those of the
     balanced weights; so is the learning rate, which is to be found anew. A closure is evaluated
-    before the step, once. The frame is in `state_dict()` as "moving_frame".
+    before the step, once. The frame is in `state_dict()` as "moving_frame". Where anything else has
+    written to the weights (a checkpoint, an average), the frame is found anew before the next step.
+
+    Gradients outside of the step are those of the weights as they are, so that clipping by their
+    norm, between `backward` and `step`, depends on the parameterization. Clip in the frame:
+
+        make_invariant(optimizer, model, group)
+        optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(model.parameters(), 1.0))
+
+    If the step raises, the weights that the group scales are put back, and all gradients; other
+    weights and the optimizer's state are as its step left them.
 
     A gradient that is zero but for rounding (a key's bias in attention) stays rounding, which
     Adam divides by its own size: with eps below that, such weights move at random.
@@ -112,20 +122,23 @@ class _Invariance(StepHooks):
 
     frame: MovingFrame
     shown: list[Shown] = field(default_factory=list)
+    loaded: dict[str, Any] | None = None
 
     def attached(self, optimizer: Optimizer) -> None:
         """Keep the frame in checkpoints."""
         optimizer.register_state_dict_post_hook(self.save)
-        optimizer.register_load_state_dict_pre_hook(self.load)
+        optimizer.register_load_state_dict_pre_hook(self.check)
+        optimizer.register_load_state_dict_post_hook(self.load)
 
     def save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         """Add the frame to a checkpoint."""
         return state | {_KEY: self.frame.state()}
 
-    def load(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        """Take the frame from a checkpoint."""
-        if _KEY in state:
-            self.frame.load(state[_KEY])
+    def check(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Look at the frame of a checkpoint, before anything is loaded."""
+        self.loaded = state.get(_KEY)
+        if self.loaded is not None:
+            self.frame.check(self.loaded)
         else:
             warnings.warn(
                 "the checkpoint has no moving frame: this one goes on with the frame of the "
@@ -133,6 +146,12 @@ class _Invariance(StepHooks):
                 UserWarning,
                 stacklevel=users_level(),
             )
+
+    def load(self, optimizer: Optimizer) -> None:
+        """Take the frame from the checkpoint that torch has loaded."""
+        if self.loaded is not None:
+            self.frame.load(self.loaded)
+            self.loaded = None
 
     def enter(self, optimizer: Optimizer) -> None:
         """Show the optimizer balanced weights, and their gradients."""
@@ -150,6 +169,7 @@ class _Invariance(StepHooks):
                     "layer with sparse=False, or leave its generators out (group.subgroup)"
                 )
         self.frame.check_shapes()
+        self.frame.follow()
         if stepped:
             self.frame.enter({name: p.grad for name, p in stepped}, self.shown)
 
@@ -160,8 +180,8 @@ class _Invariance(StepHooks):
 
     def restore(self) -> None:
         """Put weights and gradients back as they were."""
-        while self.shown:
-            self.shown.pop().restore()
+        if self.shown:
+            self.frame.restore(self.shown)
 
 
 def _check_optimizer(optimizer: Any) -> None:

@@ -75,6 +75,8 @@ class MovingFrame:
         s: one for each generator.
         c: targets of the sums over slices.
         ahead: the log-scales after the step that is being taken.
+        known: place and version of each parameter when the frame was last right; None after a
+            checkpoint, whose weights may come before or after it.
         memory: of weights and gradients, and for parts of them; on a processor it is kept, as to
             ask for it anew costs more than to use it.
     """
@@ -84,6 +86,7 @@ class MovingFrame:
     s: Tensor
     c: Tensor
     ahead: Tensor | None = None
+    known: dict[str, tuple[int, int]] | None = None
     memory: dict[object, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -91,10 +94,21 @@ class MovingFrame:
         cls, orbit: Orbit, parameters: dict[str, nn.Parameter], weights: Mapping[str, Tensor]
     ) -> MovingFrame:
         """The frame that balances weights."""
-        return cls(orbit, parameters, balancing_scales(orbit, weights), orbit.targets(weights))
+        made = cls(orbit, parameters, balancing_scales(orbit, weights), orbit.targets(weights))
+        made.known = made._versions()
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"ahead": None, "memory": {}}
+        return vars(self) | {"ahead": None, "known": None, "memory": {}}
+
+    def _versions(self) -> dict[str, tuple[int, int]]:
+        return {name: (p.data_ptr(), p._version) for name, p in self.parameters.items()}
+
+    def follow(self) -> None:
+        """Find the frame anew if anything but the optimizers has written to the weights."""
+        if self.known is not None and self.known != self._versions():
+            weights = {name: p.detach() for name, p in self.parameters.items()}
+            self.s, self.c = balancing_scales(self.orbit, weights), self.orbit.targets(weights)
 
     def check_shapes(self) -> None:
         """Raise a RuntimeError for a parameter that has another shape than in the group."""
@@ -136,6 +150,12 @@ class MovingFrame:
             p.grad = seen
         self.ahead = self.s + descent(self.orbit, sums, self.c)
 
+    def restore(self, shown: list[Shown]) -> None:
+        """Put weights and gradients back as they were; the frame stays."""
+        while shown:
+            shown.pop().restore()
+        self.ahead, self.known = None, self._versions()
+
     def leave(self, shown: list[Shown]) -> None:
         """Add displacements to the weights, in their own parameterization."""
         for each in shown:
@@ -150,6 +170,7 @@ class MovingFrame:
         shown.clear()
         if self.ahead is not None:
             self.s, self.ahead = self.ahead, None
+        self.known = self._versions()
 
     # --- parts that stay in the cache -------------------------------------------------------------
 
@@ -215,12 +236,8 @@ class MovingFrame:
         names = [generator.name for generator in self.orbit.generators]
         return {"log_scales": self.s.clone(), "targets": self.c.clone(), "generators": names}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Take the frame of a checkpoint.
-
-        Raises:
-            ValueError: if it is of other generators.
-        """
+    def check(self, state: dict[str, Any]) -> None:
+        """Raise a ValueError for the frame of other generators, or a damaged one."""
         names = [generator.name for generator in self.orbit.generators]
         if list(state["generators"]) != names:
             raise ValueError(
@@ -228,8 +245,18 @@ class MovingFrame:
                 f"which are not the {len(names)} of this group: it belongs to another model or "
                 "group"
             )
-        self.s = state["log_scales"].to(self.s)
-        self.c = state["targets"].to(self.c)
+        for key in ("log_scales", "targets"):
+            if tuple(state[key].shape) != tuple(self.s.shape) or not state[key].isfinite().all():
+                raise ValueError(
+                    f"{key} of the checkpoint's moving frame must be {len(names)} finite numbers, "
+                    f"not {tuple(state[key].shape)}: the checkpoint is damaged"
+                )
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take the frame of a checkpoint that `check` has passed."""
+        self.s = state["log_scales"].to(self.s, copy=True)
+        self.c = state["targets"].to(self.c, copy=True)
+        self.known = None
 
 
 def _broadcast(factors: Mapping[int | None, Tensor], x: Tensor) -> Factors:
