@@ -163,11 +163,12 @@ class MovingFrame:
             rows = max(1, _BLOCK * rows // x.numel())
         for start in range(0, len(x), max(1, rows)):
             part = slice(start, start + rows)
-            factor = common if by_row is None else by_row[part]
-            if by_row is not None and common is not None:
+            factor = None if by_row is None else by_row[part]
+            if factor is None:
+                factor = common
+            elif common is not None:
                 shape = torch.broadcast_shapes(factor.shape, common.shape)
-                out = self._space("factor", shape, factor)
-                factor = torch.mul(factor, common, out=out)
+                factor = torch.mul(factor, common, out=self._space("factor", shape, factor))
             yield (part, factor, *(x[part] for x in tensors))
 
     def _add_squares(self, x: Tensor, sums: Sums, rows: slice) -> None:
