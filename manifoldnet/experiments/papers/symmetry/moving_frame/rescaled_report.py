@@ -86,9 +86,10 @@ def _blocks(last: RescaledRecord, runs: Runs) -> Iterator[Block]:
         "usual start, and from the same start moved by a random element of the network's whole "
         f"scaling group, with factors of the generators from {math.exp(-config.spread):.2g} to "
         f"{math.exp(config.spread):.2g}. Both starts compute the same function, up to the ε of "
-        "batch normalization, which is seen where filters become small. Entries are errors on the test images, mean ± standard deviation "
-        "over seeds; those of a diverged run count. Rates are chosen among those of the table "
-        "below, by validation errors. The budget is small: compare columns, not rows. "
+        "batch normalization, which is seen where filters become small. Entries are errors on the "
+        "test images, mean ± standard deviation over seeds; those of a diverged run count. Rates "
+        "are chosen among those of the table below, by validation errors. The budget is small: "
+        "compare columns, not rows. "
         f"Made with {', '.join(f'{k} {v}' for k, v in sorted(last.versions.items()))}."
     )
     yield Table(
