@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from manifoldnet.declarations import name_pattern, violations
@@ -70,7 +71,7 @@ class Summary(dict[str, WeightSummary]):
         w = self[names[0]]
         return (
             names[0] if len(names) == 1 else f"{name_pattern(names[0])} ({len(names)})",
-            " × ".join(map(str, w.shape)) or "a number",
+            " × ".join(map(str, w.shape)),
             _FREE if w.manifold is None else str(w.manifold),
             str(w.slices) if w.slices else "",
             "" if w.manifold is None else f"{max(self[n].violation for n in names):.0e}",
@@ -96,10 +97,13 @@ def summary(model: nn.Module, optimizers: Optimizer | Iterable[Optimizer] = ()) 
     """
     if isinstance(optimizers, Optimizer):
         optimizers = (optimizers,)
-    given = list(optimizers)
+    given = list(optimizers) if isinstance(optimizers, Iterable) else [optimizers]
     for each in given:
         if not isinstance(each, Optimizer):
-            raise TypeError(f"optimizers are of torch.optim.Optimizer, not {type(each).__name__}")
+            raise TypeError(
+                "optimizers must be one torch.optim.Optimizer or several, not "
+                f"{type(each).__name__}"
+            )
     declared = {name: manifold for name, (_, manifold) in declared_parameters(model).items()}
     distances = violations(model)
     places: dict[int, list[tuple[Optimizer, int]]] = {}
@@ -118,6 +122,8 @@ def summary(model: nn.Module, optimizers: Optimizer | Iterable[Optimizer] = ()) 
             remarks.append("in no optimizer")
         if len(stepped) > 1:
             remarks.append("stepped more than once")
+        if is_lazy(p):
+            remarks.append("of no shape before the first forward pass")
         if manifold is not None and not distance <= tolerance(p.dtype):
             remarks.append("off its manifold")
         if manifold is not None and not isinstance(manifold, Euclidean) and p.requires_grad:
@@ -127,7 +133,7 @@ def summary(model: nn.Module, optimizers: Optimizer | Iterable[Optimizer] = ()) 
                 if not follows_declarations(each)
             ]
         found[name] = WeightSummary(
-            tuple(p.shape),
+            () if is_lazy(p) else tuple(p.shape),
             manifold,
             0 if manifold is None else manifold.slices.count(p.shape),
             distance,

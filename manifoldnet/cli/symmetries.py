@@ -8,9 +8,9 @@ from typing import Any
 _EPILOG = """the function takes no arguments and returns
   (model, loss_fn, batches)   or   (model, loss_fn, batches, make_optimizer)
 with loss_fn(output, target) or None (the model computes its loss), pairs (input, target) or dicts
-with labels in batches, and make_optimizer(model), which
-adds a column for your own optimizer. An update respects a symmetry (it commutes with the scaling),
-fixes it (a scaled weight is off its manifold), or ignores it (with a relative error)."""
+with labels in batches, and make_optimizer(model), which adds a column for your own optimizer.
+An update respects a symmetry (it commutes with the scaling or the linear map), fixes it (a moved
+weight is off its manifold), or ignores it (with a relative error)."""
 
 
 def _symmetries(arguments: argparse.Namespace) -> None:

@@ -8,10 +8,11 @@ A scaling that multiplies number e of the weights by e^(aₑ s) gives Q = ½ Σ�
 between, ‖row‖² − ‖column‖² of each unit. A linear map W ↦ A W + W B gives ½⟨W, A W + W B⟩: between
 linear layers, the entries of WᵀW − W'W'ᵀ. A translation T gives ⟨T, W⟩. Rotations give none: M is
 skew. These are all the laws that come from the symmetries, and for linear and ReLU networks all
-there are [marcotte2023abide].
+there are [marcotte2023abide]; [marcotte2025transformative] gives those of attention layers.
 
 Steps of a finite rate break the laws, those of gradient descent in proportion to the rate. Weight
-decay, momentum and the optimizers that scale gradients follow other flows, which have other laws.
+decay, momentum and the optimizers that scale gradients follow other flows, which have other laws or
+none [marcotte2024keep].
 """
 
 from __future__ import annotations

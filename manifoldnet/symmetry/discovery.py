@@ -26,6 +26,7 @@ from manifoldnet.symmetry.group import (
     Generator,
     ScalingGroup,
     trivial_generators,
+    with_averages,
 )
 from manifoldnet.symmetry.linear import LinearGroup
 from manifoldnet.symmetry.linear_columns import LinearColumns
@@ -35,6 +36,7 @@ from manifoldnet.symmetry.losses import LossFunction, RepeatableLoss, frozen_ran
 from manifoldnet.symmetry.null_space import (
     ADVICE,
     FLOOR,
+    FLOOR_NORMALIZED,
     NoGapError,
     TrivialGenerator,
     check_clear,
@@ -57,8 +59,6 @@ _COPIES = 7
 # Number and memory of the batches that are used.
 _BATCHES, _BYTES = 64, 2**30
 
-# Relative size of a column of zeros, where the ε of normalization layers has been made small.
-_FLOOR_NORMALIZED = 1e-8
 # Distance of new rows from the span of the earlier ones below which they add nothing to it,
 _KNOWN = {torch.float64: 1e-8, torch.float32: 5e-5}
 # if there are at least so many of them, at several random weights.
@@ -235,7 +235,7 @@ def _discover(
     rows, count = _collect_rows(system, _KNOWN[dtype], on_progress)
     unreached = _unreached(system)
     on_progress("factorizing", 0, 1)
-    zero = 3 * (max(floor, _FLOOR_NORMALIZED) if eps_fields(model) else floor)
+    zero = 3 * (max(floor, FLOOR_NORMALIZED) if eps_fields(model) else floor)
     classes = _classify_columns(rows, system.reached, zero)
     gap, singular, space = row_space(rows[:, classes == _COUPLED], floor)
     check_clear(gap, dtype, keep_eps)
@@ -248,6 +248,9 @@ def _discover(
         _check_faint(group, system, verifier)
         check_zero(gap, dtype, zero)
     eps = max((value or 0.0 for _, _, value in eps_fields(model)), default=0.0)
+    eps_effect = verifier.eps_effect(group) if eps else verified
+    loss_fn, batch = verifier.loss_fn, verifier.batches[0]
+    group, followed = with_averages(group, model, loss_fn, batch, verifier.dtype)
     report = Discovery(
         slices=len(layout.slices),
         equations=count,
@@ -259,12 +262,15 @@ def _discover(
         spread=verifier.spread,
         eps=eps,
         eps_kept=keep_eps,
-        eps_effect=verifier.eps_effect(group) if eps else verified,
+        eps_effect=eps_effect,
         unreached_slices=tuple(
             where
             for where, rows in zip(layout.slices, system.reached.tolist(), strict=True)
             if rows == 0
         ),
+        averages=followed.count,
+        evaluated=followed.verified,
+        stale=tuple(group.generators[i].name for i in followed.stale),
     )
     return replace(group, report=report)
 

@@ -54,7 +54,7 @@ class Symmetries:
 
     Attributes:
         group: the discovered scalings, or linear maps.
-        explanation: comparison of updates; None if there is no symmetry, and for linear maps.
+        explanation: comparison of updates; None if there is no symmetry.
     """
 
     group: ScalingGroup | LinearGroup
@@ -97,7 +97,7 @@ def find_symmetries(
     Args:
         target: `module:factory` or `file.py:factory`; modules are searched in the current
             directory first.
-        kind: as in `discover`; updates are explained for scalings only.
+        kind: as in `discover`.
         classifier: the layers that classify, as in `manifoldnet.rules`; if empty, the metrics of
             the table follow the group, as in `explain`.
         keep_eps: as in `discover`.
@@ -116,11 +116,12 @@ def find_symmetries(
                 check_classifier(task.model, tuple(classifier))
         with _as_one_line_error(f"the symmetries of {target} cannot be found"):
             options = _Options(keep_eps=keep_eps, seed=seed, on_progress=on_progress)
+            group: ScalingGroup | LinearGroup
             if kind == "linear":
-                linear = discover(task.model, task.loss_fn, task.batches, kind="linear", **options)
-                return Symmetries(linear, None)
-            group = discover(task.model, task.loss_fn, task.batches, **options)
-        if group.dimension == 0:
+                group = discover(task.model, task.loss_fn, task.batches, kind="linear", **options)
+            else:
+                group = discover(task.model, task.loss_fn, task.batches, **options)
+        if not group.generators:
             return Symmetries(group, None)
         with _as_one_line_error(f"the symmetries of {target} cannot be explained"):
             explanation = explain(

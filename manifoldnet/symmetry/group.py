@@ -22,14 +22,22 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from manifoldnet.symmetry.batches import Batch
+from manifoldnet.symmetry.averages import Followed, follow
+from manifoldnet.symmetry.batches import Batch, InputTarget, as_pair
 from manifoldnet.symmetry.losses import LossFunction
 from manifoldnet.symmetry.reparameterize import named_tensors
 from manifoldnet.symmetry.report import Discovery, Widening
 from manifoldnet.symmetry.scaling import ScalingElement, Slice, describe_slices
 from manifoldnet.symmetry.widening import WrongPatternError, widen
 
-__all__ = ["FalseSymmetryError", "Generator", "ScalingGroup", "describe", "trivial_generators"]
+__all__ = [
+    "FalseSymmetryError",
+    "Generator",
+    "ScalingGroup",
+    "describe",
+    "trivial_generators",
+    "with_averages",
+]
 
 
 @final
@@ -41,6 +49,7 @@ class Generator:
         exponents: aᵢ by slice, none of them zero.
         name: readable name; a `ScalingGroup` sets one if it is empty.
         trivial: True if it changes no weight; set by a `ScalingGroup`.
+        shifts: as in `ScalingElement.from_log2`.
 
     Raises:
         ValueError: without exponents, or with one that is zero or not finite.
@@ -49,6 +58,7 @@ class Generator:
     exponents: Mapping[Slice, float]
     name: str = field(default="", compare=False)
     trivial: bool = False
+    shifts: tuple[tuple[Slice, Slice], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.exponents:
@@ -76,7 +86,8 @@ class Generator:
         if not (factor > 0 and math.isfinite(factor)):
             raise ValueError(f"the factor is {factor}; it must be positive and finite")
         return ScalingElement.from_log2(
-            {where: a * math.log2(factor) for where, a in self.exponents.items()}
+            {where: a * math.log2(factor) for where, a in self.exponents.items()},
+            shifts=self.shifts if factor != 1 else (),
         )
 
     @property
@@ -133,7 +144,7 @@ class ScalingGroup:
             if generator.trivial and not trivial:
                 raise ValueError(f"{name} is said to be trivial, but it moves weights")
             if (generator.name, generator.trivial) != (name, trivial):
-                generator = Generator(generator.exponents, name, trivial)
+                generator = replace(generator, name=name, trivial=trivial)
             named.append(generator)
         named.sort(key=lambda generator: generator.trivial)
         object.__setattr__(self, "generators", tuple(named))
@@ -270,11 +281,13 @@ class ScalingGroup:
         if len(scales) != self.dimension:
             raise ValueError(f"{len(scales)} log-scales for a group of dimension {self.dimension}")
         log2: dict[Slice, float] = {}
+        shifts: list[tuple[Slice, Slice]] = []
         for generator, t in zip(self.generators, scales, strict=True):
             if t != 0:
+                shifts += generator.shifts
                 for where, exponent in generator.exponents.items():
                     log2[where] = log2.get(where, 0.0) + exponent * t
-        return ScalingElement.from_log2(log2)
+        return ScalingElement.from_log2(log2, shifts=shifts)
 
     def sample(
         self,
@@ -341,9 +354,16 @@ class ScalingGroup:
                 written; the message names it.
         """
         trivial = {w.parameter for g in self.generators if g.trivial for w in g.exponents}
+        narrow = [g.exponents for g in self.generators if not g.trivial]
+        measured = self.report is not None
+        if measured:  # running averages are found anew
+            narrow = [
+                {w: a for w, a in exponents.items() if w.parameter not in self.buffers}
+                for exponents in narrow
+            ]
         try:
             result = widen(
-                [g.exponents for g in self.generators if not g.trivial],
+                narrow,
                 trivial,
                 self.shapes,
                 self.structure,
@@ -362,6 +382,10 @@ class ScalingGroup:
         generators = [Generator(exponents) for exponents in result.exponents]
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         generators += trivial_generators(shapes, result.matrices)
+        group = type(self).of(model, generators)
+        if measured:
+            pair = as_pair(batch, loss_fn is None)
+            group, _ = with_averages(group, model, loss_fn, pair, result.dtype)
         report = Widening(
             families=result.families,
             generators=len(result.exponents),
@@ -369,7 +393,7 @@ class ScalingGroup:
             verified=result.verified,
             narrow=self.report,
         )
-        return replace(type(self).of(model, generators), report=report)
+        return replace(group, report=report)
 
     # --- printing -----------------------------------------------------------------------------
 
@@ -486,6 +510,27 @@ def _matrix(rows: Sequence[Mapping[Slice, float]]) -> Tensor:
         for where, exponent in row.items():
             matrix[i, column[where]] = exponent
     return matrix
+
+
+def with_averages(
+    group: ScalingGroup,
+    model: nn.Module,
+    loss_fn: LossFunction | None,
+    batch: InputTarget,
+    dtype: torch.dtype,
+) -> tuple[ScalingGroup, Followed]:
+    """Same group, whose generators scale and shift running averages along; see `averages.follow`.
+
+    Names of generators stay those of the parameters.
+    """
+    plain = [g for g in group.generators if not g.trivial]
+    followed = follow(model, loss_fn, batch, [g.exponents for g in plain], dtype)
+    generators = [
+        replace(g, exponents=exponents, shifts=shifts)
+        for g, exponents, shifts in zip(plain, followed.exponents, followed.shifts, strict=True)
+    ]
+    generators += [g for g in group.generators if g.trivial]
+    return replace(group, generators=tuple(generators)), followed
 
 
 def describe(exponents: Mapping[Slice, float], shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from manifoldnet.symmetry.group import Generator, ScalingGroup
 from manifoldnet.symmetry.report import LinearDiscovery
-from manifoldnet.symmetry.scaling import Slice
+from manifoldnet.symmetry.scaling import ScalingElement, Slice
 
 __all__ = ["LinearBlock", "LinearElement", "LinearGenerator", "LinearGroup"]
 
@@ -110,6 +110,14 @@ class LinearGenerator:
     def is_skew(self) -> bool:
         """True if it is linear and all its matrices are skew-symmetric: a rotation of weights."""
         return self._equals_transpose(-1.0)
+
+    @property
+    def is_diagonal(self) -> bool:
+        """True if it is linear and all its matrices are diagonal: a scaling of weights."""
+        return not self.translation and all(
+            bool(((m - m.diagonal().diag()).abs() <= _NEGLIGIBLE * m.abs().max()).all())
+            for m in (*self.left.values(), *self.right.values())
+        )
 
     def _equals_transpose(self, sign: float) -> bool:
         matrices = [*self.left.values(), *self.right.values()]
@@ -395,15 +403,7 @@ class LinearGroup:
     @property
     def scalings(self) -> ScalingGroup:
         """Scalings among the generators: those with diagonal matrices and no translation."""
-        diagonal = [
-            g
-            for g in self.generators
-            if not g.translation
-            and all(
-                bool(((m - m.diagonal().diag()).abs() <= _NEGLIGIBLE * m.abs().max()).all())
-                for m in (*g.left.values(), *g.right.values())
-            )
-        ]
+        diagonal = [g for g in self.generators if g.is_diagonal]
         return ScalingGroup(tuple(map(self._scaling, diagonal)), self.shapes)
 
     def _scaling(self, generator: LinearGenerator) -> Generator:
@@ -429,10 +429,21 @@ class LinearGroup:
         return LinearGroup(kept, self.shapes, self.report)
 
     def __contains__(self, item: object) -> bool:
-        """True if a generator, linear or of scalings, is in the span, to 1e-8.
+        """True if a generator or a whole group, linear or of scalings, is in the span, to 1e-8.
 
         Fields are compared at random weights, not their representations.
+
+        Raises:
+            TypeError: for an element: a map has many logarithms. `invariance_error.loss` measures
+                its effect.
         """
+        if isinstance(item, LinearElement | ScalingElement):
+            raise TypeError(
+                "generators are in the span of a linear group or not; of an element, that is not "
+                "decided: measure its effect, invariance_error.loss(model, element, …)"
+            )
+        if isinstance(item, LinearGroup | ScalingGroup):
+            return all(generator in self for generator in item.generators)
         if isinstance(item, Generator):
             item = LinearGenerator.of_scaling(item, self.shapes)
         if not isinstance(item, LinearGenerator) or set(item.parameters) - set(self.shapes):

@@ -58,6 +58,8 @@ class LinearColumns:
         tables: those whose A is diagonal.
     """
 
+    least = 1e-3
+
     def __init__(self, model: nn.Module, names: Container[str], tables: Container[str]) -> None:
         own = {n: p for n, p in model.named_parameters() if n in names}
         self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(p.shape) for n, p in own.items()}

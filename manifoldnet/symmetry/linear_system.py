@@ -65,6 +65,14 @@ class Columns(Protocol):
     def columns(self) -> int:
         """Number of unknowns."""
 
+    @property
+    def least(self) -> float:
+        """Norm of a row, relative to the median, below which it is not scaled up to one.
+
+        Where softmax is saturated, p − 1 is known to ε, not to a part of itself. Entries that sum
+        over logits are rounding there, however small; those of one factor for all are exact.
+        """
+
     def product(self, name: str, w: Tensor, g: Tensor) -> Tensor:
         """Part of a row that a parameter and its gradient give."""
 
@@ -84,6 +92,7 @@ class Layout:
     """
 
     shapes: Mapping[str, tuple[int, ...]]
+    least = 0.0
 
     @property
     def slices(self) -> list[Slice]:
@@ -159,6 +168,7 @@ class LinearSystem(Generic[L]):
         self.vectorized, self.whole, self.draws = True, False, 0
         self.reached = torch.zeros(layout.columns, dtype=torch.long)
         self.response = torch.zeros(layout.columns, dtype=torch.float64)
+        self.norms = torch.zeros(0, dtype=torch.float64)
         parameters = dict(model.named_parameters())
         first = next(iter(parameters.values()))
         self.dtype, self.device = first.dtype, first.device
@@ -209,7 +219,8 @@ class LinearSystem(Generic[L]):
     def rows(self, count: int) -> Tensor:
         """About `count` new rows from single samples or small minibatches.
 
-        Each has norm one (or is zero, if all of it is rounding), in float64. There are fewer if
+        Each has norm one (less if gradients are small: `Columns.least`; zero, if all of it is
+        rounding), in float64. There are fewer if
         each has weights of its own, or if gradients are zero or not finite.
 
         Raises:
@@ -348,7 +359,9 @@ class LinearSystem(Generic[L]):
         if good.any():
             relative = (sizes / losses[:, None])[good].nan_to_num(math.inf)
             self.response = self.response.maximum(relative.amax(dim=0))
-        return torch.where(noise[:, None], 0.0, rows / norms[:, None])[good]
+        self.norms = torch.cat([self.norms, norms[good]])
+        least = self.layout.least * float(self.norms.median()) if good.any() else 0.0
+        return torch.where(noise[:, None], 0.0, rows / norms.clamp(min=least)[:, None])[good]
 
     def _draw(self) -> dict[str, Tensor]:
         """Weights of the model's size and, every third time, of newly initialized layers.

@@ -73,24 +73,34 @@ def _own_loss(output: Any, given: Any) -> Any:
         raise ValueError(
             f"the output of the model ({type(output).__name__}) has no loss. Without a loss_fn the "
             "model computes it from its labels, and the batch has "
-            f"{', '.join(given) or 'nothing'}: add what the model calls its labels, or give a "
-            "loss_fn"
+            f"{', '.join(n for n in given if given[n] is not None) or 'nothing'}: add what the "
+            "model calls its labels, or give a loss_fn"
         )
     return loss
 
 
 def _loss(loss_fn: LossFunction, output: Any, target: Any) -> Tensor:
     """loss_fn of an output or, where it does not take that, of the output's logits."""
+    if not callable(loss_fn):
+        raise TypeError(
+            "loss_fn must be a function of output and target, or None for a model that computes "
+            f"its loss, not {type(loss_fn).__name__}"
+        )
     try:
         return loss_fn(output, target)
-    except (TypeError, AttributeError):
+    except (TypeError, AttributeError) as error:
         if isinstance(output, Mapping):
             logits = output.get("logits")
         else:
             logits = getattr(output, "logits", None)
         if logits is None:
             raise
-        return loss_fn(logits, target)
+        try:
+            return loss_fn(logits, target)
+        except (TypeError, AttributeError):
+            if isinstance(error, AttributeError):  # a wrong name: logits were no better guess
+                raise error from None
+            raise
 
 
 def scalar_loss(

@@ -23,9 +23,17 @@ def check_model(model: nn.Module, group: ScalingGroup) -> None:
             `ScalingGroup.of` (as by `discover`), modules must be of the same classes, too.
 
     Raises:
+        TypeError: for what is no model, or no group of scalings.
         ValueError: for a tensor that the model lacks or has in another shape, a pruned weight, or
             a module that was replaced, added or removed since.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if not isinstance(group, ScalingGroup):
+        raise TypeError(
+            f"group must be a ScalingGroup, as discover(...) gives it, not {type(group).__name__}: "
+            "balanced weights and moving frames are those of scalings"
+        )
     lacking = _lacking(model, group) or _replaced(model, group)
     if lacking:
         raise ValueError(f"the group is not one of this {type(model).__name__}: {lacking}")

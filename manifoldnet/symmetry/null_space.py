@@ -30,6 +30,7 @@ from torch import Tensor
 __all__ = [
     "ADVICE",
     "FLOOR",
+    "FLOOR_NORMALIZED",
     "Gap",
     "NoGapError",
     "TrivialGenerator",
@@ -42,6 +43,9 @@ __all__ = [
 
 FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6}
 """Size of a zero singular value after rounding, relative to the largest one, by type."""
+
+FLOOR_NORMALIZED = 1e-8
+"""The same where the ε of normalization layers has been made small, but not zero."""
 
 ADVICE = (
     "Give inputs of ordinary size (mean square 1, say), more samples, or the model and the data in "

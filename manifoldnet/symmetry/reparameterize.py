@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from manifoldnet.registry import declared_parameters
+from manifoldnet.symmetry.scaling import ScalingElement
 
 __all__ = ["Element", "named_tensors", "reparameterize", "resolve", "scaled_tensors", "write"]
 
@@ -54,9 +55,9 @@ def reparameterize(
 ) -> nn.Module:
     """Move the weights of a model by a group element.
 
-    Running averages of batch normalization are buffers. They are scaled if the element has factors
-    for them (as in the groups of the symmetry paper's networks); otherwise they belong to the old
-    weights, and `torch.optim.swa_utils.update_bn` computes them anew.
+    Running averages of batch normalization are buffers. They follow the weights if the element
+    comes from `discover`, or from the group of one of the symmetry paper's networks; otherwise they
+    belong to the old weights, and `torch.optim.swa_utils.update_bn` computes them anew.
 
     Args:
         model: any module. Tied weights are moved once, under any of their names.
@@ -114,6 +115,8 @@ def scaled_tensors(model: nn.Module, element: Element) -> dict[str, Tensor]:
         if tensors[name].is_meta:
             raise ValueError(f"{name} has no values to scale: it is on the meta device")
     with torch.no_grad():
+        if isinstance(known, ScalingElement):
+            return known.move({name: tensor.detach() for name, tensor in tensors.items()})
         return {name: known.apply(name, tensors[name].detach()) for name in known.parameters}
 
 

@@ -24,6 +24,10 @@ class Discovery:
         dtype: type that gradients were computed in.
         unreached: slices left out because no gradient reached them, formatted.
         unreached_slices: the same as slices.
+        averages: number of entries of running averages, which generators scale along.
+        evaluated: largest relative change of the loss in evaluation mode, running averages
+            included, under random elements.
+        stale: names of generators whose change of the running averages is no scaling.
         verified: largest relative change of the loss under random elements.
         spread: largest |ln factor| of one generator in these.
         eps: largest ε of normalization layers.
@@ -44,6 +48,9 @@ class Discovery:
     eps_kept: bool
     eps_effect: float
     unreached_slices: tuple[Slice, ...] = ()
+    averages: int = 0
+    evaluated: float = 0.0
+    stale: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         each = "minibatch" if self.coupled else "sample"
@@ -65,6 +72,17 @@ class Discovery:
                 f"normalization has ε up to {self.eps:g}, "
                 f"{'left in' if self.eps_kept else 'taken out'} while looking; with it, small "
                 f"elements (factors up to e^0.5) change the loss by {self.eps_effect:.1e}"
+            )
+        if self.averages:
+            lines.append(
+                "running averages scale along: in evaluation mode, random elements change the loss "
+                f"by {self.evaluated:.1e}"
+            )
+        if self.stale:
+            more = f" and {len(self.stale) - 1} more" if self.stale[1:] else ""
+            lines.append(
+                f"running averages cannot follow {self.stale[0]}{more}: compute them anew "
+                "(torch.optim.swa_utils.update_bn)"
             )
         if self.unreached:
             lines.append("left out, as no gradient reaches them: " + "; ".join(self.unreached))

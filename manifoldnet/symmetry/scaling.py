@@ -101,7 +101,7 @@ class ScalingElement:
             negative without `signed`; for a slice that is given twice.
     """
 
-    __slots__ = ("_flipped", "_log2")
+    __slots__ = ("_flipped", "_log2", "_shifts")
 
     def __init__(self, factors: Mapping[Any, Any], *, signed: bool = False) -> None:
         self._log2: dict[Slice, float] = {}
@@ -117,22 +117,30 @@ class ScalingElement:
                 if factor < 0:
                     flipped.add(where)
         self._flipped = frozenset(flipped)
+        self._shifts: tuple[tuple[Slice, Slice], ...] = ()
 
     @classmethod
     def from_log2(
-        cls, log2: Mapping[Slice, float], flipped: Iterable[Slice] = ()
+        cls,
+        log2: Mapping[Slice, float],
+        flipped: Iterable[Slice] = (),
+        shifts: Iterable[tuple[Slice, Slice]] = (),
     ) -> ScalingElement:
         """Element whose factors have given binary logarithms.
 
         Args:
             log2: logarithms by slice; whole numbers give exact powers of two.
             flipped: slices with negative factors.
+            shifts: pairs (mean, bias) of entries of vectors. A running average of something that
+                the bias is a term of becomes a·mean + (c − a)·bias, where a is its own factor and c
+                that of the bias.
         """
         for where, value in log2.items():
             _check_log2(where, value)
         element = cls.__new__(cls)
         element._log2 = {where: float(value) for where, value in log2.items()}
         element._flipped = frozenset(flipped)
+        element._shifts = tuple(dict.fromkeys(shifts))
         for where in element._flipped:
             element._log2.setdefault(where, 0.0)
         return element
@@ -149,7 +157,8 @@ class ScalingElement:
         log2 = dict(self._log2)
         for where, value in other._log2.items():
             log2[where] = log2.get(where, 0.0) + value
-        return self.from_log2(log2, self._flipped ^ other._flipped)
+        shifts = self._shifts + other._shifts
+        return self.from_log2(log2, self._flipped ^ other._flipped, shifts)
 
     def __mul__(self, other: ScalingElement) -> ScalingElement:
         return self.compose(other) if isinstance(other, ScalingElement) else NotImplemented
@@ -170,7 +179,7 @@ class ScalingElement:
                 f"{min(self._flipped, key=str)} has one"
             )
         log2 = {where: exponent * value for where, value in self._log2.items()}
-        return self.from_log2(log2, self._flipped if exponent % 2 else ())
+        return self.from_log2(log2, self._flipped if exponent % 2 else (), self._shifts)
 
     def renamed(self, names: Mapping[str, str]) -> ScalingElement:
         """Same factors under other parameter names."""
@@ -181,7 +190,8 @@ class ScalingElement:
             return Slice(names.get(where.parameter, where.parameter), where.dim, where.index)
 
         log2 = {new(where): value for where, value in self._log2.items()}
-        return self.from_log2(log2, {new(where) for where in self._flipped})
+        shifts = [(new(mean), new(bias)) for mean, bias in self._shifts]
+        return self.from_log2(log2, {new(where) for where in self._flipped}, shifts)
 
     # --- factors ------------------------------------------------------------------------------
 
@@ -267,6 +277,31 @@ class ScalingElement:
     def gradient(self, parameter: str, g: Tensor) -> Tensor:
         """g⁻¹·∂L: the gradient at g·x of an invariant loss with the gradient `g` at x."""
         return (g / self.factors(parameter, g)).to(g.dtype)
+
+    def move(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """g·x of all tensors that the element scales or shifts, by name.
+
+        Raises:
+            ValueError: as `apply`.
+        """
+        moved = {name: self.apply(name, tensors[name]) for name in self.parameters}
+        shifted: dict[tuple[str, str], list[tuple[int, int, float]]] = {}
+        for mean, bias in self._shifts:
+            change = self.factor(bias) - self.factor(mean)
+            if change:
+                names = mean.parameter, bias.parameter
+                shifted.setdefault(names, []).append((mean.index, bias.index, change))
+        for (mean_name, bias_name), entries in shifted.items():
+            places, sources, changes = (list(part) for part in zip(*entries, strict=True))
+            if mean_name not in moved:
+                moved[mean_name] = tensors[mean_name].clone()
+            y, b = moved[mean_name], tensors[bias_name].double()
+            terms = b[torch.tensor(sources, device=b.device)] * torch.tensor(
+                changes, dtype=b.dtype, device=b.device
+            )
+            index = torch.tensor(places, device=y.device)
+            y.index_add_(0, index, terms.to(y))
+        return moved
 
     def _by_dim(self, parameter: str) -> dict[int | None, list[Slice]]:
         found: dict[int | None, list[Slice]] = {}

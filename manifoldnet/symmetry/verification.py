@@ -222,10 +222,23 @@ class Verifier:
         element: ScalingElement | LinearElement,
     ) -> float:
         """Relative change of the loss under a group element; ∞ if it is not finite afterwards."""
+        try:
+            moved = {name: element.apply(name, weights[name]) for name in element.parameters}
+        except ValueError:
+            return math.inf
+        return self.difference(model, weights, batch, moved)
+
+    def difference(
+        self,
+        model: nn.Module,
+        weights: dict[str, Tensor],
+        batch: InputTarget,
+        moved: dict[str, Tensor],
+    ) -> float:
+        """Relative change of the loss when some weights are replaced; ∞ if it is not finite."""
         before = evaluate(model, self.loss_fn, batch, weights)
         try:
-            scaled = {name: element.apply(name, weights[name]) for name in element.parameters}
-            after = evaluate(model, self.loss_fn, batch, weights | scaled)
+            after = evaluate(model, self.loss_fn, batch, weights | moved)
         except ValueError:
             return math.inf
         if max(abs(before), abs(after)) < self.scale:

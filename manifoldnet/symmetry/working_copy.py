@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from manifoldnet.symmetry.losses import LossFunction
 
-__all__ = ["RandomWeights", "eps_fields", "without_eps", "working_copy", "working_loss"]
+__all__ = [
+    "RandomWeights",
+    "eps_fields",
+    "remove_eps",
+    "without_eps",
+    "working_copy",
+    "working_loss",
+]
 
 # torch rejects ε = 0 in training; this one is negligible relative to any variance that occurs.
 _NO_EPS = 1e-38
@@ -43,9 +50,14 @@ def working_copy(model: nn.Module, dtype: torch.dtype, *, keep_eps: bool = True)
             # With padding, gradients are not those of the loss; sparse ones cannot be summed here.
             module.padding_idx, module.sparse = None, False
     if not keep_eps:
-        for module, field, _ in eps_fields(work):
-            setattr(module, field, _LITTLE_EPS.get(dtype, _NO_EPS))
+        remove_eps(work, dtype)
     return work
+
+
+def remove_eps(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make the ε of normalization layers negligible in a type."""
+    for module, field, _ in eps_fields(model):
+        setattr(module, field, _LITTLE_EPS.get(dtype, _NO_EPS))
 
 
 def working_loss(

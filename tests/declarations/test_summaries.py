@@ -79,10 +79,17 @@ def test_a_shared_tensor_and_a_pair():
     assert found["1.weight"].violation == 0
 
 
-@pytest.mark.parametrize("wrong", [3, "AdamW", [nn.Linear(2, 2)]])
+@pytest.mark.parametrize("wrong", [3, None, "AdamW", [nn.Linear(2, 2)]])
 def test_what_is_no_optimizer_is_refused(wrong):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="optimizers must be"):
         mn.summary(network(), wrong)
+
+
+def test_a_lazy_layer_has_no_shape_yet():
+    found = mn.summary(nn.Sequential(nn.LazyLinear(3)))
+    assert found["0.weight"].shape == ()
+    assert "first forward pass" in found["0.weight"].remarks[0]
+    assert "0.weight" in str(found)
 
 
 def test_what_is_no_module_is_refused():

@@ -14,12 +14,12 @@ from manifoldnet import cli
 from manifoldnet.experiments import ConfigError
 from manifoldnet.experiments.data import load
 from manifoldnet.experiments.papers.symmetry.moving_frame import config, rescaled_report
-from manifoldnet.experiments.papers.symmetry.moving_frame.config import CELLS, Cell
-from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import (
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
+    CELLS,
+    Cell,
     RescaledConfig,
-    RescaledOptions,
-    runs,
 )
+from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import RescaledOptions, runs
 from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled_run import Run
 from manifoldnet.experiments.papers.symmetry.run import images_for
 from manifoldnet.symmetry import without_eps

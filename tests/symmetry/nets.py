@@ -88,10 +88,17 @@ def layer(name: str, *indices: int) -> list[Slice]:
 
 
 def canonical(generators: Iterable[Generator]) -> set[frozenset[tuple[Slice, int]]]:
-    """Generators up to a multiple: coprime whole exponents, that of the first slice positive."""
+    """Generators up to a multiple: coprime whole exponents, that of the first slice positive.
+
+    Running averages, which follow the parameters, are left out.
+    """
     found = set()
     for one in generators:
-        fractions = {w: Fraction(e).limit_denominator(100) for w, e in one.exponents.items()}
+        fractions = {
+            w: Fraction(e).limit_denominator(100)
+            for w, e in one.exponents.items()
+            if not w.parameter.endswith(("running_mean", "running_var"))
+        }
         scale = lcm(*(f.denominator for f in fractions.values()))
         whole = {w: int(f * scale) for w, f in fractions.items()}
         divisor = gcd(*whole.values()) * (1 if whole[min(whole, key=repr)] > 0 else -1)

@@ -143,7 +143,9 @@ def test_the_group_and_the_table_are_printed(capsys, target):
     header, first, *_ = table.splitlines()
     assert header.split() == ["B-SGD", "SM", "UN", "symmetry"]
     assert first.startswith("ignores")
-    assert err.splitlines() == ["equations", "factorizing", "verifying"]
+    expected, *stages = err.splitlines()
+    assert expected.startswith("17 slices, about 0.01 GiB and ")
+    assert stages == ["equations", "factorizing", "verifying"]
 
 
 def test_users_optimizer_has_a_column(capsys):
@@ -285,5 +287,9 @@ def test_linear_symmetries(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     found = factory.find_symmetries(f"{path}:make", kind="linear")
-    assert found.explanation is None
-    assert "GL(3) between 0 and 1" in str(found)
+    assert found.explanation is not None
+    assert found.explanation.rows[0].verdicts["B-SGD"] == "ignores"
+    text = str(found)
+    assert "GL(3) between 0 and 1" in text
+    assert "looked for: matrices on rows and on columns of each parameter, translations" in text
+    assert "not looked for: maps between parameters, permutations" in text

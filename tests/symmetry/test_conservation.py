@@ -1,6 +1,7 @@
 """Conservation laws: orthogonal to gradients, counted as published, broken by finite rates."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -168,6 +169,38 @@ def test_laws_of_a_discovered_linear_group():
             optimizer.step()
         lost.append(float((laws.values(trained) - laws.values(model)).norm()))
     assert 0.05 < lost[1] / lost[0] < 0.2
+
+
+def layers(*sizes, activation):
+    """Layers of these sizes, an activation in between."""
+    parts = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        parts += [nn.Linear(inputs, outputs, bias=False), activation()]
+    return nn.Sequential(*parts[:-1]).double()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("sizes", "activation", "kind", "expected"),
+    [
+        # [marcotte2023abide]: ReLU networks have one law for each hidden unit, however deep;
+        # linear ones the r(r+1)/2 of each pair of consecutive layers with r units between.
+        ((5, 4, 3), nn.ReLU, "scaling", 4),
+        ((5, 4, 3, 2), nn.ReLU, "scaling", 4 + 3),
+        ((4, 3, 5, 3, 2), nn.ReLU, "scaling", 3 + 5 + 3),
+        ((5, 3, 2), nn.Identity, "linear", 6),
+        ((5, 3, 4, 2), nn.Identity, "linear", 6 + 10),
+        ((3, 2, 3, 2, 3), nn.Identity, "linear", 3 + 6 + 3),
+    ],
+)
+def test_counts_of_discovered_laws(sizes, activation, kind, expected):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = layers(*sizes, activation=activation)
+        batch = torch.randn(96, sizes[0]).double(), torch.randn(96, sizes[-1]).double()
+    group = discover(model, nn.functional.mse_loss, [batch], kind=kind)
+    laws = conserved(model, group)
+    assert laws.rank(model) == len(laws) == expected
 
 
 def test_something_else_than_a_group():

@@ -4,9 +4,11 @@ Every head of n logits under softmax cross-entropy has n shifts W ↦ W + t·1(v
 softmax takes out what all logits share, and translations 1⊗u: one for each column and the bias.
 """
 
+import re
+
 import pytest
 import torch
-from nets import Attention
+from nets import NETS, Attention
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -78,6 +80,123 @@ class Rotary(nn.Module):
         return self.head(torch.tanh(x + self.body(x)).mean(1))
 
 
+class Grouped(nn.Module):
+    """Two query heads of size 3 that share a key and value head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, n, bias=False) for n in (6, 3, 3))
+        self.o, self.head = nn.Linear(6, 6, bias=False), nn.Linear(6, 4, bias=False)
+
+    def forward(self, x):
+        q = self.q(x).unflatten(-1, (2, 3)).transpose(1, 2)
+        k, v = (f(x)[:, None] for f in (self.k, self.v))
+        y = (q @ k.mT).softmax(-1) @ v
+        return self.head((x + self.o(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+class Tied(nn.Module):
+    """scores = E W E[token], with one matrix E at both ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.inner = nn.Embedding(5, 3), nn.Linear(3, 3, bias=False)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.inner(self.embedding(x)))
+
+
+class Stream(nn.Module):
+    """Two blocks x + V relu(U norm(x)) on a stream that is normalized wherever it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.norm = nn.RMSNorm(4, elementwise_affine=False)
+        self.up, self.down = (
+            nn.ModuleList(nn.Linear(*shape, bias=False) for _ in range(2))
+            for shape in ((4, 3), (3, 4))
+        )
+
+    def forward(self, x):
+        x = self.first(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(up(self.norm(x)).relu())
+        return self.head(self.norm(x))
+
+
+# Architectures that are in no other test.
+
+
+class GatedLinearAttention(nn.Module):
+    """Causal attention without softmax, gated before the output map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.gate = (nn.Linear(5, 3, bias=False) for _ in range(4))
+        self.o, self.head = nn.Linear(3, 5, bias=False), nn.Linear(5, 4, bias=False)
+
+    def forward(self, x):
+        read = (self.q(x) @ self.k(x).mT).tril() @ self.v(x)
+        return self.head((x + self.o(self.gate(x).sigmoid() * read)).mean(1))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, bias=False)
+        self.down, self.up = nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+        self.head = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x):
+        x = self.conv(x).relu()
+        weight = self.up(self.down(x.mean((2, 3))).relu()).sigmoid()
+        return self.head((x * weight[:, :, None, None]).square().mean((2, 3)))
+
+
+class BilinearHead(nn.Module):
+    """scores = aᵀ W b of two linear maps of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 3, bias=False), nn.Linear(6, 2, bias=False)
+        self.head = nn.Bilinear(3, 2, 4, bias=False)
+
+    def forward(self, x):
+        return self.head(self.a(x), self.b(x))
+
+
+class Siamese(nn.Module):
+    """Squared distance of two inputs behind one encoder, compared with fixed thresholds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = nn.Linear(6, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False)
+        self.encoder = nn.Sequential(*layers)
+
+    def forward(self, x):
+        first, second = self.encoder(x).unbind(1)
+        distance = (first - second).square().sum(-1, keepdim=True)
+        return distance * torch.tensor([0.0, 0.3, -0.2, 0.1], dtype=x.dtype)
+
+
+class DepthRecurrent(nn.Module):
+    """One residual block, three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.up, self.down = nn.Linear(4, 5, bias=False), nn.Linear(5, 4, bias=False)
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(3):
+            x = x + self.down(self.up(x).relu())
+        return self.head(x)
+
+
 def layers(*parts, bias=False):
     made = [p if isinstance(p, nn.Module) else nn.Linear(*p, bias) for p in parts]
     return lambda: nn.Sequential(*made)
@@ -90,6 +209,8 @@ def found(make, shape=(40, 6), seed=1, **options) -> LinearGroup:
         for p in model.parameters():
             nn.init.normal_(p, std=0.5)
         x, y = torch.randn(shape, dtype=torch.float64), torch.randint(4, shape[:1])
+        if any(isinstance(m, nn.Embedding) for m in model.modules()):
+            x = torch.randint(5, shape)
     return mn.symmetry.discover(model, cross_entropy, [(x, y)], kind="linear", **options)
 
 
@@ -156,7 +277,102 @@ CASES = {
         Rotary, (40, 5, 4),
         {"scaling": 2, "O(2)": 2, "GL(4)": 16, "shift": 4, "translation": 4},
     ),
+    # Both heads of queries and columns go along with the one key and value head: GL(3) twice.
+    "grouped queries": (Grouped, (40, 5, 6), {"GL(3)": 18, "shift": 4, "translation": 6}),
+    # As attention. The key's bias adds q·b to all scores of a query, which softmax takes out: 6
+    # translations. (The value's bias against that of the output depends on the output's weight.)
+    "attention with biases": (
+        lambda: Reader(6, 2, 3, bias=True), (40, 5, 6),
+        {"GL(3)": 36, "shift": 4, "translation": 6 + 6 + 1},
+    ),
+    # E S, S⁻¹ W S⁻ᵀ. A shift of all scores would move the embedding, too.
+    "tied": (Tied, (60,), {"GL(3)": 9}),
+    # Rotations of the whole stream: rows that write it, columns that read it. Its scale, by all
+    # that write it. Hidden units of two blocks.
+    "RMSNorm stream": (
+        Stream, (40, 6), {"O(4)": 6, "scaling": 1 + 3 + 3, "shift": 4, "translation": 4},
+    ),
+    # Channels between convolutions, and between the last one and the head behind the pooling.
+    "linear convolutions": (
+        layers(nn.Conv2d(2, 3, 3, bias=False), nn.Conv2d(3, 2, 2, bias=False),
+               nn.AdaptiveAvgPool2d(1), nn.Flatten(), (2, 4)),
+        (40, 2, 6, 6), {"GL(3)": 9, "GL(2)": 4, "shift": 4, "translation": 2},
+    ),
+    # Three channels in front of the mixing of channels, two behind it.
+    "separable convolution": (
+        layers(nn.Conv2d(3, 3, 3, groups=3, bias=False), nn.Conv2d(3, 2, 1, bias=False),
+               nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), (2, 4)),
+        (40, 3, 5, 5), {"scaling": 5, "shift": 4, "translation": 2},
+    ),
+    # GL(3) on query/key. The gate acts on each entry of the values: 3 scalings against the columns
+    # of the output. Without softmax, scores scale as well: the query against the output.
+    "gated linear attention": (
+        GatedLinearAttention, (40, 4, 5),
+        {"GL(3)": 9, "scaling": 3 + 1, "shift": 4, "translation": 5},
+    ),
+    # Hidden units of the excitation: 2. A channel is read by the squeeze (÷ s) and, squared, by
+    # the head (÷ s²): 4.
+    "squeeze and excitation": (
+        SqueezeExcite, (40, 2, 6, 6), {"scaling": 2 + 4, "shift": 4, "translation": 4},
+    ),
+    # Rows of a against the second index of W: GL(3). Third indices are positions in a kernel, and
+    # are not mixed: b is scaled as a whole. W + 1 ⊗ U is a translation: 3·2.
+    "bilinear head": (
+        BilinearHead, (60, 6), {"GL(3)": 9, "scaling": 1, "shift": 4, "translation": 6},
+    ),
+    # Rotations of the code, and hidden units.
+    "siamese": (Siamese, (60, 2, 6), {"O(3)": 3, "scaling": 4}),
+    # One block at all depths: its input and output are one stream.
+    "depth-recurrent": (
+        DepthRecurrent, (40, 6), {"GL(4)": 16, "scaling": 5, "shift": 4, "translation": 4},
+    ),
 }  # fmt: skip
+
+# Networks of `nets`, with three classes: 3 shifts, and a translation for each column of the head
+# and its bias.
+NET_CASES = {
+    # Hidden units of three layers, rows in front of the normalization, γ and β against the head.
+    "pairs_rather_than_the_whole": {"scaling": 4 + 5 + 4 + 4, "shift": 3, "translation": 5},
+    # Filters in front of both normalizations, γ and β behind both; any bias in front of the second.
+    "depthwise": {"scaling": 16, "shift": 3, "translation": 5 + 4},
+    # A linear stream of width 4: GL(4). Hidden units: 5 + 6.
+    "residual_perceptron": {"GL(4)": 16, "scaling": 11, "shift": 3, "translation": 5},
+    # The parts of each head of two. γ and β against columns (12), hidden units (6), the stream (1).
+    # Its mean is taken out wherever it is read: 4 shifts for each of 3 writers; translations of 7
+    # embeddings, of 4 columns and a bias, of 6 columns and a bias. The key's bias: 4.
+    "pre_norm_transformer": {
+        "GL(2)": 16, "scaling": 19, "shift": 3 + 12, "translation": 5 + 7 + 5 + 7 + 4,
+    },
+    # Post-norm: what is added to the input, and to the output of the first normalization, has a
+    # free mean: 2·4 shifts; columns and biases, 5 + 7; the key's bias, 4. Hidden units 6, γ and β
+    # of the last normalization 4, and all of the second branch together.
+    "encoder_layer": {"GL(2)": 16, "scaling": 11, "shift": 3 + 8, "translation": 5 + 5 + 7 + 4},
+    # GL(2) on query/key of two heads, and on value/output; GL(4) between the output and the head.
+    "torch_attention": {"GL(2)": 16, "GL(4)": 16, "shift": 3, "translation": 5 + 4},
+    # Two complex numbers, each a factor and a rotation. GL(4) on value/output. γ of two
+    # normalizations, and the stream.
+    "rotary_attention": {
+        "O(2)": 2, "GL(4)": 16, "scaling": 2 + 8 + 1, "shift": 3, "translation": 5,
+    },
+    # Columns, and W as a whole; what W writes is centered: 4 shifts, and 4 translations.
+    "tied_embedding": {"scaling": 5, "shift": 4, "translation": 4},
+    # b and b′ are added: 4 translations (u, −u).
+    "torch_recurrent": {"scaling": 4, "shift": 3, "translation": 5 + 4},
+    # The same for two of the three gates; the third multiplies one of the biases.
+    "gated_recurrent": {"shift": 3, "translation": 5 + 8},
+    # The direction of each row is free of its length.
+    "weight_norm": {"scaling": 8, "shift": 3, "translation": 5},
+}  # fmt: skip
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", NET_CASES)
+def test_dimensions_of_networks_with_known_scalings(name):
+    net = NETS[name]()
+    group = mn.symmetry.discover(net.model, net.loss_fn, net.batches, kind="linear")
+    expected = NET_CASES[name]
+    assert kinds(group) == expected, str(group)
+    assert group.dimension == sum(expected.values()) - expected["translation"]
 
 
 @pytest.mark.thorough
@@ -177,9 +393,27 @@ def test_wider_attention():
     assert "head 1: GL(4) on query/key" in str(group)
 
 
-def test_network_without_symmetry_has_dimension_0():
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    x, y = torch.randn(40, 3).double(), torch.randn(40, 2).double()
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (40, 3)),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)), (40, 3)),
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(1, 2, 2), nn.Softplus(), nn.Flatten(), nn.Linear(8, 2), nn.Sigmoid()
+            ),
+            (40, 1, 3, 3),
+        ),
+        (lambda: nn.Bilinear(2, 2, 2), (40, 2, 2)),
+    ],
+    ids=["tanh", "GELU", "convolution", "bilinear"],
+)
+def test_network_without_symmetry_has_dimension_0(make, shape):
+    torch.manual_seed(0)
+    model = make().double()
+    x, y = torch.randn(shape).double(), torch.randn(40, 2).double()
+    if isinstance(model, nn.Bilinear):
+        x = (x[:, 0], x[:, 1])
     group = mn.symmetry.discover(model, nn.MSELoss(), [(x, y)], kind="linear")
     assert (group.dimension, group.translation_dimension) == (0, 0)
 
@@ -203,6 +437,36 @@ def test_scalings_are_contained():
 def test_few_samples_do_not_determine_the_answer():
     with pytest.raises(NoGapError, match="do not determine"):
         found(layers((12, 3), nn.Tanh(), (3, 4)), (8, 12))
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-5, 1e-6, 1e-7, 1e-9, 1e-12])
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.SiLU()])
+def test_small_inputs_give_no_false_symmetry(activation, size):
+    """Units are all but linear there, and GL(5) is a symmetry as far as loss and gradients tell."""
+    torch.manual_seed(0)
+    layers = (nn.Linear(6, 5, bias=False), activation, nn.Linear(5, 4, bias=False))
+    model = nn.Sequential(*layers).double()
+    x, y = size * torch.randn(40, 6).double(), torch.randint(4, (40,))
+    said = "give larger inputs"
+    try:
+        group = mn.symmetry.discover(model, cross_entropy, [(x, y)], kind="linear")
+        assert kinds(group) == {"shift": 4, "translation": 5}
+    except (FalseSymmetryError, NoGapError) as error:
+        said = str(error)
+    assert re.search("give (larger inputs|inputs of ordinary size)", said, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-6, 1e-10])
+def test_small_inputs_of_homogeneous_units(size):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(*s, bias=False) for s in ((6, 5), (5, 4)))).double()
+    x, y = size * torch.randn(40, 6).double(), torch.randint(4, (40,))
+    if size < 1e-8:
+        with pytest.raises(NoGapError, match="undecided.*cannot be seen"):
+            mn.symmetry.discover(model, cross_entropy, [(x, y)], kind="linear")
+    else:
+        group = mn.symmetry.discover(model, cross_entropy, [(x, y)], kind="linear")
+        assert kinds(group) == {"GL(5)": 25, "shift": 4, "translation": 5}
 
 
 class Stepped(nn.Module):

@@ -200,6 +200,16 @@ def test_wrong_types_are_named():
         elements(empty)
 
 
+def test_groups_contain_groups_and_their_scalings():
+    assert ROTATIONS in GL
+    assert GL not in ROTATIONS
+    assert GL.scalings in GL
+    assert GL.scalings.nontrivial.dimension == 3
+    assert ROTATIONS.scalings.dimension == 0
+    with pytest.raises(TypeError, match=r"invariance_error\.loss"):
+        assert GL.sample() in GL
+
+
 # --- strategies -----------------------------------------------------------------------------------
 
 

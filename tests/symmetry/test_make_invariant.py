@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,9 +16,13 @@ from manifoldnet.symmetry import (
     ScalingGroup,
     invariance_error,
     make_invariant,
+    moving_frame,
     reparameterize,
     without_eps,
 )
+from manifoldnet.symmetry.balance import balancing_scales, weights_of
+from manifoldnet.symmetry.moving_frame import descent
+from manifoldnet.symmetry.orbit import Orbit
 from manifoldnet.symmetry.replay import run
 from manifoldnet.testing import assert_trajectory_invariant, elements
 from tests.symmetry.nets import NETS
@@ -262,3 +267,110 @@ def test_float32_and_half_types_train():
         optimizer = make_invariant(torch.optim.AdamW(model.parameters(), lr=1e-2), model, group)
         losses = [one_step(model, optimizer, batch, loss_fn) for _ in range(50)]
         assert losses[-1] < losses[0]
+
+
+# --- the frame ----------------------------------------------------------------------------------
+
+
+def sums_of(orbit: Orbit, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sums of squares over all slices, slice by slice."""
+    found = torch.zeros(orbit.slices, dtype=torch.float64)
+    for (name, dim), where in orbit.axes.items():
+        x = weights[name].double().square()
+        x = x if dim is None else x.movedim(dim, 0)
+        found[where] = x.reshape(where.stop - where.start, -1).sum(1)
+    return found
+
+
+def value(orbit: Orbit, weights: dict[str, torch.Tensor], s: torch.Tensor, c: torch.Tensor):
+    logs = orbit.by_axis(orbit.logs(s))
+    scaled = (w * orbit.log_factors(name, logs).exp() for name, w in weights.items())
+    return sum(float(w.square().sum()) for w in scaled) / 2 - float(c @ s)
+
+
+def recurrent_group(cell: nn.Module) -> ScalingGroup:
+    """Rows and columns of one weight, which meet, with exponents of several sizes."""
+    exponents = [
+        {mn.symmetry.Slice("weight", 0, i): 2.0, mn.symmetry.Slice("weight", 1, i): -1.0}
+        for i in range(3)
+    ]
+    return ScalingGroup.of(cell, [mn.symmetry.Generator(e) for e in exponents])
+
+
+BOUNDED = ["relu", "arch2", "cubes", "roots", "tied_embedding", "recurrent"]
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_the_frame_moves_towards_the_balanced_weights(name: str):
+    if name == "recurrent":
+        model = nn.Linear(4, 4, bias=False).double()
+        group = recurrent_group(model)
+    else:
+        model, group, _, _ = prepared(name)
+    element = group.sample(generator=torch.Generator().manual_seed(3), spread=1.0)
+    weights = weights_of(orbit := Orbit(group), reparameterize(model, element))
+    c, s = orbit.targets(weights), torch.zeros(orbit.dimension, dtype=torch.float64)
+    before = [value(orbit, weights, s, c)]
+    for _ in range(30):
+        logs = orbit.by_axis(orbit.logs(s))
+        scaled = {n: w * orbit.log_factors(n, logs).exp() for n, w in weights.items()}
+        s = s + descent(orbit, sums_of(orbit, scaled), c)
+        before.append(value(orbit, weights, s, c))
+    assert all(b <= a + 1e-12 * abs(a) for a, b in pairwise(before))
+    least = value(orbit, weights, balancing_scales(orbit, weights), c)
+    assert before[-1] - least < 0.2 * (before[0] - least) + 1e-12 * abs(least)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_weights_of_float32_have_the_same_frame(name: str):
+    model, group, _, _ = prepared(name)
+    single = copy.deepcopy(model).float()
+    frames = []
+    for each in (model, single):
+        optimizer = make_invariant(torch.optim.SGD(trainable(each), lr=0.0), each, group)
+        for p in trainable(each):
+            p.grad = torch.ones_like(p)
+        kept = [p.detach().clone() for p in each.parameters()]
+        for _ in range(3):
+            optimizer.step()
+        for p, w in zip(each.parameters(), kept, strict=True):
+            assert torch.equal(p.detach(), w)  # without a step, nothing is rounded
+        frames.append(optimizer.state_dict()["moving_frame"]["log_scales"])
+    torch.testing.assert_close(frames[1], frames[0], rtol=0, atol=1e-4)
+
+
+def test_large_weights_take_the_same_steps_in_parts(monkeypatch):
+    """Rows at a time on a processor: nothing depends on how many."""
+    ends = []
+    for block in (1 << 19, 7):
+        monkeypatch.setattr(moving_frame, "_BLOCK", block)
+        model, group, loss_fn, batches = prepared("arch2_depth_4")
+        optimizer = make_invariant(torch.optim.AdamW(model.parameters(), lr=1e-2), model, group)
+        for _ in range(5):
+            one_step(model, optimizer, batches, loss_fn)
+        ends.append([p.detach() for p in model.parameters()])
+    for p, q in zip(*ends, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
+def test_a_step_that_breaks_off_while_it_begins_changes_nothing(monkeypatch):
+    monkeypatch.setattr(moving_frame, "_BLOCK", 7)
+    model, group, loss_fn, batches = prepared("arch2_depth_4")
+    optimizer = make_invariant(torch.optim.SGD(model.parameters(), lr=0.1), model, group)
+    loss_fn(model(batches[0][0]), batches[0][1]).backward()
+    before = [(p, p.detach().clone(), p.grad, p.grad.clone()) for p in model.parameters()]
+    calls = iter(range(9))
+    divide = torch.div
+
+    def interrupted(*args, **kwargs):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return divide(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "div", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    for p, w, grad, g in before:
+        assert torch.equal(p.detach(), w)
+        assert p.grad is grad
+        assert torch.equal(grad, g)

@@ -3,11 +3,12 @@
 import copy
 
 import pytest
+import torch
 from nets import NETS, three_layers
 from torch import nn
 from torch.nn.utils import prune
 
-from manifoldnet.symmetry import ScalingGroup
+from manifoldnet.symmetry import LinearGroup, ScalingGroup, balance_, make_invariant
 from manifoldnet.symmetry.model_check import check_model
 
 
@@ -82,3 +83,18 @@ def test_the_structure_takes_no_part_in_comparisons():
     assert ScalingGroup.of(other, net.generators) == group
     assert group.structure[0] == ("", "Sequential")
     assert group.nontrivial.structure == group.structure
+
+
+def in_the_frame(model, group):
+    make_invariant(torch.optim.SGD(model.parameters()), model, group)
+
+
+@pytest.mark.parametrize("call", [balance_, in_the_frame])
+def test_what_is_no_model_or_no_scaling_group_is_a_type_error(call):
+    net = three_layers()
+    group = group_of(net)
+    for wrong in (LinearGroup((), {}), None):
+        with pytest.raises(TypeError, match="group must be a ScalingGroup"):
+            call(net.model, wrong)
+    with pytest.raises(TypeError, match="model must be"):
+        balance_(group, net.model)

@@ -246,3 +246,17 @@ def test_a_transformer_of_hugging_face():
     element = group.nontrivial.sample(generator=source)
     with mn.symmetry.without_eps(model.double()):
         assert invariance_error.loss(model, element, None, given) < 1e-12
+
+
+def test_a_wrong_attribute_of_the_output_is_named():
+    with pytest.raises(AttributeError, match="logit"):
+        discover(
+            Classifier("mapping"),
+            lambda output, labels: cross_entropy(output.logit, labels),
+            [batch()],
+        )
+
+
+def test_a_loss_function_that_is_none():
+    with pytest.raises(TypeError, match="loss_fn must be a function"):
+        discover(Classifier(), "cross_entropy", [batch()])

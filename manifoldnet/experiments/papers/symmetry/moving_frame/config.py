@@ -72,6 +72,23 @@ FRAME = Schema(FrameConfig, Epoch, Result)
 FrameRecord = RunRecord[FrameConfig, Epoch, Result]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RescaledConfig(FrameConfig):
+    """One run from a rescaled start.
+
+    Attributes:
+        spread: largest |ln factor| of a generator in the element that moves the start; 0 leaves it.
+    """
+
+    experiment: ClassVar[str] = "rescaled-start"
+
+    spread: float = field(0.0, at_least=0)
+
+
+RESCALED = Schema(RescaledConfig, Epoch, Result)
+RescaledRecord = RunRecord[RescaledConfig, Epoch, Result]
+
+
 def cell_of(config: FrameConfig) -> Cell:
     """The cell of a run."""
     return Cell(config.architecture, config.optimizer, config.update)

@@ -1,4 +1,4 @@
-"""Training from rescaled starts as data and as a command.
+"""Training from rescaled starts as a command.
 
 The cells are those of accuracy in the moving frame. Every cell is trained at every rate of a grid,
 from the usual start and from the same start moved by a random element of the whole scaling group,
@@ -11,40 +11,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from manifoldnet.experiments.configuration import field
-from manifoldnet.experiments.papers.symmetry.config import Epoch, Result
 from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     Cell,
-    FrameConfig,
+    RescaledConfig,
     first_grid,
     grid,
     widened,
 )
-from manifoldnet.experiments.records import RunRecord, Schema
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
-
-@dataclass(frozen=True, kw_only=True)
-class RescaledConfig(FrameConfig):
-    """One run from a rescaled start.
-
-    Attributes:
-        spread: largest |ln factor| of a generator in the element that moves the start; 0 leaves it.
-    """
-
-    experiment: ClassVar[str] = "rescaled-start"
-
-    spread: float = field(0.0, at_least=0)
-
-
 EXPERIMENT = RescaledConfig.experiment
-SCHEMA = "symmetry.moving_frame.rescaled:RESCALED"
+SCHEMA = "symmetry.moving_frame.config:RESCALED"
 REPORT = "symmetry.moving_frame.rescaled_report:write_rescaled_report"
-
-RESCALED = Schema(RescaledConfig, Epoch, Result)
-RescaledRecord = RunRecord[RescaledConfig, Epoch, Result]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,11 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     CELLS,
     COORDINATES,
     OPTIMIZERS,
+    RESCALED,
     Cell,
+    RescaledRecord,
     cell_of,
 )
-from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import RESCALED, RescaledRecord
 from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, panel, png
 from manifoldnet.experiments.report import (
     Block,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from manifoldnet.experiments import training
 from manifoldnet.experiments.data import Dataset, seeded_generator
 from manifoldnet.experiments.papers.symmetry import networks
+from manifoldnet.experiments.papers.symmetry.config import Epoch, Result
 from manifoldnet.experiments.papers.symmetry.moving_frame import run
-from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled import RESCALED, RescaledConfig
+from manifoldnet.experiments.papers.symmetry.moving_frame.config import RESCALED, RescaledConfig
+from manifoldnet.experiments.papers.symmetry.run import outcome
 from manifoldnet.symmetry import reparameterize
 
 
@@ -27,6 +28,10 @@ class Run(run.Run):
         return network
 
 
-EXPERIMENT: training.Experiment[RescaledConfig, Any, Any] = replace(
-    run.EXPERIMENT, schema=RESCALED, start=Run
+EXPERIMENT: training.Experiment[RescaledConfig, Epoch, Result] = training.Experiment(
+    schema=RESCALED,
+    start=Run,
+    parts=run.EXPERIMENT.parts,
+    outcome=outcome,
+    size_fields=run.EXPERIMENT.size_fields,
 )
