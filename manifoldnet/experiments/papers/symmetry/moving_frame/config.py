@@ -14,6 +14,7 @@ that the rate of another cell is no fair one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -150,13 +151,41 @@ def widened(
     return wider
 
 
-def comparison(records: Sequence[FrameRecord], epochs: int, repetitions: int) -> list[FrameConfig]:
-    """The runs of all cells at the rates that the runs of the grid choose, seed by seed."""
-    chosen = {
-        cell: min(own, key=own.__getitem__) for cell, own in validation_errors(records).items()
-    }
+def comparison(
+    rates: Mapping[Cell, Sequence[float]], epochs: int, repetitions: int
+) -> list[FrameConfig]:
+    """The runs of all cells at some rates, seed by seed."""
     return [
         replace(protocol(epochs), **cell._asdict(), lr=lr, seed=seed)
         for seed in range(repetitions)
-        for cell, lr in chosen.items()
+        for cell, own in rates.items()
+        for lr in own
     ]
+
+
+def best_rates(records: Sequence[FrameRecord]) -> dict[Cell, float]:
+    """The rate of lowest mean validation error, by cell."""
+    errors = validation_errors(records)
+    return {cell: min(own, key=own.__getitem__) for cell, own in errors.items()}
+
+
+def lowered(
+    rates: Mapping[Cell, Sequence[float]], records: Sequence[FrameRecord]
+) -> dict[Cell, list[float]]:
+    """The rates, with the next lower one where the best rate of a cell has diverged runs.
+
+    The short runs of the choice may stand a rate that longer ones do not.
+    """
+    diverged = {
+        (cell_of(record.config), record.lr)
+        for record in records
+        if record.result is not None and record.result.diverged
+    }
+    lower = {}
+    for cell, lr in best_rates(records).items():
+        own = list(rates[cell])
+        k = round(2 * math.log10(lr)) - 1
+        if (cell, lr) in diverged and k in _WIDEST and rate(k) not in own:
+            own.append(rate(k))
+        lower[cell] = own
+    return lower

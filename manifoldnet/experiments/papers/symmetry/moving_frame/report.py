@@ -15,6 +15,7 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     FRAME,
     Cell,
     FrameRecord,
+    best_rates,
     cell_of,
     validation_errors,
 )
@@ -54,11 +55,14 @@ def write_frame_report(folder: str | Path, output: str | Path | None = None) -> 
         (r for r in runs if r.result is not None),
         key=lambda r: (CELLS.index(cell_of(r.config)), r.config.seed),
     )
+    rates = best_rates(ended)
     errors = {
         cell: {
             r.config.seed: r.result.test_error
             for r in ended
-            if r.result is not None and not r.result.diverged and cell_of(r.config) == cell
+            if r.result is not None
+            and not r.result.diverged
+            and (cell_of(r.config), r.lr) == (cell, rates.get(cell))
         }
         for cell in CELLS
     }
@@ -94,7 +98,8 @@ def _blocks(
         f"{config.decay:.4g} after each, so that it falls as far as in the paper's 60. SGD is "
         "without momentum, AdamW has decoupled weight decay on the numbers that it steps. Errors "
         "are rates on the test images after the last epoch, mean ± standard deviation over n seeds "
-        "that did not diverge. Differences are paired over seeds; intervals are of 95 % and not "
+        "that did not diverge, at the rate of lowest validation error. Differences are paired over "
+        "seeds; intervals are of 95 % and not "
         "corrected for their number. "
         f"Made with {', '.join(f'{k} {v}' for k, v in sorted(runs[0].versions.items()))}."
     )
@@ -126,8 +131,9 @@ def _blocks(
         first = choice[0].config
         seeds = len({record.config.seed for record in choice})
         yield Paragraph(
-            f"Validation errors of {first.epochs} epochs, {seeds} seed(s) for each rate. Each grid "
-            "was widened until its best rate was inside."
+            f"Validation errors of {first.epochs} epochs, {seeds} seed(s) for each rate; a diverged "
+            "run counts as 1. A grid was widened where its best rate was at an edge, and "
+            "where runs of the comparison diverged the next lower rate was run as well."
         )
     tried = validation_errors(choice)
     rates = sorted({lr for own in tried.values() for lr in own})
@@ -136,6 +142,20 @@ def _blocks(
         tuple(
             (" ".join(cell), *(f"{own[lr]:.4f}" if lr in own else "" for lr in rates))
             for cell, own in tried.items()
+        ),
+    )
+    yield Paragraph("Runs of the comparison, and how many of them diverged:")
+    counts: dict[tuple[Cell, float], list[bool]] = {}
+    for record in runs:
+        if record.result is not None:
+            counts.setdefault((cell_of(record.config), record.lr), []).append(
+                record.result.diverged
+            )
+    yield Table(
+        ("cell", "rate", "runs", "diverged"),
+        tuple(
+            (" ".join(cell), f"{lr:g}", str(len(each)), str(sum(each)))
+            for (cell, lr), each in sorted(counts.items(), key=lambda item: str(item[0]))
         ),
     )
 

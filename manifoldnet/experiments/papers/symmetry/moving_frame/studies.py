@@ -9,10 +9,13 @@ from typing import Any
 from manifoldnet.experiments.configuration import field
 from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     CELLS,
+    Cell,
     FrameConfig,
+    best_rates,
     comparison,
     first_grid,
     grid,
+    lowered,
     widened,
 )
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
@@ -48,11 +51,17 @@ def _steps(options: FrameOptions) -> Steps:
             options.out / "choice", runs, "rates", {"purpose": "choice"}, checkpoints=False
         )
         last, exponents = exponents, widened(exponents, records)
-    runs = comparison(records, options.epochs, options.repetitions)
-    for config in runs[: len(CELLS)]:
-        yield f"{config.label}: rate {config.lr:g}"
-    purpose = {"purpose": "comparison", "chosen_by": "choice"}
-    yield Sweep(options.out / "comparison", runs, f"{len(CELLS)} cells", purpose, checkpoints=False)
+    rates: dict[Cell, list[float]] = {cell: [lr] for cell, lr in best_rates(records).items()}
+    for cell, (lr,) in rates.items():
+        yield f"{' '.join(cell)}: rate {lr:g}"
+    tried = None
+    while rates != tried:
+        runs = comparison(rates, options.epochs, options.repetitions)
+        purpose = {"purpose": "comparison", "chosen_by": "choice"}
+        records = yield Sweep(
+            options.out / "comparison", runs, f"{len(CELLS)} cells", purpose, checkpoints=False
+        )
+        tried, rates = rates, lowered(rates, records)
 
 
 def _experiment() -> Any:
