@@ -99,8 +99,7 @@ def _blocks(
         "without momentum, AdamW has decoupled weight decay on the numbers that it steps. Errors "
         "are rates on the test images after the last epoch, mean ± standard deviation over n seeds "
         "that did not diverge, at the rate of lowest validation error. Differences are paired over "
-        "seeds; intervals are of 95 % and not "
-        "corrected for their number. "
+        "seeds; intervals are of 95 % and not corrected for their number. "
         f"Made with {', '.join(f'{k} {v}' for k, v in sorted(runs[0].versions.items()))}."
     )
     yield Table(
@@ -131,8 +130,8 @@ def _blocks(
         first = choice[0].config
         seeds = len({record.config.seed for record in choice})
         yield Paragraph(
-            f"Validation errors of {first.epochs} epochs, {seeds} seed(s) for each rate; a diverged "
-            "run counts as 1. A grid was widened where its best rate was at an edge, and "
+            f"Validation errors of {first.epochs} epochs, {seeds} seeds for each rate; a run that "
+            "diverged counts as 1. A grid was widened where its best rate was at an edge, and "
             "where runs of the comparison diverged the next lower rate was run as well."
         )
     tried = validation_errors(choice)
