@@ -53,7 +53,13 @@ NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")
 # Factorizations that are tried for one family.
 _MOST_TRIES = 500
 
-RUNNING, MEMBER, _CONSTANT = "running", "member", "constant"
+RUNNING = "running"
+"""Kind of a digit that counts the generators of a family."""
+
+MEMBER = "member"
+"""Kind of a digit that counts the slices of one generator."""
+
+_CONSTANT = "constant"
 
 
 @dataclass(frozen=True)
