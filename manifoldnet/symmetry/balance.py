@@ -30,6 +30,8 @@ from manifoldnet.symmetry.scaling import ScalingElement
 
 __all__ = ["balance_", "balanced", "balancing_scales", "weights_of"]
 
+# The largest finite p.
+_LARGEST = 32.0
 # Newton's method: steps, steps of conjugate gradients within each, halvings of a step.
 _STEPS, _INNER, _HALVINGS = 60, 400, 40
 # The gradient that is left, relative to the sums that it is a difference of.
@@ -51,14 +53,14 @@ def balance_(model: nn.Module, group: ScalingGroup, *, p: float = 2.0) -> Scalin
         model: it is changed; gradients of its scaled weights are dropped, as their values belong to
             the old ones. An optimizer keeps the state of the old weights: make it afterwards.
         group: scalings that leave the loss of this model invariant.
-        p: norm that is balanced, from 1 on; `math.inf` equalizes the largest magnitudes.
+        p: norm that is balanced, from 1 to 32; `math.inf` equalizes the largest magnitudes.
 
     Returns:
         The element g that was applied; `reparameterize(model, g.inverse(), in_place=True)` leads
         back.
 
     Raises:
-        ValueError: for a group of another model, weights that are not finite, a p below 1, or
+        ValueError: for a group of another model, weights that are not finite, another p, or
             declared weights that the group moves off their manifolds. The model is unchanged then.
     """
     element = _element(model, group, p)
@@ -76,8 +78,11 @@ def balanced(
 
 def _element(model: nn.Module, group: ScalingGroup, p: float) -> ScalingElement:
     check_model(model, group)
-    if not p >= 1:
-        raise ValueError(f"p is {p}: the norm that is balanced has p ≥ 1, or p = math.inf")
+    if not (1 <= p <= _LARGEST or p == math.inf):
+        raise ValueError(
+            f"p is {p}: the norm that is balanced has p from 1 to {_LARGEST:g} (above, weights "
+            "below the largest are lost to rounding), or p = math.inf"
+        )
     orbit = Orbit(group, next(iter(named_tensors(model).values())).device)
     if not orbit.dimension:
         return ScalingElement.identity()
@@ -117,7 +122,11 @@ def balancing_scales(orbit: Orbit, weights: Mapping[str, Tensor], p: float = 2.0
     """
     s = orbit.exponents.new_zeros(orbit.dimension)
     s = _equalize_ranges(orbit, weights, s, _FEW_ROUNDS)  # in logarithms: nothing overflows
-    s = _minimize(orbit, weights, s, 2.0 if math.isinf(p) else p)
+    power = min(p, 2.0)
+    s = _minimize(orbit, weights, s, power)
+    while power < p < math.inf:  # large powers are steep: each begins at the minimum before
+        power = min(p, 2 * power)
+        s = _minimize(orbit, weights, s, power)
     if math.isinf(p):
         s = _equalize_ranges(orbit, weights, s, _ROUNDS)
     return s

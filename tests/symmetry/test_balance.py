@@ -126,7 +126,7 @@ def test_exponents_other_than_one():
 def test_refusals_leave_the_model_unchanged():
     model, group = group_of("relu")
     start = [p.detach().clone() for p in model.parameters()]
-    for p in (0.5, math.nan):
+    for p in (33.0, 0.5, math.nan):
         with pytest.raises(ValueError, match="p is"):
             balance_(model, group, p=p)
     with pytest.raises(ValueError, match="group"):
@@ -149,3 +149,11 @@ def test_a_group_without_generators_changes_nothing():
     model = nn.Linear(3, 2)
     assert balance_(model, ScalingGroup.of(model, [])).is_identity
     assert generator(row("weight", 0)) is not None
+
+
+@pytest.mark.parametrize("name", ["relu", "arch2"])
+def test_large_powers_have_one_representative_too(name: str):
+    model, group = group_of(name)
+    element = group.sample(generator=torch.Generator().manual_seed(5), spread=6.9)
+    found, _ = balanced(model, group, p=32.0)
+    assert difference(found, balanced(reparameterize(model, element), group, p=32.0)[0]) < 1e-11
