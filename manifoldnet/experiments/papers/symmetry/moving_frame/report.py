@@ -130,7 +130,7 @@ def _blocks(
         first = choice[0].config
         seeds = len({record.config.seed for record in choice})
         yield Paragraph(
-            f"Validation errors of {first.epochs} epochs, {seeds} seeds for each rate; a run that "
+            f"Validation errors of {first.epochs} epochs, {seeds} seed{'s' * (seeds > 1)} for each rate; a run that "
             "diverged counts as 1. A grid was widened where its best rate was at an edge, and "
             "where runs of the comparison diverged the next lower rate was run as well."
         )
@@ -140,7 +140,7 @@ def _blocks(
         ("cell", *(f"{lr:g}" for lr in rates)),
         tuple(
             (" ".join(cell), *(f"{own[lr]:.4f}" if lr in own else "" for lr in rates))
-            for cell, own in tried.items()
+            for cell, own in sorted(tried.items())
         ),
     )
     yield Paragraph("Runs of the comparison, and how many of them diverged:")
@@ -208,7 +208,8 @@ def _draw(errors: Errors) -> bytes:
             if place < 3:
                 axes.plot([], [], "s", color=colour, label=cell.update.replace("-", " "))
         axes.set_xticks(list(ticks), list(ticks.values()))
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        if network == networks[0]:
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
         axes.set_ylabel("test error (%)", color=INK)
     figure.supxlabel("points: seeds; squares: mean with its 95 % interval", fontsize=8, color=MUTED)
     return png(figure)
