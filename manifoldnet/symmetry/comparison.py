@@ -244,7 +244,8 @@ def _fixed(model: nn.Module, families: list[_Family]) -> list[bool]:
         generator = families[i].generators[0]
         if isinstance(generator, LinearGenerator):
             return len(generator.parameters)
-        return len({name for name, _, _ in generator.family})
+        # Running averages follow the weights: they do not count.
+        return len({name for name, _, _ in generator.family if name in tensors})
 
     for i in sorted(range(len(families)), key=moved):
         generators = families[i].generators
