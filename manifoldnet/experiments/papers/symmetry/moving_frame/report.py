@@ -131,8 +131,9 @@ def _blocks(
         seeds = len({record.config.seed for record in choice})
         yield Paragraph(
             f"Validation errors of {first.epochs} epochs, {seeds} seed{'s' * (seeds > 1)} for each "
-            "rate; a run that diverged counts as 1. A grid was widened where its best rate was at "
-            "an edge, and where runs of the comparison diverged the next lower rate was run as well."
+            "rate; a run that diverged counts as 1. A grid was widened where its best rate was "
+            "at an edge, and where runs of the comparison diverged the next lower rate was run "
+            "as well."
         )
     tried = validation_errors(choice)
     rates = sorted({lr for own in tried.values() for lr in own})
