@@ -61,7 +61,8 @@ def make_invariant(
     weights that the group does not scale. Weight decay, momentum and moments are those of the
     balanced weights; so is the learning rate, which is to be found anew. A closure is evaluated
     before the step, once. The frame is in `state_dict()` as "moving_frame". Where anything else has
-    written to the weights (a checkpoint, an average), the frame is found anew before the next step.
+    written to the weights (a checkpoint, an average), the frame is found anew before the next step;
+    among several processes it is carried along with a warning.
 
     Gradients outside of the step are those of the weights as they are, so that clipping by their
     norm, between `backward` and `step`, depends on the parameterization. Clip in the frame:

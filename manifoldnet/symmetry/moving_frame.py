@@ -15,14 +15,17 @@ for all parameterizations, at the minimum of f or not.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from manifoldnet.optim.checks import users_level
 from manifoldnet.optim.memory import form
 from manifoldnet.symmetry.balance import balancing_scales
 from manifoldnet.symmetry.orbit import Orbit
@@ -77,6 +80,7 @@ class MovingFrame:
         ahead: the log-scales after the step that is being taken.
         known: place and version of each parameter when the frame was last right; None after a
             checkpoint, whose weights may come before or after it.
+        moved: True after the first step.
         memory: of weights and gradients, and for parts of them; on a processor it is kept, as to
             ask for it anew costs more than to use it.
     """
@@ -87,6 +91,7 @@ class MovingFrame:
     c: Tensor
     ahead: Tensor | None = None
     known: dict[str, tuple[int, int]] | None = None
+    moved: bool = False
     memory: dict[object, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -105,10 +110,26 @@ class MovingFrame:
         return {name: (p.data_ptr(), p._version) for name, p in self.parameters.items()}
 
     def follow(self) -> None:
-        """Find the frame anew if anything but the optimizers has written to the weights."""
-        if self.known is not None and self.known != self._versions():
-            weights = {name: p.detach() for name, p in self.parameters.items()}
-            self.s, self.c = balancing_scales(self.orbit, weights), self.orbit.targets(weights)
+        """Find the frame anew if anything but the optimizers has written to the weights.
+
+        Among several processes it is then carried along with a warning: one that is found anew on
+        some of them only (weights were averaged and put back on the first) would part them. Before
+        the first step the frame is a function of the weights alone, which the processes share.
+        """
+        if self.known is None or self.known == self._versions():
+            return
+        if self.moved and _several_processes():
+            self.known = self._versions()
+            warnings.warn(
+                "something else than the optimizer has written to the weights between two steps, "
+                "and among several processes the moving frame is not found anew. If they are not "
+                "the same weights as before, make a new optimizer and its frame on all processes",
+                UserWarning,
+                stacklevel=users_level(),
+            )
+            return
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        self.s, self.c = balancing_scales(self.orbit, weights), self.orbit.targets(weights)
 
     def check_shapes(self) -> None:
         """Raise a RuntimeError for a parameter that has another shape than in the group."""
@@ -169,7 +190,7 @@ class MovingFrame:
             each.p.grad = each.grad
         shown.clear()
         if self.ahead is not None:
-            self.s, self.ahead = self.ahead, None
+            self.s, self.ahead, self.moved = self.ahead, None, True
         self.known = self._versions()
 
     # --- parts that stay in the cache -------------------------------------------------------------
@@ -256,7 +277,11 @@ class MovingFrame:
         """Take the frame of a checkpoint that `check` has passed."""
         self.s = state["log_scales"].to(self.s, copy=True)
         self.c = state["targets"].to(self.c, copy=True)
-        self.known = None
+        self.known, self.moved = None, True
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _broadcast(factors: Mapping[int | None, Tensor], x: Tensor) -> Factors:

@@ -118,7 +118,7 @@ def numbers(path):
 
 
 def test_diverged_runs_are_errors_of_the_choice_and_of_the_table():
-    own = {1e-3: [made_up(0.2)], 1e-2: [made_up(0.1), made_up(0.1, diverged=True)]}
+    own = {1e-3: [made_up(1e-3, 0.2)], 1e-2: [made_up(1e-2, 0.1), made_up(1e-2, 0.1, True)]}
     assert rescaled_report._best(own) == 1e-3
     row = rescaled_report._summary(CELLS[0], {(CELLS[0], False): own, (CELLS[0], True): own})
     assert row == (
@@ -127,6 +127,6 @@ def test_diverged_runs_are_errors_of_the_choice_and_of_the_table():
     )
 
 
-def made_up(error: float, diverged: bool = False):
+def made_up(lr: float, error: float, diverged: bool = False):
     ended = SimpleNamespace(test_error=error, validation_error=error, diverged=diverged)
-    return SimpleNamespace(result=ended)
+    return SimpleNamespace(config=replace(SMALL, **CELLS[0]._asdict(), lr=lr), lr=lr, result=ended)

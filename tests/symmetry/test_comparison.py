@@ -9,7 +9,7 @@ from torch import nn
 
 import manifoldnet as mn
 from manifoldnet.experiments.papers.symmetry.networks import Arch1, Arch2
-from manifoldnet.symmetry import ScalingElement, ScalingGroup, Slice, explain, rule
+from manifoldnet.symmetry import Generator, ScalingElement, ScalingGroup, Slice, explain, rule
 
 
 def pairs(slices, first, second):
@@ -135,6 +135,22 @@ def test_arch2():
         "SM": ["respects", "ignores", "ignores"],
         "UN": ["fixes", "ignores", "ignores"],
     }
+
+
+def test_running_averages_change_no_verdict():
+    """They follow the rows in front of them; the weights alone say which family is fixed."""
+    model, group = arch2()
+    gains, rows = group.generators[8:], group.generators[:8]
+    followed = [
+        Generator(
+            dict(each.exponents)
+            | {Slice("hidden.5.running_mean", 0, i): 1.0, Slice("hidden.5.running_var", 0, i): 2.0}
+        )
+        for i, each in enumerate(rows)
+    ]
+    # With their averages the rows are as many tensors as the gains, which come first.
+    table = explain(model, ScalingGroup.of(model, [*gains, *followed]))
+    assert verdicts(table)["UN"] == ["ignores", "ignores", "fixes"]
 
 
 def test_users_update_follows_the_declarations():

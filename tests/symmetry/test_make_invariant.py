@@ -188,28 +188,41 @@ def both_losses(models, made, loss_fn, batches, steps: int) -> tuple[list[float]
 
 
 def test_weights_that_are_rescaled_during_a_run():
-    models, made, element, loss_fn, batches = twins()
+    models, made, _, loss_fn, batches = twins()
+    group = prepared("relu")[1]
+    element = group.sample(generator=torch.Generator().manual_seed(8), spread=6.9)
     both_losses(models, made, loss_fn, batches, 4)
     reparameterize(models[1], element, in_place=True)
     one, other = both_losses(models, made, loss_fn, batches, 6)
     # The frame is found anew in one of them, and carried along in the other.
     assert other[0] == pytest.approx(one[0], rel=1e-12)
     assert other == pytest.approx(one, rel=0.05)
-    for m in models:
-        reparameterize(m, element, in_place=True)
-    one, other = both_losses(models, made, loss_fn, batches, 6)
-    assert other == pytest.approx(one, rel=0.05)
 
 
 def test_weights_that_are_loaded_after_the_frame_was_made():
-    models, made, element, loss_fn, batches = twins()
-    state = copy.deepcopy(models[0].state_dict())
-    for m, each in zip(
-        models, (state, reparameterize(models[0], element).state_dict()), strict=True
-    ):
-        m.load_state_dict(each)
+    models, made, _, loss_fn, batches = twins()
+    group = prepared("relu")[1]
+    element = group.sample(generator=torch.Generator().manual_seed(8), spread=6.9)
+    models[1].load_state_dict(reparameterize(models[1], element).state_dict())
     one, other = both_losses(models, made, loss_fn, batches, 8)
     assert other == pytest.approx(one, rel=1e-10)
+
+
+def test_among_several_processes_no_rank_decides_alone(monkeypatch: pytest.MonkeyPatch):
+    """The first rank averages weights and puts them back, the second does not."""
+    models, made, _, loss_fn, batches = twins()
+    monkeypatch.setattr("manifoldnet.symmetry.moving_frame._several_processes", lambda: True)
+    both_losses(models, made, loss_fn, batches, 3)
+    other = copy.deepcopy((models[0], made[0]))
+    kept = copy.deepcopy(models[0].state_dict())
+    for p in models[0].parameters():
+        p.data.mul_(2.0)
+    models[0].load_state_dict(kept)
+    with pytest.warns(UserWarning, match="several processes"):
+        one_step(models[0], made[0], batches, loss_fn)
+    one_step(*other, batches, loss_fn)
+    for p, q in zip(models[0].parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(p, q)
 
 
 def clipped(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:

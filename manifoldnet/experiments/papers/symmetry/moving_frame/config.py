@@ -18,7 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from manifoldnet.experiments.configuration import field
 from manifoldnet.experiments.papers.symmetry.cells import PROTOCOL
@@ -89,6 +89,9 @@ class RescaledConfig(FrameConfig):
 RESCALED = Schema(RescaledConfig, Epoch, Result)
 RescaledRecord = RunRecord[RescaledConfig, Epoch, Result]
 
+AnyRecord = RunRecord[Any, Epoch, Result]
+"""A run of either kind."""
+
 
 def cell_of(config: FrameConfig) -> Cell:
     """The cell of a run."""
@@ -124,7 +127,7 @@ def first_grid() -> dict[Cell, list[int]]:
     return {cell: list(_FIRST) for cell in CELLS}
 
 
-def validation_errors(records: Sequence[FrameRecord]) -> dict[Cell, dict[float, float]]:
+def validation_errors(records: Sequence[AnyRecord]) -> dict[Cell, dict[float, float]]:
     """Mean validation error by cell and rate; a diverged run counts as an error of 1."""
     found: dict[Cell, dict[float, list[float]]] = {}
     for record in records:
@@ -163,7 +166,7 @@ def comparison(
     ]
 
 
-def best_rates(records: Sequence[FrameRecord]) -> dict[Cell, float]:
+def best_rates(records: Sequence[AnyRecord]) -> dict[Cell, float]:
     """The rate of lowest mean validation error, by cell."""
     errors = validation_errors(records)
     return {cell: min(own, key=own.__getitem__) for cell, own in errors.items()}

@@ -13,6 +13,7 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     CELLS,
     COORDINATES,
     FRAME,
+    AnyRecord,
     Cell,
     FrameRecord,
     best_rates,
@@ -35,7 +36,12 @@ from manifoldnet.experiments.statistics import Estimate, estimate, mean_and_devi
 NAME = "moving_frame_accuracy"
 COLUMNS = (*Cell._fields, "lr", "seed", "test_error", "validation_error", "diverged")
 
-_COLOURS = {"plain": "#555555", "scaled-metric": "#0072B2", "moving-frame": "#D55E00"}
+OF_COORDINATES = dict(zip(COORDINATES, ("#555555", "#0072B2", "#D55E00"), strict=True))
+"""Colours."""
+
+OF_OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
+"""Names."""
+
 _AGAINST = (
     ("moving-frame", "plain"),
     ("moving-frame", "scaled-metric"),
@@ -66,12 +72,13 @@ def write_frame_report(folder: str | Path, output: str | Path | None = None) -> 
         }
         for cell in CELLS
     }
-    text = csv_text(COLUMNS, map(_row, ended))
+    text = csv_text(COLUMNS, map(row_of, ended))
     blocks = list(_blocks(runs, choice, errors))
     return publish(blocks, folder if output is None else Path(output), NAME, {f"{NAME}.csv": text})
 
 
-def _row(record: FrameRecord) -> dict[str, object]:
+def row_of(record: AnyRecord) -> dict[str, object]:
+    """The row of a run that has ended, by column."""
     result = record.result
     assert result is not None
     return {
@@ -198,14 +205,14 @@ def _draw(errors: Errors) -> bytes:
         ticks: dict[float, str] = {}
         for place, cell in enumerate(cells):
             x, own = place + place // 3, [100 * e for e in errors[cell].values()]
-            colour = _COLOURS[cell.update]
+            colour = OF_COORDINATES[cell.update]
             axes.plot([x] * len(own), own, "o", color=colour, alpha=0.45, markersize=4)
             found = estimate(own)
             if found.n > 1:
                 half = found.high - found.mean
                 axes.errorbar(x + 0.25, found.mean, half, fmt="s", color=colour, capsize=3)
             if place % 3 == 1:
-                ticks[x] = {"sgd": "SGD", "adamw": "AdamW"}[cell.optimizer]
+                ticks[x] = OF_OPTIMIZERS[cell.optimizer]
             if place < 3:
                 axes.plot([], [], "s", color=colour, label=cell.update.replace("-", " "))
         axes.set_xticks(list(ticks), list(ticks.values()))

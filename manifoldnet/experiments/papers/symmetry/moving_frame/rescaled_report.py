@@ -20,7 +20,13 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     RESCALED,
     Cell,
     RescaledRecord,
+    best_rates,
     cell_of,
+)
+from manifoldnet.experiments.papers.symmetry.moving_frame.report import (
+    OF_COORDINATES,
+    OF_OPTIMIZERS,
+    row_of,
 )
 from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, panel, png
 from manifoldnet.experiments.report import (
@@ -37,8 +43,6 @@ from manifoldnet.experiments.statistics import mean_and_deviation
 
 NAME = "rescaled_start"
 COLUMNS = (*Cell._fields, "spread", "lr", "seed", "test_error", "validation_error", "diverged")
-
-_COLOURS = dict(zip(COORDINATES, ("#555555", "#0072B2", "#D55E00"), strict=True))
 
 Runs = Mapping[tuple[Cell, bool], Mapping[float, Sequence[RescaledRecord]]]
 """By cell and whether the start was moved, and by rate; seeds in order."""
@@ -60,17 +64,7 @@ def write_rescaled_report(folder: str | Path, output: str | Path | None = None) 
 
 
 def _row(record: RescaledRecord) -> dict[str, object]:
-    result = record.result
-    assert result is not None
-    return {
-        **cell_of(record.config)._asdict(),
-        "spread": f"{record.config.spread:g}",
-        "lr": f"{record.lr:g}",
-        "seed": record.config.seed,
-        "test_error": f"{result.test_error:.4f}",
-        "validation_error": f"{result.validation_error:.4f}",
-        "diverged": result.diverged,
-    }
+    return {**row_of(record), "spread": f"{record.config.spread:g}"}
 
 
 def _blocks(last: RescaledRecord, runs: Runs) -> Iterator[Block]:
@@ -153,13 +147,9 @@ def _summary(cell: Cell, runs: Runs) -> tuple[str, ...]:
 
 
 def _best(own: Mapping[float, Sequence[RescaledRecord]]) -> float:
-    """The rate with the lowest mean validation error; a diverged run counts as an error of 1."""
-
-    def error(lr: float) -> float:
-        ends = [r.result for r in own[lr] if r.result is not None]
-        return sum(1.0 if r.diverged else r.validation_error for r in ends) / len(ends)
-
-    return min(own, key=error)
+    """The rate of a cell with the lowest mean validation error."""
+    (rate,) = best_rates([record for each in own.values() for record in each]).values()
+    return rate
 
 
 def _tests(records: Sequence[RescaledRecord]) -> list[float]:
@@ -173,7 +163,7 @@ def _draw(runs: Runs) -> bytes:
     for axes, (network, optimizer) in zip(
         panels.flat, product(ARCHITECTURES, OPTIMIZERS), strict=True
     ):
-        name = {"sgd": "SGD", "adamw": "AdamW"}[optimizer]
+        name = OF_OPTIMIZERS[optimizer]
         panel(axes, f"{network.capitalize()}, {name}", "")
         for coordinates, moved in product(COORDINATES, (False, True)):
             own = runs.get((Cell(network, optimizer, coordinates), moved), {})
@@ -184,9 +174,9 @@ def _draw(runs: Runs) -> bytes:
                 means,
                 marker="o" if moved else "s",
                 markersize=5 if moved else 8,
-                markerfacecolor=_COLOURS[coordinates] if moved else "white",
+                markerfacecolor=OF_COORDINATES[coordinates] if moved else "white",
                 linestyle="--" if moved else "-",
-                color=_COLOURS[coordinates],
+                color=OF_COORDINATES[coordinates],
                 linewidth=1.5,
                 label=label,
             )
