@@ -90,7 +90,7 @@ def follow(
     own = {name: w.detach() for name, w in probe.model.named_parameters()}
     random = RandomWeights(probe.model, {w.parameter for g in generators for w in g})
     weights = [own | random.draw(source) for _ in range(2)]
-    found.count = sum(probe.shapes[name].numel() for name in probe.averages)
+    found.count = sum(probe.buffers[name].numel() for name in probe.averages)
     positions: dict[object, list[int]] = {}
     for i, exponents in enumerate(generators):
         form = frozenset((w.parameter, w.dim, a) for w, a in exponents.items())
@@ -181,7 +181,7 @@ class _Probe:
 
     Attributes:
         averages: share m of the new part, by name of the buffer.
-        shapes: the buffers, by name.
+        buffers: all of floating point, by name.
     """
 
     def __init__(
@@ -197,16 +197,16 @@ class _Probe:
         self.loss_fn = working_loss(loss_fn, dtype, device)
         self.batch = cast(batch, dtype, device)
         self.precision, self.tolerance = _PRECISION[dtype], _VERIFIED[dtype]
-        self.shapes = {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
+        self.buffers = {n: b for n, b in self.model.named_buffers() if b.is_floating_point()}
         self.averages: dict[str, float] = {}
         own = dict(self.model.named_parameters())
         loss, after = self._run(own, {})
-        changed = [n for n, b in self.shapes.items() if not torch.equal(b, after[n])]
-        for names in [changed] if changed else []:
-            self.averages = self._shares(own, names, loss)
-            if len(self.averages) < len(names):  # some enter the loss: one by one
-                each = [self._shares(own, [name], loss) for name in names]
-                self.averages = {n: m for one in each for n, m in one.items()}
+        changed = [n for n, b in self.buffers.items() if not torch.equal(b, after[n])]
+        if changed:
+            self.averages = self._shares(own, changed, loss)
+        if len(self.averages) < len(changed):  # some enter the loss: one by one
+            each = [self._shares(own, [name], loss) for name in changed]
+            self.averages = {n: m for one in each for n, m in one.items()}
 
     def _run(
         self, weights: Mapping[str, Tensor], start: Mapping[str, Tensor]
@@ -221,8 +221,8 @@ class _Probe:
         self, weights: Mapping[str, Tensor], names: Sequence[str], loss: float
     ) -> dict[str, float]:
         """Shares m of the buffers that are running averages; none if the loss depends on them."""
-        zero, low = self._run(weights, {n: torch.zeros_like(self.shapes[n]) for n in names})
-        one, high = self._run(weights, {n: torch.ones_like(self.shapes[n]) for n in names})
+        zero, low = self._run(weights, {n: torch.zeros_like(self.buffers[n]) for n in names})
+        one, high = self._run(weights, {n: torch.ones_like(self.buffers[n]) for n in names})
         if max(relative_change(loss, zero), relative_change(loss, one)) > self.precision:
             return {}
         shares = {}
@@ -235,12 +235,12 @@ class _Probe:
 
     def measure(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """New parts of the averages, in float64."""
-        _, after = self._run(weights, {n: torch.zeros_like(self.shapes[n]) for n in self.averages})
+        _, after = self._run(weights, {n: torch.zeros_like(self.buffers[n]) for n in self.averages})
         return {n: (after[n].double() / m).cpu() for n, m in self.averages.items()}
 
     def slice(self, name: str, j: int) -> Slice:
         """Slice of entry j."""
-        return Slice(name, 0, j) if self.shapes[name].ndim else Slice(name, None)
+        return Slice(name, 0, j) if self.buffers[name].ndim else Slice(name, None)
 
     def verify(
         self,
@@ -260,7 +260,7 @@ class _Probe:
                 log2[where] = log2.get(where, 0.0) + a * t
             pairs += found.shifts[i]
         element = ScalingElement.from_log2(log2, shifts=pairs)
-        tensors = dict(weights) | {n: b.to(self.shapes[n]) for n, b in averages.items()}
+        tensors = dict(weights) | {n: b.to(self.buffers[n]) for n, b in averages.items()}
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
