@@ -196,13 +196,14 @@ class LinearSystem(Generic[L]):
         Raises:
             ValueError: as `rows`.
         """
-        kept = self.generator.get_state(), self.draws, self.reached.clone(), self.response.clone()
+        state, draws, norms = self.generator.get_state(), self.draws, self.norms
+        reached, response = self.reached.clone(), self.response.clone()
         self.rows(1)  # the first pass takes longer
         began = time.perf_counter()
         found = len(self.rows(1))
         each = (time.perf_counter() - began) / (found if found > 1 else _ROWS_PER_DRAW)
-        state, self.draws, self.reached, self.response = kept
         self.generator.set_state(state)
+        self.draws, self.norms, self.reached, self.response = draws, norms, reached, response
         columns = self.layout.columns
         size = min(columns, _TIMED)
         matrix = torch.randn(
@@ -359,7 +360,7 @@ class LinearSystem(Generic[L]):
         if good.any():
             relative = (sizes / losses[:, None])[good].nan_to_num(math.inf)
             self.response = self.response.maximum(relative.amax(dim=0))
-        self.norms = torch.cat([self.norms, norms[good]])
+        self.norms = torch.cat([self.norms.to(norms), norms[good]])
         least = self.layout.least * float(self.norms.median()) if good.any() else 0.0
         return torch.where(noise[:, None], 0.0, rows / norms.clamp(min=least)[:, None])[good]
 

@@ -550,7 +550,7 @@ def test_the_estimate_changes_nothing():
         system = LinearSystem(work, net.loss_fn, batches, layout, source(0))
         if estimate:
             system.cost("slices", 7)
-        return system.rows(30), system.reached, system.response
+        return system.rows(30), system.reached, system.response, system.norms
 
     for once, again in zip(rows(False), rows(True), strict=True):
         assert torch.equal(once, again)
