@@ -118,8 +118,8 @@ def muon(model: nn.Module) -> list[Optimizer]:
 
 
 def adamw(parameters: Any) -> Optimizer:
-    """AdamW, with an ε above the rounding of gradients that are zero: it makes steps of them."""
-    return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1, eps=1e-4)
+    """AdamW with weight decay."""
+    return torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.1)
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], list[Optimizer]]] = {
