@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes.md against their formulas, written out here."""
+"""The recipes of docs/recipes/published.md against their formulas, written out here."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import published_recipes as recipes
 import pytest
-import recipes
 import torch
-from recipes import PAGE, RECIPES, applied, backward, network
+from published_recipes import PAGE, RECIPES, applied, backward, network
 from torch import Tensor, nn
 
 import manifoldnet as mn
@@ -224,7 +224,7 @@ def test_a_scheduler_is_the_multiplier_of_angular_muown() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_five_lines_or_fewer(recipe: str) -> None:
-    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    page = (DOCS / "recipes" / "published.md").read_text(encoding="utf-8")
     blocks = page.split("```python\n")[1:]
     defined = [
         node
@@ -261,7 +261,7 @@ def records(name: str) -> list[dict[str, str]]:
 
 
 def test_the_page_shows_the_records() -> None:
-    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    page = (DOCS / "recipes" / "published.md").read_text(encoding="utf-8")
     rows = records("recipes")
     assert {row["recipe"] for row in rows} >= set(RECIPES)
     for row in rows:

@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes.md train a transformer on characters of Python's documentation."""
+"""The published recipes train a transformer on characters of Python's documentation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 import torch
-from recipes import PAGE, RECIPES
+from published_recipes import PAGE, RECIPES
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
 from torch.optim import Optimizer

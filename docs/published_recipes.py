@@ -1,6 +1,8 @@
-"""Invariance of the recipes of recipes.md, and of optimizers with and without `constrain`.
+"""Invariance of published optimizers' recipes, and of optimizers with and without `constrain`.
 
-    python docs/recipes.py    writes results/recipes.csv and results/invariance_of_optimizers.csv
+    python docs/published_recipes.py
+
+writes results/recipes.csv and results/invariance_of_optimizers.csv.
 
 Two runs of 100 steps in float64 begin at one function: at a network, and at the same network with
 the rows in front of batch normalization scaled by e^{4 N(0, 1)} (of LoRA, with its two factors
@@ -34,11 +36,11 @@ Optimizers = list[Optimizer]
 
 
 def examples() -> dict[str, Any]:
-    """The names that the Python blocks of recipes.md define."""
-    text = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    """The names that the Python blocks of recipes/published.md define."""
+    text = (DOCS / "recipes" / "published.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        exec(compile(block, "recipes.md", "exec"), names)
+        exec(compile(block, "recipes/published.md", "exec"), names)
     return names
 
 
