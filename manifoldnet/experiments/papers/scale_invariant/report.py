@@ -1,7 +1,7 @@
 """The report on a folder of the scale-invariant paper's runs. Reads records only.
 
     <folder>/<sweep>/records/*.jsonl, <folder>/stage_cost.csv
-    -> scale_invariant.csv, .md, .html, scale_invariant_figure1.png …, label_noise.csv, .png
+    -> scale_invariant.csv, .md, .html, label_noise.csv, scale_invariant_figure1-light.svg …
 
 It begins with answers: claims, comparisons, corrupted data, every learning rate, figures, how rates
 were chosen, confidence, and what a step costs, each where there are records on it.
@@ -132,7 +132,7 @@ def _blocks(sections: Sequence[Section], costs: pd.DataFrame | None) -> Iterator
         if section.purpose == "grid":
             title = f"{claims.figure_of(section) or 'Grid'}: {section.title}"
             yield Heading(title)
-            name = f"scale_invariant_{section.name}.png"
+            name = f"scale_invariant_{section.name}"
             yield Picture(name, figures.draw_grid(section.runs, title), title)
             yield from _grid(section.runs)
     yield from _choices([section for section in sections if section.purpose == "choice"])
@@ -260,7 +260,7 @@ def _robustness(section: Section, name: str) -> Iterator[Block]:
     yield from _table(rows, words=4)
     yield from _table(differences, words=2)
     picture = figures.draw_robustness(settings)
-    yield Picture(f"{name}.png", picture, "Test error against corrupted data")
+    yield Picture(name, picture, "Test error against corrupted data")
 
 
 def _stability(section: Section, name: str) -> Iterator[Block]:
@@ -296,7 +296,7 @@ def _stability(section: Section, name: str) -> Iterator[Block]:
     ]
     yield from _table(rows, words=0)
     text = "Test error, largest loss and relative step against the learning rate"
-    yield Picture(f"{name}.png", figures.draw_stability(runs), text)
+    yield Picture(name, figures.draw_stability(runs), text)
 
 
 def _extremes(name: str, own: pd.DataFrame) -> dict[str, str]:
@@ -402,7 +402,7 @@ def _confidence(compared: Sequence[Comparison]) -> Iterator[Block]:
     ]
     yield from _table(rows, words=2)
     picture = figures.draw_reliability(found)
-    yield Picture("scale_invariant_reliability.png", picture, "Accuracy against confidence")
+    yield Picture("scale_invariant_reliability", picture, "Accuracy against confidence")
 
 
 def _confident(curve: pd.DataFrame) -> pd.DataFrame:

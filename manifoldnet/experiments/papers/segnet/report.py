@@ -1,6 +1,6 @@
 """The report on runs of SegNet. Reads records only.
 
-<folder>/records/*.jsonl -> segnet.csv, segnet.png, segnet.md, segnet.html
+<folder>/records/*.jsonl -> segnet.csv, segnet-light.svg, segnet-dark.svg, segnet.md, segnet.html
 
 Of the pictures of predictions in the folder, the one with the photographs is shown if the report
 stays there, the other one if it goes elsewhere (and if it is there from an earlier report, when
@@ -23,7 +23,7 @@ from manifoldnet.experiments.papers.segnet.config import (
     scores,
 )
 from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, panel, png
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, panel, svg
 from manifoldnet.experiments.records import runs_frame
 from manifoldnet.experiments.report import (
     Block,
@@ -68,7 +68,7 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
             f"{folder} holds two runs of {update} with seed {seed}: move one of them to another "
             "folder"
         )
-    pictures = [Picture("segnet.png", _draw(found), "Validation scores by epoch")]
+    pictures = [Picture("segnet", _draw(found), "Validation scores by epoch")]
     name = PREDICTIONS if output.absolute() == folder.absolute() else WITHOUT_PHOTOGRAPHS
     drawn = next((path for path in (folder / name, output / name) if path.exists()), None)
     if drawn is not None:
@@ -134,7 +134,7 @@ def _differences(runs: pd.DataFrame) -> Iterator[tuple[str, ...]]:
 
 def _draw(found: Sequence[SegmentationRecord]) -> bytes:
     """Validation scores by epoch, a panel for each score."""
-    figure = new_figure(9.6, 3.6)
+    figure = new_figure(8.4, 3.4)
     epochs = pd.DataFrame(
         [
             {"update": record.config.update, "epoch": epoch.epoch}
@@ -161,4 +161,4 @@ def _draw(found: Sequence[SegmentationRecord]) -> bytes:
     figure.supxlabel(
         "lines: mean over seeds; bands: from the worst to the best seed", fontsize=8, color=MUTED
     )
-    return png(figure)
+    return svg(figure)

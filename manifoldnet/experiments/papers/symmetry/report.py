@@ -1,7 +1,7 @@
 """The report on a folder of runs: Table 2 and Figure 3 beside the paper's.
 
 <folder>/records, <folder>/times.csv
-    -> table2.csv, figure3.csv, figure3.png, table2.md, table2.html
+    -> table2.csv, figure3.csv, figure3-light.svg, figure3-dark.svg, table2.md, table2.html
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
             found[0].config,
             _versions(found),
             results.read_times(folder),
-            Picture("figure3.png", picture, "Figure 3: mean test error by epoch"),
+            Picture("figure3", picture, "Figure 3: mean test error by epoch"),
             folder,
         )
     )

@@ -1,6 +1,6 @@
 """The report on accuracy in the moving frame. Reads records only.
 
-<folder>/choice, <folder>/comparison -> moving_frame_accuracy.csv, .png, .md, .html
+<folder>/choice, <folder>/comparison -> moving_frame_accuracy.csv, -light.svg, -dark.svg, .md, .html
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     cell_of,
     validation_errors,
 )
-from manifoldnet.experiments.plotting import INK, MUTED, new_figure, panel, png
+from manifoldnet.experiments.plotting import BLUE, GREY, INK, MUTED, RED, new_figure, panel, svg
 from manifoldnet.experiments.report import (
     Block,
     Heading,
@@ -36,7 +36,7 @@ from manifoldnet.experiments.statistics import Estimate, estimate, mean_and_devi
 NAME = "moving_frame_accuracy"
 COLUMNS = (*Cell._fields, "lr", "seed", "test_error", "validation_error", "diverged")
 
-OF_COORDINATES = dict(zip(COORDINATES, ("#555555", "#0072B2", "#D55E00"), strict=True))
+OF_COORDINATES = dict(zip(COORDINATES, (GREY, BLUE, RED), strict=True))
 """Colours."""
 
 OF_OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
@@ -121,7 +121,7 @@ def _blocks(
         ),
         words=2,
     )
-    yield Picture(f"{NAME}.png", _draw(errors), "Test errors of the cells, a point for each seed")
+    yield Picture(NAME, _draw(errors), "Test errors of the cells, a point for each seed")
     yield Heading("Differences")
     yield Table(
         ("difference", "network", "optimizer", "mean", "95 % interval", "n"),
@@ -197,7 +197,7 @@ def _answer(one: str, other: str, found: Sequence[tuple[str, str, Estimate]]) ->
 
 def _draw(errors: Errors) -> bytes:
     """A panel for each network; a column of points for each cell, its mean and interval."""
-    figure = new_figure(8.4, 3.8)
+    figure = new_figure(8.0, 3.8)
     networks = list(dict.fromkeys(cell.architecture for cell in CELLS))
     for axes, network in zip(figure.subplots(1, 2), networks, strict=True):
         panel(axes, network.capitalize(), "")
@@ -220,4 +220,4 @@ def _draw(errors: Errors) -> bytes:
             axes.legend(frameon=False, fontsize=8, labelcolor=INK)
         axes.set_ylabel("test error (%)", color=INK)
     figure.supxlabel("points: seeds; squares: mean with its 95 % interval", fontsize=8, color=MUTED)
-    return png(figure)
+    return svg(figure)

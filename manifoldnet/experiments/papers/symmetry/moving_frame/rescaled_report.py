@@ -1,6 +1,6 @@
 """The report on training from rescaled starts. Reads records only.
 
-<folder>/records -> rescaled_start.csv, .png, .md, .html
+<folder>/records -> rescaled_start.csv, -light.svg, -dark.svg, .md, .html
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.report import (
     OF_OPTIMIZERS,
     row_of,
 )
-from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, panel, png
+from manifoldnet.experiments.plotting import FAINT, INK, MUTED, PAPER, new_figure, panel, svg
 from manifoldnet.experiments.report import (
     Block,
     Heading,
@@ -95,7 +95,7 @@ def _blocks(last: RescaledRecord, runs: Runs) -> Iterator[Block]:
         tuple(_summary(cell, runs) for cell in cells),
         words=3,
     )
-    yield Picture(f"{NAME}.png", _draw(runs), "Test errors by rate, from both starts")
+    yield Picture(NAME, _draw(runs), "Test errors by rate, from both starts")
     yield Heading("Every rate")
     rates = sorted({lr for own in runs.values() for lr in own})
     yield Table(
@@ -158,7 +158,7 @@ def _tests(records: Sequence[RescaledRecord]) -> list[float]:
 
 def _draw(runs: Runs) -> bytes:
     """A panel for each network and optimizer: mean test error by rate, dashed from moved starts."""
-    figure = new_figure(9.0, 6.0)
+    figure = new_figure(8.0, 5.8)
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, (network, optimizer) in zip(
         panels.flat, product(ARCHITECTURES, OPTIMIZERS), strict=True
@@ -174,7 +174,7 @@ def _draw(runs: Runs) -> bytes:
                 means,
                 marker="o" if moved else "s",
                 markersize=5 if moved else 8,
-                markerfacecolor=OF_COORDINATES[coordinates] if moved else "white",
+                markerfacecolor=OF_COORDINATES[coordinates] if moved else PAPER,
                 linestyle="--" if moved else "-",
                 color=OF_COORDINATES[coordinates],
                 linewidth=1.5,
@@ -196,4 +196,4 @@ def _draw(runs: Runs) -> bytes:
         fontsize=8,
         color=MUTED,
     )
-    return png(figure)
+    return svg(figure)
