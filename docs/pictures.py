@@ -357,7 +357,7 @@ def verdicts(palette: Palette) -> Figure:
         bold: dict[str, Any] = {"fontweight": "bold", "fontsize": 11.5, "va": "center"}
         axes.text(-2.95, y, title, color=palette.ink, **bold)
         for x, update in enumerate(table.updates):
-            name = "AdamW" if update == "yours" else update
+            name = "AdamW" if update == "yours" else update.replace(" ", "\n")
             axes.text(x, y, name, color=palette.ink, ha="center", va="center", fontsize=11.5)
         for row in table.rows:
             if not row.trivial:
