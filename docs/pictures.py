@@ -351,7 +351,7 @@ def verdicts() -> Figure:
         bold: dict[str, Any] = {"fontweight": "bold", "fontsize": 11.5, "va": "center"}
         axes.text(-2.95, y, title, color=INK, **bold)
         for x, update in enumerate(table.updates):
-            name = "AdamW" if update == "yours" else update
+            name = "AdamW" if update == "yours" else update.replace(" ", "\n")
             axes.text(x, y, name, color=INK, ha="center", va="center", fontsize=11.5)
         for row in table.rows:
             if not row.trivial:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 MADE = ROOT / "docs" / "notebooks"
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if MADE not in path.parents),
 ]
 
