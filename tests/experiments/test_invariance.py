@@ -2,9 +2,9 @@
 
 import csv
 import sys
-from xml.etree import ElementTree as ET
 from itertools import product
 from math import inf, nan
+from xml.etree import ElementTree as ET
 
 import pytest
 
