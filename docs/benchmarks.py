@@ -38,7 +38,6 @@ from torch.utils.benchmark import set_torch_threads
 import manifoldnet as mn
 from manifoldnet.experiments.plotting import (
     BLUE,
-    FAINT,
     GREY,
     INK,
     MUTED,
@@ -53,10 +52,19 @@ Shape = tuple[int, ...]
 Step = Callable[[], Any]
 NAME = "benchmarks.csv"
 BASE, OURS = "torch fused", "manifoldnet fused"
+CONSTRAINED = "torch fused, constrained"
 IMPLEMENTATIONS = (
-    *(OURS, "manifoldnet", "manifoldnet reference", "torch fused, constrained"),
+    *(OURS, "manifoldnet", "manifoldnet reference", CONSTRAINED),
     *("geoopt", "weight_norm", "geotorch"),
 )
+MANIFOLD_LABELS = {
+    "oblique rows": "unit-norm rows",
+    "oblique columns": "unit-norm columns",
+    "sphere": "unit-norm tensor",
+    "scaled, geodesic": "scaled metric, geodesic",
+    "scaled, additive": "scaled metric, additive",
+}
+OPTIMIZER_LABELS = {"sgd": "SGD", "momentum": "SGD, momentum", "adam": "Adam"}
 # Of those that the pictures compare, in words: colour, filling of the points.
 DRAWN = {
     OURS: ("manifoldnet, fused=True", RED, RED),
@@ -249,7 +257,7 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
         OURS: lambda: by_us(fused=True),
         "manifoldnet": by_us,
         "manifoldnet reference": lambda: by_us(foreach=False),
-        "torch fused, constrained": constrained,
+        CONSTRAINED: constrained,
         "geoopt": by_geoopt,
     }
     if cell.manifold.startswith("oblique"):
@@ -326,6 +334,17 @@ def peak(step: Step) -> int:
 # --- tables and pictures --------------------------------------------------------------------------
 
 
+INTRODUCTION = f"""With the compiled kernel (`{OURS}`) a step on rows of large networks costs
+about as much as torch's fused one. [The summary](../benchmarks.md) has the ranges and the method.
+
+Each table of multiples divides the median time of a step by that of torch's fused step of the same
+optimizer; the milliseconds of the latter stand before the multiples. `manifoldnet` is the step
+without the kernel, `manifoldnet reference` the plain formulas, `{CONSTRAINED}` torch's optimizer in
+`mn.constrain`. On `oblique`, rows or columns have unit norm; on `sphere`, the whole tensor has.
+`scaled` is the scaled metric with its geodesic or additive step. `mlp` is a small network, `matrix`
+one matrix of 8192×4096."""
+
+
 def write_report(path: Path) -> None:
     """benchmarks.md and its pictures, from the file and beside it."""
 
@@ -336,7 +355,7 @@ def write_report(path: Path) -> None:
         pages = zip(files, ("#only-light", "#only-dark"), strict=True)
         return "\n".join(f"![{text}]({file}{page})" for file, page in pages)
 
-    every, parts = pd.read_csv(path), []
+    every, parts = pd.read_csv(path), ["# What a step costs: all numbers", INTRODUCTION]
     for count in sorted(every.threads.unique(), reverse=True):
         threads = f"{count} thread" + ("s" if count > 1 else "")
         here = every[every.threads == count]
@@ -422,7 +441,10 @@ def draw_ratios(rows: pd.DataFrame) -> Figure:
         top = max(heights.values(), default=-1.5) + 2.2
         panels[0].text(
             *(-0.04, top - 0.95, NETWORKS.get(str(shapes), shapes)),
-            **{"ha": "right", "va": "center", "fontsize": 9.5, "fontweight": "bold"},
+            ha="right",
+            va="center",
+            fontsize=9.5,
+            fontweight="bold",
             transform=panels[0].get_yaxis_transform(),
         )
         for line, manifold in enumerate(part.manifold.unique()):
@@ -439,8 +461,8 @@ def draw_ratios(rows: pd.DataFrame) -> Figure:
             where = [heights[key] for key in zip(part.shapes, part.manifold, strict=True)]
             how = {"color": colour, "markerfacecolor": face, "markersize": 5.5, "label": label}
             axes.plot(part.ratio_to_fused_sgd_or_adam, where, "o", **how)
-        axes.set_title(optimizer, loc="left", fontsize=10.5, color=INK)
-    panels[0].set_yticks([*heights.values()], [manifold for _, manifold in heights])
+        axes.set_title(OPTIMIZER_LABELS[optimizer], loc="left", fontsize=10.5, color=INK)
+    panels[0].set_yticks([*heights.values()], [MANIFOLD_LABELS[m] for _, m in heights])
     panels[0].set_ylim(max(heights.values()) + 0.7, -0.9)
     figure.supxlabel("time of a step, as a multiple of torch's fused step", fontsize=10, color=INK)
     return with_legend(figure, panels[0])
@@ -465,7 +487,7 @@ def draw_growth(rows: pd.DataFrame) -> Figure:
                     points = sorted(zip(sizes, part.median_ms, strict=True))
                     how = {"color": colour, "markersize": 4, "label": name}
                     axes.plot(*zip(*points, strict=True), dashes, **how)
-            axes.set_title(optimizer, loc="left", fontsize=10.5, color=INK)
+            axes.set_title(OPTIMIZER_LABELS[optimizer], loc="left", fontsize=10.5, color=INK)
             axes.set_xlabel(title, fontsize=9.5, color=INK)
         line[0].set_ylabel("ms a step", fontsize=9.5, color=INK)
         line[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -34,7 +34,6 @@ from manifoldnet.experiments.plotting import (
     write_svg_pair,
 )
 
-
 SCALED_METRIC, GEODESIC, UNIT_NORM = BLUE, GREEN, RED
 
 

@@ -87,7 +87,10 @@ def on_dark(picture: bytes) -> bytes:
 
     def dark(found: re.Match[str]) -> str:
         if found[0].lower() not in _DARK:
-            raise ValueError(f"no colour for dark pages belongs to {found[0]}: draw with {_DARK}")
+            raise ValueError(
+                f"{found[0]} has no counterpart on dark pages: draw with the colours of this "
+                f"module ({', '.join(_DARK)})"
+            )
         return _DARK[found[0].lower()]
 
     return re.sub(r"(?<=: )#[0-9a-fA-F]{6}\b", dark, picture.decode()).encode()

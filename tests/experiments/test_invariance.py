@@ -140,7 +140,7 @@ def test_the_command_writes_both_files_and_prints_the_summary(tmp_path, capsys, 
     out = tmp_path / "a" / "b"
     assert main(["--out", str(out), "--steps", "2", "--seed", "3"]) == 0
     text, err = capsys.readouterr()
-    assert f"pictures: {out / 'trajectory_invariance'}-light.svg, " in text
+    assert f"pictures: {out / 'trajectory_invariance'}-light.svg, -dark.svg" in text
     assert text.count("arch1  paper") == 4
     assert err.splitlines() == [f"arch1, paper, {update}" for update in COMPARED]
     assert {p.name for p in out.iterdir()} == {

@@ -321,13 +321,20 @@ def test_the_report_has_every_section_table_and_file(some, capsys):
     report = write_stage_report(some)
     assert {path.name for path in report.files} == {
         *("scale_invariant.csv", "scale_invariant.md", "scale_invariant.html"),
-        *("scale_invariant_figure5-light.svg", "label_noise-dark.svg", "label_noise.csv"),
-        *("scale_invariant_stability-dark.svg", "scale_invariant_reliability-light.svg"),
+        "label_noise.csv",
+        *(
+            f"{name}-{page}.svg"
+            for page in ("light", "dark")
+            for name in (
+                *("scale_invariant_figure5", "label_noise"),
+                *("scale_invariant_stability", "scale_invariant_reliability"),
+            )
+        ),
     }
     assert all(path.exists() for path in report.files)
     lines = [" ".join(line.split()) for line in report.text.splitlines()]
     assert [line for line in lines if line.startswith("#")] == [
-        "# Scale-invariant learning and convolutional networks",
+        "# All numbers of the scale-invariant paper",
         "## In short",
         "## Test error at the chosen rates",
         "## Wrong labels and outliers: mnist, smaller: 100 images, 1 epoch",

@@ -206,11 +206,11 @@ def draw_stability(runs: pd.DataFrame) -> bytes:
 
 def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
     """A reliability diagram for each data set."""
-    figure = new_figure(3.9 * len(found), 3.9)
+    figure = new_figure(3.0 * len(found), 3.6)
     for axes, (title, methods) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
-        panel(axes, title, "confidence (%)")
+        panel(axes, title.replace(": ", ":\n"), "confidence (%)")
         axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
         for method, runs in methods.items():
             bins = reliability(runs)
@@ -224,7 +224,7 @@ def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
                 label=f"{method}, error {100 * bins.error:.2f} %",
             )
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="upper left")
     figure.axes[0].set_ylabel("right answers (%)", color=INK)
     return svg(figure)
 

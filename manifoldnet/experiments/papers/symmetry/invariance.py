@@ -239,7 +239,12 @@ def _verdict(pair: Pair) -> str:
 
 
 def draw(pairs: Sequence[Pair], path: Path) -> None:
-    """Draw the losses of all pairs as two SVGs, for light pages and dark: a row per setting, a panel per update."""
+    """Draw the losses of all pairs: a row per setting, a panel per update.
+
+    Args:
+        pairs: of `trajectories`.
+        path: of the SVGs for light pages and dark ones, without ``-light.svg`` and ``-dark.svg``.
+    """
     settings = dict.fromkeys(pair.setting for pair in pairs)
     rows = {setting: [pair for pair in pairs if pair.setting == setting] for setting in settings}
     columns = max(map(len, rows.values()))
@@ -320,7 +325,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ExperimentError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
-    sys.stdout.write(f"{summary(pairs)}\nlosses: {table}\npictures: {picture}-light.svg, {picture}-dark.svg\n")
+    sys.stdout.write(
+        f"{summary(pairs)}\nlosses: {table}\npictures: {picture}-light.svg, -dark.svg\n"
+    )
     return 0
 
 
