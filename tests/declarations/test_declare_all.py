@@ -230,7 +230,5 @@ def test_the_report_is_a_dictionary_that_can_be_copied() -> None:
     ],
 )
 def test_a_function_that_takes_other_arguments_is_no_rule(rule, said) -> None:
-    with pytest.raises(
-        TypeError, match=rf"is called with \(name, module, parameter\), .*{said}"
-    ):
+    with pytest.raises(TypeError, match=rf"is called with \(name, module, parameter\), .*{said}"):
         mn.declare_all(nn.Linear(3, 2), rule)
