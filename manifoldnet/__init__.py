@@ -42,7 +42,7 @@ from manifoldnet.summaries import Summary, summary
 if TYPE_CHECKING:
     from manifoldnet.manifold_parameter import ManifoldParameter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Additive",

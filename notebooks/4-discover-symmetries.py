@@ -161,8 +161,8 @@ assert sizes[zero - 1] > 1e10 * sizes[zero]
 # ## Which optimizer respects them
 #
 # `explain` takes steps with random gradients that have the symmetry, and measures whether they
-# commute with it. B-SGD is plain SGD, SM the scaled metric where the group asks for it, UN unit
-# norms, and `yours` the optimizer that you give.
+# commute with it. The columns are plain SGD, SGD under the scaled metric where the group asks for
+# it, SGD on unit norms, and `yours`, the optimizer that you give.
 
 
 # %%

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _FORMAT = 2
 _UNNAMED = "classification"  # records of format 1 name no experiment
+# Versions of manifoldnet with the same algorithms in all runs: their records go together.
+_SAME_RUNS = (frozenset({"0.1.0", "0.2.0"}),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +164,11 @@ def experiment_of(text: str) -> str:
     if not isinstance(head, dict):
         raise ValueError("it is not a JSON object")
     return str(head.get("experiment", _UNNAMED))
+
+
+def same_runs(one: str | None, other: str | None) -> bool:
+    """True if runs of two versions of manifoldnet differ by the rounding of processors at most."""
+    return one == other or any({one, other} <= each for each in _SAME_RUNS)
 
 
 def check_together(

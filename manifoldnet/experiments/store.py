@@ -138,7 +138,7 @@ def check(
     paths = {folder / name: record for name, record in found.items()}
     for path, record in paths.items():
         version = record.versions.get("manifoldnet")
-        if version != versions["manifoldnet"]:
+        if not records.same_runs(version, versions["manifoldnet"]):
             raise RecordError(
                 f"{path} is of manifoldnet {version}, this is {versions['manifoldnet']}: choose "
                 "another folder, or go on with that version"

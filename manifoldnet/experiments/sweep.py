@@ -22,7 +22,7 @@ from manifoldnet.experiments import checkpoint, store
 from manifoldnet.experiments.configuration import Configuration
 from manifoldnet.experiments.errors import ConfigError, DataError, ExperimentError, RecordError
 from manifoldnet.experiments.progress import SweepProgress
-from manifoldnet.experiments.records import C, E, R, RunRecord
+from manifoldnet.experiments.records import C, E, R, RunRecord, same_runs
 from manifoldnet.experiments.training import Data, Experiment, train_in, train_whole, versions
 from manifoldnet.experiments.workers import Processes, available
 from manifoldnet.optim import NormGrowthWarning, ZeroSliceWarning
@@ -239,7 +239,9 @@ def run_one(
             return train_whole(experiment, config, data)
         schema = experiment.schema
         left = checkpoint.inspect(directory, config, schema, resume=True, overwrite=False)
-        if left is not None and (left.versions.get("manifoldnet"), left.data) != (own, fingerprint):
+        if left is not None and not (
+            same_runs(left.versions.get("manifoldnet"), own) and left.data == fingerprint
+        ):
             raise RecordError(
                 f"{directory} holds this run as manifoldnet {left.versions.get('manifoldnet')} "
                 f"began it on data of checksum {left.data}; this is {own}, on {fingerprint}: "

@@ -121,15 +121,16 @@ def explain(
     classifier: str | tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> Explanation:
-    """Measure whether B-SGD, SM, UN and the user's optimizer respect each symmetry.
+    """Measure whether SGD, with and without manifolds, and the user's optimizer respect symmetries.
 
-    B-SGD is plain SGD. SM is SGD under the scaled metric, UN under unit norms. With `classifier`,
-    these are declared by `rules.scaled_metric` and `rules.unit_norm`; without, by `rule(group)`,
-    UN on rows only; for a linear group, by the rule of the scalings that it contains. Three steps
-    are taken in float64 with random gradients of a loss that has the symmetry. All generators of
-    one family (one block of a linear group) act at once, with factors (singular values) up to 8.
-    Where they leave a manifold and the group leads back, the product is measured. SM and UN are
-    left out where a weight that they declare has slices of zeros (the start of LoRA).
+    The columns are "SGD", "scaled metric" and "unit norm": plain SGD, SGD under the scaled metric,
+    SGD on unit norms (the symmetry paper's B-SGD, SM and UN). With `classifier`, manifolds are
+    declared by `rules.scaled_metric` and `rules.unit_norm`; without, by `rule(group)`, unit norms
+    on rows only; for a linear group, by the rule of the scalings that it contains. Three steps are
+    taken in float64 with random gradients of a loss that has the symmetry. All generators of one
+    family (one block of a linear group) act at once, with factors (singular values) up to 8. Where
+    they leave a manifold and the group leads back, the product is measured. The columns with
+    manifolds are left out where a weight of theirs has slices of zeros (the start of LoRA).
 
     Args:
         model: any module, with the user's declarations; it is not changed.
@@ -198,7 +199,7 @@ def _columns(
         return RiemannianSGD(model.named_parameters(), lr=_LR)
 
     plain = _undeclared_copy(model)
-    yield "B-SGD", (plain, sgd)
+    yield "SGD", (plain, sgd)
     if classifier is not None:
         scaled, unit = rules.scaled_metric(classifier), rules.unit_norm(classifier)
     else:
@@ -207,7 +208,7 @@ def _columns(
         except ValueError:  # no matrix is scaled, so nothing can be declared
             return
         unit = Rule({name: Oblique() for name, m in scaled.manifolds.items() if m.slices.dim != 1})
-    for name, declaration, project in (("SM", scaled, False), ("UN", unit, True)):
+    for name, declaration, project in (("scaled metric", scaled, False), ("unit norm", unit, True)):
         target = copy.deepcopy(plain)
         try:
             declare_all(target, declaration, project=project)

@@ -42,8 +42,8 @@ def test_verdicts_are_those_of_the_paper() -> None:
         [row.verdicts for row in pictures.measured(normalized).rows if not row.trivial]
         for normalized in (False, True)
     )
-    assert [row["SM"] for row in first] == ["ignores", "respects"]
-    assert [row["SM"] for row in second] == ["respects", "ignores"] * 2
+    assert [row["scaled metric"] for row in first] == ["ignores", "respects"]
+    assert [row["scaled metric"] for row in second] == ["respects", "ignores"] * 2
     assert {row["yours"] for row in first + second} == {"ignores"}
 
 

@@ -1,5 +1,6 @@
 """Pictures of runs: lines, bands and axes, as they are handed to matplotlib."""
 
+import re
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from runs import record, run
 
-from manifoldnet.experiments import MissingExtraError, plot_test_error, write_report
+from manifoldnet.experiments import MissingExtraError, plot_test_error, plotting, write_report
 from manifoldnet.experiments.papers.symmetry.cells import FIGURE3
 from manifoldnet.experiments.papers.symmetry.figures import curves, figure3, trajectories
 from manifoldnet.experiments.papers.symmetry.results import by_cell, figure3_table, run_table
@@ -86,8 +87,31 @@ def test_the_legend_counts_diverged_runs(drawn):
 
 @pytest.mark.parametrize("errors", [[0.1], [0.0]])
 def test_figures_of_few_points_are_drawn(errors):
-    assert draw([record(ARCH1[0], 0, errors)]).startswith(b"\x89PNG")
-    assert draw([record(FIGURE3[0], 0, errors, "loss")]).startswith(b"\x89PNG")
+    assert draw([record(ARCH1[0], 0, errors)]).startswith(b"<?xml")
+    assert draw([record(FIGURE3[0], 0, errors, "loss")]).startswith(b"<?xml")
+
+
+def test_a_dark_picture_differs_in_its_colours_only():
+    figure = plotting.new_figure(2, 1)
+    figure.add_subplot().plot([0, 1], [0, 1], color=plotting.RED)
+    figure.axes[0].set_title("black by default")
+    plotting.style(figure.axes[0])
+    for spine in figure.axes[0].spines.values():
+        spine.set_color(plotting.FAINT)
+    light = plotting.svg(figure)
+    dark = plotting.on_dark(light)
+    colour = re.compile(rb": #\w{6}")
+    assert [len(set(colour.findall(each))) for each in (light, dark)] == [3, 3]  # red, ink, faint
+    assert not set(colour.findall(light)) & set(colour.findall(dark))
+    assert colour.sub(b"", light) == colour.sub(b"", dark)
+    assert plotting.svg(figure) == light
+
+
+def test_a_colour_without_a_dark_one_is_refused():
+    figure = plotting.new_figure(2, 1)
+    figure.add_subplot().plot([0, 1], [0, 1], color="#123456")
+    with pytest.raises(ValueError, match="#123456"):
+        plotting.on_dark(plotting.svg(figure))
 
 
 def test_a_curve_has_the_epochs_of_all_runs_that_did_not_diverge():

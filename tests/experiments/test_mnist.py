@@ -1,9 +1,15 @@
 """The real thing, where there is a folder of data sets (MANIFOLDNET_DATA)."""
 
+from pathlib import Path
+
 import pytest
 
-from manifoldnet.experiments import TrainConfig, load, train
+from manifoldnet.experiments import TrainConfig, load, store, train
 from manifoldnet.experiments.data import split
+from manifoldnet.experiments.papers.symmetry.moving_frame.rescaled_run import EXPERIMENT
+from manifoldnet.experiments.training import train_whole
+
+RECORDS = Path(__file__).parents[2] / "docs" / "results" / "rescaled-start"
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +39,13 @@ def test_the_default_split_is_the_papers(mnist):
 def test_one_epoch_reaches_88_percent(mnist, tmp_path):
     record = train(TrainConfig(dataset="mnist", update="sm", epochs=1), tmp_path, mnist)
     assert record.result.test_error < 0.12
+
+
+def test_a_record_of_version_0_1_is_reproduced(mnist):
+    found = store.read_all(RECORDS, EXPERIMENT.schema)
+    kept = found["edd4326c65a0deb8"]
+    assert kept.versions["manifoldnet"] == "0.1.0"
+    again = train_whole(EXPERIMENT, kept.config, mnist)
+    for ours, theirs in zip(again.epochs, kept.epochs, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-6)  # another processor
+        assert ours.test_error == pytest.approx(theirs.test_error, abs=1e-3)

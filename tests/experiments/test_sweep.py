@@ -150,6 +150,12 @@ def test_a_record_of_another_version_is_named(started, one_run):
     assert "is of manifoldnet 0.0.1, this is " in refused(FEW, started)
 
 
+def test_records_of_a_version_with_the_same_runs_go_on(started, one_run):
+    store.keep(started, dataclasses.replace(one_run, versions={"manifoldnet": "0.1.0"}))
+    (record, *_) = sweeping.sweep(EXPERIMENT, FEW, started, jobs=1, progress=False)
+    assert record.versions == {"manifoldnet": "0.1.0"}  # not trained again
+
+
 def test_a_record_that_has_not_ended_is_named(started, one_run):
     store.keep(started, dataclasses.replace(one_run, result=None))
     assert "is of a run that has not ended" in refused(FEW, started)

@@ -141,7 +141,7 @@ def test_the_group_and_the_table_are_printed(capsys, target):
     assert "0.weight[row 0] × s, 2.weight[column 0] ÷ s, and 3 more like it" in group
     assert "verified: random elements" in group
     header, first, *_ = table.splitlines()
-    assert header.split() == ["B-SGD", "SM", "UN", "symmetry"]
+    assert header.split() == ["SGD", "scaled", "metric", "unit", "norm", "symmetry"]
     assert first.startswith("ignores")
     expected, *stages = err.splitlines()
     assert expected.startswith("17 slices, about 0.01 GiB and ")
@@ -150,7 +150,7 @@ def test_the_group_and_the_table_are_printed(capsys, target):
 
 def test_users_optimizer_has_a_column(capsys):
     out, _ = run(capsys, "network:make_with_optimizer", "--quiet")
-    assert out.split("\n\n")[1].split()[:4] == ["B-SGD", "SM", "UN", "yours"]
+    assert out.split("\n\n")[1].split()[:6] == ["SGD", "scaled", "metric", "unit", "norm", "yours"]
 
 
 def test_options_reach_the_discovery(capsys, monkeypatch):
@@ -180,7 +180,7 @@ def test_declared_models_are_accepted(capsys):
 def test_model_without_symmetry(capsys):
     out, _ = run(capsys, "network:make_without_symmetry", "--quiet")
     assert out.startswith("scaling group of dimension 0")
-    assert "B-SGD" not in out
+    assert "SGD" not in out
 
 
 def test_quiet_prints_no_progress(capsys):
@@ -288,7 +288,7 @@ def test_linear_symmetries(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = factory.find_symmetries(f"{path}:make", kind="linear")
     assert found.explanation is not None
-    assert found.explanation.rows[0].verdicts["B-SGD"] == "ignores"
+    assert found.explanation.rows[0].verdicts["SGD"] == "ignores"
     text = str(found)
     assert "GL(3) between 0 and 1" in text
     assert "looked for: matrices on rows and on columns of each parameter, translations" in text

@@ -111,9 +111,9 @@ def test_arch1():
     table = explain(model, group, lambda m: torch.optim.AdamW(m.parameters(), lr=1e-2))
     # Rows of W1 against columns of W2; rows of W2 against columns of θ; the trivial one.
     assert verdicts(table) == {
-        "B-SGD": ["ignores", "ignores", "respects"],
-        "SM": ["ignores", "respects", "respects"],
-        "UN": ["fixes", "fixes", "respects"],
+        "SGD": ["ignores", "ignores", "respects"],
+        "scaled metric": ["ignores", "respects", "respects"],
+        "unit norm": ["fixes", "fixes", "respects"],
         "yours": ["ignores", "ignores", "respects"],
     }
     assert [line.size for line in table.rows] == [4, 4, 1]
@@ -131,9 +131,9 @@ def test_arch2():
     # γ and β against a column of W2: scaling of the rows of W2, a symmetry too, restores their
     # unit norms. So UN admits a one-parameter family of parameterizations, and ignores them.
     assert verdicts(table) == {
-        "B-SGD": ["ignores", "ignores", "ignores"],
-        "SM": ["respects", "ignores", "ignores"],
-        "UN": ["fixes", "ignores", "ignores"],
+        "SGD": ["ignores", "ignores", "ignores"],
+        "scaled metric": ["respects", "ignores", "ignores"],
+        "unit norm": ["fixes", "ignores", "ignores"],
     }
 
 
@@ -150,7 +150,7 @@ def test_running_averages_change_no_verdict():
     ]
     # With their averages the rows are as many tensors as the gains, which come first.
     table = explain(model, ScalingGroup.of(model, [*gains, *followed]))
-    assert verdicts(table)["UN"] == ["ignores", "ignores", "fixes"]
+    assert verdicts(table)["unit norm"] == ["ignores", "ignores", "fixes"]
 
 
 def test_users_update_follows_the_declarations():
@@ -164,7 +164,7 @@ def test_users_update_follows_the_declarations():
     ):
         table = explain(model, group, make)
         assert verdicts(table)["yours"] == ["ignores", "respects", "respects"]
-        assert verdicts(table)["B-SGD"] == ["ignores", "ignores", "respects"]
+        assert verdicts(table)["SGD"] == ["ignores", "ignores", "respects"]
     assert mn.manifolds(model)["head.weight"] == mn.ScaledEuclidean(1, "additive")
     assert all(torch.equal(w, before[name]) for name, w in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -176,9 +176,9 @@ def test_geoopt_optimizer_and_sphere():
     model.weight = geoopt.ManifoldParameter(sphere.random(3, 4), sphere)
     table = explain(model, group, lambda m: geoopt.optim.RiemannianSGD(m.parameters(), lr=0.1))
     assert verdicts(table) == {
-        "B-SGD": ["ignores"],
-        "SM": ["respects"],
-        "UN": ["fixes"],
+        "SGD": ["ignores"],
+        "scaled metric": ["respects"],
+        "unit norm": ["fixes"],
         "yours": ["fixes"],
     }
 
@@ -203,7 +203,7 @@ def test_a_classifier_can_be_named_as_in_the_rules():
 def test_printed_table():
     model, group, _, _ = arch1()
     lines = str(explain(model, group)).splitlines()
-    assert lines[0].split() == ["B-SGD", "SM", "UN", "symmetry"]
+    assert lines[0].split() == ["SGD", "scaled", "metric", "unit", "norm", "symmetry"]
     assert lines[2].split("  ")[0].startswith("ignores (")
     assert lines[2].endswith(
         "hidden.3.weight[rows 0,1] × s, head.weight[column 0] ÷ s, and 3 more like it"
