@@ -87,13 +87,24 @@ __all__ = [
 ]
 
 
+# Manifolds that are looked for here, and are in geoopt.
+_OF_GEOOPT = {
+    "SPD": "SymmetricPositiveDefinite",
+    "Poincare": "PoincareBall",
+    "Hyperbolic": "Lorentz",
+    **{name: name for name in ("PoincareBall", "Lorentz", "Stereographic", "BirkhoffPolytope")},
+    "SymmetricPositiveDefinite": "SymmetricPositiveDefinite",
+}
+
+
 # Loaded when it is first used: ManifoldParameter, because its base class is geoopt's, whose import
 # takes longer than all else; and `parameter`, an old name.
 def __getattr__(name: str) -> Any:
     if name == "parameter":
         return import_module("manifoldnet.parameter")
     if name != "ManifoldParameter":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = f"; declare geoopt.{_OF_GEOOPT[name]}() as it is" if name in _OF_GEOOPT else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     from manifoldnet.manifold_parameter import ManifoldParameter
 
     globals()[name] = ManifoldParameter

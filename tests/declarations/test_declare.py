@@ -639,3 +639,13 @@ def test_a_rim_warning_that_is_an_error_leaves_all_as_it_was() -> None:
         mn.declare(table, "weight", geoopt.PoincareBall(), project=True)
     assert torch.equal(table.weight, torch.full((5, 3), 2.0))
     assert mn.manifolds(table) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("SPD", "SymmetricPositiveDefinite"), ("Poincare", "PoincareBall"), ("Lorentz", "Lorentz")],
+)
+def test_manifolds_that_geoopt_has(name: str, theirs: str) -> None:
+    with pytest.raises(AttributeError, match=rf"{name}'; declare geoopt\.{theirs}\(\) as it is"):
+        getattr(mn, name)
+    assert hasattr(geoopt, theirs)
