@@ -91,27 +91,29 @@ def test_figures_of_few_points_are_drawn(errors):
     assert draw([record(FIGURE3[0], 0, errors, "loss")]).startswith(b"<?xml")
 
 
-def test_a_dark_picture_differs_in_its_colours_only():
+def line(colour):
+    """A figure of one line; its title has matplotlib's own colour."""
     figure = plotting.new_figure(2, 1)
-    figure.add_subplot().plot([0, 1], [0, 1], color=plotting.RED)
-    figure.axes[0].set_title("black by default")
-    plotting.style(figure.axes[0])
-    for spine in figure.axes[0].spines.values():
-        spine.set_color(plotting.FAINT)
-    light = plotting.svg(figure)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=colour)
+    axes.set_title("black by default")
+    plotting.style(axes)
+    return figure
+
+
+def test_a_dark_picture_differs_in_its_colours_only():
+    light = plotting.svg(line(plotting.RED))
     dark = plotting.on_dark(light)
     colour = re.compile(rb": #\w{6}")
     assert [len(set(colour.findall(each))) for each in (light, dark)] == [3, 3]  # red, ink, faint
     assert not set(colour.findall(light)) & set(colour.findall(dark))
     assert colour.sub(b"", light) == colour.sub(b"", dark)
-    assert plotting.svg(figure) == light
+    assert plotting.svg(line(plotting.RED)) == light
 
 
 def test_a_colour_without_a_dark_one_is_refused():
-    figure = plotting.new_figure(2, 1)
-    figure.add_subplot().plot([0, 1], [0, 1], color="#123456")
     with pytest.raises(ValueError, match="#123456"):
-        plotting.on_dark(plotting.svg(figure))
+        plotting.on_dark(plotting.svg(line("#123456")))
 
 
 def test_a_curve_has_the_epochs_of_all_runs_that_did_not_diverge():

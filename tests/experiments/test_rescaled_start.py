@@ -104,7 +104,7 @@ def test_the_command_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     assert {row["spread"] for row in rows} == {"0", "3"}
     text = (tmp_path / "rescaled_start.md").read_text()
     assert text.count("| moved ") == len(CELLS)
-    assert text.split("\n\n")[2].count("| moving-frame ") == 1
+    assert text.split("\n\n")[3].count("| moving-frame ") == 1
     for page in ("light", "dark"):
         assert (tmp_path / f"rescaled_start-{page}.svg").read_bytes().startswith(b"<?xml")
     assert cli.main(["report", str(tmp_path)]) == 0  # of packed records

@@ -367,7 +367,7 @@ def test_the_report_has_every_section_table_and_file(some, capsys):
     assert apart.endswith("| 2 |")
     assert sum(line.startswith("| wrong labels | 0 % |") for line in lines) == 2  # not compared
     assert cli.main(["report", str(some)]) == 0
-    assert "# Scale-invariant learning" in capsys.readouterr().out
+    assert "# All numbers" in capsys.readouterr().out
 
 
 def test_the_spreadsheets_have_a_row_per_epoch_or_run(some):

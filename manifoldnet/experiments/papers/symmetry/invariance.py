@@ -2,7 +2,8 @@
 
     one start, one order of minibatches, 200 steps; for each update, from w and from g·w
       -> trajectory_invariance.csv     both losses at every step
-      -> trajectory_invariance.png     both curves, one on the other if the update is invariant
+      -> trajectory_invariance-light.svg, trajectory_invariance-dark.svg
+         both curves, one on the other if the update is invariant
 
     python -m manifoldnet.experiments.papers.symmetry.invariance --out docs/results
 
