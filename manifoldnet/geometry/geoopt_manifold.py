@@ -362,7 +362,6 @@ class GeooptManifold(Manifold):
         return hash(self._key)
 
     def __repr__(self) -> str:
-        """geoopt's call that makes it, without defaults; for other classes, a name."""
         return _call(self.base)
 
 

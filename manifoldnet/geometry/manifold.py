@@ -116,7 +116,7 @@ class Manifold(GeooptVocabulary):
         vars(self).update(zero_slices=zero.indices)
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Keep the inherited `repr`, in whose place `dataclass` would write another one."""
+        # `dataclass` would write a repr of its own into a class that inherits one.
         super().__init_subclass__(**options)
         if "__repr__" not in vars(cls):
             cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
@@ -356,7 +356,7 @@ class Manifold(GeooptVocabulary):
         return {k: v for k, v in given.items() if k != "zero_slices" or v}
 
     def __repr__(self) -> str:
-        """The call that makes it, without defaults; `dim` is always there."""
+        # The call that makes it, without defaults, except for `dim`, which readers look for.
         defaults = {
             name: parameter.default
             for name, parameter in inspect.signature(type(self)).parameters.items()

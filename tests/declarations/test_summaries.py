@@ -1,5 +1,6 @@
 """`summary(model, optimizer)`: what holds and moves each weight, and how optimizers print."""
 
+import geoopt
 import pytest
 import torch
 from torch import nn
@@ -107,3 +108,15 @@ def test_an_optimizer_prints_a_line_for_each_group():
     assert declared.endswith("; lr=0.01")
     assert "3 free" in free
     assert "weight_decay=0.1" in free
+
+
+def test_slices_of_manifolds_that_have_batches_or_factors():
+    table = nn.Embedding(5, 3)
+    nn.init.uniform_(table.weight, -0.1, 0.1)
+    mn.declare(table, "weight", geoopt.PoincareBall())
+    assert mn.summary(table)["weight"].slices == 5
+    assert "geoopt.PoincareBall()" in str(mn.summary(table))
+    product = mn.Product([(mn.Oblique(), (2, 3)), (mn.Sphere(), (4,))])
+    model = nn.ParameterDict({"w": nn.Parameter(product.random(10))})
+    mn.declare(model, "w", product)
+    assert mn.summary(model)["w"].violation < 1e-6

@@ -284,3 +284,9 @@ def test_a_class_that_is_defined_again_keeps_its_name():
     register_manifold("Again", first)
     register_manifold("Again", second)
     assert type(from_spec(second().spec())) is second
+
+
+def test_a_class_of_ones_own_prints_as_ours_do():
+    """Its repr is the inherited one, whatever `dataclass` would write."""
+    assert repr(Positive()) == "Positive()"
+    assert repr(Positive("projective")) == "Positive(retraction='projective')"

@@ -1,7 +1,9 @@
 """Manifolds are values: equal by their fields; what is known of them beyond the laws of all."""
 
 import math
+from dataclasses import dataclass
 
+import geoopt
 import pytest
 import torch
 from cases import MANIFOLDS
@@ -13,8 +15,11 @@ from manifoldnet.geometry import (
     Manifold,
     Oblique,
     Projective,
+    Retraction,
     ScaledEuclidean,
     Sphere,
+    Stiefel,
+    from_geoopt,
     from_spec,
 )
 
@@ -138,3 +143,48 @@ def test_not_a_module():
     assert len(list(model.modules())) == 1
     with pytest.raises(TypeError):
         Manifold()
+
+
+@pytest.mark.parametrize(
+    ("manifold", "printed"),
+    [
+        (Oblique(), "Oblique(dim=0)"),
+        (Oblique(1, 2.0, "geodesic"), "Oblique(dim=1, radius=2.0, retraction='geodesic')"),
+        (Oblique(zero_slices=(2,)), "Oblique(dim=0, zero_slices=(2,))"),
+        (Sphere(), "Sphere()"),
+        (ScaledEuclidean(None, "additive"), "ScaledEuclidean(dim=None, retraction='additive')"),
+        (Stiefel(retraction="qr"), "Stiefel(dim=0, retraction='qr')"),
+        (from_geoopt(geoopt.PoincareBall()), "geoopt.PoincareBall()"),
+        (from_geoopt(geoopt.PoincareBall(c=0.5)), "geoopt.PoincareBall(c=0.5)"),
+        (
+            from_geoopt(geoopt.PoincareBall(c=torch.tensor(2.0, dtype=torch.float64))),
+            "geoopt.PoincareBall(c=torch.tensor(2.0, dtype=torch.float64))",
+        ),
+        (from_geoopt(geoopt.Stiefel()), "geoopt.CanonicalStiefel()"),
+        (
+            from_geoopt(geoopt.Scaled(geoopt.Sphere(), 2.0)),
+            "geoopt.Scaled(geoopt.Sphere(), 2.0)",
+        ),
+        (
+            from_geoopt(geoopt.ProductManifold((geoopt.Sphere(), 3), (geoopt.Lorentz(), 4))),
+            "geoopt.ProductManifold((geoopt.Sphere(), (3,)), (geoopt.Lorentz(), (4,)))",
+        ),
+        (from_geoopt(geoopt.Sphere(torch.eye(3)[:, :2])), "geoopt's Sphere"),
+    ],
+)
+def test_a_manifold_prints_without_defaults(manifold, printed):
+    assert str(manifold) == repr(manifold) == printed
+
+
+def test_arguments_of_a_retraction_are_printed():
+    @dataclass(frozen=True)
+    class Longer(Retraction):
+        factor: float = 2.0
+
+        def step(self, manifold, x, u):
+            return manifold.nearest(x + self.factor * u)
+
+        def step_transport(self, manifold, x, u, v):
+            return self.step(manifold, x, u), v
+
+    assert repr(Oblique(retraction=Longer(3.0))).endswith("Longer(factor=3.0))")
