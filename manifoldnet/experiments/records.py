@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 2
 _UNNAMED = "classification"  # records of format 1 name no experiment
-# Versions of manifoldnet whose runs are the same bit for bit, so that their records go together.
+# Versions of manifoldnet with the same algorithms in all runs: their records go together.
 _SAME_RUNS = (frozenset({"0.1.0", "0.2.0"}),)
 
 
@@ -167,7 +167,7 @@ def experiment_of(text: str) -> str:
 
 
 def same_runs(one: str | None, other: str | None) -> bool:
-    """True if runs of two versions of manifoldnet give the same numbers."""
+    """True if runs of two versions of manifoldnet differ by the rounding of processors at most."""
     return one == other or any({one, other} <= each for each in _SAME_RUNS)
 
 
