@@ -5,6 +5,8 @@ namespace. Every command of a ```console block (a line that begins with `$ `) is
 `manifoldnet …` parses, `make …` has its targets, `python …` its script
 and options, `pip install …[extra]` its extras. Output is
 what stands in ```text blocks, and in a ```console block on lines that are no commands.
+
+A block that includes a script of docs/recipes is left to tests/recipes, which runs the script.
 """
 
 import re
@@ -35,6 +37,7 @@ FENCE = re.compile(
     r"(?P<body>.*?)^[ \t]*(?P=fence)[ \t]*$",
     re.MULTILINE | re.DOTALL,
 )
+SCRIPT = re.compile(r'--8<-- "docs/recipes/\w+\.py"\n')
 # Names under which a block would escape the checks.
 UNCHECKED = {"": "text", "py": "python", "pycon": "python"} | dict.fromkeys(
     ["bash", "sh", "shell", "zsh"], "console"
@@ -78,7 +81,7 @@ def run(path: Path) -> int:
     count = 0
     try:
         for block in blocks(path.read_text(encoding="utf-8")):
-            if block.language == "python":
+            if block.language == "python" and not SCRIPT.fullmatch(block.body):
                 # Empty lines in front: a traceback names the line of the page.
                 source = "\n" * (block.line - 1) + block.body
                 exec(compile(source, str(path), "exec"), vars(module))
@@ -170,6 +173,10 @@ class A: pass
 print(1 / 0)
 ```
 
+```python
+--8<-- "docs/recipes/any.py"
+```
+
 ```console
 $ FLAG=1 manifoldnet compare \\
     --seeds 2  # a comment
@@ -186,6 +193,13 @@ def test_blocks_of_a_page_share_a_namespace(tmp_path: Path) -> None:
     assert "example" not in sys.modules
 
 
+def test_other_snippets_are_no_script(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text('```python\n--8<-- "docs/figures.py"\n```\n')
+    with pytest.raises(TypeError):
+        run(page)
+
+
 def test_a_failing_example_is_named_by_its_line(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("text\n\n```python\nx = 1\nx / 0\n```\n")
@@ -197,8 +211,8 @@ def test_a_failing_example_is_named_by_its_line(tmp_path: Path) -> None:
 def test_commands_are_read_from_console_blocks() -> None:
     *_, console = blocks(PAGE)
     assert list(commands(console)) == [
-        (19, ["manifoldnet", "compare", "--seeds", "2"]),
-        (22, ["make", "demo"]),
+        (23, ["manifoldnet", "compare", "--seeds", "2"]),
+        (26, ["make", "demo"]),
     ]
 
 
