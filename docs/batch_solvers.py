@@ -35,12 +35,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import figures
 import numpy as np
 import pandas as pd
 import pymanopt
 import torch
-from figures import GREEN, GREY, INK, MUTED, RED
 from PIL import Image
 from sklearn.datasets import load_digits
 from timing import interleaved
@@ -49,6 +47,16 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
+from manifoldnet.experiments.plotting import (
+    GREEN,
+    GREY,
+    INK,
+    MUTED,
+    RED,
+    new_figure,
+    style,
+    write_svg_pair,
+)
 from manifoldnet.interop.pymanopt import minimize, to_pymanopt
 from manifoldnet.objective import Objective
 
@@ -342,7 +350,7 @@ def overhead(batch: Batch, rounds: int, features: int = 64) -> pd.DataFrame:
 def draw_contest(rows: pd.DataFrame) -> Any:
     """Cost against seconds and against passes over the images."""
     dashes = {"trust-regions": "-", "conjugate-gradient": "--", "lbfgs": "-.", "sgd": ":"}
-    figure = figures.new_figure(10.5, 4.4)
+    figure = new_figure(8.4, 4.2)
     panels = figure.subplots(1, 2, sharey=True)
     for (solver, update), course in rows.groupby(["solver", "update"], sort=False):
         rate = f", λ = {course.lr.iloc[0]:g}" if solver == "sgd" else ""
@@ -353,7 +361,7 @@ def draw_contest(rows: pd.DataFrame) -> Any:
                 label=f"{solver}, {update}{rate}",
             )
     for axes, label in zip(panels, ("seconds", "passes over the images"), strict=True):
-        figures.style(axes)
+        style(axes)
         axes.set_yscale("log")
         axes.set_xlabel(label, color=INK)
     panels[1].set_xscale("log")
@@ -370,10 +378,10 @@ def draw_rescaling(rows: pd.DataFrame) -> Any:
         "powers of two": {"linewidth": 1.6, "linestyle": "--", "color": INK},
         "any": {"linewidth": 1.4, "linestyle": ":", "color": MUTED},
     }
-    figure = figures.new_figure(9.0, 3.8)
+    figure = new_figure(8.0, 3.6)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (update, title) in zip(panels, titles.items(), strict=True):
-        figures.style(axes)
+        style(axes)
         for scaling, how in styles.items():
             cost = rows.cost[(rows["update"] == update) & (rows.scaling == scaling)]
             axes.plot(range(len(cost)), cost, **{"color": COLOURS[update], "label": scaling} | how)
@@ -415,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, table in measured.items():
             table.to_csv(out / f"{name}.csv", index=False)
     for name, draw in {"batch_solvers": draw_contest, "batch_rescaled": draw_rescaling}.items():
-        figures.save(draw(pd.read_csv(out / f"{name}.csv")), out / f"{name}.png")
+        write_svg_pair(draw(pd.read_csv(out / f"{name}.csv")), out / name)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, cast
 
-import figures
 import geoopt
 import pandas as pd
 import torch
-from figures import BLUE, GREEN, INK, MUTED, ORANGE, PINK, RED
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from timing import interleaved, timed
@@ -38,25 +36,52 @@ from torch.nn.utils import parametrizations
 from torch.utils.benchmark import set_torch_threads
 
 import manifoldnet as mn
+from manifoldnet.experiments.plotting import (
+    BLUE,
+    GREY,
+    INK,
+    MUTED,
+    RED,
+    new_figure,
+    style,
+    svg,
+    svg_pair,
+)
 
 Shape = tuple[int, ...]
 Step = Callable[[], Any]
 NAME = "benchmarks.csv"
 BASE, OURS = "torch fused", "manifoldnet fused"
-COLOURS = {
-    OURS: RED,
-    "manifoldnet": ORANGE,
-    "manifoldnet reference": "#999999",
-    "torch fused, constrained": "#7b3294",
-    "geoopt": BLUE,
-    "weight_norm": GREEN,
-    "geotorch": PINK,
+CONSTRAINED = "torch fused, constrained"
+IMPLEMENTATIONS = (
+    *(OURS, "manifoldnet", "manifoldnet reference", CONSTRAINED),
+    *("geoopt", "weight_norm", "geotorch"),
+)
+MANIFOLD_LABELS = {
+    "oblique rows": "unit-norm rows",
+    "oblique columns": "unit-norm columns",
+    "sphere": "unit-norm tensor",
+    "scaled, geodesic": "scaled metric, geodesic",
+    "scaled, additive": "scaled metric, additive",
+}
+OPTIMIZER_LABELS = {"sgd": "SGD", "momentum": "SGD, momentum", "adam": "Adam"}
+# Of those that the pictures compare, in words: colour, filling of the points.
+DRAWN = {
+    OURS: ("manifoldnet, fused=True", RED, RED),
+    "manifoldnet": ("manifoldnet, without it", RED, "none"),
+    "geoopt": ("geoopt", BLUE, BLUE),
 }
 GROWING = {
-    BASE: ("#000000", "o-"),
-    "torch foreach": ("#000000", "o:"),
-    OURS: (COLOURS[OURS], "o-"),
-    "manifoldnet": (COLOURS["manifoldnet"], "o:"),
+    BASE: (GREY, "o-"),
+    "torch foreach": (GREY, "o:"),
+    OURS: (RED, "o-"),
+    "manifoldnet": (RED, "o:"),
+}
+NETWORKS = {
+    "mlp": "the small network",
+    "resnet50": "ResNet-50",
+    "gpt2": "GPT-2",
+    "matrix": "8192×4096",
 }
 MANIFOLDS: dict[str, mn.Manifold] = {
     "oblique rows": mn.Oblique(0),
@@ -232,7 +257,7 @@ def steps(cell: Cell) -> dict[str, Callable[[], Step]]:
         OURS: lambda: by_us(fused=True),
         "manifoldnet": by_us,
         "manifoldnet reference": lambda: by_us(foreach=False),
-        "torch fused, constrained": constrained,
+        CONSTRAINED: constrained,
         "geoopt": by_geoopt,
     }
     if cell.manifold.startswith("oblique"):
@@ -309,14 +334,28 @@ def peak(step: Step) -> int:
 # --- tables and pictures --------------------------------------------------------------------------
 
 
+INTRODUCTION = f"""With the compiled kernel (`{OURS}`) a step on rows of large networks costs
+about as much as torch's fused one. [The summary](../benchmarks.md) has the ranges and the method.
+
+Each table of multiples divides the median time of a step by that of torch's fused step of the same
+optimizer; the milliseconds of the latter stand before the multiples. `manifoldnet` is the step
+without the kernel, `manifoldnet reference` the plain formulas, `{CONSTRAINED}` torch's optimizer in
+`mn.constrain`. On `oblique`, rows or columns have unit norm; on `sphere`, the whole tensor has.
+`scaled` is the scaled metric with its geodesic or additive step. `mlp` is a small network, `matrix`
+one matrix of 8192×4096."""
+
+
 def write_report(path: Path) -> None:
     """benchmarks.md and its pictures, from the file and beside it."""
 
     def picture(name: str, figure: Figure, text: str) -> str:
-        figures.save(figure, path.parent / name)
-        return f"![{text}]({name})"
+        files = svg_pair(name, svg(figure))
+        for file, content in files.items():
+            (path.parent / file).write_bytes(content)
+        pages = zip(files, ("#only-light", "#only-dark"), strict=True)
+        return "\n".join(f"![{text}]({file}{page})" for file, page in pages)
 
-    every, parts = pd.read_csv(path), []
+    every, parts = pd.read_csv(path), ["# What a step costs: all numbers", INTRODUCTION]
     for count in sorted(every.threads.unique(), reverse=True):
         threads = f"{count} thread" + ("s" if count > 1 else "")
         here = every[every.threads == count]
@@ -324,12 +363,12 @@ def write_report(path: Path) -> None:
         if len(networks):
             text = f"Time of a step as a multiple of torch's fused one, {threads}"
             parts += [f"## Multiples of torch's fused step, {threads}", ratios(networks)]
-            parts += [picture(f"benchmarks_{count}.png", draw_ratios(networks), text)]
+            parts += [picture(f"benchmarks_{count}", draw_ratios(networks), text)]
             parts += [f"## Bytes, {threads}", traffic(networks)]
         if len(growing):
             text = f"Time of a step against size and number of weights, {threads}"
             parts += [f"## Growth, {threads}", growth(growing)]
-            parts += [picture(f"benchmarks_growth_{count}.png", draw_growth(growing), text)]
+            parts += [picture(f"benchmarks_growth_{count}", draw_growth(growing), text)]
     path.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -362,9 +401,9 @@ def ratios(rows: pd.DataFrame) -> str:
     base = dict(by_cell(rows[rows.implementation == BASE], "median_ms"))
     lines = []
     for cell, of in by_cell(rows, "ratio_to_fused_sgd_or_adam"):
-        cells = (f"{of[name]:.2f}" if name in of else "–" for name in COLOURS)
+        cells = (f"{of[name]:.2f}" if name in of else "–" for name in IMPLEMENTATIONS)
         lines.append((*cell[:3], f"{base[cell][BASE]:.3f}", *cells))
-    return markdown(("shapes", "manifold", "optimizer", f"{BASE} (ms)", *COLOURS), lines, 3)
+    return markdown(("shapes", "manifold", "optimizer", f"{BASE} (ms)", *IMPLEMENTATIONS), lines, 3)
 
 
 def traffic(rows: pd.DataFrame) -> str:
@@ -394,38 +433,50 @@ def growth(rows: pd.DataFrame) -> str:
 
 def draw_ratios(rows: pd.DataFrame) -> Figure:
     """Ratios on a logarithmic axis: a panel per optimizer, a line per shapes and manifold."""
-    works = list(dict.fromkeys(rows.shapes + ": " + rows.manifold))
-    figure = figures.new_figure(11.5, 0.27 * len(works) + 1.6)
+    heights: dict[tuple[str, str], float] = {}
+    figure = new_figure(7.6, 0.25 * len(rows.groupby(["shapes", "manifold"])) + 2.4)
     optimizers = rows.optimizer.unique()
     panels = figure.subplots(1, len(optimizers), sharey=True, squeeze=False)[0]
+    for shapes, part in rows.groupby("shapes", sort=False):
+        top = max(heights.values(), default=-1.5) + 2.2
+        panels[0].text(
+            *(-0.04, top - 0.95, NETWORKS.get(str(shapes), shapes)),
+            ha="right",
+            va="center",
+            fontsize=9.5,
+            fontweight="bold",
+            transform=panels[0].get_yaxis_transform(),
+        )
+        for line, manifold in enumerate(part.manifold.unique()):
+            heights[str(shapes), manifold] = top + line
+    ticks = [t for t in (1, 2, 5, 10, 20, 50) if t <= rows.ratio_to_fused_sgd_or_adam.max()]
     for axes, optimizer in zip(panels, optimizers, strict=True):
-        figures.style(axes)
-        axes.grid(axis="x", which="major", color=figures.FAINT, linewidth=0.7)
+        style(axes, grid="x")
         axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(ticks, [f"{tick}×" for tick in ticks])
         axes.axvline(1, color=MUTED, linewidth=1)
-        for name, colour in COLOURS.items():
+        for name, (label, colour, face) in DRAWN.items():
             part = rows[(rows.implementation == name) & (rows.optimizer == optimizer)]
-            if len(part):
-                heights = list(map(works.index, part.shapes + ": " + part.manifold))
-                ratio = part.ratio_to_fused_sgd_or_adam
-                axes.plot(ratio, heights, "o", color=colour, markersize=5, label=name)
-        axes.set_title(optimizer, loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("time of a step, torch fused = 1", fontsize=9, color=INK)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    panels[0].set_yticks(range(len(works)), works)
-    panels[0].invert_yaxis()
+            where = [heights[key] for key in zip(part.shapes, part.manifold, strict=True)]
+            how = {"color": colour, "markerfacecolor": face, "markersize": 5.5, "label": label}
+            axes.plot(part.ratio_to_fused_sgd_or_adam, where, "o", **how)
+        axes.set_title(OPTIMIZER_LABELS[optimizer], loc="left", fontsize=10.5, color=INK)
+    panels[0].set_yticks([*heights.values()], [MANIFOLD_LABELS[m] for _, m in heights])
+    panels[0].set_ylim(max(heights.values()) + 0.7, -0.9)
+    figure.supxlabel("time of a step, as a multiple of torch's fused step", fontsize=10, color=INK)
     return with_legend(figure, panels[0])
 
 
 def draw_growth(rows: pd.DataFrame) -> Figure:
     """Time against the numbers of one weight, and against the number of small ones."""
-    figure = figures.new_figure(11.5, 6.6)
+    figure = new_figure(7.6, 5.6)
     optimizers = rows.optimizer.unique()
     panels = figure.subplots(2, len(optimizers), sharey="row", squeeze=False)
-    titles = {"size-": "numbers of one square matrix", "count-": "matrices of 64×64"}
+    titles = {"size-": "numbers of one matrix", "count-": "matrices of 64×64"}
     for line, (family, title) in zip(panels, titles.items(), strict=True):
         for axes, optimizer in zip(line, optimizers, strict=True):
-            figures.style(axes)
+            style(axes)
             axes.set_xscale("log")
             axes.set_yscale("log")
             for name, (colour, dashes) in GROWING.items():
@@ -434,17 +485,20 @@ def draw_growth(rows: pd.DataFrame) -> Figure:
                 if len(part):
                     sizes = part.shapes.str.removeprefix(family).astype(int)
                     points = sorted(zip(sizes, part.median_ms, strict=True))
-                    axes.plot(*zip(*points, strict=True), dashes, color=colour, label=name)
-            axes.set_title(optimizer, loc="left", fontsize=10, color=INK)
-            axes.set_xlabel(title, fontsize=9, color=INK)
-        line[0].set_ylabel("ms a step", fontsize=9, color=INK)
+                    how = {"color": colour, "markersize": 4, "label": name}
+                    axes.plot(*zip(*points, strict=True), dashes, **how)
+            axes.set_title(OPTIMIZER_LABELS[optimizer], loc="left", fontsize=10.5, color=INK)
+            axes.set_xlabel(title, fontsize=9.5, color=INK)
+        line[0].set_ylabel("ms a step", fontsize=9.5, color=INK)
+        line[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return with_legend(figure, panels[0][0])
 
 
 def with_legend(figure: Figure, axes: Axes) -> Figure:
-    """The figure, with the legend of one panel below."""
+    """The figure, with the legend of one panel above."""
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    how: dict[str, Any] = {"frameon": False, "fontsize": 9.5, "labelcolor": INK}
+    figure.legend(handles, names, loc="outside upper left", ncols=len(names), **how)
     return figure
 
 

@@ -1,6 +1,7 @@
 """Drift of the conservation laws of a ReLU network under gradient descent and other updates.
 
-    python docs/conservation.py    writes results/conservation_drift.csv and .png
+    python docs/conservation.py    writes results/conservation_drift.csv and, for light pages and
+    dark ones, -light.svg and -dark.svg
 
 Gradient flow conserves ‖row‖² + bias² − ‖column‖² of each hidden unit [marcotte2023abide]; here
 there are eight. A network with 10 inputs and 4 classes is trained on 64 random examples as one
@@ -17,13 +18,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from figures import BLUE, GREY, INK, RED, new_figure, save, style
 from matplotlib.axes import Axes
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, Optimizer
 
 import manifoldnet as mn
+from manifoldnet.experiments.plotting import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    RED,
+    new_figure,
+    style,
+    write_svg_pair,
+)
 from manifoldnet.symmetry import DriftLog
 
 RESULTS = Path(__file__).parent / "results"
@@ -86,12 +96,14 @@ def slope(rates: Sequence[float], drifts: Sequence[float]) -> float:
 
 def draw(logs: Sequence[DriftLog], path: Path) -> None:
     """Drift of each law for five updates, and of the largest against the rate."""
-    figure = new_figure(9, 4.6)
+    figure = new_figure(8.4, 4.6)
     panels: list[Axes] = list(figure.subplots(2, 3).flat)
     shown = [1, 2, *range(len(RATES), len(UPDATES))]
     for axes, number in zip(panels, shown, strict=False):
         update = UPDATES[number]
         logs[number].plot(axes)
+        for line in axes.lines:
+            line.set_color(FAINT)
         axes.lines[-1].set_color(BLUE if number < len(RATES) else RED)
         axes.set_ylim(1e-7, 30)
         axes.set_title(f"{update.name}, rate {update.rate:g}", color=INK, fontsize=10, loc="left")
@@ -111,7 +123,7 @@ def draw(logs: Sequence[DriftLog], path: Path) -> None:
     style(last)
     for axes in (panels[0], panels[3]):
         axes.set_ylabel("drift of the laws", fontsize=9)
-    save(figure, path)
+    write_svg_pair(figure, path)
 
 
 def main(folder: Path = RESULTS) -> None:
@@ -122,7 +134,7 @@ def main(folder: Path = RESULTS) -> None:
         writer.writerow(["update", "rate", "steps", "largest drift"])
         for update, log in zip(UPDATES, logs, strict=True):
             writer.writerow([update.name, update.rate, log.steps[-1], f"{largest(log):.2e}"])
-    draw(logs, folder / "conservation_drift.png")
+    draw(logs, folder / "conservation_drift")
 
 
 if __name__ == "__main__":

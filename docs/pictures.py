@@ -17,31 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import BLUE, FAINT, GREEN, INK, MUTED, RED, new_figure, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
+from manifoldnet.experiments.plotting import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    MUTED,
+    RED,
+    new_figure,
+    write_svg_pair,
+)
 
-
-@dataclass(frozen=True)
-class Palette:
-    """Colours for light or for dark pages; a manifold keeps its hue in both."""
-
-    name: str
-    ink: str
-    muted: str
-    faint: str
-    scaled_metric: str
-    geodesic: str
-    unit_norm: str
-
-
-LIGHT = Palette("light", INK, MUTED, FAINT, BLUE, GREEN, RED)
-# The same hues, as light as letters on a dark page have to be.
-DARK = Palette("dark", "#E8E8EC", "#A9ADB8", "#4A4E5C", "#5BB4F0", "#35C99B", "#F58A4B")
+SCALED_METRIC, GEODESIC, UNIT_NORM = BLUE, GREEN, RED
 
 
 def vector(*entries: float) -> Tensor:
@@ -98,17 +91,17 @@ def step_on_the_sphere() -> dict[str, Tensor]:
     return {"x": x, "-g": -g, "u": u, **ends}
 
 
-def sphere(palette: Palette) -> Figure:
+def sphere() -> Figure:
     """The sphere, the tangent plane at x, and both retractions of a step."""
     figure = new_figure(6.4, 4.6)
     axes = bare(figure.add_subplot())
-    draw_globe(axes, palette)
+    draw_globe(axes)
     found = step_on_the_sphere()
     x, g, u, manifold = found["x"], found["-g"], found["u"], mn.Sphere()
-    draw_tangent_plane(axes, palette, x, u)
+    draw_tangent_plane(axes, x, u)
     times = torch.linspace(0, 1, 80, dtype=torch.float64)
     path = torch.stack([manifold.expmap(x, t * u) for t in times])
-    GLOBE.curve(axes, path, path, color=palette.geodesic, linewidth=2.6)
+    GLOBE.curve(axes, path, path, color=GEODESIC, linewidth=2.6)
 
     def at(point: Tensor) -> tuple[float, float]:
         right, up, _ = GLOBE.see(point).tolist()
@@ -126,29 +119,29 @@ def sphere(palette: Palette) -> Figure:
         how: dict[str, Any] = {"textcoords": "offset points", "fontsize": 11, "va": "center"}
         axes.annotate(text, at(point), shift, color=colour, **how)
 
-    arrow(x + g, palette.muted)
-    arrow(x + u, palette.ink)
-    line(x + g, x + u, palette.muted)
-    line(x + u, found["projective"], palette.unit_norm)
+    arrow(x + g, MUTED)
+    arrow(x + u, INK)
+    line(x + g, x + u, MUTED)
+    line(x + u, found["projective"], UNIT_NORM)
     for point, colour in (
-        (x, palette.ink),
-        (found["geodesic"], palette.geodesic),
-        (found["projective"], palette.unit_norm),
+        (x, INK),
+        (found["geodesic"], GEODESIC),
+        (found["projective"], UNIT_NORM),
     ):
         axes.plot(*at(point), "o", color=colour, markersize=6, zorder=5)
-    label(x, "$w$", palette.ink, (-16, 6))
-    label(x + g, "−∇L", palette.muted, (8, 4))
-    label(x + u, "−grad L, tangent", palette.ink, (10, 0))
-    label(found["projective"], "projective: straight back", palette.unit_norm, (12, 8))
-    label(found["geodesic"], "geodesic: as long as −grad L", palette.geodesic, (12, 0))
+    label(x, "$w$", INK, (-16, 6))
+    label(x + g, "−∇L", MUTED, (8, 4))
+    label(x + u, "−grad L, tangent", INK, (10, 0))
+    label(found["projective"], "projective: straight back", UNIT_NORM, (12, 8))
+    label(found["geodesic"], "geodesic: as long as −grad L", GEODESIC, (12, 0))
     axes.set_xlim(-1.1, 2.6)
     return figure
 
 
-def draw_globe(axes: Axes, palette: Palette) -> None:
+def draw_globe(axes: Axes) -> None:
     """Outline, parallels and meridians."""
     turn = circle()
-    axes.plot(turn.cos().numpy(), turn.sin().numpy(), color=palette.muted, linewidth=1)
+    axes.plot(turn.cos().numpy(), turn.sin().numpy(), color=MUTED, linewidth=1)
     parallels = [
         (a.cos() * turn.cos(), a.cos() * turn.sin(), a.sin().expand_as(turn))
         for a in vector(-60, -30, 0, 30, 60) / 180 * pi
@@ -159,10 +152,10 @@ def draw_globe(axes: Axes, palette: Palette) -> None:
     ]
     for ring in parallels + meridians:
         points = torch.stack(ring, 1)
-        GLOBE.curve(axes, points, points, color=palette.faint, linewidth=0.8)
+        GLOBE.curve(axes, points, points, color=FAINT, linewidth=0.8)
 
 
-def draw_tangent_plane(axes: Axes, palette: Palette, x: Tensor, u: Tensor) -> None:
+def draw_tangent_plane(axes: Axes, x: Tensor, u: Tensor) -> None:
     """A piece of the tangent plane at x that holds x + u."""
     forward = u / u.norm()
     across = torch.linalg.cross(x, forward)
@@ -170,7 +163,7 @@ def draw_tangent_plane(axes: Axes, palette: Palette, x: Tensor, u: Tensor) -> No
     corners = ((-0.35, -0.5), (length, -0.5), (length, 0.5), (-0.35, 0.5))
     points = torch.stack([x + a * forward + b * across for a, b in corners])
     outline = GLOBE.see(points)[:, :2].T.numpy()
-    colour = palette.scaled_metric
+    colour = SCALED_METRIC
     axes.fill(*outline, facecolor=colour, alpha=0.13, edgecolor="none")
     axes.fill(*outline, facecolor="none", edgecolor=colour, linewidth=0.8, alpha=0.7)
 
@@ -197,15 +190,15 @@ def rolled(points: Tensor) -> Tensor:
     return torch.cat([points / lengths, lengths.log()], 1)
 
 
-def cylinder(palette: Palette) -> Figure:
+def cylinder() -> Figure:
     """Left the plane, right the cylinder; the same curves, from w and from 2w."""
     figure = new_figure(7.6, 3.9)
     left, right = map(bare, figure.subplots(1, 2, width_ratios=(1.15, 1)))
-    draw_rings(left, palette)
-    draw_wall(right, palette)
+    draw_rings(left)
+    draw_wall(right)
     for scale, colour, name in (
-        (1.0, palette.scaled_metric, "$w$"),
-        (2.0, palette.unit_norm, "$2w$"),
+        (1.0, SCALED_METRIC, "$w$"),
+        (2.0, UNIT_NORM, "$2w$"),
     ):
         for curve in geodesics(scale):
             left.plot(*curve.T.numpy(), color=colour, linewidth=1.8)
@@ -218,30 +211,30 @@ def cylinder(palette: Palette) -> Figure:
         right.plot(*WALL.see(rolled(start))[:, :2].T.numpy(), "o", color=colour, markersize=6)
         how: dict[str, Any] = {"textcoords": "offset points", "fontsize": 12}
         left.annotate(name, (scale, 0), (2, -14), color=colour, **how)
-    left.set_title("in the plane: spirals", color=palette.ink, fontsize=11)
-    right.set_title("on the cylinder (angle, ln ‖w‖): straight", color=palette.ink, fontsize=11)
+    left.set_title("in the plane: spirals", color=INK, fontsize=11)
+    right.set_title("on the cylinder (angle, ln ‖w‖): straight", color=INK, fontsize=11)
     return figure
 
 
-def draw_rings(axes: Axes, palette: Palette) -> None:
+def draw_rings(axes: Axes) -> None:
     turn = torch.linspace(0, 2 * pi, 121)
     for radius in (0.5, 1, 2, 4):
         ring = (radius * turn.cos()).numpy(), (radius * turn.sin()).numpy()
-        axes.plot(*ring, color=palette.faint, linewidth=0.8)
-    axes.plot(0, 0, "+", color=palette.muted, markersize=8)
-    axes.annotate("0", (0, 0), (-11, -4), textcoords="offset points", color=palette.muted)
+        axes.plot(*ring, color=FAINT, linewidth=0.8)
+    axes.plot(0, 0, "+", color=MUTED, markersize=8)
+    axes.annotate("0", (0, 0), (-11, -4), textcoords="offset points", color=MUTED)
 
 
-def draw_wall(axes: Axes, palette: Palette) -> None:
+def draw_wall(axes: Axes) -> None:
     """Rings of equal length ‖w‖ and lines of equal angle."""
     turn, up = circle(), vector(0, 0, 1)
     ring = torch.stack([turn.cos(), turn.sin(), torch.zeros_like(turn)], 1)
     for height in vector(0.5, 1, 2, 4).log():
-        WALL.curve(axes, ring + height * up, ring, color=palette.faint, linewidth=0.9)
+        WALL.curve(axes, ring + height * up, ring, color=FAINT, linewidth=0.9)
     low, high = vector(0.5, 4.0).log()
     for direction in ring[:-1:10]:
         line = torch.stack([direction + low * up, direction + high * up])
-        WALL.curve(axes, line, direction.expand(2, 3), color=palette.faint, linewidth=0.7)
+        WALL.curve(axes, line, direction.expand(2, 3), color=FAINT, linewidth=0.7)
 
 
 # --- paths ----------------------------------------------------------------------------------------
@@ -278,25 +271,25 @@ def path(scale: float, scaled_metric: bool, steps: int = 7, lr: float = 0.35) ->
     return torch.cat(seen)
 
 
-def paths(palette: Palette) -> Figure:
+def paths() -> Figure:
     """Two panels; a thin line from the origin joins both weights after the same step."""
     figure = new_figure(7.6, 3.9)
     titles = ("torch.optim.SGD: two trainings", "scaled metric: one training")
     for scaled_metric, (axes, title) in enumerate(zip(figure.subplots(1, 2), titles, strict=True)):
-        draw_paths(bare(axes), palette, bool(scaled_metric))
-        axes.set_title(title, color=palette.ink, fontsize=12)
+        draw_paths(bare(axes), bool(scaled_metric))
+        axes.set_title(title, color=INK, fontsize=12)
     return figure
 
 
-def draw_paths(axes: Axes, palette: Palette, scaled_metric: bool) -> None:
+def draw_paths(axes: Axes, scaled_metric: bool) -> None:
     turn = torch.linspace(-0.45, pi / 2 + 0.25, 80)
     for radius in (1, 2, 3):
         arc = (radius * turn.cos()).numpy(), (radius * turn.sin()).numpy()
-        axes.plot(*arc, color=palette.faint, linewidth=0.8)
-    arrow = {"arrowstyle": "->", "color": palette.muted, "linewidth": 1}
+        axes.plot(*arc, color=FAINT, linewidth=0.8)
+    arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1}
     axes.annotate("", (0, 3.6), (0, 0), arrowprops=arrow)
-    axes.text(0.08, 3.5, "lowest loss", color=palette.muted, fontsize=10)
-    for scale, colour in zip(SCALES, (palette.scaled_metric, palette.unit_norm), strict=True):
+    axes.text(0.08, 3.5, "lowest loss", color=MUTED, fontsize=10)
+    for scale, colour in zip(SCALES, (SCALED_METRIC, UNIT_NORM), strict=True):
         weights = path(scale, scaled_metric)
         for x, y in 3.25 * weights / weights.norm(dim=1, keepdim=True):
             axes.plot([0, x], [0, y], color=colour, linewidth=0.6, alpha=0.55)
@@ -346,7 +339,7 @@ def measured(normalized: bool) -> mn.symmetry.Explanation:
     )
 
 
-def verdicts(palette: Palette) -> Figure:
+def verdicts() -> Figure:
     """A row for each family of symmetries that changes a weight, a column for each update."""
     figure = new_figure(7.6, 5.2)
     axes = figure.add_subplot()
@@ -355,30 +348,30 @@ def verdicts(palette: Palette) -> Figure:
     for normalized, title in NETWORKS.items():
         table = measured(normalized)
         bold: dict[str, Any] = {"fontweight": "bold", "fontsize": 11.5, "va": "center"}
-        axes.text(-2.95, y, title, color=palette.ink, **bold)
+        axes.text(-2.95, y, title, color=INK, **bold)
         for x, update in enumerate(table.updates):
             name = "AdamW" if update == "yours" else update.replace(" ", "\n")
-            axes.text(x, y, name, color=palette.ink, ha="center", va="center", fontsize=11.5)
+            axes.text(x, y, name, color=INK, ha="center", va="center", fontsize=11.5)
         for row in table.rows:
             if not row.trivial:
                 y += 1.0
                 scaled = row.name.partition(", and ")[0]
                 name = scaled.replace("hidden.", "").replace(" × s, ", " × s\n")
-                axes.text(-2.95, y, name, color=palette.muted, va="center", fontsize=9.5)
+                axes.text(-2.95, y, name, color=MUTED, va="center", fontsize=9.5)
                 for x, verdict in enumerate(row.verdicts.values()):
-                    draw_verdict(axes, palette, x, y, verdict)
+                    draw_verdict(axes, x, y, verdict)
         y += 1.15
     axes.set_xlim(-2.95, len(table.updates) - 0.45)
     axes.set_ylim(y - 0.6, -0.4)
     return figure
 
 
-def draw_verdict(axes: Axes, palette: Palette, x: float, y: float, verdict: str) -> None:
+def draw_verdict(axes: Axes, x: float, y: float, verdict: str) -> None:
     """A word in a frame."""
     colours = {
-        "respects": palette.scaled_metric,
-        "fixes": palette.geodesic,
-        "ignores": palette.unit_norm,
+        "respects": SCALED_METRIC,
+        "fixes": GEODESIC,
+        "ignores": UNIT_NORM,
     }
     colour, weak = colours[verdict], verdict == "ignores"
     frame = {"boxstyle": "round,pad=0.4", "facecolor": "none", "edgecolor": colour}
@@ -393,8 +386,7 @@ PICTURES = {"cylinder": cylinder, "paths": paths, "sphere": sphere, "verdicts": 
 def main(folder: Path = Path(__file__).parent / "pictures") -> None:
     """Writes every picture twice: sphere-light.svg, sphere-dark.svg, …"""
     for name, draw in PICTURES.items():
-        for palette in (LIGHT, DARK):
-            save(draw(palette), folder / f"{name}-{palette.name}.svg")
+        write_svg_pair(draw(), folder / name)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """manifoldnet: weights on manifolds for PyTorch, with explicit geometry and proven invariance."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from manifoldnet import nn, optim, rules, symmetry
 from manifoldnet.declarations import (
     NothingDeclaredWarning,
+    RimWarning,
     declare,
     declare_all,
     declare_from,
@@ -57,6 +59,7 @@ __all__ = [
     "Projective",
     "RiemannianAdam",
     "RiemannianSGD",
+    "RimWarning",
     "ScaledEuclidean",
     "Sphere",
     "Stiefel",
@@ -84,10 +87,24 @@ __all__ = [
 ]
 
 
-# Loaded when it is first used: its base class is geoopt's, whose import takes longer than all else.
+# Manifolds that are looked for here, and are in geoopt.
+_OF_GEOOPT = {
+    "SPD": "SymmetricPositiveDefinite",
+    "Poincare": "PoincareBall",
+    "Hyperbolic": "Lorentz",
+    **{name: name for name in ("PoincareBall", "Lorentz", "Stereographic", "BirkhoffPolytope")},
+    "SymmetricPositiveDefinite": "SymmetricPositiveDefinite",
+}
+
+
+# Loaded when it is first used: ManifoldParameter, because its base class is geoopt's, whose import
+# takes longer than all else; and `parameter`, an old name.
 def __getattr__(name: str) -> Any:
+    if name == "parameter":
+        return import_module("manifoldnet.parameter")
     if name != "ManifoldParameter":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = f"; declare geoopt.{_OF_GEOOPT[name]}() as it is" if name in _OF_GEOOPT else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     from manifoldnet.manifold_parameter import ManifoldParameter
 
     globals()[name] = ManifoldParameter

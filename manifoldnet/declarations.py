@@ -21,7 +21,7 @@ import inspect
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +55,7 @@ from manifoldnet.registry import (
 __all__ = [
     "DeclarationReport",
     "NothingDeclaredWarning",
+    "RimWarning",
     "Rule",
     "declare",
     "declare_all",
@@ -320,6 +321,16 @@ def _as_rule(model: nn.Module, given: Any) -> Any:
             "manifoldnet.rules.unit_norm(classifier=…), by a manifold, or by a dictionary of "
             f"patterns of names, not by {given!r}"
         )
+    if inspect.isfunction(given):
+        signature = inspect.signature(given)
+        try:
+            signature.bind("", model, None)
+        except TypeError as error:
+            ready = getattr(given, "__module__", "") == "manifoldnet.rules"
+            raise TypeError(
+                f"a rule is called with (name, module, parameter), and {given.__name__}{signature} "
+                + ("makes one: call it first" if ready else "does not take these")
+            ) from error
     validate = getattr(given, "validate", None)
     if validate is not None:
         validate(model)
@@ -423,20 +434,46 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     """
     check_module(module)
     if not isinstance(name, str):
-        raise TypeError(f"a parameter is named by a string such as 'fc.weight', not {name!r}")
+        raise TypeError(
+            f"a parameter is named by a string such as 'fc.weight', not by {_given(module, name)}"
+        )
     *path, local = name.split(".")
-    owner, reason = None, None
-    try:
-        owner = module.get_submodule(".".join(path))
-    except AttributeError as error:
-        reason = error
-    if owner is None or local not in owner._parameters:
+    owner, found = module, []
+    for part in path:
+        inner = owner._modules.get(part)
+        if inner is None:
+            break
+        owner = inner
+        found.append(part)
+    complete = len(found) == len(path)
+    if not complete or local not in owner._parameters:
         wrapped = _names(module).get(name, name)
         if wrapped != name:
             return _owner(module, wrapped)
-    if owner is None:
-        raise ValueError(f"{type(module).__name__} has no submodule {'.'.join(path)!r}") from reason
+    if not complete:
+        where = f" ({'.'.join(found)})" if found else ""
+        near = difflib.get_close_matches(name, _names(module), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{type(owner).__name__}{where} has no submodule {path[len(found)]!r} (it has: "
+            f"{_listed(n for n, m in owner._modules.items() if m is not None)}){hint}"
+        )
     return owner, local
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    """Names for an error message, the first of them if there are many."""
+    every = list(names)
+    return ", ".join([*every[:most], "…"] if len(every) > most else every) or "none"
+
+
+def _given(module: nn.Module, value: object) -> str:
+    """An argument that is not the name of a parameter, in an error message."""
+    if not isinstance(value, Tensor):
+        return repr(value) if not isinstance(value, nn.Module) else f"a {type(value).__name__}"
+    names = [n for n, p in module.named_parameters(remove_duplicate=False) if p is value]
+    itself = f": the name of this one is {names[0]!r}" if names else ""
+    return f"a tensor{'' if is_lazy(value) else f' of shape {tuple(value.shape)}'}{itself}"
 
 
 def _names(model: nn.Module) -> dict[str, str]:
@@ -454,17 +491,67 @@ def _find(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The submodule that owns a parameter, and its name there."""
     owner, local = _owner(module, name)
     if owner._parameters.get(local) is None:
-        names = ", ".join(n for n, _ in owner.named_parameters(recurse=False)) or "none"
-        hint = ""
-        if parametrize.is_parametrized(owner, local):
-            hint = (
-                f"; {local} is parametrized: remove the parametrization, or declare "
-                f"parametrizations.{local}.original"
-            )
+        inner = owner._modules.get(local)
+        if inner is not None:
+            raise ValueError(_of_module(name, inner))
+        names = _listed(n for n, _ in owner.named_parameters(recurse=False))
+        found = _found_instead(owner, local)
         raise ValueError(
-            f"{type(owner).__name__} has no parameter {local!r} (it has: {names}){hint}"
+            f"{type(owner).__name__} has no parameter {local!r} (it has: {names})"
+            + (f"; {local} {found}" if found else "")
         )
     return owner, local
+
+
+def _of_module(name: str, module: nn.Module) -> str:
+    """An error message for the name of a module in place of that of a parameter."""
+    kind = type(module).__name__
+    article = "an" if kind[0] in "AEIOU" else "a"
+    own = [n for n, _ in module.named_parameters(recurse=False)]
+    inner = own or [n for n, _ in module.named_parameters()]
+    if not inner:
+        return f"{name!r} is {article} {kind} without parameters"
+    held = f"with {_listed(own)}" if own else f"that contains {_listed(inner, 3)}"
+    return f"{name!r} is {article} {kind} {held}: name one of them, such as '{name}.{inner[0]}'"
+
+
+# Parameters that functions of torch put in the place of one, with the function that undoes it.
+_REPLACED = {
+    ("_g", "_v"): ("torch.nn.utils.weight_norm", "torch.nn.utils.remove_weight_norm(layer)"),
+    ("_orig", "_mask"): ("torch.nn.utils.prune", "torch.nn.utils.prune.remove(layer, {name!r})"),
+    ("_orig", "_u"): (
+        "torch.nn.utils.spectral_norm",
+        "torch.nn.utils.remove_spectral_norm(layer)",
+    ),
+}
+
+
+def _found_instead(owner: nn.Module, local: str) -> str:
+    """The rest of a sentence that begins with a name: what a module has by it; "" for nothing."""
+    if parametrize.is_parametrized(owner, local):
+        return (
+            "is parametrized: remove the parametrization, or declare "
+            f"parametrizations.{local}.original"
+        )
+    held = {*owner._parameters, *owner._buffers}
+    for ends, (by, undo) in _REPLACED.items():
+        if all(local + end in held for end in ends):
+            parts = " and ".join(local + end for end in ends)
+            return f"is computed from {parts} by {by}: call {undo.format(name=local)} first"
+    if local in owner._parameters:
+        return "is None"
+    if local in owner._buffers:
+        return "is a buffer, which no optimizer steps"
+    value = getattr(owner, local, None)
+    if callable(value) and type(owner).__module__.startswith("torch.ao.nn.quantized"):
+        return (
+            f"is quantized ({type(owner).__module__}), and is not trained any more: declare "
+            "weights, and train them, before they are quantized"
+        )
+    if isinstance(value, Tensor):
+        return f"is a plain tensor of type {value.dtype}, which no optimizer steps"
+    near = difflib.get_close_matches(local, owner._parameters, 1)
+    return f"is unknown: did you mean {near[0]!r}?" if near else ""
 
 
 def _declare(
@@ -481,6 +568,7 @@ def _declare(
     alone = len(plan) == 1 and not registry.is_shared(plan[0][1]._parameters, plan[0][2])
     planned: dict[int, tuple[str, Manifold]] = {}
     values: list[tuple[Tensor, Tensor]] = []
+    rims: list[str] = []
     for name, owner, local, manifold in plan:
         parameter = owner._parameters[local]
         assert parameter is not None
@@ -506,11 +594,16 @@ def _declare(
         try:
             if project:  # refuses what it cannot put there
                 values.append((x, manifold.projx(x, name=name)))
+                moved = manifold._moved_to_rim(x, name)
+                if moved is not None:
+                    rims.append(moved)
             else:
                 manifold.assert_check_point_on_manifold(x, name=name)
         except NotOnManifoldError as error:
             error.args = (f"{error}{_of_padding(owner, local, error)}",)
             raise
+    for moved in rims:  # here, where a filter that makes errors of warnings stops all
+        warnings.warn(moved, RimWarning, stacklevel=3)
     for x, point in values:
         copy_into(x, point)
     for module in [plan[0][1]] if alone else model.modules():
@@ -530,6 +623,10 @@ def _declare(
                 for name, parameter in module._parameters.items():
                     if parameter is tensor:
                         Declarations.pair(module, name, (partner, its_local))
+
+
+class RimWarning(UserWarning):
+    """Rows outside of an open ball were projected to its rim, where distances are very large."""
 
 
 def _of_padding(owner: nn.Module, local: str, error: NotOnManifoldError) -> str:

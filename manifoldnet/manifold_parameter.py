@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import geoopt
 import torch
 from torch import Tensor
 
 from manifoldnet import registry
 from manifoldnet.geometry import Manifold, from_geoopt
+from manifoldnet.geometry._geoopt import geoopt
 from manifoldnet.geometry.settled import is_sharded
 
 __all__ = ["ManifoldParameter"]
@@ -58,6 +58,10 @@ class ManifoldParameter(geoopt.ManifoldParameter):  # type: ignore[misc]
         else:
             manifold.assert_check_point_on_manifold(data)
         return _unchecked(data, manifold, requires_grad)
+
+    def __repr__(self) -> str:
+        values = self.detach().as_subclass(Tensor).requires_grad_(self.requires_grad)
+        return f"ManifoldParameter on {self.manifold} containing:\n{values!r}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ManifoldParameter:
         # Unlike geoopt's, without a check: weights that have drifted can be copied too.

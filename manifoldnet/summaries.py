@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from manifoldnet.declarations import name_pattern, violations
+from manifoldnet.declarations import name_pattern
 from manifoldnet.foreign import follows_declarations
-from manifoldnet.geometry import Euclidean, Manifold, tolerance
+from manifoldnet.geometry import Euclidean, Manifold, Slices, tolerance
+from manifoldnet.geometry.settled import settle
 from manifoldnet.registry import declared_parameters
 
 __all__ = ["Summary", "WeightSummary", "summary"]
@@ -80,6 +82,17 @@ class Summary(dict[str, WeightSummary]):
         )
 
 
+@torch.no_grad()
+def _of_slices(model: nn.Module) -> tuple[dict[str, int], dict[str, float]]:
+    """The number of slices of each declared weight, and the largest violation among them."""
+    counts, largest = {}, {}
+    for name, (parameter, manifold) in declared_parameters(model).items():
+        off = manifold.violation(parameter)
+        counts[name] = off.numel()
+        largest[name] = float(settle(Slices(None).largest(off)))
+    return counts, largest
+
+
 def summary(model: nn.Module, optimizers: Optimizer | Iterable[Optimizer] = ()) -> Summary:
     """Weights of a model, the manifolds they are declared on, and the optimizers that step them.
 
@@ -105,7 +118,7 @@ def summary(model: nn.Module, optimizers: Optimizer | Iterable[Optimizer] = ()) 
                 f"{type(each).__name__}"
             )
     declared = {name: manifold for name, (_, manifold) in declared_parameters(model).items()}
-    distances = violations(model)
+    counts, distances = _of_slices(model)
     places: dict[int, list[tuple[Optimizer, int]]] = {}
     for each in given:
         for number, group in enumerate(each.param_groups):
@@ -135,7 +148,7 @@ def summary(model: nn.Module, optimizers: Optimizer | Iterable[Optimizer] = ()) 
         found[name] = WeightSummary(
             () if is_lazy(p) else tuple(p.shape),
             manifold,
-            0 if manifold is None else manifold.slices.count(p.shape),
+            counts.get(name, 0),
             distance,
             "; ".join(f"{type(each).__name__}, group {number}" for each, number in stepped),
             tuple(dict.fromkeys(remarks)),

@@ -22,9 +22,10 @@ PACKAGE = "manifoldnet"
 
 # Rooms from left to right.
 ROOMS = [
-    {"geometry", "cache"},
+    {"geometry", "cache", "deprecation"},
     {"registry"},
-    {"declarations", "manifold_parameter", "foreign", "rules", "dataflow", "summaries"},
+    {"declarations", "manifold_parameter", "foreign", "rules", "dataflow", "summaries"}
+    | {"parameter"},
     {"optim"},
     {"symmetry"},
     {"nn", "objective"},
@@ -40,9 +41,7 @@ LIGHT = {"torch", "numpy", "filelock"}
 ALLOWED = {
     "geometry": {"torch"},
     "optim.backends.triton.kernels": {"triton"},
-    "geometry.geoopt_manifold": {"torch", "geoopt"},
-    "geometry.geoopt_view": {"torch", "geoopt"},
-    "manifold_parameter": {"torch", "geoopt"},
+    "geometry._geoopt": {"geoopt"},
     "symmetry.conservation": LIGHT | {"matplotlib"},  # to plot, when asked
     "testing": LIGHT | {"hypothesis"},
     "interop": LIGHT | {"geoopt", "pymanopt"},
@@ -339,8 +338,8 @@ GOOD_TREE = {
     "__init__.py": "from manifoldnet import optim\nfrom manifoldnet.geometry import Sphere",
     "geometry/__init__.py": "from .sphere import Sphere",
     "geometry/sphere.py": "import math\nimport torch",
-    "geometry/geoopt_view.py": "import geoopt",
-    "manifold_parameter.py": "import geoopt\nfrom manifoldnet.geometry import Sphere",
+    "geometry/_geoopt.py": "import geoopt",
+    "manifold_parameter.py": "from manifoldnet.geometry._geoopt import geoopt",
     "declarations.py": "import torch\nfrom manifoldnet.geometry import Sphere",
     "optim/__init__.py": "from .sgd import SGD",
     "optim/sgd.py": "import manifoldnet.declarations\nfrom manifoldnet import Sphere",

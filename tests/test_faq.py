@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import geoopt
 import pytest
 import torch
 from torch import nn
@@ -55,6 +56,19 @@ def _() -> object:
     model = net()
     nn.init.zeros_(model.hidden.weight[2])
     return mn.declare(model, "hidden.weight", mn.Oblique(), project=True)
+
+
+@under("Rows are moved to the rim of a ball (a warning)")
+def _() -> object:
+    model = nn.Sequential(nn.Embedding(50, 3))
+    with torch.no_grad():
+        model[0].weight.fill_(0.1)[7] = 2.0
+    return mn.declare(model, "0.weight", geoopt.PoincareBall(), project=True)
+
+
+@under("A name of something else")
+def _() -> object:
+    return mn.declare(net(), "hidden", mn.Oblique(), project=True)
 
 
 @under("A negative dim")

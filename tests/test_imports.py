@@ -1,6 +1,8 @@
 """Effects and cost of importing manifoldnet, and the contents of the wheel."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -145,12 +147,45 @@ assert from_spec(from_geoopt(sys.modules["geoopt"].Sphere()).spec()).name == "Sp
     assert result.returncode == 0, result.stderr.decode()
 
 
+# Programs that use what other packages warn about when they are imported.
+QUIET = {
+    "geoopt": """
+import manifoldnet as mn
+mn.ManifoldParameter(mn.Sphere().random(3), mn.Sphere())
+import geoopt
+mn.from_geoopt(geoopt.PoincareBall()).random(3, 2)
+""",
+    "laws": """
+from manifoldnet import Oblique
+from manifoldnet.testing import GeodesicLaws
+class Laws(GeodesicLaws):
+    manifold, shape, examples = Oblique(), (3, 2), 1
+Laws().test_geodesic_starts_with_its_velocity()
+""",
+    "pymanopt": "from manifoldnet.interop import pymanopt",
+}
+
+
+@pytest.mark.parametrize("program", QUIET.values(), ids=QUIET)
 @pytest.mark.thorough
-def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+def test_other_packages_give_no_warnings(program: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
     result = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.thorough
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     assert {name.split("/")[0] for name in names} == {"manifoldnet", info}
@@ -161,6 +196,25 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         "manifoldnet/optim/backends/cpp/step.cpp",
     }
     assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
+
+
+@pytest.mark.thorough
+def test_the_first_lines_of_the_readme_run_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """In an empty folder, without the checkout, and with no warning of any package."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert block is not None
+    program = f"{block[1]}\nprint(mn.__file__)"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == str(site / "manifoldnet" / "__init__.py")
 
 
 def test_the_changelog_knows_this_version() -> None:

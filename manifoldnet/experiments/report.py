@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.files import write_bytes
+from manifoldnet.experiments.plotting import svg_pair
 
 T = TypeVar("T")
 
@@ -43,11 +44,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG."""
+    """An SVG, for light pages and dark ones, or a PNG."""
 
-    name: str  # of the file beside the Markdown
+    name: str  # of the file beside the Markdown; without an ending for an SVG
     content: bytes
     text: str  # what it shows, for who does not see it
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The contents by file name: the light one, then the dark one, or a single PNG."""
+        if self.name.endswith(".png"):
+            return {self.name: self.content}
+        return svg_pair(self.name, self.content)
 
 
 Block = Heading | Paragraph | Table | Picture
@@ -68,7 +76,8 @@ def publish(
     text = to_markdown(blocks)
     texts = {**tables, f"{name}.md": text, f"{name}.html": to_html(blocks)}
     files = {file: content.encode() for file, content in texts.items()}
-    files |= {block.name: block.content for block in blocks if isinstance(block, Picture)}
+    for block in blocks:
+        files |= block.files if isinstance(block, Picture) else {}
     for file, content in files.items():
         write_bytes(directory / file, content)
     return Report(text, tuple(directory / file for file in files))
@@ -134,7 +143,7 @@ table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: ta
 th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #8884; white-space: nowrap; }
 th, td { text-align: right; }
 .w { text-align: left; }
-img { max-width: 100%; background: white; }
+img { max-width: 100%; }
 """
 
 
@@ -144,7 +153,9 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Paragraph):
         return block.text
     if isinstance(block, Picture):
-        return f"![{block.text}]({block.name})"
+        pages = ("#only-light", "#only-dark") if len(block.files) > 1 else ("",)
+        images = zip(block.files, pages, strict=True)
+        return "\n".join(f"![{block.text}]({file}{page})" for file, page in images)
     lines = [block.header, *block.rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(block.header))]
 
@@ -168,8 +179,14 @@ def _html(block: Block) -> str:
     if isinstance(block, Paragraph):
         return f"<p>{escape(block.text)}</p>"
     if isinstance(block, Picture):
-        data = base64.b64encode(block.content).decode("ascii")
-        return f'<img alt="{escape(block.text)}" src="data:image/png;base64,{data}">'
+        kind = "png" if block.name.endswith(".png") else "svg+xml"
+        light, *dark = (
+            f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+            for content in block.files.values()
+        )
+        image = f'<img alt="{escape(block.text)}" src="{light}">'
+        sources = (f'<source media="(prefers-color-scheme: dark)" srcset="{d}">' for d in dark)
+        return f"<picture>{''.join(sources)}{image}</picture>"
 
     def row(tag: str, cells: Sequence[str]) -> str:
         text = "".join(

@@ -13,19 +13,18 @@ bit. Scaled and product manifolds are taken apart for this, down to manifolds of
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
 
-import geoopt
 import torch
-from geoopt.manifolds import BirkhoffPolytope, SymmetricPositiveDefinite
-from geoopt.manifolds.stiefel import CanonicalStiefel, EuclideanStiefel, Stiefel
 from torch import Tensor
 
+from manifoldnet.geometry._geoopt import geoopt
 from manifoldnet.geometry.euclidean import Euclidean
 from manifoldnet.geometry.geoopt_view import GeooptView
 from manifoldnet.geometry.manifold import Manifold, Projective, Retraction, register_manifold
@@ -33,6 +32,7 @@ from manifoldnet.geometry.oblique import SphereGeodesics
 from manifoldnet.geometry.parts import Frame
 from manifoldnet.geometry.settled import settle
 from manifoldnet.geometry.slices import Slices, promote
+from manifoldnet.geometry.validation import NotOnManifoldError
 
 __all__ = ["GeooptManifold", "adapted"]
 
@@ -94,8 +94,8 @@ class GeooptManifold(Manifold):
     """
 
     base: Any
-    retraction: Retraction
-    _key: str
+    retraction: Retraction = field(init=False)  # only where it is not geoopt's
+    _key: str = field(init=False)
 
     def __init__(self, base: Any, retraction: Retraction | None = None) -> None:
         vars(self).update(base=base, _key=json.dumps(_describe(base), sort_keys=True))
@@ -227,7 +227,7 @@ class GeooptManifold(Manifold):
         That of geoopt's canonical Stiefel manifold doubles what lies in the span of `x`, which a
         second-order model does not survive: it is exchanged for the projection retraction.
         """
-        canonical = isinstance(_innermost(self.base), CanonicalStiefel)
+        canonical = isinstance(_innermost(self.base), geoopt.CanonicalStiefel)
         return GeooptManifold(self.base, Projective()) if canonical else self
 
     # --- points -----------------------------------------------------------------------------
@@ -312,9 +312,24 @@ class GeooptManifold(Manifold):
         ok, reason = self.base.check_point(x, explain=True)
         if ok:
             return None
-        ours = isinstance(_innermost(self.base), Stiefel)
+        ours = isinstance(_innermost(self.base), geoopt.Stiefel)
         advice = "; manifoldnet's own Stiefel() takes wide matrices and kernels" if ours else ""
         return f"is refused by geoopt: {reason}{advice}"
+
+    def _moved_to_rim(self, x: Tensor, name: str) -> str | None:
+        """A warning about rows outside of a ball of negative curvature; None if there are none."""
+        base = _innermost(self.base)
+        if not isinstance(base, geoopt.Stereographic) or float(base.k) >= 0:
+            return None
+        error = self.validate(x, name=name)
+        if not isinstance(error, NotOnManifoldError):
+            return None
+        place = f"{error.slices[0]} by {error.amounts[0]:.0%} of its norm"
+        return (
+            f"{name}: {error.count} of {error.total} rows were outside of {self} and are at its "
+            f"rim now, the farthest moved {place}. Distances from the rim are very large: start "
+            "within the ball, such as with torch.nn.init.uniform_(weight, -1e-3, 1e-3)"
+        )
 
     def _factors(self, *tensors: Tensor) -> list[tuple[Any, ...]]:
         return [(_part(part), *pieces) for part, *pieces in _taken_apart(self.base, *tensors)]
@@ -347,7 +362,40 @@ class GeooptManifold(Manifold):
         return hash(self._key)
 
     def __repr__(self) -> str:
-        return f"from_geoopt({self.base})"
+        """geoopt's call that makes it, without defaults; for other classes, a name."""
+        return _call(self.base)
+
+
+def _call(base: Any) -> str:
+    """The call that makes a manifold of geoopt; "geoopt's …" where its arguments are not known."""
+    if isinstance(base, Manifold):
+        return repr(base)
+    name = type(base).__name__
+    if type(base) is geoopt.Scaled:
+        return f"geoopt.Scaled({_call(base.base)}, {_number(base.scale)})"
+    if type(base) is geoopt.ProductManifold:
+        factors = (
+            f"({_call(manifold)}, {tuple(shape)})"
+            for manifold, shape in zip(base.manifolds, base.shapes, strict=True)
+        )
+        return f"geoopt.ProductManifold({', '.join(factors)})"
+    known = _ARGUMENTS.get(name)
+    if known is None or len(base.state_dict()) > len(known):  # a sphere in a subspace
+        return f"geoopt's {str(base).removesuffix(' manifold')}"
+    defaults = inspect.signature(type(base)).parameters
+    given = {key: _number(getattr(base, key)) for key in known}
+    shown = (f"{k}={v}" for k, v in given.items() if v != repr(defaults[k].default))
+    return f"geoopt.{name}({', '.join(shown)})"
+
+
+def _number(value: Any) -> str:
+    """A number of geoopt's, which keeps numbers as tensors of torch's default type."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        return repr(value)
+    number = float(f"{float(value):.6g}")  # of which geoopt may keep a logarithm
+    if value.dtype == torch.float32:
+        return repr(number)
+    return f"torch.tensor({number}, dtype={value.dtype})"
 
 
 def _plain(value: Any) -> Any:
@@ -424,10 +472,10 @@ def _tangent(base: Any, x: Tensor, u: Tensor) -> Tensor:
     """The nearest tangent vector."""
     if isinstance(base, Manifold):
         return base.proju(x, u)
-    if isinstance(base, CanonicalStiefel):
+    if isinstance(base, geoopt.CanonicalStiefel):
         # Its `proju` is the Riemannian gradient, which doubles vectors that are tangent.
         return u - x @ _sym(x.mT @ u)
-    if isinstance(base, BirkhoffPolytope):
+    if isinstance(base, geoopt.BirkhoffPolytope):
         # Again a gradient; tangent is what adds up to 0 in every row and column.
         u = u - u.mean(-1, keepdim=True)
         return u - u.mean(-2, keepdim=True)
@@ -437,10 +485,10 @@ def _tangent(base: Any, x: Tensor, u: Tensor) -> Tensor:
 
 # Formulas of geoopt that end with a projection, to the set or to the tangent space.
 _ENDS_PROJECTED = {
-    *(geoopt.Sphere.retr, EuclideanStiefel.retr, BirkhoffPolytope.retr),
+    *(geoopt.Sphere.retr, geoopt.EuclideanStiefel.retr, geoopt.BirkhoffPolytope.retr),
     *(geoopt.Lorentz.retr, geoopt.Lorentz.expmap),
     *(geoopt.Stereographic.retr, geoopt.Stereographic.expmap),
-    *(geoopt.Sphere.transp, EuclideanStiefel.transp),
+    *(geoopt.Sphere.transp, geoopt.EuclideanStiefel.transp),
 }
 
 
@@ -454,12 +502,12 @@ def _settled(formula: str, base: Any, y: Tensor) -> Tensor:
     if ours or getattr(type(base), formula) in _ENDS_PROJECTED:
         return y
     rounding = _ROUNDINGS * torch.finfo(y.dtype).eps
-    if isinstance(base, Stiefel):
+    if isinstance(base, geoopt.Stiefel):
         defect = y.mT @ y - torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
         off = torch.linalg.matrix_norm(defect, keepdim=True)  # twice the distance; ‖y‖² = columns
         return torch.where(off > 2 * rounding * y.shape[-1] ** 0.5, y - y @ (defect / 2), y)
     # Symmetric positive definite matrices are open among the symmetric ones.
-    z = _sym(y) if isinstance(base, SymmetricPositiveDefinite) else base.projx(y)
+    z = _sym(y) if isinstance(base, geoopt.SymmetricPositiveDefinite) else base.projx(y)
     return torch.where(_length(base, z - y) > rounding * _length(base, y), z, y)
 
 
@@ -506,7 +554,7 @@ def _codimension(base: Any, shape: torch.Size) -> int | None:
         parts = zip(base.manifolds, base.shapes, strict=True)
         each = (_part(m).codimension(torch.Size(s)) for m, s in parts)
         return math.prod(shape[:-1]) * sum(each)
-    if not isinstance(base, Stiefel):
+    if not isinstance(base, geoopt.Stiefel):
         return None
     columns = shape[-1]  # symmetric matrices of that size, for each of the batch
     return math.prod(shape[:-2]) * columns * (columns + 1) // 2
@@ -549,14 +597,15 @@ def _hessian(base: Any, x: Tensor, g: Tensor, h: Tensor, u: Tensor) -> Tensor:
     if isinstance(base, geoopt.Sphere) and base.projector is None:
         rows = (t.reshape(-1, t.shape[-1]) for t in (x, g, h, u))
         return SphereGeodesics(Slices(0)).hessian(*rows).view_as(x)
-    if isinstance(base, EuclideanStiefel):
+    if isinstance(base, geoopt.EuclideanStiefel):
         return _tangent(base, x, h - u @ _sym(x.mT @ g))
-    if isinstance(base, CanonicalStiefel):
+    if isinstance(base, geoopt.CanonicalStiefel):
         bent = u @ _sym(x.mT @ g)
         e = h + (x @ u.mT @ g + g @ u.mT @ x) / 2 - (bent - x @ (x.mT @ bent))
         return e - x @ e.mT @ x
     raise NotImplementedError(
-        f"there is no Hessian for {base}: use a solver that needs none, such as conjugate gradients"
+        f"there is no Hessian for {_call(base)}: use a solver that needs none, such as conjugate "
+        "gradients"
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import Any
 
-import geoopt
 import torch
 from torch import Tensor
 
+from manifoldnet.geometry._geoopt import geoopt
 from manifoldnet.geometry.manifold import Manifold
 from manifoldnet.geometry.validation import raise_if
 

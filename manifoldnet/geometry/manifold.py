@@ -115,6 +115,12 @@ class Manifold(GeooptVocabulary):
         vars(self).update(slices=slices, geodesics=geodesics, **parts, **fields)
         vars(self).update(zero_slices=zero.indices)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Keep the inherited `repr`, in whose place `dataclass` would write another one."""
+        super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+
     @property
     def parts(self) -> tuple[Metric | Projection | Retraction | Geodesics, ...]:
         """Metric, projection, retraction and geodesics; nothing where there are none."""
@@ -339,19 +345,30 @@ class Manifold(GeooptVocabulary):
     # --- values -----------------------------------------------------------------------------
 
     def _fields(self) -> dict[str, Any]:
-        """The constructor's arguments as plain JSON types: what `repr` shows."""
-        plain = {k: v.name if isinstance(v, Retraction) else v for k, v in self._shown().items()}
+        """The constructor's arguments as plain JSON types."""
+        plain = {k: v.name if isinstance(v, Retraction) else v for k, v in self._given().items()}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
-    def _shown(self) -> dict[str, Any]:
+    def _given(self) -> dict[str, Any]:
         """The constructor's arguments: `zero_slices` only if there are any."""
         known: Any = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        shown: dict[str, Any] = {f.name: getattr(self, f.name) for f in known if f.repr}
-        return {k: v for k, v in shown.items() if k != "zero_slices" or v}
+        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in known if f.repr}
+        return {k: v for k, v in given.items() if k != "zero_slices" or v}
 
     def __repr__(self) -> str:
-        fields = (f"{name}={value!r}" for name, value in self._shown().items())
-        return f"{type(self).__qualname__}({', '.join(fields)})"
+        """The call that makes it, without defaults; `dim` is always there."""
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(type(self)).parameters.items()
+        }
+        shown = []
+        for name, value in self._given().items():
+            default = defaults.get(name, inspect.Parameter.empty)
+            if isinstance(default, str) and isinstance(value, Retraction):
+                value = _by_name(value)
+            if name == "dim" or value != default:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__qualname__}({', '.join(shown)})"
 
     def spec(self) -> Spec:
         """This manifold as plain, versioned JSON types; `from_spec` turns them back."""
@@ -409,6 +426,10 @@ class Manifold(GeooptVocabulary):
                 f"a unit vector needs at least {self.min_slice} to have somewhere to go"
             )
         return ZeroSlices(self.slices, self.zero_slices).misfit(x.shape)
+
+    def _moved_to_rim(self, x: Tensor, name: str) -> str | None:
+        """A warning about rows of `x` that `projx` moves to the rim of an open set, or None."""
+        return None
 
     def _for_zero(self) -> str:
         takes_them = "zero_slices" in getattr(type(self), "__dataclass_fields__", {})
@@ -570,6 +591,12 @@ class Geodesic(Retraction):
 register_retraction("additive", Additive)
 register_retraction("projective", Projective)
 register_retraction("geodesic", Geodesic)
+
+
+def _by_name(retraction: Retraction) -> Retraction | str:
+    """The name of a retraction if it has one and no arguments; else itself."""
+    arguments = dataclasses.is_dataclass(retraction) and dataclasses.fields(retraction)
+    return retraction if arguments or retraction.name not in RETRACTIONS else retraction.name
 
 
 # --- specs ----------------------------------------------------------------------------------------

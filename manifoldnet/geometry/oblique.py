@@ -176,7 +176,7 @@ class SphereGeodesics(Geodesics):
         return self.slices.normalize(x), self.slices.normalize(y)
 
 
-@dataclass(frozen=True, init=False, eq=False, repr=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Oblique(Manifold):
     """The oblique manifold: each slice on the sphere of radius ρ, `‖x_i‖ = ρ`.
 
@@ -247,7 +247,7 @@ class Oblique(Manifold):
 
 
 @final
-@dataclass(frozen=True, init=False, eq=False, repr=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Sphere(Oblique):
     """The whole tensor as one vector of norm ρ, `‖x‖_F = ρ`: equal to `Oblique(None, ρ)`.
 

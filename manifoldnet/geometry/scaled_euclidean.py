@@ -123,7 +123,7 @@ class CylinderGeodesics(Geodesics):
 
 
 @final
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False)
 class ScaledEuclidean(Manifold):
     """Slices ≠ 0 with the metric `⟨u, v⟩ / ‖x‖²`, which `x → αx` leaves unchanged.
 

@@ -68,7 +68,7 @@ def minimize(
         model: with its declarations; changed in place at the end.
         loss_closure: called without arguments, returns the loss on the whole batch, without
             `backward()`.
-        solver: a key of `SOLVERS`.
+        solver: a key of `SOLVERS`; "conjugate gradients" and the like are understood.
         dtype: the type of the arithmetic; the model keeps its own.
         options: of the solver: `max_iterations`, `min_gradient_norm`, `max_time`, …, and
             `verbosity` (0 is silent, 2 prints a line for each iteration).
@@ -84,6 +84,7 @@ def minimize(
             `manifoldnet.objective.Objective` refuses. The model is then unchanged.
         KeyboardInterrupt: when interrupted; the model has the best point so far.
     """
+    solver = _known_solver(solver)
     optimizer, run_options = _make_solver(solver, options)
     with Objective(model, loss_closure, dtype) as objective:
         if solver == "trust-regions":
@@ -176,12 +177,19 @@ class _Problem:
         return self.manifold.euclidean_to_riemannian_hessian(x, gradient, product, u)
 
 
-def _make_solver(name: str, options: Mapping[str, Any]) -> tuple[Optimizer, dict[str, Any]]:
-    """A solver made with its options, and the options of its `run`."""
+def _known_solver(name: str) -> str:
+    """The key of `SOLVERS` for a name that may also be written "conjugate gradients"."""
     if not isinstance(name, str):
         raise TypeError(f"solver must be a name such as 'trust-regions', not {name!r}")
-    if name not in SOLVERS:
-        raise ValueError(f"there is no solver {name!r}; there are {', '.join(SOLVERS)}")
+    written = name.lower().replace(" ", "-").replace("_", "-").rstrip("s")
+    for key in SOLVERS:
+        if key.rstrip("s") == written:
+            return key
+    raise ValueError(f"there is no solver {name!r}; there are {', '.join(map(repr, SOLVERS))}")
+
+
+def _make_solver(name: str, options: Mapping[str, Any]) -> tuple[Optimizer, dict[str, Any]]:
+    """A solver made with its options, and the options of its `run`."""
     solver = SOLVERS[name]
     plain = {"self", "args", "kwargs", "problem", "initial_point", "log_verbosity"}
     of_run = set(inspect.signature(solver.run).parameters) - plain
@@ -217,7 +225,7 @@ def _check_hessians(objective: Objective) -> None:
             "the second derivatives of autograd do not fit its first ones, so the loss cannot be "
             "differentiated twice: the derivative of some layer is a function of its own that has "
             "none, or computes in float32. Use a solver that needs no Hessian, such as "
-            "conjugate-gradient"
+            "'conjugate-gradient'"
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet import registry
-from manifoldnet.geometry import Euclidean, Manifold, PairFactor
+from manifoldnet.geometry import Euclidean, Manifold, PairFactor, from_spec
 from manifoldnet.optim import backends, shards
 from manifoldnet.optim.backends import Layout
 from manifoldnet.optim.memory import Expected
@@ -145,5 +145,10 @@ def spec_of(weight: Plain) -> Any:
 
 
 def described(spec: Any) -> str:
-    """A spec in messages."""
-    return "not declared" if spec is None else f"declared on {spec['manifold']} {spec['fields']}"
+    """A spec in messages: the manifold as it prints, or its name where there is none to print."""
+    if spec is None:
+        return "not declared"
+    try:
+        return f"declared on {from_spec(spec)}"
+    except (TypeError, ValueError):
+        return f"declared on {spec['manifold']} {spec['fields']}"

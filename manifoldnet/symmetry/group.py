@@ -22,6 +22,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from manifoldnet.deprecation import renamed_attribute
 from manifoldnet.symmetry.averages import Followed, follow
 from manifoldnet.symmetry.batches import Batch, InputTarget, as_pair
 from manifoldnet.symmetry.losses import LossFunction
@@ -94,6 +95,8 @@ class Generator:
     def family(self) -> tuple[tuple[str, int | None, float], ...]:
         """Parameters, dimensions and exponents; generators of a family differ in indices only."""
         return tuple(sorted({(w.parameter, w.dim, a) for w, a in self.exponents.items()}, key=str))
+
+    kind = renamed_attribute("Generator.kind", "Generator.family", removed_in="0.4.0")
 
 
 class FalseSymmetryError(RuntimeError):

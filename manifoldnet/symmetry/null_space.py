@@ -27,6 +27,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from manifoldnet.deprecation import renamed_attribute
+
 __all__ = [
     "ADVICE",
     "FLOOR",
@@ -92,6 +94,8 @@ class Gap:
     dropped: float
     floor: float
     near_zero_count: int = 0
+
+    nearly = renamed_attribute("Gap.nearly", "Gap.near_zero_count", removed_in="0.4.0")
 
     @property
     def ratio(self) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from manifoldnet.deprecation import renamed_attribute
 from manifoldnet.symmetry.null_space import Gap
 from manifoldnet.symmetry.scaling import Slice
 
@@ -51,6 +52,8 @@ class Discovery:
     averages: int = 0
     evaluated: float = 0.0
     stale: tuple[str, ...] = ()
+
+    blur = renamed_attribute("Discovery.blur", "Discovery.eps_effect", removed_in="0.4.0")
 
     def __str__(self) -> str:
         each = "minibatch" if self.coupled else "sample"

@@ -21,6 +21,7 @@ from itertools import islice
 import torch
 from torch import nn
 
+from manifoldnet.deprecation import renamed_argument
 from manifoldnet.symmetry import (
     LinearElement,
     LinearGroup,
@@ -55,9 +56,11 @@ Symmetry = ScalingElement | ScalingGroup | LinearElement | LinearGroup
 """Element of a scaling or a linear group, or such a group."""
 
 _Element = ScalingElement | LinearElement
+_also_scaling = renamed_argument("scaling", "symmetry", removed_in="0.4.0")
 _Measure = Callable[[_Element], Deviation]
 
 
+@_also_scaling
 def assert_loss_invariant(
     model: nn.Module,
     symmetry: Symmetry,
@@ -88,6 +91,7 @@ def assert_loss_invariant(
     return _check(symmetry, measure, "the loss is not invariant", _allowed(model, rtol, _ONCE))
 
 
+@_also_scaling
 def assert_metric_invariant(
     model: nn.Module, symmetry: Symmetry, *, rtol: float | None = None
 ) -> Deviation:
@@ -113,6 +117,7 @@ def assert_metric_invariant(
     return _check(symmetry, measure, "the metric is not invariant", allowed)
 
 
+@_also_scaling
 def assert_update_equivariant(
     model: nn.Module,
     symmetry: Symmetry,
@@ -146,6 +151,7 @@ def assert_update_equivariant(
     return _check(symmetry, measure, "the update is not equivariant", allowed)
 
 
+@_also_scaling
 def assert_trajectory_invariant(
     model: nn.Module,
     symmetry: Symmetry,

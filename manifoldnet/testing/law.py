@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, TypeVar, cast
 from zlib import crc32
 
@@ -252,10 +253,20 @@ def far(laws: type[Laws]) -> SearchStrategy[float]:
     return st.sampled_from(special) | steps(laws) if special else steps(laws)
 
 
+@cache
+def _load_forward_mode() -> None:
+    """Load torch's formulas of forward mode, whose first use gives warnings of torch's own code."""
+    one = torch.ones(())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
+        jvp(torch.sin, (one,), (one,))
+
+
 def derivative(
     curve: Callable[[Tensor], Tensor], time: float, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Value and velocity of a curve at one time, by forward-mode differentiation."""
+    _load_forward_mode()
     t = torch.tensor(time, dtype=like.dtype)
     # torch types the result as any tuple: it is a pair without has_aux.
     moved: tuple[Tensor, Tensor] = jvp(curve, (t,), (torch.ones_like(t),))  # type: ignore[assignment]

@@ -31,7 +31,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 import manifoldnet.geometry
-from manifoldnet.geometry import Manifold, from_spec
+from manifoldnet.geometry import Manifold, from_geoopt, from_spec
 from manifoldnet.testing.curve_laws import GeodesicLaws, RetractionLaws, TransportLaws
 from manifoldnet.testing.law import Laws, law, steps
 from manifoldnet.testing.samples import source
@@ -108,6 +108,7 @@ class ValueLaws(Laws):
             made = eval(repr(self.manifold), names)
         except (NameError, SyntaxError):
             return  # a description in words
+        made = from_geoopt(made)
         self.holds(made == self.manifold, f"eval(repr(manifold)) is {made!r}, not equal to it")
 
     @law(seed=seeds())

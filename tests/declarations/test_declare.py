@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 
 import geoopt
 import pytest
@@ -13,7 +16,7 @@ from cases import refused
 from declared_net import MANIFOLDS, Net, declared, fit, tied, train, unchanged, values
 from torch import nn
 from torch.nn.modules import module as nn_module
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import manifoldnet as mn
 from manifoldnet import registry
@@ -183,7 +186,7 @@ def test_arguments_of_a_wrong_type(act) -> None:
         ("1.running_mean", "weight, bias"),
         ("2.weight", "none"),
         ("3.bias", "weight"),
-        ("0", "none"),
+        ("0", "is a Linear"),
         ("", "none"),
     ],
 )
@@ -443,7 +446,8 @@ def test_a_manifold_parameter_is_one_of_torch_and_geoopt(manifold, requires_grad
     assert p.is_leaf
     assert p.manifold == manifold
     assert type(p.detach()) is type(p + 1) is torch.Tensor
-    assert repr(p).startswith(f"Parameter on {manifold} containing:")
+    assert repr(p).startswith(f"ManifoldParameter on {manifold} containing:\ntensor(")
+    assert ("requires_grad=True" in repr(p)) is requires_grad
 
 
 def test_a_manifold_parameter_of_a_manifold_of_geoopt() -> None:
@@ -533,3 +537,115 @@ def test_the_methods_that_geoopt_gives_a_parameter(manifold) -> None:
         expected = manifold.projx(p.detach())
         assert p.proj_() is p
     assert torch.equal(p, expected)
+
+
+# --- messages: what is at that name ---------------------------------------------------------------
+
+
+def _weight_norm(layer: nn.Linear) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nn.utils.weight_norm(layer)
+
+
+def _pruned(layer: nn.Linear) -> nn.Module:
+    return prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
+def _quantized(layer: nn.Linear) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kinds = {nn.Linear}
+        quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), kinds)
+    return quantized[0]
+
+
+def _frozen_tensor(layer: nn.Linear) -> nn.Module:
+    del layer.weight
+    layer.weight = torch.zeros(4, 8, dtype=torch.int8)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_weight_norm, "from weight_g and weight_v by torch.nn.utils.weight_norm: call torch"),
+        (torch.nn.utils.spectral_norm, "torch.nn.utils.remove_spectral_norm(layer) first"),
+        (_pruned, "torch.nn.utils.prune.remove(layer, 'weight') first"),
+        (_quantized, "weight is quantized (torch.ao.nn.quantized"),
+        (_frozen_tensor, "weight is a plain tensor of type torch.int8"),
+    ],
+)
+def test_a_weight_that_was_replaced(change: Callable[[nn.Linear], nn.Module], said: str) -> None:
+    layer = change(nn.Linear(8, 4))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        mn.declare(layer, "weight", OBLIQUE)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("0", "'0' is a Linear with weight, bias: name one of them, such as '0.weight'"),
+        ("1", "'1' is a ReLU without parameters"),
+        ("2", "'2' is a Sequential that contains 0.weight, 0.bias, 1.weight, …: name"),
+        ("fc.weight", "Sequential has no submodule 'fc' (it has: 0, 1, 2); did you mean '"),
+        ("2.7.weight", "Sequential (2) has no submodule '7' (it has: 0, 1)"),
+        ("0.wieght", "(it has: weight, bias); wieght is unknown: did you mean 'weight'?"),
+        ("2.1.running_mean", "running_mean is a buffer, which no optimizer steps"),
+        ("2.0.nothing", "Linear has no parameter 'nothing' (it has: weight, bias)"),
+    ],
+)
+def test_what_is_at_a_name(name: str, said: str) -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), inner)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        mn.declare(model, name, OBLIQUE, project=True)
+
+
+def test_a_bias_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="bias is None"):
+        mn.declare(nn.Linear(8, 4, bias=False), "bias", mn.Sphere())
+
+
+def test_a_tensor_in_place_of_its_name_is_not_printed() -> None:
+    model = nn.Sequential(nn.Linear(8, 4))
+    with pytest.raises(TypeError, match="the name of this one is '0.weight'") as caught:
+        mn.declare(model, model[0].weight, OBLIQUE)
+    assert "tensor(" not in str(caught.value)
+    with pytest.raises(TypeError, match=r"not by a tensor of shape \(3,\)$"):
+        mn.declare(model, torch.zeros(3), OBLIQUE)
+    with pytest.raises(TypeError, match="not by a Linear$"):
+        mn.declare(model, model[0], OBLIQUE)
+
+
+def test_rows_that_projection_moves_to_the_rim() -> None:
+    """A table with Gaussian entries is no start for a Poincaré embedding."""
+    table = nn.Embedding(5, 3)
+    rows = torch.tensor([[2.0, 0, 0], [0, 4, 0], [0, 0, 0.5], [0.1, 0, 0], [0, 0, 0]])
+    table.weight.data = rows.clone()
+    with pytest.warns(mn.RimWarning, match="2 of 5 rows were outside .*row 1 by 75% of its norm"):
+        mn.declare(table, "weight", geoopt.PoincareBall(), project=True)
+    assert 0.99 < float(table.weight.detach()[1].norm()) < 1
+    inside = nn.Embedding(5, 3)
+    inside.weight.data = rows / 10
+    mn.declare(inside, "weight", geoopt.PoincareBall(), project=True)
+    assert torch.equal(inside.weight, rows / 10)
+
+
+def test_a_rim_warning_that_is_an_error_leaves_all_as_it_was() -> None:
+    table = nn.Embedding(5, 3)
+    table.weight.data = torch.full((5, 3), 2.0)
+    with pytest.raises(mn.RimWarning):  # pytest makes errors of warnings
+        mn.declare(table, "weight", geoopt.PoincareBall(), project=True)
+    assert torch.equal(table.weight, torch.full((5, 3), 2.0))
+    assert mn.manifolds(table) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("SPD", "SymmetricPositiveDefinite"), ("Poincare", "PoincareBall"), ("Lorentz", "Lorentz")],
+)
+def test_manifolds_that_geoopt_has(name: str, theirs: str) -> None:
+    with pytest.raises(AttributeError, match=rf"{name}'; declare geoopt\.{theirs}\(\) as it is"):
+        getattr(mn, name)
+    assert hasattr(geoopt, theirs)

@@ -181,7 +181,7 @@ def test_the_report_prints_what_was_declared_what_is_free_and_why() -> None:
     model.blocks[3].norm = nn.Identity()
     report = mn.declare_all(model, mn.rules.unit_norm("head"), project=True)
     assert str(report).splitlines() == [
-        "Oblique(dim=0, radius=1.0, retraction=Projective())",
+        "Oblique(dim=0)",
         "  blocks.*.q.weight (12)     filters of a hidden layer",
         "  blocks.*.o.weight (12)     filters of a hidden layer",
         "free",
@@ -220,3 +220,15 @@ def test_the_report_is_a_dictionary_that_can_be_copied() -> None:
         assert other == report
         assert str(other) == str(report)
         assert other.free == report.free
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (mn.rules.unit_norm, r"unit_norm\(classifier.*makes one: call it first"),
+        (lambda name, module: None, r"\(name, module\) does not take these"),
+    ],
+)
+def test_a_function_that_takes_other_arguments_is_no_rule(rule, said) -> None:
+    with pytest.raises(TypeError, match=rf"is called with \(name, module, parameter\), .*{said}"):
+        mn.declare_all(nn.Linear(3, 2), rule)

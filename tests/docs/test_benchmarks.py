@@ -106,8 +106,8 @@ def test_the_report_is_that_of_the_committed_file(tmp_path: Path) -> None:
     benchmarks.main(["--out", str(tmp_path)])
     text = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
     assert text == (RESULTS / "benchmarks.md").read_text(encoding="utf-8")
-    drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert drawn == {path.name for path in RESULTS.glob("benchmarks*.png")}
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert drawn == {path.name for path in RESULTS.glob("benchmarks*.svg")}
 
 
 def test_bytes_that_a_step_must_move() -> None:

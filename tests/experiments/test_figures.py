@@ -1,5 +1,6 @@
 """Pictures of runs: lines, bands and axes, as they are handed to matplotlib."""
 
+import re
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from runs import record, run
 
-from manifoldnet.experiments import MissingExtraError, plot_test_error, write_report
+from manifoldnet.experiments import MissingExtraError, plot_test_error, plotting, write_report
 from manifoldnet.experiments.papers.symmetry.cells import FIGURE3
 from manifoldnet.experiments.papers.symmetry.figures import curves, figure3, trajectories
 from manifoldnet.experiments.papers.symmetry.results import by_cell, figure3_table, run_table
@@ -86,8 +87,33 @@ def test_the_legend_counts_diverged_runs(drawn):
 
 @pytest.mark.parametrize("errors", [[0.1], [0.0]])
 def test_figures_of_few_points_are_drawn(errors):
-    assert draw([record(ARCH1[0], 0, errors)]).startswith(b"\x89PNG")
-    assert draw([record(FIGURE3[0], 0, errors, "loss")]).startswith(b"\x89PNG")
+    assert draw([record(ARCH1[0], 0, errors)]).startswith(b"<?xml")
+    assert draw([record(FIGURE3[0], 0, errors, "loss")]).startswith(b"<?xml")
+
+
+def line(colour):
+    """A figure of one line; its title has matplotlib's own colour."""
+    figure = plotting.new_figure(2, 1)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=colour)
+    axes.set_title("black by default")
+    plotting.style(axes)
+    return figure
+
+
+def test_a_dark_picture_differs_in_its_colours_only():
+    light = plotting.svg(line(plotting.RED))
+    dark = plotting.on_dark(light)
+    colour = re.compile(rb": #\w{6}")
+    assert [len(set(colour.findall(each))) for each in (light, dark)] == [3, 3]  # red, ink, faint
+    assert not set(colour.findall(light)) & set(colour.findall(dark))
+    assert colour.sub(b"", light) == colour.sub(b"", dark)
+    assert plotting.svg(line(plotting.RED)) == light
+
+
+def test_a_colour_without_a_dark_one_is_refused():
+    with pytest.raises(ValueError, match="#123456"):
+        plotting.on_dark(plotting.svg(line("#123456")))
 
 
 def test_a_curve_has_the_epochs_of_all_runs_that_did_not_diverge():

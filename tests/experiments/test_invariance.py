@@ -4,9 +4,9 @@ import csv
 import sys
 from itertools import product
 from math import inf, nan
+from xml.etree import ElementTree as ET
 
 import pytest
-from PIL import Image
 
 from manifoldnet.experiments import MissingExtraError
 from manifoldnet.experiments.papers.symmetry import invariance
@@ -116,16 +116,16 @@ def test_the_csv_has_all_digits_and_empty_cells_after_divergence(tmp_path):
     ids=["two rows", "one step", "diverged", "no losses"],
 )
 def test_the_picture_is_drawn(tmp_path, made):
-    draw(made, tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.format == "PNG"
-        assert len(picture.convert("RGB").getcolors(maxcolors=2**20)) > 20
+    draw(made, tmp_path / "picture")
+    for page in ("light", "dark"):
+        tags = [element.tag for element in ET.parse(tmp_path / f"picture-{page}.svg").iter()]
+        assert len(tags) > 100
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match="manifoldnet\\[experiments\\]"):
-        draw([one()], tmp_path / "picture.png")
+        draw([one()], tmp_path / "picture")
 
 
 @pytest.mark.thorough
@@ -140,12 +140,13 @@ def test_the_command_writes_both_files_and_prints_the_summary(tmp_path, capsys, 
     out = tmp_path / "a" / "b"
     assert main(["--out", str(out), "--steps", "2", "--seed", "3"]) == 0
     text, err = capsys.readouterr()
-    assert f"picture: {out / 'trajectory_invariance.png'}" in text
+    assert f"pictures: {out / 'trajectory_invariance'}-light.svg, -dark.svg" in text
     assert text.count("arch1  paper") == 4
     assert err.splitlines() == [f"arch1, paper, {update}" for update in COMPARED]
     assert {p.name for p in out.iterdir()} == {
         "trajectory_invariance.csv",
-        "trajectory_invariance.png",
+        "trajectory_invariance-dark.svg",
+        "trajectory_invariance-light.svg",
     }
     assert main(["--out", str(out), "--steps", "1", "--quiet"]) == 0
     assert capsys.readouterr().err == ""
@@ -160,4 +161,4 @@ def test_a_wrong_request_has_exit_code_2(tmp_path, capsys, monkeypatch):
     assert main(["--out", str(tmp_path), "--quiet"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "manifoldnet[experiments]" in line
-    assert not list(tmp_path.glob("*.png"))
+    assert not list(tmp_path.glob("*.svg"))

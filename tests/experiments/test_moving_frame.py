@@ -108,7 +108,8 @@ def test_the_command_chooses_rates_compares_and_reports(tmp_path, monkeypatch, c
     assert any(row["diverged"] == "False" for row in rows)
     text = (tmp_path / f"{report.NAME}.md").read_text()
     assert "| moving-frame − plain " in text
-    assert (tmp_path / f"{report.NAME}.png").read_bytes().startswith(b"\x89PNG")
+    for page in ("light", "dark"):
+        assert (tmp_path / f"{report.NAME}-{page}.svg").read_bytes().startswith(b"<?xml")
     kept = {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")}
     assert cli.main(command) == 0  # nothing is trained again
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.jsonl")} == kept

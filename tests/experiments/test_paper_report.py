@@ -248,8 +248,8 @@ def test_the_html_page_is_self_contained(report):
     page = (report[0] / "table2.html").read_text()
     links = Links()
     links.feed(page)
-    assert len(links.found) == 1
-    assert links.found[0].startswith("data:image/png;base64,")
+    assert len(links.found) == 2  # for dark pages, and for light ones
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in links.found)
     assert "http" not in page
     assert "@import" not in page
     assert "url(" not in page
@@ -265,7 +265,7 @@ def test_the_report_trains_nothing_and_leaves_the_records_alone(tmp_path, monkey
     assert (tmp_path / "runs" / "records.jsonl.gz").read_bytes() == before
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {
         *("records.jsonl.gz", "table2.csv", "table2.md", "table2.html"),
-        *("figure3.csv", "figure3.png"),
+        *("figure3.csv", "figure3-light.svg", "figure3-dark.svg"),
     }
 
 

@@ -104,9 +104,9 @@ def test_the_command_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     assert {row["spread"] for row in rows} == {"0", "3"}
     text = (tmp_path / "rescaled_start.md").read_text()
     assert text.count("| moved ") == len(CELLS)
-    assert "moving-frame: " in text.split("\n\n")[1]
-    picture = (tmp_path / "rescaled_start.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
+    assert text.split("\n\n")[3].count("| moving-frame ") == 1
+    for page in ("light", "dark"):
+        assert (tmp_path / f"rescaled_start-{page}.svg").read_bytes().startswith(b"<?xml")
     assert cli.main(["report", str(tmp_path)]) == 0  # of packed records
     assert (tmp_path / "rescaled_start.md").read_text() == text
 

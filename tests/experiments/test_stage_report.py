@@ -321,13 +321,20 @@ def test_the_report_has_every_section_table_and_file(some, capsys):
     report = write_stage_report(some)
     assert {path.name for path in report.files} == {
         *("scale_invariant.csv", "scale_invariant.md", "scale_invariant.html"),
-        *("scale_invariant_figure5.png", "label_noise.png", "label_noise.csv"),
-        *("scale_invariant_stability.png", "scale_invariant_reliability.png"),
+        "label_noise.csv",
+        *(
+            f"{name}-{page}.svg"
+            for page in ("light", "dark")
+            for name in (
+                *("scale_invariant_figure5", "label_noise"),
+                *("scale_invariant_stability", "scale_invariant_reliability"),
+            )
+        ),
     }
     assert all(path.exists() for path in report.files)
     lines = [" ".join(line.split()) for line in report.text.splitlines()]
     assert [line for line in lines if line.startswith("#")] == [
-        "# Scale-invariant learning and convolutional networks",
+        "# All numbers of the scale-invariant paper",
         "## In short",
         "## Test error at the chosen rates",
         "## Wrong labels and outliers: mnist, smaller: 100 images, 1 epoch",
@@ -360,7 +367,7 @@ def test_the_report_has_every_section_table_and_file(some, capsys):
     assert apart.endswith("| 2 |")
     assert sum(line.startswith("| wrong labels | 0 % |") for line in lines) == 2  # not compared
     assert cli.main(["report", str(some)]) == 0
-    assert "# Scale-invariant learning" in capsys.readouterr().out
+    assert "# All numbers" in capsys.readouterr().out
 
 
 def test_the_spreadsheets_have_a_row_per_epoch_or_run(some):
@@ -462,7 +469,7 @@ def test_the_current_choice_counts_and_earlier_ones_stay(rechosen):
     assert [row[1] for row in table(text, "Confidence")[1:]] == ["rescaled", "logistic"]
     _, answer = table(text, "In short")
     assert answer[2:5] == ["yes", "0.1050 ± 0.0071", "0.2050 ± 0.0071"]
-    assert "scale_invariant_comparison-mnist.png" not in text  # no figure
+    assert "scale_invariant_comparison-mnist-light.svg" not in text  # no figure
     alone = text_of(rechosen / "comparison-mnist")  # the short runs are not known
     assert {row[4] for row in table(alone, "Test error at the chosen rates")[1:]} == {"–"}
     assert "− logistic" not in alone
@@ -574,7 +581,7 @@ def test_sweeps_with_one_purpose_have_separate_files(some):
     names = [path.name for path in report.files]
     assert len(set(names)) == len(names)
     for end in ("label-noise", "label-noise-again", "stability-again", "figure5", "figure5-long"):
-        assert any(name.endswith(f"_{end}.png") for name in names)
+        assert any(name.endswith(f"_{end}-dark.svg") for name in names)
     assert len(csv_rows(some / "label_noise_label-noise.csv")) == 10
     assert len(csv_rows(some / "label_noise_label-noise-again.csv")) == 1
     assert "Made with manifoldnet 0; torch 9." in report.text
@@ -612,7 +619,7 @@ def test_corrupted_runs_have_the_measurements_of_their_last_epoch(tmp_path):
 def drawn(monkeypatch):
     """The figures that are drawn."""
     found = []
-    monkeypatch.setattr(figures, "png", found.append)
+    monkeypatch.setattr(figures, "svg", found.append)
     return found
 
 

@@ -107,8 +107,8 @@ def test_a_sphere_is_the_oblique_manifold_of_one_slice():
     assert sphere == oblique == sphere
     assert hash(sphere) == hash(oblique)
     assert sphere != Oblique(0, 2.0, "geodesic")
-    assert repr(sphere) == "Sphere(radius=2.0, retraction=Geodesic())"
-    assert repr(oblique) == "Oblique(dim=None, radius=2.0, retraction=Geodesic())"
+    assert repr(sphere) == "Sphere(radius=2.0, retraction='geodesic')"
+    assert repr(oblique) == "Oblique(dim=None, radius=2.0, retraction='geodesic')"
     assert type(from_spec(sphere.spec())) is Sphere
     assert type(from_spec(oblique.spec())) is Oblique
     assert isinstance(sphere, Oblique)

@@ -160,7 +160,7 @@ def test_a_state_of_other_manifolds_is_refused_and_changes_nothing(make: Any) ->
     mn.undeclare(other, "head.weight")
     mn.declare(other, "head.weight", mn.ScaledEuclidean(0))
     target = make(mn.param_groups(other), lr=0.3, **_options(make))
-    with pytest.raises(ValueError, match=r"head\.weight was declared on ScaledEuclidean.*'dim': 1"):
+    with pytest.raises(ValueError, match=r"head\.weight was declared on ScaledEuclidean.dim=1"):
         target.load_state_dict(optimizer.state_dict())
     assert target.param_groups[0]["lr"] == 0.3
     assert not target.state

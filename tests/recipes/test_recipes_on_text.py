@@ -2,75 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import inspect
-import json
-import logging
-import pathlib
-import textwrap
-
 import pytest
 import torch
+from characters import MATRICES, Transformer, encoded
 from published_recipes import PAGE, RECIPES
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, gelu, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 import manifoldnet as mn
 
-BLOCK, WIDTH, LAYERS, HEADS = 16, 32, 2, 4
-MATRICES = ("qkv", "out", "up", "down")
-
-
-def text() -> str:
-    """Docstrings of the standard library."""
-    found = []
-    for module in (argparse, json, logging, pathlib, textwrap):
-        members = [value for _, value in inspect.getmembers(module, inspect.isclass)]
-        found += [inspect.getdoc(value) or "" for value in (module, *members)]
-    return "\n".join(found)
-
-
-def encoded() -> tuple[Tensor, int]:
-    characters = text()
-    alphabet = {c: i for i, c in enumerate(sorted(set(characters)))}
-    return torch.tensor([alphabet[c] for c in characters]), len(alphabet)
-
-
-class Layer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
-        self.out = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.up = nn.Linear(WIDTH, 4 * WIDTH, bias=False)
-        self.down = nn.Linear(4 * WIDTH, WIDTH, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(self.first(x)).unflatten(-1, (3 * HEADS, -1)).transpose(1, 2)
-        y = scaled_dot_product_attention(*parts.chunk(3, 1), is_causal=True)
-        x = x + self.out(y.transpose(1, 2).flatten(2))
-        return x + self.down(gelu(self.up(self.second(x))))
-
-
-class Transformer(nn.Module):
-    def __init__(self, characters: int) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(characters, WIDTH)
-        self.places = nn.Embedding(BLOCK, WIDTH)
-        self.layers = nn.Sequential(*(Layer() for _ in range(LAYERS)))
-        self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, characters)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
-        return self.head(self.norm(self.layers(x)))
+BLOCK, WIDTH, LAYERS = 16, 32, 2
 
 
 def prepared(recipe: str, characters: int) -> tuple[Transformer, Optimizer]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Transformer(characters)
+        model = Transformer(characters, width=WIDTH, block=BLOCK, layers=LAYERS)
         if recipe == "lora":
             for layer in model.layers:
                 for name in MATRICES:

@@ -29,7 +29,7 @@ SECONDS = 120
 
 
 class Needs(NamedTuple):
-    """What a script needs beyond torch."""
+    """Requirements of a script beyond torch."""
 
     packages: tuple[str, ...] = ()  # it is skipped without them
     launcher: tuple[str, ...] = ()  # `python LAUNCHER… script.py`

@@ -119,6 +119,38 @@ def test_search_finds_a_name(context: MakeContext, address: str, site: Path, whe
     assert "#manifoldnet.manifold_parameter.ManifoldParameter" in search(page, "ManifoldParameter")
 
 
+#: Words that a reader looks for, and the pages of the guide one of which has the answer.
+ANSWERS = {
+    "orthogonal": ("choose", "recipes/networks"),
+    "unit norm": ("choose", "recipes/networks", "recipes/index"),
+    "FSDP": ("distributed",),
+    "AMP": ("recipes/speed",),
+    "Muon": ("recipes/published", "recipes/networks", "choose"),
+    "LoRA": ("recipes/fine_tuning", "recipes/published", "choose"),
+    "GPU": ("recipes/speed",),
+    "learning rate": ("learning_rates",),
+    "Trainer": ("recipes/trainers",),
+}
+
+
+def test_search_finds_the_pages_with_the_answers(context: MakeContext, address: str) -> None:
+    page = context().new_page()
+    page.goto(address + "index.html")
+    search(page, "ManifoldParameter")  # the index is there
+    missed = []
+    for words, answers in ANSWERS.items():
+        page.locator(".md-search__input").fill("")
+        page.locator(".md-search__input").press_sequentially(words)
+        page.wait_for_timeout(1_000)
+        links = page.locator("a.md-search-result__link").evaluate_all(
+            "all => all.slice(0, 12).map(x => x.pathname)"
+        )
+        shown = list(dict.fromkeys(link.strip("/").removesuffix(".html") for link in links))
+        if not set(shown[:3]) & set(answers):
+            missed.append(f"{words}: {shown[:3]}, none of {answers}")
+    assert not missed, "\n".join(missed)
+
+
 def test_code_is_copied_and_commands_without_their_prompt(
     context: MakeContext, address: str
 ) -> None:

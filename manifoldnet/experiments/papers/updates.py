@@ -46,6 +46,12 @@ UPDATES: Mapping[str, Update] = MappingProxyType(
 )
 """The updates of the comparison, by name."""
 
+ABBREVIATIONS = (
+    "b-sgd is plain SGD from a balanced start (B-SGD), sm the scaled metric (SM), and un unit "
+    "norms (UN)"
+)
+"""The names of the updates in words, for reports."""
+
 
 def declare(network: nn.Module, update: str) -> None:
     """Declare the weights of a network, whose classifier is `head`, for an update."""

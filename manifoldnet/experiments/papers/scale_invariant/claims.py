@@ -120,9 +120,9 @@ def blocks(sections: Sequence[Section], compared: Sequence[Comparison]) -> Itera
     if rows:
         yield Heading("In short")
         yield Paragraph(
-            "The rescaled stage against another, mostly logistic regression. Differences are "
-            "paired over seeds, with their 95 % interval; the answer is undecided where that "
-            "contains 0."
+            "The rescaled stage is compared with another, mostly with logistic regression. "
+            "Differences are paired over seeds, with their 95 % interval; where that contains 0, "
+            "the answer is undecided."
         )
         header = ("question", "data", "answer", "rescaled", "the other", "difference")
         yield Table(header, tuple(rows), words=3)

@@ -21,30 +21,41 @@ from manifoldnet.experiments.papers.scale_invariant.records import (
     choices,
     reliability,
 )
-from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, panel, png
+from manifoldnet.experiments.plotting import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    MUTED,
+    PAPER,
+    PINK,
+    RED,
+    SHADES,
+    SKY,
+    new_figure,
+    panel,
+    svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# From small h to large, from light to dark; colour-blind readers see the order. As many as the
-# rates of a preset.
-_SHADES = ("#9ecae9", "#6fb0dc", "#4292c6", "#2171b5", "#08519c", "#08306b", "#03152f")
 _DASHES = ("-", "--", ":", "-.")
 COLOURS = {
-    "rescaled": "#D55E00",
-    "logistic": "#0072B2",
-    "smoothing": "#56B4E9",
-    "cosine": "#009E73",
-    "etf": "#CC79A7",
+    "rescaled": RED,
+    "logistic": BLUE,
+    "smoothing": SKY,
+    "cosine": GREEN,
+    "etf": PINK,
 }
 """Of the methods, in every picture."""
 
 VARIANTS = {
-    "rescaled": ("#D55E00", "-", "#D55E00"),
-    "rescaled, kernels on spheres": ("#D55E00", "--", "white"),
-    "logistic": ("#0072B2", "-", "#0072B2"),
+    "rescaled": (RED, "-", RED),
+    "rescaled, kernels on spheres": (RED, "--", PAPER),
+    "logistic": (BLUE, "-", BLUE),
 }
 """Colour, dashes and filling of the points of the runs at every learning rate."""
 
@@ -54,7 +65,7 @@ DRAWN = 10
 
 def draw_grid(runs: pd.DataFrame, title: str) -> bytes:
     """Test error by epoch: (a) rescaled, (b) logistic, (c) the best of both."""
-    figure = new_figure(11.0, 5.6)
+    figure = new_figure(9.6, 5.6)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=INK)
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
     for axes, method, letter in zip(panels, PAPERS, "ab", strict=False):
@@ -75,7 +86,7 @@ def draw_grid(runs: pd.DataFrame, title: str) -> bytes:
         fontsize=8,
         color=MUTED,
     )
-    return png(figure)
+    return svg(figure)
 
 
 def _curves(axes: Axes, runs: pd.DataFrame, method: str) -> list[list[Line2D]]:
@@ -84,12 +95,12 @@ def _curves(axes: Axes, runs: pd.DataFrame, method: str) -> list[list[Line2D]]:
 
     tried = choices(runs, method)
     rates = sorted({choice.h for choice in tried})
-    spread = (len(_SHADES) - 1) / max(len(rates) - 1, 1)
+    spread = (len(SHADES) - 1) / max(len(rates) - 1, 1)
     columns = []
     for m, dashes in zip(sorted({choice.m for choice in tried}), cycle(_DASHES), strict=False):
         columns.append(
             [
-                _curve(axes, at(runs, method, one), _SHADES[round(i * spread)], dashes, str(one))
+                _curve(axes, at(runs, method, one), SHADES[round(i * spread)], dashes, str(one))
                 if (one := Choice(h, m)) in tried
                 else Line2D([], [], linestyle="none", label=" ")  # keeps its place
                 for i, h in enumerate(rates)
@@ -140,7 +151,7 @@ def _finish(axes: Axes, title: str, columns: Sequence[Sequence[Line2D]]) -> None
 def draw_robustness(settings: Settings) -> bytes:
     """Test error at the chosen rates against the share of corrupted data, a panel for each kind."""
     kinds = sorted({kind for kind, _ in settings})
-    figure = new_figure(4.4 * len(kinds), 4.2)
+    figure = new_figure(4.0 * len(kinds), 3.8)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         panel(axes, kind, "share of the training images (%)")
         for method, colour in COLOURS.items():
@@ -156,12 +167,12 @@ def draw_robustness(settings: Settings) -> bytes:
         axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel("test error (%), chosen rate", color=INK)
     _legend_below(figure, figure.axes)
-    return png(figure)
+    return svg(figure)
 
 
 def draw_stability(runs: pd.DataFrame) -> bytes:
     """Test error, largest loss and relative step over h, where every `VARIANTS` stayed finite."""
-    figure = new_figure(11.5, 4.3)
+    figure = new_figure(9.0, 3.8)
     error, loss, step = figure.subplots(1, 3)
     shown = {
         error: ("test error (%)", 100 * runs["test_error"]),
@@ -190,16 +201,16 @@ def draw_stability(runs: pd.DataFrame) -> bytes:
     loss.annotate("4", (1, 4), xycoords=("axes fraction", "data"), fontsize=8, color=MUTED)
     step.set_yscale("log")
     _legend_below(figure, [error])
-    return png(figure)
+    return svg(figure)
 
 
 def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
     """A reliability diagram for each data set."""
-    figure = new_figure(4.4 * len(found), 4.2)
+    figure = new_figure(3.0 * len(found), 3.6)
     for axes, (title, methods) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
-        panel(axes, title, "confidence (%)")
+        panel(axes, title.replace(": ", ":\n"), "confidence (%)")
         axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1)
         for method, runs in methods.items():
             bins = reliability(runs)
@@ -213,9 +224,9 @@ def draw_reliability(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> bytes:
                 label=f"{method}, error {100 * bins.error:.2f} %",
             )
         axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="upper left")
     figure.axes[0].set_ylabel("right answers (%)", color=INK)
-    return png(figure)
+    return svg(figure)
 
 
 def _crosses(

@@ -1,7 +1,7 @@
 """The report on a folder of the scale-invariant paper's runs. Reads records only.
 
     <folder>/<sweep>/records/*.jsonl, <folder>/stage_cost.csv
-    -> scale_invariant.csv, .md, .html, scale_invariant_figure1.png …, label_noise.csv, .png
+    -> scale_invariant.csv, .md, .html, label_noise.csv, scale_invariant_figure1-light.svg …
 
 It begins with answers: claims, comparisons, corrupted data, every learning rate, figures, how rates
 were chosen, confidence, and what a step costs, each where there are records on it.
@@ -54,10 +54,10 @@ RUN_COLUMNS = (
 _BLOCK = 10
 
 _DECIDED = (
-    "Of several rows of a method, the one that the short runs choose now (lowest validation error, "
-    "see the rates and dimensions chosen) counts; those from before are of earlier choices among "
-    "fewer h and m. Where the short runs are not known, or what they choose has not been run, a "
-    "method's only row counts, and of several none."
+    "Where a method has several rows, the one that the short runs choose now counts (lowest "
+    "validation error, see the rates and dimensions chosen); rows from before are earlier choices "
+    "among fewer h and m. Where the choice is not known or has not been run, a method's only row "
+    "counts; of several rows, none does."
 )
 
 
@@ -113,14 +113,16 @@ def _csv(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> str:
 
 def _blocks(sections: Sequence[Section], costs: pd.DataFrame | None) -> Iterator[Block]:
     made = {text for section in sections for text in section.runs["versions"]}
-    yield Heading("Scale-invariant learning and convolutional networks", 1)
-    yield Paragraph(
-        "Errors are rates on the test images after the last epoch. A run diverged when a number in "
-        "the network was not finite. "
-        f"Made with {'; '.join(sorted(made))}."
-    )
+    yield Heading("All numbers of the scale-invariant paper", 1)
     compared = claims.comparisons(sections)
     yield from claims.blocks(sections, compared)
+    yield Paragraph(
+        "rescaled is the paper's stage, with matrix A of m rows; logistic is logistic regression, "
+        "smoothing the same with smoothed labels, cosine a softmax of cosines, etf cross-entropy "
+        "on a fixed simplex (equiangular tight frame). h is the learning rate. Errors are rates on "
+        "the test images after the last epoch. A run diverged when a number in the network was "
+        f"not finite. Made with {'; '.join(sorted(made))}."
+    )
     yield from _comparisons(compared, costs)
     for section in sections:
         if section.purpose == "label noise":
@@ -132,7 +134,7 @@ def _blocks(sections: Sequence[Section], costs: pd.DataFrame | None) -> Iterator
         if section.purpose == "grid":
             title = f"{claims.figure_of(section) or 'Grid'}: {section.title}"
             yield Heading(title)
-            name = f"scale_invariant_{section.name}.png"
+            name = f"scale_invariant_{section.name}"
             yield Picture(name, figures.draw_grid(section.runs, title), title)
             yield from _grid(section.runs)
     yield from _choices([section for section in sections if section.purpose == "choice"])
@@ -171,7 +173,7 @@ def _comparisons(compared: Sequence[Comparison], costs: pd.DataFrame | None) -> 
             continue
         yield Heading(f"Beyond the paper: {one.title}")
         yield Paragraph(
-            "Other stages on the same network, their rates chosen alike. "
+            "Other stages on the same network, with rates chosen in the same way. "
             + _DECIDED
             + " Calibration error is that of the confidence; ms/step is the median of "
             f"{COSTS}, measured on the smaller MNIST network."
@@ -227,10 +229,10 @@ def _robustness(section: Section, name: str) -> Iterator[Block]:
     settings = by_setting(section.runs)
     yield Heading(f"Wrong labels and outliers: {section.title}")
     yield Paragraph(
-        "Each method at the rate and dimension that its own validation images (with right labels) "
-        "choose for each share, of so many combinations. Lost: against the same on clean training "
-        "data; where there are several seeds, what the rescaled stage lost less what logistic "
-        "regression lost, paired over seeds, stands in the second table."
+        "Each method has the rate and dimension that validation images with right labels choose "
+        'for each share; "of" counts the combinations. "Lost" is the error less that on clean '
+        "training data. Where there are several seeds, the second table has what the rescaled "
+        "stage lost less what logistic regression lost, paired over seeds."
     )
     rows, differences = [], []
     for setting, runs in settings.items():
@@ -260,7 +262,7 @@ def _robustness(section: Section, name: str) -> Iterator[Block]:
     yield from _table(rows, words=4)
     yield from _table(differences, words=2)
     picture = figures.draw_robustness(settings)
-    yield Picture(f"{name}.png", picture, "Test error against corrupted data")
+    yield Picture(name, picture, "Test error against the share of corrupted data, for each method")
 
 
 def _stability(section: Section, name: str) -> Iterator[Block]:
@@ -296,7 +298,7 @@ def _stability(section: Section, name: str) -> Iterator[Block]:
     ]
     yield from _table(rows, words=0)
     text = "Test error, largest loss and relative step against the learning rate"
-    yield Picture(f"{name}.png", figures.draw_stability(runs), text)
+    yield Picture(name, figures.draw_stability(runs), text)
 
 
 def _extremes(name: str, own: pd.DataFrame) -> dict[str, str]:
@@ -350,9 +352,9 @@ def _choices(sections: Sequence[Section]) -> Iterator[Block]:
         return
     yield Heading("Rates and dimensions chosen")
     yield Paragraph(
-        "By the error on validation images after short runs, one for each h and m; of the test "
-        "images nothing is known there. Beyond an h or m at the edge of those tried there may be "
-        "a better one; m cannot be below the number of classes."
+        "The choice is that of the lowest error on validation images after short runs, one for "
+        "each h and m; test images take no part. Where the chosen h or m is at the edge of those "
+        "tried, a better one may lie beyond; m cannot be below the number of classes."
     )
     rows = []
     for section in sections:
@@ -385,10 +387,10 @@ def _confidence(compared: Sequence[Comparison]) -> Iterator[Block]:
         return
     yield Heading("Confidence")
     yield Paragraph(
-        "One number κ is fitted on every other test image; on the rest, samples are binned by "
-        "their confidence, and the share that is right is set against it. Calibration error is "
-        "the mean of the difference over samples. Means over seeds; the diagrams pool them, and "
-        f"leave out bins of fewer than {figures.DRAWN} samples."
+        "One number κ is fitted on every other test image. The other samples are binned by their "
+        "confidence, and each bin's confidence is compared with its share of right answers. The "
+        "calibration error is the mean of the difference over samples. Numbers are means over "
+        f"seeds; the diagrams pool seeds, and leave out bins of fewer than {figures.DRAWN} samples."
     )
     rows = [
         {
@@ -402,7 +404,11 @@ def _confidence(compared: Sequence[Comparison]) -> Iterator[Block]:
     ]
     yield from _table(rows, words=2)
     picture = figures.draw_reliability(found)
-    yield Picture("scale_invariant_reliability.png", picture, "Accuracy against confidence")
+    yield Picture(
+        "scale_invariant_reliability",
+        picture,
+        "Share of right answers against confidence, for each data set",
+    )
 
 
 def _confident(curve: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The report on runs of SegNet. Reads records only.
 
-<folder>/records/*.jsonl -> segnet.csv, segnet.png, segnet.md, segnet.html
+<folder>/records/*.jsonl -> segnet.csv, segnet-light.svg, segnet-dark.svg, segnet.md, segnet.html
 
 Of the pictures of predictions in the folder, the one with the photographs is shown if the report
 stays there, the other one if it goes elsewhere (and if it is there from an earlier report, when
@@ -22,8 +22,8 @@ from manifoldnet.experiments.papers.segnet.config import (
     SegmentationRecord,
     scores,
 )
-from manifoldnet.experiments.papers.updates import UPDATES
-from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, panel, png
+from manifoldnet.experiments.papers.updates import ABBREVIATIONS, UPDATES
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, panel, svg
 from manifoldnet.experiments.records import runs_frame
 from manifoldnet.experiments.report import (
     Block,
@@ -68,11 +68,17 @@ def write_scene_report(folder: str | Path, output: str | Path | None = None) -> 
             f"{folder} holds two runs of {update} with seed {seed}: move one of them to another "
             "folder"
         )
-    pictures = [Picture("segnet.png", _draw(found), "Validation scores by epoch")]
+    pictures = [Picture("segnet", _draw(found), "Validation scores of each update by epoch")]
     name = PREDICTIONS if output.absolute() == folder.absolute() else WITHOUT_PHOTOGRAPHS
     drawn = next((path for path in (folder / name, output / name) if path.exists()), None)
     if drawn is not None:
-        pictures.append(Picture(name, drawn.read_bytes(), "Predictions on test images"))
+        pictures.append(
+            Picture(
+                name,
+                drawn.read_bytes(),
+                "Predictions of each update on test images, and their errors in red",
+            )
+        )
     rows = runs.assign(seconds=runs["seconds"].map("{:.1f}".format))
     text = rows.to_csv(columns=COLUMNS, index=False, float_format="%.6g", lineterminator="\n")
     blocks = list(_blocks(found[0], runs, pictures))
@@ -84,13 +90,7 @@ def _blocks(
 ) -> Iterator[Block]:
     config = first.config
     yield Heading("SegNet on road scenes", 1)
-    yield Paragraph(
-        f"{config.dataset} at {config.height}x{config.width}, {config.filters} filters in the "
-        f"first stage, {config.epochs} epochs, minibatches of {config.batch_size}, momentum "
-        f"{config.momentum:g}, rate × {config.decay:g} per epoch. Scores are those of the test "
-        "images after the last epoch, void pixels left out; mean ± standard deviation over seeds. "
-        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(first.versions.items()))}."
-    )
+    yield Paragraph(_best(runs))
     by_update = runs.groupby("update", sort=False)
     yield Table(
         ("update", "λ", *_MEASURES.values(), "n", "diverged", "s/epoch"),
@@ -106,6 +106,17 @@ def _blocks(
             for update, own in by_update
         ),
     )
+    yield Paragraph(
+        f"In the table, {ABBREVIATIONS}; λ is the learning rate, IoU intersection over union. "
+        "Scores are those of the test images after the last epoch, without void pixels; mean ± "
+        "standard deviation over seeds."
+    )
+    yield Paragraph(
+        f"{config.dataset} at {config.height}x{config.width}, {config.filters} filters in the "
+        f"first stage, {config.epochs} epochs, minibatches of {config.batch_size}, momentum "
+        f"{config.momentum:g}, rate × {config.decay:g} per epoch. "
+        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(first.versions.items()))}."
+    )
     yield from pictures
     if differences := tuple(_differences(runs)):
         yield Heading("Updates against B-SGD, paired over seeds")
@@ -118,6 +129,18 @@ def _blocks(
         for i, name in enumerate(CLASSES[config.dataset])
     )
     yield Table(("class", *ious), tuple(rows))
+
+
+def _best(runs: pd.DataFrame) -> str:
+    """The update with the highest mean of each measure, in a sentence."""
+    means = runs[~runs["diverged"]].groupby("update")[[*_MEASURES]].mean()
+    if means.empty:
+        return "Every run diverged."
+    of = (
+        f"{words} is that of {means[n].idxmax()} ({means[n].max():.3f})"
+        for n, words in _MEASURES.items()
+    )
+    return f"On the test images the highest {', the highest '.join(of)}."
 
 
 def _differences(runs: pd.DataFrame) -> Iterator[tuple[str, ...]]:
@@ -134,7 +157,7 @@ def _differences(runs: pd.DataFrame) -> Iterator[tuple[str, ...]]:
 
 def _draw(found: Sequence[SegmentationRecord]) -> bytes:
     """Validation scores by epoch, a panel for each score."""
-    figure = new_figure(9.6, 3.6)
+    figure = new_figure(8.4, 3.4)
     epochs = pd.DataFrame(
         [
             {"update": record.config.update, "epoch": epoch.epoch}
@@ -161,4 +184,4 @@ def _draw(found: Sequence[SegmentationRecord]) -> bytes:
     figure.supxlabel(
         "lines: mean over seeds; bands: from the worst to the best seed", fontsize=8, color=MUTED
     )
-    return png(figure)
+    return svg(figure)

@@ -7,7 +7,7 @@ Its verdict follows by rule:
     contradicted         none does, and at least one lies above; of a claim about every update, as
                          soon as one lies above
     mixed                some lie below, some above
-    in part              some lie below, none above
+    holds in part        some lie below, none above
     undecided            all contain their bound
     … among survivors    one of these, where divergence took more than a fifth of the pairs of a
                          comparison
@@ -95,7 +95,7 @@ class Claim:
         elif any(each.above for each in self.comparisons):
             word = "mixed" if below and not self.every else "contradicted"
         else:
-            word = "in part" if below else "undecided"
+            word = "holds in part" if below else "undecided"
         return word + (" among survivors" if few else "")
 
 

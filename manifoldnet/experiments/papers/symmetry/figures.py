@@ -23,6 +23,7 @@ from manifoldnet.experiments.plotting import (
     png,
     scale,
     style,
+    svg,
 )
 from manifoldnet.experiments.records import epochs_frame
 
@@ -58,8 +59,8 @@ def band(
 
 
 def figure3(epochs: pd.DataFrame, runs: dict[Cell, pd.DataFrame]) -> bytes:
-    """Figure 3 as a PNG: one panel for each of the two four-layer networks."""
-    figure = new_figure(9.6, 5.2)
+    """Figure 3 as an SVG: one panel for each of the two four-layer networks."""
+    figure = new_figure(8.4, 4.8)
     every_axes = figure.subplots(1, 2, sharey=True)
     extent: list[float] = []
     longest = []
@@ -92,7 +93,7 @@ def figure3(epochs: pd.DataFrame, runs: dict[Cell, pd.DataFrame]) -> bytes:
         fontsize=8,
         color=MUTED,
     )
-    return png(figure)
+    return svg(figure)
 
 
 def trajectories(epochs: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame]:

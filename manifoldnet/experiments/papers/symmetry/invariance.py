@@ -2,7 +2,8 @@
 
     one start, one order of minibatches, 200 steps; for each update, from w and from g·w
       -> trajectory_invariance.csv     both losses at every step
-      -> trajectory_invariance.png     both curves, one on the other if the update is invariant
+      -> trajectory_invariance-light.svg, trajectory_invariance-dark.svg
+         both curves, one on the other if the update is invariant
 
     python -m manifoldnet.experiments.papers.symmetry.invariance --out docs/results
 
@@ -41,10 +42,10 @@ import manifoldnet as mn
 from manifoldnet import symmetry
 from manifoldnet.experiments.data import Dataset, load, seeded_generator, split
 from manifoldnet.experiments.errors import ExperimentError
-from manifoldnet.experiments.files import write_bytes, write_text
+from manifoldnet.experiments.files import write_text
 from manifoldnet.experiments.papers.symmetry import networks
 from manifoldnet.experiments.papers.updates import declare
-from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, png, style
+from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, style, write_svg_pair
 from manifoldnet.experiments.progress import StatusLine
 from manifoldnet.experiments.report import csv_text
 from manifoldnet.experiments.training import limited_threads
@@ -239,12 +240,17 @@ def _verdict(pair: Pair) -> str:
 
 
 def draw(pairs: Sequence[Pair], path: Path) -> None:
-    """Draw the losses of all pairs as a PNG: a row per setting, a panel per update."""
+    """Draw the losses of all pairs: a row per setting, a panel per update.
+
+    Args:
+        pairs: of `trajectories`.
+        path: of the SVGs for light pages and dark ones, without ``-light.svg`` and ``-dark.svg``.
+    """
     settings = dict.fromkeys(pair.setting for pair in pairs)
     rows = {setting: [pair for pair in pairs if pair.setting == setting] for setting in settings}
     columns = max(map(len, rows.values()))
-    figure = new_figure(2.7 * columns, 0.8 + 2.3 * len(rows), dpi=130)
-    figure.suptitle(_headline(pairs), x=0.01, ha="left", fontsize=11.5, color=INK)
+    figure = new_figure(2.4 * columns, 0.8 + 2.1 * len(rows))
+    figure.suptitle(_headline(pairs), x=0.01, ha="left", fontsize=10.5, color=INK)
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, (setting, members) in zip(parts, rows.items(), strict=True):
         part.suptitle(setting.heading, x=0.01, ha="left", fontsize=10, color=MUTED)
@@ -263,7 +269,7 @@ def draw(pairs: Sequence[Pair], path: Path) -> None:
         panels[0].set_ylim(bottom, top)
         panels[0].set_yscale("log")
         panels[0].set_ylabel("loss of a minibatch", fontsize=9, color=INK)
-    write_bytes(path, png(figure))
+    write_svg_pair(figure, path)
 
 
 def _headline(pairs: Sequence[Pair]) -> str:
@@ -309,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.steps < 1:
         parser.error(f"--steps is {arguments.steps}; at least one step is needed")
     table = arguments.out / "trajectory_invariance.csv"
-    picture = arguments.out / "trajectory_invariance.png"
+    picture = arguments.out / "trajectory_invariance"
     try:
         with StatusLine(enabled=not arguments.quiet) as status:
             pairs = trajectories(
@@ -320,7 +326,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ExperimentError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
-    sys.stdout.write(f"{summary(pairs)}\nlosses: {table}\npicture: {picture}\n")
+    sys.stdout.write(
+        f"{summary(pairs)}\nlosses: {table}\npictures: {picture}-light.svg, -dark.svg\n"
+    )
     return 0
 
 

@@ -1,7 +1,7 @@
 """The report on a folder of runs: Table 2 and Figure 3 beside the paper's.
 
 <folder>/records, <folder>/times.csv
-    -> table2.csv, figure3.csv, figure3.png, table2.md, table2.html
+    -> table2.csv, figure3.csv, figure3-light.svg, figure3-dark.svg, table2.md, table2.html
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from manifoldnet.experiments.papers.symmetry.cells import AXES, PROTOCOL, PUBLIS
 from manifoldnet.experiments.papers.symmetry.claims import Claim, Comparison, claims, compare
 from manifoldnet.experiments.papers.symmetry.config import CLASSIFICATION, Record, TrainConfig
 from manifoldnet.experiments.papers.symmetry.figures import figure3
-from manifoldnet.experiments.papers.updates import UPDATES
+from manifoldnet.experiments.papers.updates import ABBREVIATIONS, UPDATES
 from manifoldnet.experiments.report import (
     Block,
     Heading,
@@ -59,7 +59,11 @@ def write_paper_report(folder: str | Path, output: str | Path | None = None) -> 
             found[0].config,
             _versions(found),
             results.read_times(folder),
-            Picture("figure3.png", picture, "Figure 3: mean test error by epoch"),
+            Picture(
+                "figure3",
+                picture,
+                "Figure 3: mean test error by epoch, of each update, on Arch1 and Arch2",
+            ),
             folder,
         )
     )
@@ -79,7 +83,12 @@ def _blocks(
     missing = [cell.name for cell in TABLE2 if cell not in cells]
     other = config.differences(replace(PROTOCOL, **{name: getattr(config, name) for name in AXES}))
     judged = claims(runs, times)
-    yield Heading("Symmetry-invariant optimization: Table 2 and Figure 3", 1)
+    yield Heading("Table 2 and Figure 3 of the symmetry paper", 1)
+    yield Table(("claim of the paper", "verdict"), tuple((c.text, c.verdict) for c in judged), 2)
+    yield Paragraph(
+        f"In the tables, {ABBREVIATIONS}; sm-geodesic is the scaled metric with its exact geodesic "
+        "step. Arch1 is the network without normalization, Arch2 the one with batch normalization."
+    )
     yield Paragraph(
         f"{len(runs)} runs of {len(cells)} cells; {runs.diverged.sum()} "
         "diverged (a loss that is not finite, or a final validation error rate above "
@@ -92,17 +101,17 @@ def _blocks(
         yield Paragraph(f"Not the paper's protocol, so its numbers are left out: {other}.")
     if missing:
         yield Paragraph(f"Cells without runs: {', '.join(missing)}.")
-    yield Table(("claim of the paper", "verdict"), tuple((c.text, c.verdict) for c in judged), 2)
     yield Heading("Table 2")
     yield _table2(cells, published=not other)
     yield Heading("Figure 3")
     yield picture
     yield Heading("The paper's claims")
     yield Paragraph(
-        "Differences are paired over seeds and given with 95 % intervals; a claim holds when every "
-        "interval lies on its side of zero (ratios of times: of their bound). They are not "
-        "corrected for multiple comparisons. n counts the pairs in which neither run diverged, of "
-        "all pairs; in brackets, how many diverged on the first side and on the second."
+        "A claim holds when every 95 % interval lies on its side of zero (for ratios of times: of "
+        "their bound), and in part when some do and none lies on the other side. Differences are "
+        "paired over seeds. The intervals are not corrected for multiple comparisons. n counts the "
+        "pairs in which neither run diverged, of all pairs; brackets have the number of runs that "
+        "diverged on the first side and on the second."
     )
     for claim in judged:
         yield from _claim(claim)
@@ -185,7 +194,7 @@ def _claim(claim: Claim) -> Iterator[Block]:
     if claim.note:
         yield Paragraph(f"Read as: {claim.note}.")
     if not claim.comparisons:
-        yield Paragraph("The measurement is missing; how to make it stands below.")
+        yield Paragraph("The measurement is missing; the command that makes it stands below.")
         return
     timed = claim.unit == "time"
     rows = (

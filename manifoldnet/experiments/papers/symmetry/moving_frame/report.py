@@ -1,6 +1,6 @@
 """The report on accuracy in the moving frame. Reads records only.
 
-<folder>/choice, <folder>/comparison -> moving_frame_accuracy.csv, .png, .md, .html
+<folder>/choice, <folder>/comparison -> moving_frame_accuracy.csv, -light.svg, -dark.svg, .md, .html
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     cell_of,
     validation_errors,
 )
-from manifoldnet.experiments.plotting import INK, MUTED, new_figure, panel, png
+from manifoldnet.experiments.plotting import BLUE, GREY, INK, MUTED, RED, new_figure, panel, svg
 from manifoldnet.experiments.report import (
     Block,
     Heading,
@@ -36,11 +36,18 @@ from manifoldnet.experiments.statistics import Estimate, estimate, mean_and_devi
 NAME = "moving_frame_accuracy"
 COLUMNS = (*Cell._fields, "lr", "seed", "test_error", "validation_error", "diverged")
 
-OF_COORDINATES = dict(zip(COORDINATES, ("#555555", "#0072B2", "#D55E00"), strict=True))
+OF_COORDINATES = dict(zip(COORDINATES, (GREY, BLUE, RED), strict=True))
 """Colours."""
 
 OF_OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 """Names."""
+
+COORDINATES_IN_WORDS = (
+    "Each optimizer steps one of three kinds of coordinates. plain: the weights themselves. "
+    "scaled-metric: the weights, under the scaled metric (SM). moving-frame: the weights in a "
+    "frame that moves with the network's symmetries."
+)
+"""For reports."""
 
 _AGAINST = (
     ("moving-frame", "plain"),
@@ -96,19 +103,8 @@ def _blocks(
 ) -> Iterator[Block]:
     config = runs[0].config
     differences = {(a, b): list(_differences(errors, a, b)) for a, b in _AGAINST}
-    yield Heading("Accuracy in the moving frame", 1)
+    yield Heading("Is training in the moving frame more accurate?", 1)
     yield Paragraph(" ".join(_answer(*pair, found) for pair, found in differences.items()))
-    yield Paragraph(
-        f"Arch1 and Arch2 of the symmetry paper with {config.depth} hidden layers on "
-        f"{config.dataset}, {config.train_size:,} training images, minibatches of "
-        f"{config.batch_size}, loss summed over each. {config.epochs} epochs, the rate × "
-        f"{config.decay:.4g} after each, so that it falls as far as in the paper's 60. SGD is "
-        "without momentum, AdamW has decoupled weight decay on the numbers that it steps. Errors "
-        "are rates on the test images after the last epoch, mean ± standard deviation over n seeds "
-        "that did not diverge, at the rate of lowest validation error. Differences are paired over "
-        "seeds; intervals are of 95 % and not corrected for their number. "
-        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(runs[0].versions.items()))}."
-    )
     yield Table(
         ("network", "optimizer", *COORDINATES),
         tuple(
@@ -121,7 +117,21 @@ def _blocks(
         ),
         words=2,
     )
-    yield Picture(f"{NAME}.png", _draw(errors), "Test errors of the cells, a point for each seed")
+    yield Picture(NAME, _draw(errors), "Test errors of the cells, a point for each seed")
+    yield Heading("How it was measured")
+    yield Paragraph(COORDINATES_IN_WORDS)
+    yield Paragraph(
+        "The networks are Arch1 (no normalization) and Arch2 (batch normalization) of the symmetry "
+        f"paper, with {config.depth} hidden layers, on {config.dataset}: {config.train_size:,} "
+        f"training images, minibatches of {config.batch_size}, the loss summed over each. "
+        f"{config.epochs} epochs; the rate is multiplied by {config.decay:.4g} after each, so that "
+        "it falls as far as in the paper's 60. SGD has no momentum. AdamW has decoupled weight "
+        "decay on the coordinates that it steps. Errors are rates on the test images after the "
+        "last epoch, mean ± standard deviation over n seeds that did not diverge, at the rate of "
+        "lowest validation error. Differences are paired over seeds; 95 % intervals are not "
+        "corrected for their number. "
+        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(runs[0].versions.items()))}."
+    )
     yield Heading("Differences")
     yield Table(
         ("difference", "network", "optimizer", "mean", "95 % interval", "n"),
@@ -137,10 +147,10 @@ def _blocks(
         first = choice[0].config
         seeds = len({record.config.seed for record in choice})
         yield Paragraph(
-            f"Validation errors of {first.epochs} epochs, {seeds} seed{'s' * (seeds > 1)} for each "
-            "rate; a run that diverged counts as 1. A grid was widened where its best rate was "
-            "at an edge, and where runs of the comparison diverged the next lower rate was run "
-            "as well."
+            f"Validation errors after {first.epochs} epochs, {seeds} seed{'s' * (seeds > 1)} for "
+            "each rate; a run that diverged counts as 1. A grid was widened where its best rate "
+            "was at an edge. Where runs of the comparison diverged, the next lower rate was run "
+            "too."
         )
     tried = validation_errors(choice)
     rates = sorted({lr for own in tried.values() for lr in own})
@@ -183,7 +193,7 @@ def _answer(one: str, other: str, found: Sequence[tuple[str, str, Estimate]]) ->
     worse = [f"{n} with {o}" for n, o, e in found if e.n > 1 and e.low > 0]
     known = sum(e.n > 1 for _, _, e in found)
     said = [
-        f"{kind} errors in {len(cells)} of {known} pairs of cells ({', '.join(cells)})"
+        f"makes {kind} errors in {len(cells)} of {known} comparisons ({', '.join(cells)})"
         for kind, cells in (("fewer", better), ("more", worse))
         if cells
     ]
@@ -191,13 +201,13 @@ def _answer(one: str, other: str, found: Sequence[tuple[str, str, Estimate]]) ->
         return f"No two seeds compare {one} with {other}."
     rest = known - len(better) - len(worse)
     if rest:
-        said.append(f"errors within chance in {rest}")
-    return f"{one.capitalize()} against {other}: {' and '.join(said)}."
+        said.append(f"is within chance in {rest}")
+    return f"Compared with {other}, {one} {' and '.join(said)}."
 
 
 def _draw(errors: Errors) -> bytes:
     """A panel for each network; a column of points for each cell, its mean and interval."""
-    figure = new_figure(8.4, 3.8)
+    figure = new_figure(8.0, 3.8)
     networks = list(dict.fromkeys(cell.architecture for cell in CELLS))
     for axes, network in zip(figure.subplots(1, 2), networks, strict=True):
         panel(axes, network.capitalize(), "")
@@ -220,4 +230,4 @@ def _draw(errors: Errors) -> bytes:
             axes.legend(frameon=False, fontsize=8, labelcolor=INK)
         axes.set_ylabel("test error (%)", color=INK)
     figure.supxlabel("points: seeds; squares: mean with its 95 % interval", fontsize=8, color=MUTED)
-    return png(figure)
+    return svg(figure)

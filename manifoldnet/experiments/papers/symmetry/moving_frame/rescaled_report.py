@@ -1,6 +1,6 @@
 """The report on training from rescaled starts. Reads records only.
 
-<folder>/records -> rescaled_start.csv, .png, .md, .html
+<folder>/records -> rescaled_start.csv, -light.svg, -dark.svg, .md, .html
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
     cell_of,
 )
 from manifoldnet.experiments.papers.symmetry.moving_frame.report import (
+    COORDINATES_IN_WORDS,
     OF_COORDINATES,
     OF_OPTIMIZERS,
     row_of,
 )
-from manifoldnet.experiments.plotting import FAINT, INK, MUTED, new_figure, panel, png
+from manifoldnet.experiments.plotting import FAINT, INK, MUTED, PAPER, new_figure, panel, svg
 from manifoldnet.experiments.report import (
     Block,
     Heading,
@@ -70,32 +71,56 @@ def _row(record: RescaledRecord) -> dict[str, object]:
 def _blocks(last: RescaledRecord, runs: Runs) -> Iterator[Block]:
     config = last.config
     cells = [cell for cell in CELLS if all((cell, moved) in runs for moved in (False, True))]
-    yield Heading("Training from rescaled starts", 1)
+    yield Heading("Does training depend on the scale of the start?", 1)
+    costs = {coordinates: _cost(coordinates, runs) for coordinates in COORDINATES}
+    highest = [
+        f"by up to {max(each):+z.4f} with {coordinates} coordinates"
+        for coordinates, (_, each) in costs.items()
+        if each
+    ]
+    if highest:
+        yield Paragraph(
+            "A start with rescaled weights computes the same function. It changes the test error, "
+            f"at a rate chosen anew, {', '.join(highest)}."
+        )
     yield Paragraph(
-        "A start that computes the same function with other weights costs, in test error, over the "
-        f"cells of each kind: {'; '.join(_cost(c, runs) for c in COORDINATES)}."
+        "The table has the test error from the moved start less that from the usual one, from the "
+        "lowest to the highest over networks and optimizers:"
     )
-    yield Paragraph(
-        f"Arch1 and Arch2 with {config.depth} hidden layers, {config.train_size:,} images of "
-        f"{config.dataset}, {config.epochs} epochs, minibatches of {config.batch_size}: from the "
-        "usual start, and from the same start moved by a random element of the network's whole "
-        f"scaling group, with factors of the generators from {math.exp(-config.spread):.2g} to "
-        f"{math.exp(config.spread):.2g}. Both starts compute the same function, up to the ε of "
-        "batch normalization, which is seen where filters become small. Entries are errors on the "
-        "test images, mean ± standard deviation over seeds; those of a diverged run count. Rates "
-        "are chosen among those of the table below, by validation errors. The budget is small: "
-        "compare columns, not rows. "
-        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(last.versions.items()))}."
+    yield Table(
+        ("coordinates", "at the same rate", "at a rate chosen anew"),
+        tuple(
+            (
+                coordinates,
+                *(f"{min(e):+z.4f} to {max(e):+z.4f}" if e else "not measured" for e in each),
+            )
+            for coordinates, each in costs.items()
+        ),
     )
     yield Table(
         (
             *("network", "optimizer", "coordinates", "rate", "usual start"),
-            *("moved, same rate", "moved, rate found anew", "diverged at all rates"),
+            *("moved, same rate", "moved, rate chosen anew", "diverged at all rates"),
         ),
         tuple(_summary(cell, runs) for cell in cells),
         words=3,
     )
-    yield Picture(f"{NAME}.png", _draw(runs), "Test errors by rate, from both starts")
+    yield Picture(NAME, _draw(runs), "Test errors by rate, from both starts")
+    yield Heading("How it was measured")
+    yield Paragraph(COORDINATES_IN_WORDS)
+    yield Paragraph(
+        "The networks are Arch1 (no normalization) and Arch2 (batch normalization) of the symmetry "
+        f"paper, with {config.depth} hidden layers, on {config.train_size:,} images of "
+        f"{config.dataset}: {config.epochs} epochs, minibatches of {config.batch_size}. The moved "
+        "start is the usual one, moved by a random element of the network's whole scaling group, "
+        f"with factors of the generators from {math.exp(-config.spread):.2g} to "
+        f"{math.exp(config.spread):.2g}. Both compute the same function, up to the ε of batch "
+        "normalization, which shows where filters become small. Entries are errors on the test "
+        "images, mean ± standard deviation over seeds; diverged runs count. Rates are chosen among "
+        "those of the table below, by validation errors. The budget is small: compare columns, not "
+        "rows. "
+        f"Made with {', '.join(f'{k} {v}' for k, v in sorted(last.versions.items()))}."
+    )
     yield Heading("Every rate")
     rates = sorted({lr for own in runs.values() for lr in own})
     yield Table(
@@ -112,9 +137,10 @@ def _blocks(last: RescaledRecord, runs: Runs) -> Iterator[Block]:
     )
 
 
-def _cost(coordinates: str, runs: Runs) -> str:
-    """The largest and the smallest difference of mean test errors between the starts, in words."""
-    same, anew = [], []
+def _cost(coordinates: str, runs: Runs) -> tuple[list[float], list[float]]:
+    """Differences of mean test errors between the starts, at the same rate and at a new one."""
+    same: list[float] = []
+    anew: list[float] = []
     for (cell, moved), usual in runs.items():
         other = runs.get((cell, True))
         if cell.update == coordinates and not moved and other is not None:
@@ -122,11 +148,7 @@ def _cost(coordinates: str, runs: Runs) -> str:
             anew.append(fmean(_tests(other[_best(other)])) - base)
             if rate in other:
                 same.append(fmean(_tests(other[rate])) - base)
-    texts = [
-        f"{min(each):+z.4f} to {max(each):+z.4f}" if each else "not measured"
-        for each in (same, anew)
-    ]
-    return "{}: {} at the same rate, {} at a rate found anew".format(coordinates, *texts)
+    return same, anew
 
 
 def _summary(cell: Cell, runs: Runs) -> tuple[str, ...]:
@@ -158,7 +180,7 @@ def _tests(records: Sequence[RescaledRecord]) -> list[float]:
 
 def _draw(runs: Runs) -> bytes:
     """A panel for each network and optimizer: mean test error by rate, dashed from moved starts."""
-    figure = new_figure(9.0, 6.0)
+    figure = new_figure(8.0, 5.8)
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, (network, optimizer) in zip(
         panels.flat, product(ARCHITECTURES, OPTIMIZERS), strict=True
@@ -174,7 +196,7 @@ def _draw(runs: Runs) -> bytes:
                 means,
                 marker="o" if moved else "s",
                 markersize=5 if moved else 8,
-                markerfacecolor=OF_COORDINATES[coordinates] if moved else "white",
+                markerfacecolor=OF_COORDINATES[coordinates] if moved else PAPER,
                 linestyle="--" if moved else "-",
                 color=OF_COORDINATES[coordinates],
                 linewidth=1.5,
@@ -196,4 +218,4 @@ def _draw(runs: Runs) -> bytes:
         fontsize=8,
         color=MUTED,
     )
-    return png(figure)
+    return svg(figure)
