@@ -1,4 +1,4 @@
-"""AMP: autocast and GradScaler. A step whose gradients overflow leaves the weights as they were."""
+"""AMP: autocast and GradScaler. A step that overflows leaves the weights as they were."""
 
 import torch
 from torch import nn
