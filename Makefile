@@ -127,7 +127,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt torch
 	$(PIP) install --constraint constraints.txt hatchling
 	$(PIP) install --constraint constraints.txt --no-build-isolation \
-		--editable '.[cluster,experiments,docs,dev]'
+		--editable '.[cluster,experiments,trainers,docs,dev]'
 	@rm -f $(UNFINISHED)
 	@touch $@
 

@@ -38,7 +38,25 @@ class Needs(NamedTuple):
 
 
 # A script without a row is quick, and runs in a process that has torch already.
-NEEDS: dict[str, Needs] = {}
+TORCHRUN = Needs(launcher=("-m", "torch.distributed.run", "--nproc-per-node", "2"))
+LIGHTNING = Needs(
+    packages=("lightning",),
+    filters=(
+        "ignore:`isinstance(treespec:FutureWarning",
+        "ignore:The 'train_dataloader':UserWarning",
+    ),
+)
+NEEDS: dict[str, Needs] = {
+    "compiled": Needs(),
+    "ddp": TORCHRUN,
+    "fsdp2": TORCHRUN,
+    "sharded_checkpoint": TORCHRUN,
+    "with_accelerate": Needs(packages=("accelerate",)),
+    "with_lightning": LIGHTNING,
+    "with_lightning_manual": LIGHTNING,
+    "with_trainer": Needs(packages=("transformers",)),
+    "with_trainer_class": Needs(packages=("transformers",)),
+}
 
 # Importing torch takes longer than a recipe does: children are forked from a process that has it.
 FORKS = multiprocessing.get_context("forkserver")
