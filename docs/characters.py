@@ -57,7 +57,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The residual stream behind the layer."""
         parts = self.qkv(self.first(x)).unflatten(-1, (3 * HEADS, -1)).transpose(1, 2)
-        y = scaled_dot_product_attention(*parts.chunk(3, 1), is_causal=True)
+        query, key, value = parts.chunk(3, 1)
+        y = scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.down(gelu(self.up(self.second(x))))
 

@@ -172,7 +172,7 @@ def scored(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
 @cache
 def problem(name: str) -> Problem:
     """A problem by its name, with its data loaded once."""
-    return {"text": Text, "digits": Digits}[name]()
+    return Text() if name == "text" else Digits()
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -363,9 +363,11 @@ def train(
                 return losses, None
             loss.backward()
             try:
-                for each in (*optimizers, *schedulers):
-                    each.step()
-            except (torch.linalg.LinAlgError, RuntimeError):  # gradients that are not finite
+                for optimizer in optimizers:
+                    optimizer.step()
+                for scheduler in schedulers:
+                    scheduler.step()
+            except RuntimeError:  # gradients that are not finite
                 if all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()):
                     raise
                 return losses, None

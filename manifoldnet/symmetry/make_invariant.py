@@ -67,8 +67,11 @@ def make_invariant(
     Gradients outside of the step are those of the weights as they are, so that clipping by their
     norm, between `backward` and `step`, depends on the parameterization. Clip in the frame:
 
+        def clip(*_):  # torch takes nothing else than None, or new arguments
+            clip_grad_norm_(model.parameters(), 1.0)
+
         make_invariant(optimizer, model, group)
-        optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(model.parameters(), 1.0))
+        optimizer.register_step_pre_hook(clip)
 
     If the step raises, the weights that the group scales are put back, and all gradients; other
     weights and the optimizer's state are as its step left them.

@@ -15,6 +15,7 @@ import re
 import runpy
 import subprocess
 import sys
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -159,7 +160,8 @@ def test_a_recipe_stands_on_one_page_and_in_the_table(path: Path) -> None:
     found = [page for page, text in pages.items() for _ in range(text.count(snippet))]
     assert len(found) == 1, found
     heading = re.findall(r"^##+ (.*)$", pages[found[0]].split(snippet)[0], re.MULTILINE)[-1]
-    slug = re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+    plain = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
     link = f"{os.path.relpath(found[0], docs / 'recipes')}#{slug}"
     assert f"({link})" in pages[docs / "recipes" / "index.md"]
 
