@@ -1,15 +1,20 @@
-"""The statements of README.md about other libraries hold with the pinned versions."""
+"""The statements of README.md and docs/coming_from.md about other libraries hold.
+
+The versions are those of constraints.txt.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import geoopt
+import geotorch
+import peers
 import pytest
 import torch
 from adamp import AdamP
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
 import manifoldnet as mn
 
@@ -123,3 +128,123 @@ def test_lengths_that_the_loss_ignores() -> None:
     assert ours == pytest.approx(1, abs=1e-5)
     assert reparameterized > 1.05
     assert adamp > 1.05
+
+
+def measured(task: str) -> dict[str, dict[str, Any]]:
+    """What a task of docs/peer_tasks gives for each library."""
+    module = peers.load(task)
+    setups = {name: getattr(module, name) for name in peers.LIBRARIES if name not in module.ABSENT}
+    return {name: peers.measured(module, setup) for name, setup in setups.items()}
+
+
+def test_unit_norm_filters() -> None:
+    found = {name: values["norms off by"] for name, values in measured("unit_norm").items()}
+    assert found.pop("adamp") > 0.1
+    assert max(found.values()) < 1e-5
+
+
+def test_orthogonal_layers() -> None:
+    found = measured("orthogonal")
+    assert max(found["manifoldnet"].values()) < 1e-5
+    assert found["geoopt"]["wide"] == "refused"
+    for library in ("geotorch", "torch_parametrizations"):
+        assert max(found[library]["tall"], found[library]["wide"]) < 1e-5
+    for library in ("geoopt", "geotorch", "torch_parametrizations"):
+        assert found[library]["kernel"] > 1
+
+
+def test_own_optimizers() -> None:
+    found = measured("own_optimizer")
+    for library in ("manifoldnet", "geotorch"):
+        assert max(found[library]["AdamW, off by"], found[library]["Muon, off by"]) < 1e-5
+    assert min(found["geoopt"]["AdamW, off by"], found["geoopt"]["Muon, off by"]) > 0.1
+    assert found["torch_parametrizations"]["AdamW, off by"] == 1  # all singular values are 0
+    assert found["torch_parametrizations"]["Muon, off by"] == 1
+
+
+@pytest.mark.parametrize(("way", "largest"), [(None, 0), ("matrix_exp", 1), ("cayley", 1)])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Muon])
+def test_orthogonal_of_torch_under_other_optimizers(kind: Any, way: Any, largest: int) -> None:
+    layer = orthogonal(nn.Linear(20, 8, bias=False), "weight", way)
+    optimizer = kind(layer.parameters(), lr=1e-3)  # AdamW decays by default
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(torch.rand(8, 20)).square().mean().backward()
+        optimizer.step()
+    singular = torch.linalg.svdvals(layer.weight.detach())
+    torch.testing.assert_close(singular, torch.full((8,), float(largest)))
+
+
+def test_checkpoints() -> None:
+    found = measured("checkpoints")
+    assert list(found["manifoldnet"].values()) == [0, True, True, True]
+    assert not found["geoopt"]["on the set after assign=True"]
+    for library in ("geotorch", "torch_parametrizations"):
+        assert list(found[library].values()) == [0, True, False, True]
+
+
+def test_sets_of_ones_own() -> None:
+    for values in measured("own_manifold").values():
+        assert values["mismatch"] < 1e-9
+
+
+def test_padding_rows() -> None:
+    found = measured("cosine_padding")
+    assert found["manifoldnet"]["padding row"] == 0
+    assert found["torch_parametrizations"]["padding row"] == 0
+    assert found["geotorch"]["padding row"] == pytest.approx(1)
+    assert found["geoopt"]["padding row"] != found["geoopt"]["padding row"]  # NaN
+    layer = weight_norm(nn.Embedding(12, 6, padding_idx=0), dim=0)
+    assert layer.weight[0].isnan().all()
+
+
+def test_low_rank_updates() -> None:
+    found = measured("lora")
+    assert max(values["losses differ by"] for values in found.values()) < 1e-9
+    assert found["geotorch"]["numbers held"] > 10 * found["manifoldnet"]["numbers held"]
+
+
+def test_weights_that_are_off_a_set() -> None:
+    found = measured("off_manifold")
+    assert found["manifoldnet"] == {"at the start": "refused"}
+    assert found["geoopt"]["at the start, off by"] == pytest.approx(1)
+    assert found["geotorch"]["least cosine to the given rows"] < 0.5
+    assert found["torch_parametrizations"]["after 20 steps, off by"] > 0.5
+
+
+def test_what_is_assigned_off_a_set() -> None:
+    layer = nn.Linear(20, 8)
+    geotorch.sphere(layer, "weight")
+    with pytest.raises(ValueError, match="not contained"):
+        layer.weight = 2 * layer.weight.detach()
+    layer = orthogonal(nn.Linear(20, 8))
+    layer.weight = torch.randn(8, 20)  # taken to an orthogonal matrix, silently
+    torch.testing.assert_close(torch.linalg.svdvals(layer.weight.detach()), torch.ones(8))
+
+
+@pytest.mark.thorough
+def test_poincare_embeddings() -> None:
+    found = [values["stress"] for values in measured("poincare").values()]
+    assert max(found) < 1.02 * min(found)
+
+
+@pytest.mark.thorough
+def test_principal_components() -> None:
+    found = {name: abs(values["gap"]) for name, values in measured("pca").items()}
+    assert max(found["manifoldnet"], found["pymanopt"]) < 1e-11
+    assert max(found.values()) < 1e-7
+
+
+@pytest.mark.thorough
+def test_second_order_solvers_over_a_network() -> None:
+    found = {name: v["gradient"] for name, v in measured("second_order_network").items()}
+    assert max(found["manifoldnet"], found["pymanopt"]) < 1e-5
+    assert min(found["geotorch"], found["torch_parametrizations"]) > 1e-5
+
+
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, within its compiler
+def test_compiled_steps_in_mixed_precision() -> None:
+    for values in measured("compile_amp").values():
+        assert values["off by"] < 1e-5
+        assert values["as the layer uses it"] < 1e-2

@@ -57,7 +57,7 @@ def manifoldnet(model):
 
 
 def geotorch(model):
-    """trap: no factors: the update is a full matrix, of rank 2 by its singular vectors"""
+    """trap: a full matrix of rank 2 by its singular vectors, ten times the numbers"""
     product = (model.B @ model.A).detach()
     del model.A, model.B
     model.register_parameter("delta", nn.Parameter(product.clone()))

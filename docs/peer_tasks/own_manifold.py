@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import geoopt as go
-import numpy as np
 import pymanopt as pm
 import torch
 from torch import nn
@@ -40,7 +39,7 @@ def measure(setup):
 
 
 def manifoldnet(layer):
-    """works (and 50 laws are tests of it)"""
+    """works (its mathematics has ready tests)"""
 
     @dataclass(frozen=True)
     class Relative(Metric):
@@ -164,7 +163,7 @@ def pymanopt(layer):
     def cost(x):
         return mismatch(x)
 
-    start = np.array(layer.weight.detach())
+    start = layer.weight.detach().numpy()
     solver = pm.optimizers.ConjugateGradient(verbosity=0, max_iterations=50)
     point = solver.run(pm.Problem(manifold, cost), initial_point=start).point
     layer.weight.data = torch.from_numpy(point)

@@ -44,7 +44,7 @@ def geotorch(model, kind, **options):
 
 
 def torch_parametrizations(model, kind, **options):
-    """trap: the default map (householder) of a tall or wide weight fails under weight decay"""
+    """trap: weight 0 under decay or Muon; right with "matrix_exp" as third argument"""
     parametrizations.orthogonal(model[0], "weight")
     return kind(trainable(model), **options)
 

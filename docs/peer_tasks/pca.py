@@ -45,7 +45,7 @@ def manifoldnet():
 
 
 def geoopt():
-    """no: no second-order solver; here its line search"""
+    """trap: first-order only; 200 steps of its line search"""
     layer = model()
     layer.x = go.ManifoldParameter(layer.x.detach(), manifold=go.Stiefel())
     solver = go.optim.RiemannianLineSearch(layer.parameters())

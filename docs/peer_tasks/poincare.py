@@ -1,7 +1,6 @@
 """A Poincaré embedding of a binary tree: distances in the ball fit those of the tree."""
 
 import geoopt as go
-import numpy as np
 import pymanopt as pm
 import torch
 from torch import nn
@@ -62,7 +61,7 @@ def geoopt(layer, lr):
 
 
 def torch_parametrizations(layer, lr):
-    """trap: no such set; a map onto the ball of one's own, plain gradients in its coordinates"""
+    """trap: no such set; a map onto the ball by hand, plain gradients in its coordinates"""
 
     class Ball(nn.Module):
         def forward(self, v):
@@ -85,7 +84,7 @@ def pymanopt(layer, lr):
 
     problem = pm.Problem(manifold, cost)
     solver = pm.optimizers.SteepestDescent(verbosity=0, max_iterations=150)
-    result = solver.run(problem, initial_point=np.array(layer.weight.detach()))
+    result = solver.run(problem, initial_point=layer.weight.detach().numpy())
     layer.weight.data = torch.from_numpy(result.point)
 
 
