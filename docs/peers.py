@@ -88,7 +88,7 @@ def counts(setup: Callable[..., Any], roots: set[str]) -> tuple[int, int]:
 
 
 def measured(module: Any, setup: Callable[..., Any]) -> dict[str, Any]:
-    """What a task gave for a library."""
+    """The results of a task for a library."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mn.ForeignOptimizerWarning)
         return dict(module.measure(setup))

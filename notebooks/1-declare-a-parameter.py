@@ -57,9 +57,9 @@ assert torch.allclose(model[0].weight.norm(dim=1), torch.ones(32))
 # ## Train as before
 #
 # `RiemannianSGD` takes the arguments of `torch.optim.SGD`. The second network is the same one
-# without declarations, trained by torch's optimizer at the same rate. Their errors are no
-# comparison, because a rate means something else for each; [Table 2](../docs/results/table2.md)
-# compares.
+# without declarations, trained by torch's optimizer at the same rate. Do not
+# compare their errors: one rate gives them steps of different sizes.
+# [Table 2](../docs/results/table2.md) compares updates, each at its own best rate.
 
 
 # %%

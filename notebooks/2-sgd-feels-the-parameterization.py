@@ -1,8 +1,9 @@
 # %% [markdown]
-# # Why Euclidean SGD feels the parameterization
+# # Why SGD depends on the parameterization
 #
-# Plain gradient descent trains one function differently when it is written with other weights. This
-# notebook shows it with two weights, then on a network, together with an update that does not.
+# Two sets of weights can compute the same function, and plain gradient descent still trains them
+# differently. This notebook shows this with two weights, then with a network. Under the scaled
+# metric both are trained in the same way.
 
 # %%
 import matplotlib.pyplot as plt
@@ -80,7 +81,7 @@ spread = {
     for name, paths in {"Euclidean": euclidean, "scaled metric": scaled}.items()
 }
 for name, value in spread.items():
-    print(f"{name:15s} the functions get {value:.1e} apart")
+    print(f"{name:15s} the functions differ by up to {value:.1e}")
 assert spread["Euclidean"] > 0.1
 assert spread["scaled metric"] < 1e-12
 for s in scales:
@@ -159,10 +160,11 @@ assert apart["AdamW"] > 0.1
 assert apart["scaled metric"] < 1e-10
 
 # %% [markdown]
-# Scaling by powers of two is exact in floating point, and so is then the whole run.
+# Scaling by powers of two is exact in floating point. Under the scaled metric the whole run is then
+# exact as well.
 #
 # AdamW divides by the size of gradients, entry by entry: its steps have a length of their own,
-# about the rate, whatever the length of the weight. So it feels the scale as well.
+# about the rate, whatever the length of the weight. So it depends on the scale as well.
 #
 # Unit-norm filters (`mn.rules.unit_norm`) are the other way out: of all these parameterizations the
 # manifold admits one.

@@ -38,7 +38,7 @@ print(group)
 # ## The loss
 #
 # `elements(group)` draws a factor for each generator, here between 1/1000 and 1000. In a test file
-# the decorated function is all there is; in a notebook it is called.
+# the decorated function is enough; in a notebook you call it.
 
 # %%
 profile = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -113,8 +113,8 @@ assert passed == "passed"
 assert "factor 2" in failure
 
 # %% [markdown]
-# The failure names one filter of eight and the factor 2, which is what is left when everything that
-# does not matter has been taken away.
+# The failure names one filter of eight and the factor 2. Hypothesis has removed everything that the
+# failure does not need.
 #
 # ## The error as a number
 #

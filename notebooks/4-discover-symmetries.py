@@ -1,10 +1,10 @@
 # %% [markdown]
 # # The symmetries of a transformer
 #
-# All scalings of rows, columns and entries of the weights that leave the loss of a small
-# transformer as it is, then all linear maps, found from gradients alone; what they mean, which
-# optimizer respects which of them, and what gradient flow conserves because of them. No layer is
-# known by name.
+# This notebook finds all changes of the weights of a small transformer that leave its loss
+# unchanged: first the scalings of rows, columns and entries, then all linear maps. It uses
+# gradients alone and knows no layer by name. It then shows what these symmetries mean, which
+# optimizer respects them, and what gradient flow conserves because of them.
 
 # %%
 import copy
@@ -182,8 +182,8 @@ assert {row.verdicts["yours"] for row in framed.rows} == {"respects"}
 assert not mn.symmetry.rule(scalings).uncovered
 
 # %% [markdown]
-# The scaled metric, with steps of its own, respects all of these. `make_invariant` lets AdamW do
-# so: it steps balanced weights, which are the same for all parameterizations.
+# The scaled metric respects all of these. With `make_invariant` AdamW does so as well: it steps
+# balanced weights, which are the same for all parameterizations.
 #
 # ## Runs
 #

@@ -125,8 +125,8 @@ for i in (1, 2):
 #
 # ## The loss of a wrong label
 #
-# What an image costs, by whether its label is wrong: cross-entropy grows without bound where the
-# network is sure of the right class. The simplex loss ends at 4.
+# The loss of an image with a right and with a wrong label. Cross-entropy grows without bound as the
+# network becomes sure of the right class. The simplex loss is at most 4.
 
 
 # %%
@@ -162,8 +162,8 @@ assert largest["simplex"] <= 4 < largest["logistic"]
 # ## Confidence
 #
 # `Confidence` turns cosines into probabilities by one number, fitted on the held-out images.
-# Whether these are true is another question, asked of the test images: of those that the stage is
-# 80 % sure of, 80 % should be right.
+# The test images show whether these probabilities are true: of the images of which the stage is
+# 80 % sure, 80 % should be right.
 
 # %%
 model = models["simplex", 0.2, 0]

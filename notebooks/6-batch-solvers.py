@@ -2,8 +2,8 @@
 # # Batch solvers: all weights at once
 #
 # pymanopt's trust regions and conjugate gradients over a whole declared model, with cost, gradient
-# and Hessian by autograd. First where the answer is known, then on a network, from weights scaled
-# by large factors.
+# and Hessian by autograd. The first problem has a known answer; the second is a network, from
+# weights scaled by large factors.
 
 # %%
 import matplotlib.pyplot as plt
@@ -129,8 +129,8 @@ assert runs["Euclidean", "trust-regions", True]["cost"][-1] > 1
 # from it; on unit norms the two starts are one point; with Euclidean weights trust regions have
 # hardly moved when the others are done.
 #
-# The classes can be separated, so the cost has no minimum, only an infimum of 0: these are races.
-# How solvers compare in time and passes, with L-BFGS and SGD among them, is
-# [measured](../docs/batch_solvers.md); there second order does not pay.
+# The classes can be separated, so the cost has no minimum, only an infimum of 0, and the curves
+# show who gets near it first. How solvers compare in time and passes, with L-BFGS and SGD among
+# them, is [measured](../docs/batch_solvers.md); there second order does not pay.
 #
 # API: [minimize](../docs/api/interop.md). Next: [a cell of Table 2](7-table-2.ipynb).

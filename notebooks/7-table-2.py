@@ -35,7 +35,7 @@ row = [Cell("arch2", 2, update, "exponential") for update in PAPER_UPDATES]
 # %% [markdown]
 # ## The row on digits
 #
-# A run is a `TrainConfig`, and the paper's protocol is one. Digits need less of everything. The
+# A run is a `TrainConfig`, and so is the paper's protocol. For digits it is made smaller. The
 # rate is chosen for each run among four, as in the paper, on images of its training set.
 
 # %%
@@ -77,7 +77,7 @@ for record in records:
 # %% [markdown]
 # ## The row on MNIST
 #
-# The records of the whole table are part of the repository. This made those of the row:
+# The records of the whole table are part of the repository. This command made those of the row:
 #
 # ```console
 # $ manifoldnet reproduce symmetry table2 --cells 'arch2-2-*-exponential' \
@@ -90,7 +90,7 @@ table = results.run_table(found.values())
 cells = results.by_cell(table)
 
 lines = [
-    "| update | test error (%) | n | the paper's (%) | its deviations apart |",
+    "| update | test error (%) | n | the paper's (%) | difference in its deviations |",
     "|---|---|---|---|---|",
 ]
 for cell in row:

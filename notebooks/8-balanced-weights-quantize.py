@@ -1,10 +1,11 @@
 # %% [markdown]
 # # Balanced weights quantize
 #
-# A network with ReLU is many sets of weights: filters may grow and what reads them shrink. In
-# float32 all of them compute the same; in eight bits some compute nothing. `balance_` leads each to
-# the same one, whose weights fill eight bits well. Here it is done to a network with
-# depthwise-separable convolutions, from its gradients alone: no layer is known by name.
+# Many sets of weights give the same network with ReLU: a filter may grow if the weights that read
+# it shrink. In float32 all of them compute the same function; in eight bits some compute nothing.
+# `balance_` turns each of them into the same set, whose weights use the eight bits well. Here it
+# is done to a network with depthwise-separable convolutions, from its gradients alone: no layer
+# is known by name.
 
 # %%
 import copy
@@ -163,8 +164,8 @@ plt.show()
 assert accuracy(quantized(found[math.inf], bits=5)) > float32 - 2
 
 # %% [markdown]
-# The figures are of one small network, whose trained weights are near enough to balance that eight
-# bits do them no harm. What balancing gives is that no parameterization does. Ranges of activations
-# are not looked at.
+# These figures are of one small network. Its trained weights are so near to balance that eight bits
+# do no harm to them. After balancing, eight bits do no harm to any parameterization. Ranges of
+# activations are not treated here.
 #
 # API: [symmetry](../docs/api/symmetry.md), [how to use it](../docs/symmetry.md).

@@ -195,8 +195,8 @@ def render(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, b
             else:
                 blocks.append(fenced("text", data.get("text/plain") or output.text))
     blocks.append(
-        f"*This page is the notebook `notebooks/{name}.ipynb` and what it gave when the site was "
-        "built.*"
+        f"*This page is the notebook `notebooks/{name}.ipynb` with its output when the "
+        "site was built.*"
     )
     return "\n\n".join(blocks) + "\n", pictures
 

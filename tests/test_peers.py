@@ -131,7 +131,7 @@ def test_lengths_that_the_loss_ignores() -> None:
 
 
 def measured(task: str) -> dict[str, dict[str, Any]]:
-    """What a task of docs/peer_tasks gives for each library."""
+    """The results of a task of docs/peer_tasks for each library."""
     module = peers.load(task)
     setups = {name: getattr(module, name) for name in peers.LIBRARIES if name not in module.ABSENT}
     return {name: peers.measured(module, setup) for name, setup in setups.items()}

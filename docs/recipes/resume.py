@@ -13,7 +13,7 @@ path = f"{tempfile.mkdtemp()}/checkpoint.pt"
 def train(steps, resume=False):
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 5))
     mn.declare(model, "0.weight", mn.Oblique(), project=True)  # every row a unit vector
-    optimizer = mn.RiemannianAdam(mn.param_groups(model, weight_decay=1e-2), lr=1e-2)
+    optimizer = mn.RiemannianAdam(mn.param_groups(model), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40)
     if resume:
         saved = torch.load(path, weights_only=True)

@@ -13,7 +13,7 @@ inputs = torch.randn(128, 20)
 data = torch.utils.data.TensorDataset(inputs, inputs[:, :5].argmax(1))
 model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 5))
 mn.declare(model, "0.weight", mn.Oblique(), project=True)  # before the optimizer is made
-optimizer = mn.RiemannianAdam(mn.param_groups(model, weight_decay=1e-2), lr=1e-2)
+optimizer = mn.RiemannianAdam(mn.param_groups(model), lr=1e-2)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
 loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
 model, optimizer, schedule, loader = accelerator.prepare(model, optimizer, schedule, loader)

@@ -19,7 +19,7 @@ class Network(L.LightningModule):
         return nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
 
     def configure_optimizers(self):
-        optimizer = mn.RiemannianAdam(mn.param_groups(self, weight_decay=1e-2), lr=1e-2)
+        optimizer = mn.RiemannianAdam(mn.param_groups(self), lr=1e-2)
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
 
 

@@ -272,8 +272,9 @@ class RiemannianOptimizer(Optimizer, ABC):
                 if spec is not ... and spec != now:
                     raise RuntimeError(
                         f"{self._names(group)[i]} was {described(spec)} when it was given to this "
-                        f"optimizer and is {described(now)} now (declared, undeclared, or copied "
-                        "without its module?): make the optimizer after the declarations"
+                        f"optimizer and is {described(now)} now (declared, undeclared, copied "
+                        "without its module, or sharded since?): make the optimizer after the "
+                        "declarations, and after fully_shard"
                     )
             group["manifolds"] = [spec_of(weight) for weight in weights]
             resolved.append(weights)
@@ -321,6 +322,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             works = self._repeated()
             if works is None:
                 works = [self._split(number) for number in range(len(self.param_groups))]
+                if not any(work.params for work in works):
+                    self._resolve()  # without any gradient: are these still the model's tensors?
                 self._check(works)
             watched = self._take(works)
         finally:  # no gradient is kept

@@ -113,6 +113,11 @@ def constrain(
         raise TypeError(
             f"constrain takes a torch.optim.Optimizer, not a {type(optimizer).__name__}"
         )
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise TypeError(
+            f"this {type(optimizer).__name__} wraps an optimizer and has no step hooks: constrain "
+            "the optimizer first, and wrap it afterwards (accelerator.prepare)"
+        )
     if length not in ("base", "angle"):
         raise ValueError(f'length must be "base" or "angle", not {length!r}')
     if not (isinstance(tangent, bool) or tangent == "gradient"):
@@ -219,9 +224,10 @@ class _Constraint(StepHooks):
                 if place < len(known) and known[place] not in (None, spec):
                     raise RuntimeError(
                         f"{label} was {described(known[place])} when this optimizer was "
-                        f"constrained and is {described(spec)} now (undeclared, or "
-                        "copied without its module?): copy model and optimizer together, or "
-                        "constrain a new optimizer after the declarations"
+                        f"constrained and is {described(spec)} now (undeclared, "
+                        "copied without its module, or sharded since?): copy model and optimizer "
+                        "together, or constrain a new optimizer after the declarations, and after "
+                        "fully_shard"
                     )
                 own.append(spec)
                 if not isinstance(weight, Declared):
@@ -313,6 +319,9 @@ class _Constraint(StepHooks):
         """Put weights and gradients into the frame, once all of them were checked."""
         self.look(optimizer)
         weights = [weight for weight in self.weights if weight.p.grad is not None]
+        if not weights and self.weights:  # are these still the model's tensors?
+            self.version = -1
+            self.look(optimizer)
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         for weight in weights:
             _check_options(optimizer, weight)

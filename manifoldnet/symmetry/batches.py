@@ -44,6 +44,11 @@ def collect(
     """
     if isinstance(batches, Mapping):
         raise ValueError(f"batches is one batch, {_describe(batches)}: one batch alone is [batch]")
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches are an iterable of (input, target), not a {type(batches).__name__}: the "
+            "order is model, loss_fn, batches"
+        )
     pairs: list[InputTarget] = []
     size = 0
     for batch in islice(iter(batches), most):

@@ -59,7 +59,7 @@ def make_invariant(
     the weights differ by h, up to rounding. Weights keep the parameterization that they have.
     Class, state, groups and schedulers of the optimizer stay as they are, and so do its steps of
     weights that the group does not scale. Weight decay, momentum and moments are those of the
-    balanced weights; so is the learning rate, which is to be found anew. A closure is evaluated
+    balanced weights; choose the learning rate anew, for balanced weights. A closure is evaluated
     before the step, once. The frame is in `state_dict()` as "moving_frame". Where anything else has
     written to the weights (a checkpoint, an average), the frame is found anew before the next step;
     among several processes it is carried along with a warning.

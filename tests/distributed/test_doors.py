@@ -396,3 +396,35 @@ def test_a_gradient_on_one_rank_only_is_refused_alike(two: Ranks) -> None:
     error, same = two.agreed(_stepped_with_a_gradient_on_one_rank, wrong=False)
     assert error == ""
     assert not same
+
+
+MAKERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "constrain": lambda model: mn.constrain(torch.optim.AdamW(model.parameters(), lr=0.1)),
+    "RiemannianSGD": lambda model: mn.RiemannianSGD(mn.param_groups(model), lr=0.1),
+    "RiemannianAdam": lambda model: mn.RiemannianAdam(mn.param_groups(model), lr=0.1),
+}
+
+
+def _sharded_after_the_optimizer(maker: str, stepped: bool) -> str:
+    """The error of the first step of an optimizer from before sharding."""
+    model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Tanh(), nn.Linear(4, 2))
+    mn.declare(model, "0.weight", mn.Oblique(), project=True)
+    optimizer = MAKERS[maker](model)
+    x = torch.ones(4, 8)
+    if stepped:
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    fully_shard(model, mesh=mesh())
+    model(x).sum().backward()
+    return _counts(optimizer.step)[0]
+
+
+@pytest.mark.parametrize("stepped", [False, True], ids=["fresh", "stepped"])
+@pytest.mark.parametrize("maker", MAKERS)
+def test_an_optimizer_from_before_sharding_is_refused(
+    two: Ranks, maker: str, stepped: bool
+) -> None:
+    error = two.agreed(_sharded_after_the_optimizer, maker, stepped)
+    assert "is not declared now" in error
+    assert "after fully_shard" in error

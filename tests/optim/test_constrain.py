@@ -841,10 +841,18 @@ def test_a_step_that_raises_leaves_everything_as_it_was(
         assert torch.equal(grad, values)
 
 
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer that hands another one's steps on, as accelerate's does."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
 def _bad() -> Iterator[Any]:
     model = declared(mn.Oblique())
     sgd = lambda **k: torch.optim.SGD(matrices(model), lr=0.1, **k)  # noqa: E731
     yield "no optimizer", lambda: mn.constrain(model), TypeError
+    yield "a wrapper", lambda: mn.constrain(Wrapper(sgd())), TypeError
     yield "not declared", lambda: mn.constrain(torch.optim.SGD(model.head.parameters())), ValueError
     yield "twice", lambda: mn.constrain(mn.constrain(sgd())), ValueError
     yield "LBFGS", lambda: mn.constrain(torch.optim.LBFGS(matrices(model))), ValueError

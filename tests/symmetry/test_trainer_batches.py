@@ -260,3 +260,9 @@ def test_a_wrong_attribute_of_the_output_is_named():
 def test_a_loss_function_that_is_none():
     with pytest.raises(TypeError, match="loss_fn must be a function"):
         discover(Classifier(), "cross_entropy", [batch()])
+
+
+def test_arguments_in_another_order_are_refused() -> None:
+    x, y = torch.randn(8, 3), torch.arange(8) % 2
+    with pytest.raises(TypeError, match="model, loss_fn, batches"):
+        discover(nn.Linear(3, 2), [(x, y)], cross_entropy)
