@@ -241,7 +241,8 @@ class PairFactor(Manifold):
             return (
                 f"has the shape {shape}, and with r = {shape[self.dim] // self.heads} shared "
                 f"columns for {shape[1 - self.dim]} numbers each these are never independent, so "
-                "that their Gram matrix has no inverse: take a smaller r"
+                "that their Gram matrix has no inverse: take a smaller r, or name the factors in "
+                "the order of their product, Pair(left, right) for left @ right"
             )
         return None
 

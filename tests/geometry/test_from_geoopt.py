@@ -433,3 +433,9 @@ def test_hessians_of_spheres_are_ours(theirs, ours):
     h = torch.randn(4, 3, dtype=torch.float64, generator=source(7))
     adapted = from_geoopt(theirs)
     torch.testing.assert_close(adapted.ehess2rhess(x, g, h, u), ours.ehess2rhess(x, g, h, u))
+
+
+@pytest.mark.parametrize("kind", [geoopt.PoincareBall, mn.Oblique])
+def test_a_class_is_refused_with_the_object_to_give(kind):
+    with pytest.raises(TypeError, match=rf"is a class: give an object of it, {kind.__name__}\(\)"):
+        mn.declare(torch.nn.Linear(4, 3), "weight", kind)
