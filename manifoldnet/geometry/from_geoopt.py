@@ -47,7 +47,8 @@ def from_geoopt(manifold: Any) -> Manifold:
         if found is not None:
             return found
     if isinstance(manifold, type):
-        raise TypeError(f"{manifold!r} is a class: give an object of it, {manifold.__name__}()")
+        name = manifold.__name__
+        raise TypeError(f"{manifold!r} is a class, not a manifold: give an object of it, {name}()")
     raise TypeError(f"{manifold!r} is not a manifold: give an object such as mn.Oblique()")
 
 
