@@ -62,10 +62,15 @@ def test_other_weights_have_the_best_rate_of_adamw(name: str) -> None:
     assert rates.problem(name).rest == float(Summary.of(ROWS, name, "adamw").best)
 
 
+FEW = ("adamw", "rsgd-scaled", "radam-norm-unit", "adamw-angle", "adamw-stiefel", "muon-unit")
+
+
 @pytest.mark.thorough
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", list(SEEDS))
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(
+    "method", [m if m in FEW else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
 def test_records_are_of_the_optimizers_as_they_are(name: str, method: str) -> None:
     if (name, method) in OMITTED:
         pytest.skip("not run")
