@@ -94,7 +94,9 @@ CASES = {
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [n if n == "GPT-2 small" else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
 def test_transformers_of_another_width_and_depth(name):
     generators, sizes = CASES[name]
     model, group, _, _ = widened(NETWORKS[name], sizes)
@@ -107,7 +109,7 @@ def test_transformers_of_another_width_and_depth(name):
     assert group.trivial_dimension == sum(p.ndim > 1 for p in model.parameters())
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_residual_network_of_another_width():
     sizes = (6, 8, 10, 12, 64, 2)
     _, group, _, _ = widened(NETWORKS["ResNet-18"], sizes)
