@@ -17,7 +17,7 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 __all__ = ["renamed_argument", "renamed_attribute", "renamed_module"]
 
@@ -68,7 +68,7 @@ def renamed_argument(old: str, new: str, removed_in: str) -> Callable[[_Function
                 options[new] = options.pop(old)
             return function(*args, **options)
 
-        return call  # type: ignore[return-value]
+        return cast(_Function, call)
 
     return decorate
 

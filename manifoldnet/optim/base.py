@@ -283,6 +283,17 @@ class RiemannianOptimizer(Optimizer, ABC):
         self._clock = version
         self._forget_checks()
 
+    def _check_idle(self) -> None:
+        """Refuse declared weights that their model no longer holds, and that get no gradient.
+
+        `fully_shard` puts new parameters into modules past their registration, which
+        `registry.version` does not see.
+        """
+        every = (weight for weights in self._weights for weight in weights)
+        idle = [w.p for w in every if isinstance(w, Declared) and w.p.grad is None]
+        if any(registry.find(p) is None for p in idle):
+            self._resolve()
+
     def _forget_checks(self) -> None:
         """Make the next step check options and memory again."""
         self._options.clear()
@@ -322,8 +333,7 @@ class RiemannianOptimizer(Optimizer, ABC):
             works = self._repeated()
             if works is None:
                 works = [self._split(number) for number in range(len(self.param_groups))]
-                if not any(work.params for work in works):
-                    self._resolve()  # without any gradient: are these still the model's tensors?
+                self._check_idle()
                 self._check(works)
             watched = self._take(works)
         finally:  # no gradient is kept

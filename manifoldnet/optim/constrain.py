@@ -319,7 +319,8 @@ class _Constraint(StepHooks):
         """Put weights and gradients into the frame, once all of them were checked."""
         self.look(optimizer)
         weights = [weight for weight in self.weights if weight.p.grad is not None]
-        if not weights and self.weights:  # are these still the model's tensors?
+        idle = [weight.p for weight in self.weights if weight.p.grad is None]
+        if any(registry.find(p) is None for p in idle):  # replaced past the modules' registration
             self.version = -1
             self.look(optimizer)
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]

@@ -405,8 +405,8 @@ MAKERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 }
 
 
-def _sharded_after_the_optimizer(maker: str, stepped: bool) -> str:
-    """The error of the first step of an optimizer from before sharding."""
+def _sharded_after_the_optimizer(maker: str, stepped: bool, part: bool) -> str:
+    """The error of the first step of an optimizer from before sharding, of all or one layer."""
     model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Tanh(), nn.Linear(4, 2))
     mn.declare(model, "0.weight", mn.Oblique(), project=True)
     optimizer = MAKERS[maker](model)
@@ -415,16 +415,17 @@ def _sharded_after_the_optimizer(maker: str, stepped: bool) -> str:
         model(x).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    fully_shard(model, mesh=mesh())
+    fully_shard(model[0] if part else model, mesh=mesh())
     model(x).sum().backward()
     return _counts(optimizer.step)[0]
 
 
+@pytest.mark.parametrize("part", [False, True], ids=["all", "one layer"])
 @pytest.mark.parametrize("stepped", [False, True], ids=["fresh", "stepped"])
 @pytest.mark.parametrize("maker", MAKERS)
 def test_an_optimizer_from_before_sharding_is_refused(
-    two: Ranks, maker: str, stepped: bool
+    two: Ranks, maker: str, stepped: bool, part: bool
 ) -> None:
-    error = two.agreed(_sharded_after_the_optimizer, maker, stepped)
+    error = two.agreed(_sharded_after_the_optimizer, maker, stepped, part)
     assert "is not declared now" in error
     assert "after fully_shard" in error
