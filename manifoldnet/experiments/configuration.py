@@ -62,11 +62,16 @@ def field(
     default: Any = dataclasses.MISSING,
     *,
     choices: Sequence[str] | Mapping[str, Any] | None = None,
+    later: bool = False,
     **limits: Any,
 ) -> Any:
-    """A field of a configuration, with its `Range`: of the numbers, or of a tuple's entries."""
+    """A field of a configuration, with its `Range`: of the numbers, or of a tuple's entries.
+
+    A field that came `later` than records of the experiment is in no `Configuration.identity` at
+    its default, which is what runs did before: sweeps go on with their records.
+    """
     kept = Range(choices=None if choices is None else tuple(choices), **limits)
-    return dataclasses.field(default=default, metadata={"range": kept})
+    return dataclasses.field(default=default, metadata={"range": kept, "later": later})
 
 
 class Checked:
@@ -107,8 +112,12 @@ class Configuration(Checked, ABC):
         """A name for the runs of equal settings but for their seed."""
 
     def identity(self) -> str:
-        """A hash of all fields, by which a sweep knows its runs."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        """A hash of the fields, by which a sweep knows its runs."""
+        fields = self.to_dict()
+        for each in dataclasses.fields(self):
+            if each.metadata.get("later") and fields[each.name] == each.default:
+                del fields[each.name]
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:

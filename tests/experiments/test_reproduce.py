@@ -160,7 +160,11 @@ def stage_record(config, error):
 @pytest.mark.parametrize(("command", "runs", "where", "purpose"), STEPS)
 def test_the_runs_of_each_command(swept, command, runs, where, purpose):
     (step,) = swept(command)
-    assert step.folder == Path("runs", "scale-invariant", where)
+    assert step.folder == Path("runs", "scale-invariant", f"{where}-torch7")
+    assert {config.start for config in step.configs} == {"torch7"}
+    (first,) = swept([*command, "--start", "normal"])  # as in the first records
+    assert first.folder == Path("runs", "scale-invariant", where)
+    assert {config.start for config in first.configs} == {"normal"}
     assert len(step.configs) == runs
     assert all(config.validation_size == 0 for config in step.configs)
     assert step.purpose == purpose
@@ -188,21 +192,45 @@ def test_an_invalid_sweep_stops_all_sweeps_of_a_study(
 
 def test_stages_are_compared_at_the_rates_of_their_short_runs(swept, capsys):
     command = ["stages", "--dataset", "cifar10", "--methods", "logistic", "etf"]
-    choice, comparison = swept(command, lambda c: 0.1 + abs(math.log10(c.lr) + 2) / 100)
-    assert (choice.folder.name, comparison.folder.name) == ("choice-cifar10", "comparison-cifar10")
-    assert comparison.purpose == {"purpose": "comparison", "chosen_by": "choice-cifar10"}
+    choice, comparison = swept(command, lambda c: 0.1 + abs(math.log10(c.lr) + 1) / 100)
+    names = "choice-cifar10-torch7", "comparison-cifar10-torch7"
+    assert (choice.folder.name, comparison.folder.name) == names
+    assert comparison.purpose == {"purpose": "comparison", "chosen_by": names[0]}
+    assert {config.start for config in (*choice.configs, *comparison.configs)} == {"torch7"}
     assert all(config.validation_size for config in choice.configs)
     assert {(c.method, c.lr, c.epochs) for c in comparison.configs} == {
-        ("logistic", 0.01, 10),
-        ("etf", 0.01, 10),
+        ("logistic", 0.1, 10),
+        ("etf", 0.1, 10),
     }
     assert len(comparison.configs) == 6
-    assert "logistic: h = 0.01 (edge of the grid: h)\n" in capsys.readouterr().out
-    choice, comparison = swept(["stages", "--dataset", "imagenet10", "--train-size", "500"])
+    assert "logistic: h = 0.1\n" in capsys.readouterr().out
+    command = ["stages", "--dataset", "imagenet10", "--train-size", "500", "--start", "normal"]
+    choice, comparison = swept(command, lambda c: abs(math.log10(c.lr) + 1))
     assert comparison.folder.name == "comparison-imagenet10-500"
     runs = (*choice.configs, *comparison.configs)
     assert {config.architecture for config in runs} == {"imagenet-smaller"}
     assert {config.train_size for config in comparison.configs} == {500}
+
+
+def test_a_grid_is_widened_until_its_best_rate_is_inside(swept, capsys):
+    command = ["stages", "--methods", "logistic", "etf"]
+    *choices, comparison = swept(
+        command, lambda c: abs(math.log10(c.lr) - (-3 if c.method == "etf" else 0))
+    )
+    tried = [{run.lr for run in step.configs if run.method == "etf"} for step in choices]
+    usual = {0.01, 0.03, 0.1, 0.3, 1, 3, 10}
+    assert tried == [usual, usual | {0.003}, usual | {0.003, 0.001}, usual | {3e-3, 1e-3, 3e-4}]
+    assert all(step.folder == choices[0].folder for step in choices)
+    assert {run.lr for run in choices[-1].configs if run.method == "logistic"} == usual
+    assert {(run.method, run.lr) for run in comparison.configs} == {("logistic", 1), ("etf", 1e-3)}
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["logistic: h = 1", "etf: h = 0.001"]
+
+
+def test_a_grid_whose_best_rate_stays_at_the_edge_is_not_widened_for_ever(swept, capsys):
+    *choices, _ = swept(["stages", "--methods", "etf"], lambda c: 1 / c.lr)
+    assert max(run.lr for run in choices[-1].configs) == 1000
+    assert capsys.readouterr().out == "etf: h = 1000 (edge of the grid: h)\n"
 
 
 def test_rates_and_dimensions_at_the_edge_are_printed(swept, capsys):
@@ -212,7 +240,8 @@ def test_rates_and_dimensions_at_the_edge_are_printed(swept, capsys):
 
 
 def test_corrupted_data_are_run_at_the_chosen_rates_with_more_seeds(swept):
-    first, again = swept(["label-noise", "--repetitions", "2"], lambda config: config.lr / 100)
+    command = ["label-noise", "--repetitions", "2", "--start", "normal"]
+    first, again = swept(command, lambda config: config.lr / 100)
     assert first.folder == again.folder == Path("runs", "scale-invariant", "label-noise")
     assert first.purpose == again.purpose == {"purpose": "label noise"}
     assert first.configs == robustness("cpu")

@@ -1,6 +1,8 @@
 """The scale-invariant paper's runs: networks, stages, corrupted images, training and resuming."""
 
 import dataclasses
+import hashlib
+import json
 import math
 
 import pytest
@@ -87,6 +89,44 @@ def test_a_stage_has_a_seeded_start_of_unit_rows_a_score_per_class_and_a_mean_lo
     wide, _ = stage_of(method, 400, 10)
     matrix = wide.frame if method == "etf" else wide.weight
     assert 0.9 < matrix.detach().norm(dim=1).mean() < 1.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_torch7_starts_uniform_within_one_over_the_root_of_the_inputs(squares, method):
+    at_torch7 = replace(TINY, method=method, start="torch7")
+    features, stage = Run(at_torch7, squares).network
+    weights = {weight: weight[0].numel() for weight in features.parameters()}
+    if method in ("logistic", "smoothing", "cosine"):
+        weights[stage.weight] = features.out_features
+    for weight, inputs in weights.items():
+        largest = float(weight.detach().abs().max()) * inputs**0.5
+        assert 0.95 < largest <= 1 + 1e-6
+        assert float(weight.detach().std()) * (3 * inputs) ** 0.5 == pytest.approx(1, abs=0.1)
+    smaller, _ = Run(replace(at_torch7, start_size=0.5), squares).network
+    for ours, theirs in zip(smaller.parameters(), features.parameters(), strict=True):
+        assert torch.equal(2 * ours, theirs)
+
+
+def test_the_size_of_the_kernels_is_the_inverse_square_of_their_rate(squares):
+    """The rescaled stage sees directions: kernels s times as large take steps 1/s as large."""
+    parts, moved = make_parts(TINY, squares), []
+    for size in (1.0, 3.0):
+        run = Run(replace(TINY, start_size=size, lr=1e-4), squares)
+        kernel = run.network[0].stages[0].weight
+        before = kernel.detach().clone()
+        run.train_pass(parts)
+        moved.append(float((kernel.detach() - before).norm() / before.norm()))
+    assert moved[0] == pytest.approx(9 * moved[1], rel=1e-2)
+
+
+def test_records_from_before_the_start_was_a_field_are_found_again():
+    plain = StageConfig()
+    old = {k: v for k, v in plain.to_dict().items() if not k.startswith("start")}
+    text = json.dumps(old, sort_keys=True, separators=(",", ":"))
+    assert plain.identity() == hashlib.sha256(text.encode()).hexdigest()[:16]
+    others = [plain, replace(plain, start="torch7"), replace(plain, start_size=2.0)]
+    assert len({config.identity() for config in others}) == 3
+    assert StageConfig.from_dict(old) == plain
 
 
 def test_the_stages_beyond_the_paper_follow_their_formulas():

@@ -140,7 +140,7 @@ def test_unknown_figures_presets_and_no_repetitions_are_refused():
         lambda: grids.figure(1, "gpu"),
         lambda: grids.robustness("gpu"),
         lambda: grids.repeated(grids.figure(1, "cpu"), 0),
-        lambda: grids.choice("mnist", "smaller", ["logistic"], epochs=0),
+        lambda: grids.choice(StageConfig(), ["logistic"], epochs=0),
     ):
         with pytest.raises(ConfigError):
             wrong()
@@ -157,17 +157,16 @@ def test_the_stability_grid_has_500_steps_at_every_power_of_ten():
 
 def test_choices_hold_out_validation_images():
     for dataset in ("mnist", "cifar10", "imagenet10"):
-        runs = grids.choice(dataset, "smaller", ["rescaled", "logistic"])
+        of = StageConfig(dataset=dataset, architecture="larger", epochs=30)
+        runs = grids.choice(of, ["rescaled", "logistic"])
+        assert {run.architecture for run in runs} == {"larger"}
         assert all(run.validation_size > 0 and run.train_size for run in runs)
         assert dataset != "imagenet10" or runs[0].validation_size + runs[0].train_size == 1000
         own = [(run.lr, run.embedding_dim) for run in runs if run.method == "rescaled"]
         rates = [run.lr for run in runs if run.method == "logistic"]
-        assert own == [(h, m) for h in rates for m in (10, 128, 1024)]
+        assert own == [(h, m) for h in rates for m in (10, 32, 128, 512, 1024)]
         assert dataset == "imagenet10" or rates == [0.01, 0.03, 0.1, 0.3, 1, 3, 10]
-    (runs, longer) = (
-        grids.choice("mnist", "smaller", ["etf"], **length)
-        for length in ({}, {"train_size": 50_000, "epochs": 2})
-    )
+    (runs, longer) = (grids.choice(StageConfig(), ["etf"], *length) for length in ((), (50_000, 2)))
     assert {(run.train_size, run.epochs) for run in runs} == {(5000, 3)}
     assert longer == [replace(run, train_size=50_000, epochs=2) for run in runs]
 
@@ -197,7 +196,7 @@ def test_the_chosen_are_compared_on_all_images():
         lost(lr=0.1),
     ]
     picked = records.chosen(runs, ["rescaled", "logistic"])
-    compared = grids.comparison(picked, "mnist", "smaller", 10, 2)
+    compared = grids.comparison(picked, StageConfig(epochs=10), 2)
     assert [(r.method, r.lr, r.embedding_dim, r.seed) for r in compared] == [
         (method, h, m, seed)
         for seed in (0, 1)
@@ -491,10 +490,14 @@ def test_a_choice_without_runs_is_a_row_without_numbers(rechosen):
 
 
 def test_a_comparison_belongs_to_its_own_way_of_choosing(rechosen):
-    names = grids.folder_names("mnist", 5000, 50_000, 2)
+    names = grids.folder_names(StageConfig(train_size=5000), 50_000, 2)
     assert names == ("choice-mnist-50000-2", "comparison-mnist-5000-by-50000-2")
     assert grids.choice_of(names[1], "mnist") == names[0]
-    assert grids.folder_names("mnist", None, None, None) == ("choice-mnist", "comparison-mnist")
+    assert grids.folder_names(StageConfig(), None) == ("choice-mnist", "comparison-mnist")
+    assert grids.folder_names(StageConfig(architecture="larger", epochs=30)) == (
+        "choice-mnist-larger",
+        "comparison-mnist-larger-30-epochs",
+    )
     assert grids.choice_of("comparison-mnist-5000", "mnist") == "choice-mnist"
     for h in (1.0, 2.0):
         given = {"method": "rescaled", "lr": h, "embedding_dim": 128}

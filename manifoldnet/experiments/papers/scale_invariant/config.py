@@ -17,6 +17,7 @@ have room for, ``"cpu"`` what ends on two cores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -61,6 +62,17 @@ METHODS: Mapping[str, str] = MappingProxyType(
 PAPERS = ("rescaled", "logistic")
 """The methods that the paper compares."""
 
+STARTS: Mapping[str, str] = MappingProxyType(
+    {
+        "torch7": "uniform within ±1/√inputs: what Torch7, which the paper used, begins with",
+        "normal": "normal with variance 1/inputs: a factor √3 larger",
+    }
+)
+"""Distributions of the first weights: kernels (inputs: channels times q²) and class matrices.
+
+The matrix A of ``"rescaled"`` is normal and then brought to its norm √m, as in Section 3.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(Configuration):
@@ -74,6 +86,9 @@ class StageConfig(Configuration):
         lr: h, for the loss *averaged* over a minibatch, the same for all weights.
         embedding_dim: m, rows of the stage's matrix; None is the number of classes, the only one
             for methods other than ``"rescaled"``.
+        start: a key of `STARTS`.
+        start_size: factor of the first kernels. Torch7's layers of complex numbers, which count
+            real and imaginary parts of the input apart, begin smaller by 1/√2.
         spheres: declare the kernels of each convolution on a sphere of the size they start with.
             Not the paper's.
         simplex: targets of ``"rescaled"``: ``"regular"``, as in the paper's figures, or
@@ -99,6 +114,8 @@ class StageConfig(Configuration):
     method: str = field("rescaled", choices=METHODS)
     lr: float = field(0.1, above=0)
     embedding_dim: int | None = field(None, at_least=1)
+    start: str = field("normal", choices=STARTS, later=True)
+    start_size: float = field(1.0, above=0, later=True)
     spheres: bool = False
     # Ruff does not know that the alias of a Literal is an immutable type.
     simplex: Simplex = field("regular", choices=("regular", "standard"))  # noqa: RUF009
@@ -130,7 +147,9 @@ class StageConfig(Configuration):
     def label(self) -> str:
         """``mnist-smaller-rescaled-h1-m64``."""
         m = "" if self.embedding_dim is None else f"-m{self.embedding_dim}"
-        kernels = "-spheres" if self.spheres else ""
+        kernels = "" if self.start == "normal" else f"-{self.start}"
+        kernels += "" if self.start_size == 1 else f"-x{self.start_size:g}"
+        kernels += "-spheres" if self.spheres else ""
         return f"{self.dataset}-{self.architecture}-{self.method}{kernels}-h{self.lr:g}{m}"
 
 
@@ -193,8 +212,7 @@ _IMAGENET = Preset(5, None, (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), (128,))
 CHOICE = StageConfig(epochs=3, train_size=5000, validation_size=2000)
 """Short runs, from which h and m are chosen; never on test images."""
 
-# m of the short runs, from the number of classes on. Runs that chose of (10, 128) took the largest.
-CHOICE_DIMENSIONS = (10, 128, 1024)
+CHOICE_DIMENSIONS = (10, 32, 128, 512, 1024)  # m of the short runs, from the number of classes on
 WRONG_LABELS = (0.0, 0.2, 0.4, 0.6)  # shares of the training labels
 CLAIMED = 0.4  # the share of wrong labels that is run with several seeds
 OUTLIERS = (0.1, 0.3)  # shares of the training images
@@ -203,6 +221,8 @@ OUTLIER_RATES = (1e-5, 1e-4, 1e-3, 3e-3)
 # Images with right labels by which rates are chosen when the training data are corrupted.
 ROBUSTNESS_VALIDATION = 2000
 COMPARISON = "comparison"  # beginning of the names of folders of comparisons
+WIDENED = 4  # half-decades by which a grid of rates is widened at most
+COMPARED_EPOCHS = 10  # of a comparison whose folder names no other number
 
 
 def figure(number: int, preset: str) -> list[StageConfig]:
@@ -264,10 +284,8 @@ def robustness(preset: str) -> list[StageConfig]:
 
 
 def choice(
-    dataset: str,
-    architecture: str,
+    of: StageConfig,
     methods: Sequence[str],
-    *,
     train_size: int | None = None,
     epochs: int | None = None,
 ) -> list[StageConfig]:
@@ -275,8 +293,9 @@ def choice(
 
     A rate that is the best of short runs may be too large for long ones.
     """
-    base, rates = replace(CHOICE, dataset=dataset, architecture=architecture), PRESETS["cpu"].rates
-    if dataset == "imagenet10":  # 1000 images
+    base = replace(CHOICE, dataset=of.dataset, architecture=of.architecture)
+    rates = PRESETS["cpu"].rates
+    if of.dataset == "imagenet10":  # 1000 images
         base, rates = replace(base, train_size=800, validation_size=200, epochs=5), _LARGER.rates
     base = replace(
         base,
@@ -287,25 +306,35 @@ def choice(
 
 
 def comparison(
-    chosen: Mapping[str, Choice],
-    dataset: str,
-    architecture: str,
-    epochs: int,
-    repetitions: int,
-    train_size: int | None = None,
+    chosen: Mapping[str, Choice], base: StageConfig, repetitions: int
 ) -> list[StageConfig]:
     """Each method at its choice, seed by seed."""
-    base = StageConfig(
-        dataset=dataset, architecture=architecture, epochs=epochs, train_size=train_size
-    )
     return repeated([one.of(base, method) for method, one in chosen.items()], repetitions)
 
 
-def folder_names(dataset: str, train_size: int | None, *length: int | None) -> tuple[str, str]:
+def folder_names(base: StageConfig, *length: int | None) -> tuple[str, str]:
     """The folders of a choice and of its comparison: each way of choosing has its own."""
+    of = base.dataset + ("-larger" if base.architecture.endswith("larger") else "")
     how = "".join(f"-{n}" for n in length if n is not None)
-    size = "" if train_size is None else f"-{train_size}"
-    return f"choice-{dataset}{how}", f"{COMPARISON}-{dataset}{size}" + (how and f"-by{how}")
+    size = "" if base.train_size is None else f"-{base.train_size}"
+    size += "" if base.epochs == COMPARED_EPOCHS else f"-{base.epochs}-epochs"
+    return f"choice-{of}{how}", f"{COMPARISON}-{of}{size}" + (how and f"-by{how}")
+
+
+def beyond(tried: Sequence[Choice], best: Choice) -> list[Choice]:
+    """What widens a grid by a half-decade where the best rate is at its edge; else nothing."""
+    rates = {choice.h for choice in tried}
+    more = []
+    if best.h == max(rates):
+        more.append(_half_decade(best.h, 1))
+    if best.h == min(rates):
+        more.append(_half_decade(best.h, -1))
+    return [Choice(h, m) for h in more for m in sorted({choice.m for choice in tried})]
+
+
+def _half_decade(rate: float, steps: int) -> float:
+    """The rate so many half-decades on: 1, 3, 10, 30, …"""
+    return float(f"{10 ** (round(2 * math.log10(rate) + steps) / 2):.0e}")
 
 
 def choice_of(comparison: str, dataset: str) -> str:

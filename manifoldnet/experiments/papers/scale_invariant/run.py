@@ -134,25 +134,46 @@ def build_stage(
         )
         return stage, SimplexLoss()
     if config.method == "cosine":
-        return CosineScores(features, classes, generator), cross_entropy
+        cosine = CosineScores(features, classes)
+        _draw(cosine.weight, features, config, generator)
+        return cosine, cross_entropy
     if config.method == "etf":
         return FixedFrame(features, classes, generator), cross_entropy
     scores = nn.utils.skip_init(nn.Linear, features, classes, bias=False)
-    with torch.no_grad():
-        scores.weight.normal_(generator=generator).div_(features**0.5)
+    _draw(scores.weight, features, config, generator)
     if config.method == "smoothing":
         return scores, lambda y, labels: cross_entropy(y, labels, label_smoothing=_SMOOTHING)
     return scores, cross_entropy
+
+
+@torch.no_grad()
+def _draw(weight: Tensor, inputs: int, config: StageConfig, generator: torch.Generator) -> None:
+    """Draw the first weights of a layer, in place."""
+    if config.start == "torch7":
+        weight.uniform_(-1, 1, generator=generator)
+    else:
+        weight.normal_(generator=generator)
+    weight.div_(inputs**0.5)
+
+
+@torch.no_grad()
+def _start_kernels(
+    features: ModulusFeatures, config: StageConfig, generator: torch.Generator
+) -> None:
+    """Bring kernels that were drawn normal to the configuration's start, in place."""
+    for weight in features.parameters():
+        if config.start != "normal":
+            _draw(weight, weight[0].numel(), config, generator)
+        weight.mul_(config.start_size)
 
 
 @final
 class CosineScores(nn.Module):
     """Cosines of the features with a learned vector for each class, times a learned scale."""
 
-    def __init__(self, features: int, classes: int, generator: torch.Generator) -> None:
+    def __init__(self, features: int, classes: int) -> None:
         super().__init__()
-        start = torch.empty(classes, features).normal_(generator=generator)
-        self.weight = nn.Parameter(start.div_(features**0.5))
+        self.weight = nn.Parameter(torch.empty(classes, features))
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def forward(self, features: Tensor) -> Tensor:
@@ -263,9 +284,12 @@ class Run(training.Run):
         shape = data.train_images.shape[1:]
         try:
             features = ModulusFeatures(shape, widths, kernels, generator=start)
+            _start_kernels(features, config, start)
             stage, self.loss = build_stage(config, features.out_features, len(data.classes), start)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        # A fifth faster on processors than with channels first.
+        features.to(memory_format=torch.channels_last)
         self.network = nn.Sequential(features, stage)
         if config.spheres:
             for name, weight in list(features.named_parameters()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ class StageOptions(Options):
 
     Attributes:
         out: records go into a folder in this one.
+        start: distribution of the first weights; "normal" is that of the first records.
     """
 
     out: Path = Path("runs") / "scale-invariant"
+    start: str = field("torch7", choices=config.STARTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,8 @@ class ComparisonOptions(StageOptions):
     """Options of the comparison of stages.
 
     Attributes:
-        dataset: with the smaller network.
+        dataset: data set of the paper.
+        architecture: network of the paper for these data.
         methods: classification stages.
         epochs: of the comparison.
         train_size: training images of the comparison; by default all.
@@ -65,8 +68,9 @@ class ComparisonOptions(StageOptions):
 
     repetitions: int = field(3, at_least=1)
     dataset: str = field("mnist", choices=("mnist", "cifar10", "imagenet10"))
+    architecture: str = field("smaller", choices=("smaller", "larger"))
     methods: tuple[str, ...] = field(("rescaled", "logistic"), choices=METHODS)
-    epochs: int = 10
+    epochs: int = config.COMPARED_EPOCHS
     train_size: int | None = None
     choice_size: int | None = None
     choice_epochs: int | None = None
@@ -75,7 +79,13 @@ class ComparisonOptions(StageOptions):
 def _sweep(
     options: StageOptions, name: str, runs: Sequence[StageConfig], title: str, **purpose: str
 ) -> Sweep:
-    return Sweep(options.out / name, runs, title, purpose)
+    """The runs at the start of the options, in a folder of that start."""
+    started = [replace(run, start=options.start) for run in runs]
+    return Sweep(_folder(options, name), started, title, purpose)
+
+
+def _folder(options: StageOptions, name: str) -> Path:
+    return options.out / (name if options.start == "normal" else f"{name}-{options.start}")
 
 
 def _figure(number: int) -> Callable[[PresetOptions], Steps]:
@@ -88,22 +98,40 @@ def _figure(number: int) -> Callable[[PresetOptions], Steps]:
 
 
 def _stages(options: ComparisonOptions) -> Steps:
-    architecture = "imagenet-smaller" if options.dataset == "imagenet10" else "smaller"
-    size, epochs = options.choice_size, options.choice_epochs
-    short = config.choice(
-        options.dataset, architecture, options.methods, train_size=size, epochs=epochs
+    large = "imagenet-" if options.dataset == "imagenet10" else ""
+    base = StageConfig(
+        dataset=options.dataset,
+        architecture=large + options.architecture,
+        epochs=options.epochs,
+        train_size=options.train_size,
     )
-    sizes = options.epochs, options.repetitions, options.train_size
-    config.comparison({}, options.dataset, architecture, *sizes)  # complains before any run
-    choice, name = config.folder_names(options.dataset, options.train_size, size, epochs)
-    records = yield _sweep(options, choice, short, "short runs", purpose="choice")
-    from manifoldnet.experiments.papers.scale_invariant.records import chosen, edge_label, frame
+    repeated([], options.repetitions)  # complains before any run
+    length = options.choice_size, options.choice_epochs
+    short = config.choice(base, options.methods, *length)
+    choice, name = config.folder_names(base, *length)
+    for _ in range(1 + config.WIDENED):
+        records = yield _sweep(options, choice, short, "short runs", purpose="choice")
+        from manifoldnet.experiments.papers.scale_invariant.records import (
+            choices,
+            chosen,
+            edge_label,
+            frame,
+        )
 
-    picked, found = chosen(records, options.methods), frame(records)
+        picked, found = chosen(records, options.methods), frame(records)
+        more = [
+            one.of(short[0], method)
+            for method, pick in picked.items()
+            for one in config.beyond(choices(found, method), pick)
+        ]
+        if not more:
+            break
+        short = [*short, *more]
     for method, pick in picked.items():
         yield f"{method}: {edge_label(found, method, pick)}"
-    runs = config.comparison(picked, options.dataset, architecture, *sizes)
-    yield _sweep(options, name, runs, "the comparison", purpose="comparison", chosen_by=choice)
+    by = _folder(options, choice).name
+    runs = config.comparison(picked, base, options.repetitions)
+    yield _sweep(options, name, runs, "the comparison", purpose="comparison", chosen_by=by)
 
 
 def _noise(options: NoiseOptions) -> Steps:

@@ -19,7 +19,6 @@ import torch
 from manifoldnet.experiments import timing
 from manifoldnet.experiments.data import load
 from manifoldnet.experiments.papers.scale_invariant.config import (
-    CHOICE_DIMENSIONS,
     METHODS,
     StageConfig,
     grid,
@@ -33,6 +32,7 @@ TIMED = StageConfig()
 """The timed step, but for method, rate and dimension."""
 
 _RATE = 0.01
+_DIMENSIONS = (10, 128, 1024)
 _WARM = 5
 
 
@@ -64,7 +64,7 @@ def measure(
 
     works = {
         (one.method, str(one.embedding_dim or "")): step(Run(one, data))
-        for one in grid(config, list(METHODS), [_RATE], CHOICE_DIMENSIONS)
+        for one in grid(config, list(METHODS), [_RATE], _DIMENSIONS)
     }
     with limited_threads(config.threads):
         seconds = timing.interleaved(works, _WARM + steps, next_batch)
