@@ -165,6 +165,8 @@ def _start_kernels(
         if config.start != "normal":
             _draw(weight, weight[0].numel(), config, generator)
         weight.mul_(config.start_size)
+        # A fifth faster on processors than with channels first.
+        weight.data = weight.to(memory_format=torch.channels_last)
 
 
 @final
@@ -288,8 +290,6 @@ class Run(training.Run):
             stage, self.loss = build_stage(config, features.out_features, len(data.classes), start)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        # A fifth faster on processors than with channels first.
-        features.to(memory_format=torch.channels_last)
         self.network = nn.Sequential(features, stage)
         if config.spheres:
             for name, weight in list(features.named_parameters()):
