@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,16 @@ def _sweep(step: Sweep, study: Study, options: Options) -> list[Any]:
     from manifoldnet.experiments.workers import cluster
 
     workers = nullcontext(None) if options.cluster is None else cluster(options.cluster)
+    jobs = options.jobs or (1 if options.device != "cpu" else None)
     with workers as executor:
         records = sweep(
-            study.experiment(),
+            replace(study.experiment(), device=options.device),
             step.configs,
             step.folder,
             axes=step.axes,
             purpose=step.purpose,
             checkpoints=step.checkpoints,
-            jobs=options.jobs,
+            jobs=jobs,
             executor=executor,
             data_dir=options.data_dir,
             progress=not options.quiet,

@@ -70,7 +70,8 @@ class Images:
 
     def vectors(self, rows: Tensor) -> Tensor:
         """The images that the int64 tensor ``rows`` lists, as float32 vectors in [0, 1]."""
-        return self.pixels.index_select(0, rows).float().div_(self.white)
+        pixels = self.pixels.index_select(0, rows.to(self.pixels.device))
+        return pixels.float().div_(self.white)
 
 
 @dataclass(frozen=True)

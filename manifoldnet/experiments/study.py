@@ -28,6 +28,8 @@ class Options(Checked):
         out: folder of the records; by default a folder below runs/.
         jobs: worker processes; by default one for each processor.
         cluster: address of a Dask scheduler, whose workers do the work instead.
+        device: "cpu", "cuda" or "cuda:1": where networks are trained. Sums on a GPU are rounded in
+            another order, so records of different devices differ in their digits.
         data_dir: folder of Hugging Face data sets; by default $MANIFOLDNET_DATA, or else the hub.
         quiet: no progress bar.
     """
@@ -36,6 +38,7 @@ class Options(Checked):
     out: Path | None = None
     jobs: int | None = field(None, at_least=1)
     cluster: str | None = None
+    device: str = field("cpu", pattern=r"cpu|cuda(:\d+)?", example="'cuda'")
     data_dir: Path | None = None
     quiet: bool = False
 
@@ -43,6 +46,21 @@ class Options(Checked):
         super().__post_init__()
         if self.jobs is not None and self.cluster is not None:
             raise ConfigError("jobs are processes of this machine: give jobs or cluster, not both")
+        if self.device != "cpu" and self.cluster is None:
+            check_device(self.device)
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError unless this machine has the device."""
+    import torch  # a second, which help texts can do without
+
+    count = torch.cuda.device_count()
+    if int(device.partition(":")[2] or 0) >= count:
+        raise ConfigError(
+            f"device is {device!r}, but torch {torch.__version__} sees "
+            f"{count or 'no'} GPU{'s' if count != 1 else ''} here: leave device out to train on "
+            "the processor"
+        )
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def sweep(
     with store.lock(folder):
         store.clean(folder)
         found = store.read_all(folder, experiment.schema)
-        own = versions()
+        own = versions(experiment.device)
         any_field = [field.name for field in dataclasses.fields(configs[0])]
         store.check(folder, found, configs, any_field if axes is None else axes, own, purpose or {})
         missing = [config for identity, config in wanted.items() if identity not in found]

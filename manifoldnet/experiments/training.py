@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import platform
 import time
 from abc import ABC, abstractmethod
@@ -44,6 +45,7 @@ class Data(Protocol):
         """A checksum of all of it."""
 
 
+PROCESSOR = torch.device("cpu")
 Notice = Callable[[str], None]
 """Called with a line of text before anything slow."""
 
@@ -51,7 +53,9 @@ Notice = Callable[[str], None]
 class Run(ABC):
     """A network under training: everything that changes from epoch to epoch.
 
-    A subclass sets the attributes in its constructor, from a configuration with a learning rate.
+    A subclass sets the attributes in its constructor, from a configuration with a learning rate,
+    data, and the device of its network. The first weights are drawn on the processor, so that they
+    are the same on all devices.
     """
 
     row: ClassVar[type[EpochRow]]  # class of the rows that `epoch` returns
@@ -127,7 +131,8 @@ class Experiment(Generic[C, E, R]):
     """An experiment as functions of a module, which worker processes can import."""
 
     schema: Schema[C, E, R]  # of its records
-    start: Callable[[C, Any], Run]  # before the first epoch, with a learning rate
+    # Before the first epoch, with a learning rate, on a device.
+    start: Callable[[C, Any, torch.device], Run]
     parts: Callable[[C, Any], Any]  # of the data; a ConfigError when they do not fit
     # The fields of the result besides those of `ResultRow`, from the last epoch. A ``reason`` among
     # them makes a run that trained to its end count as diverged.
@@ -135,9 +140,12 @@ class Experiment(Generic[C, E, R]):
     load: Callable[[tuple[Any, ...], str | Path | None, Notice | None], Data] = load_images
     data_fields: tuple[str, ...] = ("dataset",)  # attributes of the configuration, for `source`
     size_fields: tuple[str, ...] = ("train_size", "validation_size")  # that `parts` depends on
-    choose: Callable[[C, Any, Any], Selection] | None = None  # the learning rate, where not given
+    # The learning rate, where it is not given.
+    choose: Callable[[C, Any, Any, torch.device], Selection] | None = None
     fault: Callable[[E], str] = not_finite  # why a run ends as diverged, or ""
     stopping_rule: Callable[[C, Sequence[E]], str] = all_epochs  # that ends a run early, or ""
+    resident: bool = True  # all data are on the device; False where runs move each minibatch
+    device: str = "cpu"  # on which runs train; part of `versions`, not of a configuration
 
     def source(self, config: C) -> tuple[Any, ...]:
         """The first argument of `load`."""
@@ -209,10 +217,11 @@ def train_in(
             )
         checkpoints.tidy(directory, clear=found is None)
         if found is None:
-            found = Checkpoint(config, versions(), fingerprint, epochs=(), states={})
+            made_with = versions(experiment.device)
+            found = Checkpoint(config, made_with, fingerprint, epochs=(), states={})
             records.write(found.record(), checkpoints.record_path(directory))
         state = found
-        with limited_threads(config.threads):
+        with limited_threads(config.threads), deterministic(experiment.device):
             for state in _epochs(experiment, config, data, parts, found, directory):
                 checkpoints.save(state, directory)
                 if on_epoch is not None:
@@ -226,8 +235,9 @@ def train_in(
 def train_whole(experiment: Experiment[C, E, R], config: C, data: Data) -> RunRecord[C, E, R]:
     """Train one configuration from start to end without files; the numbers are `train_in`'s."""
     parts = experiment.parts(config, data)
-    start = Checkpoint[C, E](config, versions(), data.fingerprint(), epochs=(), states={})
-    with limited_threads(config.threads):
+    made_with = versions(experiment.device)
+    start = Checkpoint[C, E](config, made_with, data.fingerprint(), epochs=(), states={})
+    with limited_threads(config.threads), deterministic(experiment.device):
         *_, last = _epochs(experiment, config, data, parts, start)
     return dataclasses.replace(last.record(), result=experiment.verdict(config, last.epochs))
 
@@ -244,11 +254,12 @@ def _epochs(
 
     Without a `directory` the run is not to be saved, and the state has no weights.
     """
-    selection = found.selection
+    device, selection = torch.device(experiment.device), found.selection
+    parts = moved(parts, device) if experiment.resident else parts
     if selection is None and config.lr is None and experiment.choose is not None:
-        selection = experiment.choose(config, data, parts)
+        selection = experiment.choose(config, data, parts, device)
     decided = config if selection is None else dataclasses.replace(config, lr=selection.lr)
-    run = experiment.start(decided, data)
+    run = experiment.start(decided, data, device)
     if found.epochs and directory is not None:
         _restore(run, found, directory)
         if experiment.verdict(config, found.epochs) is None:
@@ -261,6 +272,16 @@ def _epochs(
             for name, part in (run.stateful.items() if directory is not None else ())
         }
         yield dataclasses.replace(found, epochs=epochs, states=states, selection=selection)
+
+
+def moved(parts: Any, device: torch.device) -> Any:
+    """Tensors and dataclasses of them on a device; anything else is left as it is."""
+    if isinstance(parts, Tensor):
+        return parts.to(device)
+    if dataclasses.is_dataclass(parts) and not isinstance(parts, type):
+        values = {field.name: getattr(parts, field.name) for field in dataclasses.fields(parts)}
+        return dataclasses.replace(parts, **{n: moved(v, device) for n, v in values.items()})
+    return parts
 
 
 def _restore(run: Run, found: Checkpoint[Any, Any], directory: Path) -> None:
@@ -300,9 +321,25 @@ def limited_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def versions() -> dict[str, str]:
+@contextmanager
+def deterministic(device: str) -> Iterator[None]:
+    """Give a GPU its reproducible kernels within the block, and float32 in full; else nothing."""
+    if device == "cpu":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def versions(device: str = "cpu") -> dict[str, str]:
     """The versions and the machine that decide the numbers besides the configuration."""
-    accelerator = f" {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    accelerator = f" {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

@@ -178,6 +178,8 @@ def test_the_runs_of_each_command(swept, command, runs, where, purpose):
         (["stages", "--train-size", "-5"], "train_size is -5"),
         (["stages", "--methods", "best"], "methods is 'best'; choose one of rescaled"),
         (["label-noise", "--repetitions", "0"], "repetitions is 0"),
+        (["stages", "--device", "tpu"], "device is 'tpu'; give a name such as 'cuda'"),
+        (["stages", "--device", "cuda:64"], "device is 'cuda:64', but torch"),
         (["stability", "--jobs", "2", "--cluster", "tcp://x:1"], "give jobs or cluster"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import manifoldnet as mn
-from manifoldnet.experiments import ConfigError, Dataset, load
+from manifoldnet.experiments import ConfigError, Dataset, load, training
 from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.papers.scale_invariant.config import (
     ARCHITECTURES,
@@ -246,6 +246,22 @@ def test_every_method_learns(squares, method):
     assert sum(last.bin_count) == 9  # κ is fitted on the other nine
     assert all(right <= n for right, n in zip(last.bin_right, last.bin_count, strict=True))
     assert all(sure <= n for sure, n in zip(last.bin_sure, last.bin_count, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_leaves_nothing_on_the_processor(squares, method):
+    """The device "meta" refuses tensors of any other, and holds no numbers."""
+    elsewhere = torch.device("meta")
+    config = replace(TINY, method=method, outliers=0.5)
+    parts = training.moved(make_parts(config, squares), elsewhere)
+    run = Run(config, squares, elsewhere)
+    rows = torch.arange(5)
+    scores = run.network(parts.batch(rows))
+    loss = run.loss(scores, parts.train.labels[rows])
+    loss.backward()
+    tensors = [scores, loss, *run.network.state_dict().values()]
+    tensors += [p.grad for p in run.network.parameters()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 def test_measurements_neither_overflow_nor_hide_a_nan():

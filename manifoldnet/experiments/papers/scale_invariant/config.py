@@ -322,7 +322,7 @@ def folder_names(base: StageConfig, *length: int | None) -> tuple[str, str]:
 
 
 def beyond(tried: Sequence[Choice], best: Choice) -> list[Choice]:
-    """What widens a grid by a half-decade where the best rate is at its edge; else nothing."""
+    """The next half-decade of a grid whose best rate is at its edge; else nothing."""
     rates = {choice.h for choice in tried}
     more = []
     if best.h == max(rates):

@@ -65,10 +65,7 @@ class Parts:
 
     def batch(self, rows: Tensor) -> Tensor:
         """Input of the network: float32 images, ``(rows, channels, height, width)``."""
-        pixels = self.train.vectors(rows)
-        if self.gain.ne(1).any():
-            pixels *= self.gain[rows, None]
-        return pixels.reshape(-1, *self.size)
+        return (self.train.vectors(rows) * self.gain[rows, None]).reshape(-1, *self.size)
 
 
 def make_parts(config: StageConfig, data: Dataset) -> Parts:
@@ -279,7 +276,9 @@ class Run(training.Run):
     row = StageEpoch
     network: nn.Sequential
 
-    def __init__(self, config: StageConfig, data: Dataset) -> None:
+    def __init__(
+        self, config: StageConfig, data: Dataset, device: torch.device = training.PROCESSOR
+    ) -> None:
         self.config = config
         start = seeded_generator(config.seed, "start")
         _, widths, kernels = ARCHITECTURES[config.architecture]
@@ -290,7 +289,7 @@ class Run(training.Run):
             stage, self.loss = build_stage(config, features.out_features, len(data.classes), start)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self.network = nn.Sequential(features, stage)
+        self.network = nn.Sequential(features, stage).to(device)
         if config.spheres:
             for name, weight in list(features.named_parameters()):
                 sphere = mn.Sphere(float(weight.detach().norm()))
@@ -343,10 +342,10 @@ class Run(training.Run):
             if not scores.isfinite().all():
                 measured["overflow"] = f"scores of the {name} images"
                 break
-            wrong = scores.argmax(1) != images.labels
-            measured[f"{name}_error"] = float(wrong.double().mean())
+            labels = images.labels.cpu()
+            measured[f"{name}_error"] = float((scores.argmax(1) != labels).double().mean())
             if last and name == "test":
-                measured |= _calibration(scores, images.labels)
+                measured |= _calibration(scores, labels)
         return measured
 
     def scores(self, images: Images, size: tuple[int, ...]) -> Tensor:
@@ -356,7 +355,7 @@ class Run(training.Run):
             batches = torch.arange(len(images)).split(_EVALUATION_BATCH)
             return torch.cat(
                 [self.network(images.vectors(rows).reshape(-1, *size)) for rows in batches]
-            )
+            ).cpu()
 
 
 def _calibration(scores: Tensor, labels: Tensor) -> dict[str, Any]:

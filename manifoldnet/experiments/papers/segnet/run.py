@@ -49,9 +49,10 @@ class Run(training.Run):
     row = SegmentationEpoch
     network: SegNet
 
-    def __init__(self, config: SegmentationConfig, data: Scenes) -> None:
-        self.config = config
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(
+        self, config: SegmentationConfig, data: Scenes, device: torch.device = training.PROCESSOR
+    ) -> None:
+        self.config, self.device = config, device
         # torch types no overload of a module's `to` with a memory format.
         self.network = SegNet(
             len(data.classes),
@@ -140,6 +141,7 @@ EXPERIMENT: training.Experiment[SegmentationConfig, SegmentationEpoch, Segmentat
         load=scenes.load,
         data_fields=("dataset", "height", "width"),
         size_fields=(),
+        resident=False,
     )
 )
 

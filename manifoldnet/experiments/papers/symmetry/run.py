@@ -66,7 +66,9 @@ class Run(training.Run):
 
     row = Epoch
 
-    def __init__(self, config: TrainConfig, data: Dataset) -> None:
+    def __init__(
+        self, config: TrainConfig, data: Dataset, device: torch.device = training.PROCESSOR
+    ) -> None:
         if config.lr is None:
             raise ConfigError("lr is None, to be chosen by `select`; a run needs a number")
         self.batch_size = config.batch_size
@@ -76,7 +78,7 @@ class Run(training.Run):
             depth=config.depth,
             features=config.features,
             seed=config.seed,
-        )
+        ).to(device)
         declare(self.network, config.update)
         self.optimizer = mn.RiemannianSGD(
             self.network.named_parameters(), lr=config.lr, momentum=config.momentum, fused=True
@@ -141,11 +143,18 @@ def images_for(config: TrainConfig, data: Dataset) -> Split:
     return images
 
 
-def select(config: TrainConfig, data: Dataset, images: Split) -> Selection:
+def select(
+    config: TrainConfig,
+    data: Dataset,
+    images: Split,
+    device: torch.device = training.PROCESSOR,
+) -> Selection:
     """Choose the learning rate of a run, which depends on its own configuration alone."""
     began = time.perf_counter()
     parts = images_of_choice(config, images.train)
-    errors = tuple(_final_error(replace(config, lr=lr), data, parts) for lr in config.lr_candidates)
+    errors = tuple(
+        _final_error(replace(config, lr=lr), data, parts, device) for lr in config.lr_candidates
+    )
     return Selection(
         candidates=config.lr_candidates,
         errors=errors,
@@ -181,8 +190,8 @@ def _check_minibatches(config: TrainConfig, images: int, remedy: str) -> None:
         )
 
 
-def _final_error(config: TrainConfig, data: Dataset, parts: Split) -> float:
-    run = Run(config, data)
+def _final_error(config: TrainConfig, data: Dataset, parts: Split, device: torch.device) -> float:
+    run = Run(config, data, device)
     for _ in range(config.selection_epochs):
         loss = run.train_pass(parts)["train_loss"]
         if not math.isfinite(loss):

@@ -23,9 +23,11 @@ from manifoldnet.symmetry import Generator, ScalingGroup, Slice
 class Run(run.Run):
     """A network of the paper under training, in some coordinates."""
 
-    def __init__(self, config: FrameConfig, data: Dataset) -> None:
+    def __init__(
+        self, config: FrameConfig, data: Dataset, device: torch.device = training.PROCESSOR
+    ) -> None:
         self.batch_size = config.batch_size
-        self.network = self.start(config, data)
+        self.network = self.start(config, data).to(device)
         self.optimizer = _optimizer(config, self.network)
         self.scheduler = ExponentialLR(self.optimizer, config.decay)
         self.generator = seeded_generator(config.seed, "order")
