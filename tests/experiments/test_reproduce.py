@@ -247,8 +247,25 @@ def test_corrupted_data_are_run_at_the_chosen_rates_with_more_seeds(swept):
     assert first.folder == again.folder == Path("runs", "scale-invariant", "label-noise")
     assert first.purpose == again.purpose == {"purpose": "label noise"}
     assert first.configs == robustness("cpu")
-    assert {(c.seed, c.lr) for c in again.configs} == {(0, 0.01), (1, 0.01)}
-    assert len(again.configs) == 8
+    lowest = {(c.seed, c.lr, bool(c.outliers)) for c in again.configs}
+    assert lowest == {(s, 1e-5 if odd else 0.01, odd) for s in (0, 1) for odd in (False, True)}
+    assert len(again.configs) == 2 * 2 * 6
+
+
+def test_start_sizes_are_compared_at_rates_of_their_own(swept):
+    command = ["start-sizes", "--repetitions", "2", "--dimension", "64"]
+    short, compared = swept(command, lambda c: abs(math.log10(c.lr / c.start_size)))
+    names = [step.folder.name for step in (short, compared)]
+    assert names == ["choice-start-sizes-torch7", "start-sizes-torch7"]
+    assert len(short.configs) == 5 * 2 * 7
+    assert all(run.validation_size and not run.seed for run in short.configs)
+    assert {(run.start_size, run.lr) for run in compared.configs} == {
+        *((0.1, 0.1), (0.3, 0.3), (1, 1), (3, 3), (10, 10))
+    }
+    assert len(compared.configs) == 5 * 2 * 2
+    assert not any(run.validation_size for run in compared.configs)
+    for run in (*short.configs, *compared.configs):
+        assert run.embedding_dim == (64 if run.method == "rescaled" else None)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,10 @@ class Comparison:
     """
 
     title: str
+    name: str  # of the folder
+    figure: str  # of the paper, with these data and this network
     runs: pd.DataFrame
+    tried: pd.DataFrame | None  # the short runs
     chosen: Mapping[str, Choice]
 
     @property
@@ -80,7 +83,8 @@ def comparisons(sections: Sequence[Section]) -> list[Comparison]:
             tried = short.get(section.chosen_by)
             picked = {} if tried is None else {method: best(tried, method) for method in METHODS}
             chosen = {method: choice for method, choice in picked.items() if choice}
-            found.append(Comparison(section.title, section.runs, chosen))
+            what = section.title, section.name, figure_of(section)
+            found.append(Comparison(*what, section.runs, tried, chosen))
     return found
 
 

@@ -213,8 +213,8 @@ CHOICE = StageConfig(epochs=3, train_size=5000, validation_size=2000)
 """Short runs, from which h and m are chosen; never on test images."""
 
 CHOICE_DIMENSIONS = (10, 32, 128, 512, 1024)  # m of the short runs, from the number of classes on
+START_SIZES = (0.1, 0.3, 1.0, 3.0, 10.0)  # factors of Torch7's kernels
 WRONG_LABELS = (0.0, 0.2, 0.4, 0.6)  # shares of the training labels
-CLAIMED = 0.4  # the share of wrong labels that is run with several seeds
 OUTLIERS = (0.1, 0.3)  # shares of the training images
 # h besides the preset's for outliers: a gross outlier's gradient is as large as the outlier.
 OUTLIER_RATES = (1e-5, 1e-4, 1e-3, 3e-3)
@@ -267,6 +267,16 @@ def stability() -> list[StageConfig]:
     variants = [replace(base, spheres=spheres) for spheres in (False, True)]
     variants.append(replace(base, method="logistic"))
     return [replace(one, lr=10.0**power) for power in range(-6, 7) for one in variants]
+
+
+def start_sizes(dimension: int) -> list[StageConfig]:
+    """Short runs of both methods at every size of the kernels and every rate, m given."""
+    rates = PRESETS["cpu"].rates
+    return [
+        run
+        for size in START_SIZES
+        for run in grid(replace(CHOICE, start_size=size), PAPERS, rates, (dimension,))
+    ]
 
 
 def robustness(preset: str) -> list[StageConfig]:

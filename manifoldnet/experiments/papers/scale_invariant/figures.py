@@ -89,6 +89,40 @@ def draw_grid(runs: pd.DataFrame, title: str) -> bytes:
     return svg(figure)
 
 
+def draw_comparison(runs: pd.DataFrame, tried: pd.DataFrame | None, title: str) -> bytes:
+    """Errors of the short runs over h, and test error by epoch at the chosen rates."""
+    figure = new_figure(9.6, 4.2)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=INK)
+    panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
+    for axes, method, letter in zip(panels, PAPERS, "ab", strict=False):
+        panel(axes, f"({letter}) {method}, short runs", "learning rate h")
+        axes.set(xscale="log", ylabel="validation error (%)")
+        own = None if tried is None else tried[(tried["method"] == method) & ~tried["diverged"]]
+        if own is None or own.empty:
+            axes.text(0.5, 0.5, "no runs", transform=axes.transAxes, ha="center")
+            continue
+        for m, dashes in zip(sorted(own["m"].unique()), cycle(_DASHES), strict=False):
+            curve = own[own["m"] == m].groupby("h")["score"].mean()
+            shade = COLOURS[method] if m == 0 else SHADES[len(axes.lines) % len(SHADES)]
+            label = f"m = {m}" if m else method
+            axes.plot(curve.index, 100 * curve, dashes, color=shade, marker="o", markersize=3)
+            axes.lines[-1].set_label(label)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK)
+    panel(panels[2], "(c) both, at the chosen rates", "epoch")
+    panels[2].set_ylabel("test error (%)")
+    for method in PAPERS:
+        for choice in choices(runs, method):
+            curves = 100 * pd.DataFrame(at(runs, method, choice)["errors"].tolist())
+            epochs, colour = range(1, curves.shape[1] + 1), COLOURS[method]
+            label = f"{method}, {choice}, {len(curves)} seeds"
+            panels[2].plot(epochs, curves.T, color=colour, linewidth=0.5)
+            panels[2].plot(epochs, curves.mean(skipna=False), color=colour, label=label)
+    panels[2].set_yscale("log")
+    panels[2].legend(frameon=False, fontsize=7.5, labelcolor=INK)
+    return svg(figure)
+
+
 def _curves(axes: Axes, runs: pd.DataFrame, method: str) -> list[list[Line2D]]:
     """Draw the curves of a method; gives their lines, a column of the legend for each m."""
     from matplotlib.lines import Line2D
@@ -167,6 +201,34 @@ def draw_robustness(settings: Settings) -> bytes:
         axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel("test error (%), chosen rate", color=INK)
     _legend_below(figure, figure.axes)
+    return svg(figure)
+
+
+def draw_start_sizes(runs: pd.DataFrame, tried: pd.DataFrame) -> bytes:
+    """Test error at each size's chosen rate, and the errors on validation images that chose it."""
+    figure = new_figure(9.0, 3.8)
+    error, *grids = figure.subplots(1, 1 + len(PAPERS))
+    panel(error, "chosen rate of each size", "size of the kernels at the start")
+    error.set(xscale="log", ylabel="test error (%)")
+    for method in PAPERS:
+        own = runs[runs["method"] == method]
+        middle = 100 * own.groupby("start_size")["error"].mean()
+        error.plot(middle.index, middle, color=COLOURS[method], label=method)
+        error.plot(own["start_size"], 100 * own["error"], "o", color=COLOURS[method], markersize=3)
+    for axes, method in zip(grids, PAPERS, strict=True):
+        panel(axes, f"every rate: {method}", "learning rate h")
+        axes.set(xscale="log", ylabel="validation error (%)")
+        own = tried[(tried["method"] == method) & ~tried["diverged"]]
+        sizes = sorted(own["start_size"].unique())
+        for i, size in enumerate(sizes):
+            curve = own[own["start_size"] == size]
+            shade = SHADES[round(i * (len(SHADES) - 1) / max(len(sizes) - 1, 1))]
+            axes.plot(curve["h"], 100 * curve["score"], "o-", color=shade, markersize=3)
+            axes.lines[-1].set_label(f"{size:g}")
+        axes.legend(title="size", frameon=False, fontsize=7.5, labelcolor=INK)
+    for axes in figure.axes:
+        axes.set_ylim(bottom=0)
+    _legend_below(figure, [error])
     return svg(figure)
 
 

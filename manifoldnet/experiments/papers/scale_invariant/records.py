@@ -17,7 +17,6 @@ import pandas as pd
 from manifoldnet.experiments import store
 from manifoldnet.experiments.errors import RecordError
 from manifoldnet.experiments.papers.scale_invariant.config import (
-    CLAIMED,
     COMPARISON,
     PAPERS,
     Choice,
@@ -96,6 +95,7 @@ StageRecord = RunRecord[StageConfig, StageEpoch, StageResult]
 
 _FREE = ("method", "lr", "embedding_dim", "seed")
 _FREE_OF = {"label noise": ("wrong_labels", "outliers"), "stability": ("spheres",)}
+_FREE_OF |= dict.fromkeys(("start sizes", "choice of start sizes"), ("start_size",))
 """The fields in which the runs of a sweep may differ, and those of each purpose besides."""
 
 
@@ -188,13 +188,13 @@ def edge_label(runs: pd.DataFrame, method: str, choice: Choice) -> str:
     return str(choice) + (f" (edge of the grid: {', '.join(edges)})" if edges else "")
 
 
-def robustness_again(records: Iterable[StageRecord], repetitions: int) -> list[StageConfig]:
-    """The choices on clean data and on `CLAIMED` wrong labels, with more seeds."""
-    runs = frame(records)
-    runs = runs[runs["outliers"] == 0]
+def best_of_each(
+    records: Iterable[StageRecord], repetitions: int, *fields: str
+) -> list[StageConfig]:
+    """Each method's choice at each value of the fields, with more seeds."""
     picked = [
         at(own, method, best(own, method))["config"].head(1).tolist()
-        for own in (runs[runs["wrong_labels"] == share] for share in (0.0, CLAIMED))
+        for _, own in frame(records).groupby([*fields])
         for method in PAPERS
     ]
     return repeated([replace(config, seed=0) for one in picked for config in one], repetitions)
@@ -307,7 +307,8 @@ def _title(config: StageConfig) -> str:
     size = config.train_size
     images = "all training images" if size is None else f"{size:,} images"
     epochs = f"{config.epochs} epoch" + ("s" if config.epochs > 1 else "")
-    return f"{config.dataset}, {config.architecture}: {images}, {epochs}"
+    start = ", Torch7's start" if config.start == "torch7" else ""
+    return f"{config.dataset}, {config.architecture}: {images}, {epochs}{start}"
 
 
 def _guess(name: str, runs: pd.DataFrame) -> str:

@@ -65,7 +65,7 @@ def write_stage_report(folder: str | Path, output: str | Path | None = None) -> 
     """Write the report on the sweeps below a folder, or on the one in it."""
     folder = Path(folder)
     sections = read(folder)
-    judged = [section for section in sections if section.purpose != "choice"]
+    judged = [section for section in sections if not section.purpose.startswith("choice")]
     if not judged:
         raise RecordError(
             f"{folder} holds no records with test errors: make some with manifoldnet reproduce "
@@ -128,6 +128,9 @@ def _blocks(sections: Sequence[Section], costs: pd.DataFrame | None) -> Iterator
         if section.purpose == "label noise":
             yield from _robustness(section, _file("label_noise", section, sections))
     for section in sections:
+        if section.purpose == "start sizes":
+            yield from _start_sizes(section, sections)
+    for section in sections:
         if section.purpose == "stability":
             yield from _stability(section, _file("scale_invariant_stability", section, sections))
     for section in sections:
@@ -168,6 +171,10 @@ def _comparisons(compared: Sequence[Comparison], costs: pd.DataFrame | None) -> 
         ]
         yield from _table(rows, words=2)
         yield from _differences(papers)
+        for one in papers:
+            title = f"{one.figure or 'Comparison'}: {one.title}"
+            name = f"scale_invariant_{one.name.replace('-', '_')}"
+            yield Picture(name, figures.draw_comparison(one.runs, one.tried, title), title)
     for one in compared:
         if one in papers:
             continue
@@ -263,6 +270,36 @@ def _robustness(section: Section, name: str) -> Iterator[Block]:
     yield from _table(differences, words=2)
     picture = figures.draw_robustness(settings)
     yield Picture(name, picture, "Test error against the share of corrupted data, for each method")
+
+
+def _start_sizes(section: Section, sections: Sequence[Section]) -> Iterator[Block]:
+    """Test error of both methods at the rate chosen for each size of the first kernels."""
+    short = [other.runs for other in sections if other.name == f"choice-{section.name}"]
+    yield Heading(f"Kernels that start smaller or larger: {section.title}")
+    yield Paragraph(
+        "The kernels start at that many times the size that Torch7 gives them. Validation images "
+        "choose h for each size on short runs. The loss of the rescaled stage depends on the "
+        "directions of the kernels alone: kernels s times as large move 1/s² as far at the same h."
+    )
+    rows = []
+    for size, runs in section.runs.groupby("start_size"):
+        row = {"size": f"{size:g}"}
+        for method in PAPERS:
+            own = runs[runs["method"] == method]
+            row |= {
+                f"h, {method}": ", ".join(f"{h:g}" for h in sorted(own["h"].unique())) or "–",
+                f"test error, {method}": mean_and_deviation(own["error"]),
+            }
+        pair = [claims.errors(runs[runs["method"] == method]) for method in PAPERS]
+        difference = paired(*pair)
+        mean, interval = difference.signed() if difference.n > 1 else ("–", "–")
+        row |= {"difference": mean, "95 % interval": interval, "n": str(difference.n)}
+        rows.append(row)
+    yield from _table(rows, words=0)
+    if short:
+        picture = figures.draw_start_sizes(section.runs, short[0])
+        text = "Test error against the size of the first kernels, and errors at every rate"
+        yield Picture("scale_invariant_start_sizes", picture, text)
 
 
 def _stability(section: Section, name: str) -> Iterator[Block]:

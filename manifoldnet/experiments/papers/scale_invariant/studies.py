@@ -46,10 +46,27 @@ class NoiseOptions(PresetOptions):
     """Options of corrupted data.
 
     Attributes:
-        repetitions: runs of the chosen rates, for no and for 40 % wrong labels.
+        repetitions: runs of the chosen rates.
     """
 
     repetitions: int = field(3, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeOptions(StageOptions):
+    """Options of kernels that start smaller or larger: MNIST, the smaller network.
+
+    Attributes:
+        repetitions: runs of the chosen rates.
+        dimension: m of the rescaled stage.
+        epochs: of the runs of the chosen rates.
+        train_size: training images of these.
+    """
+
+    repetitions: int = field(3, at_least=1)
+    dimension: int = field(128, at_least=10)
+    epochs: int = 6
+    train_size: int = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +154,23 @@ def _stages(options: ComparisonOptions) -> Steps:
 def _noise(options: NoiseOptions) -> Steps:
     runs = config.robustness(options.preset)
     records = yield _sweep(options, "label-noise", runs, "corrupted data", purpose="label noise")
-    from manifoldnet.experiments.papers.scale_invariant.records import robustness_again
+    from manifoldnet.experiments.papers.scale_invariant.records import best_of_each
 
-    again = robustness_again(records, options.repetitions)
+    again = best_of_each(records, options.repetitions, "wrong_labels", "outliers")
     yield _sweep(options, "label-noise", again, "chosen rates", purpose="label noise")
+
+
+def _start_sizes(options: SizeOptions) -> Steps:
+    runs = config.start_sizes(options.dimension)
+    name, purpose = "choice-start-sizes", "choice of start sizes"
+    records = yield _sweep(options, name, runs, "short runs", purpose=purpose)
+    from manifoldnet.experiments.papers.scale_invariant.records import best_of_each
+
+    again = [
+        replace(run, epochs=options.epochs, train_size=options.train_size, validation_size=0)
+        for run in best_of_each(records, options.repetitions, "start_size")
+    ]
+    yield _sweep(options, "start-sizes", again, "chosen rates", purpose="start sizes")
 
 
 def _stability(options: StageOptions) -> Steps:
@@ -164,6 +194,10 @@ STUDIES: dict[str, Study] = {
     ),
     "label-noise": Study(
         "MNIST with wrong labels and gross outliers", _experiment, _noise, NoiseOptions
+    ),
+    "start-sizes": Study(
+        "MNIST with kernels that start smaller or larger, rates chosen for each size",
+        *(_experiment, _start_sizes, SizeOptions),
     ),
     "stability": Study(
         "500 steps at rates from 1e-6 to 1e6", _experiment, _stability, StageOptions
