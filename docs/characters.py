@@ -1,22 +1,24 @@
 """A small transformer on characters of Python's own documentation strings.
 
 The tests of the published recipes and `docs/learning_rates.py` train it. The strings are those of
-the Python that runs, so `fingerprint` tells two texts apart.
+the Python that runs, so that their fingerprint tells two texts apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import inspect
 import json
 import logging
 import pathlib
 import textwrap
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from manifoldnet.experiments.text import Text
 
 HEADS = 4
 MATRICES = ("qkv", "out", "up", "down")
@@ -31,16 +33,10 @@ def text() -> str:
     return "\n".join(found)
 
 
-def encoded() -> tuple[Tensor, int]:
-    """The text as numbers of characters, and the number of different ones."""
-    characters = text()
-    alphabet = {c: i for i, c in enumerate(sorted(set(characters)))}
-    return torch.tensor([alphabet[c] for c in characters]), len(alphabet)
-
-
-def fingerprint() -> str:
-    """Eight hexadecimal digits of a hash of the text."""
-    return hashlib.sha256(text().encode()).hexdigest()[:8]
+@cache
+def encoded() -> Text:
+    """The text as numbers of characters."""
+    return Text.of("docstrings of classes", text())
 
 
 class Layer(nn.Module):

@@ -80,11 +80,12 @@ class Text:
             for i in range(2)
             for matrix in characters.MATRICES
         }
-        data, self.classes = characters.encoded()
+        text = characters.encoded()
+        data, self.classes = text.codes, len(text.alphabet)
         passages = data[: len(data) // (self.block + 1) * (self.block + 1)].view(-1, self.block + 1)
         chosen = torch.arange(len(passages)) // 10 % 10 == 9  # ten passages in a row of a hundred
         self.data, self.held_out = passages[~chosen].flatten(), passages[chosen]
-        self.fingerprint = characters.fingerprint()
+        self.fingerprint = text.fingerprint()
 
     def model(self) -> nn.Module:
         """A new network."""

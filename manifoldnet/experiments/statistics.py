@@ -1,4 +1,4 @@
-"""Means, differences paired over seeds, and ratios, each with an interval and its text.
+"""Means, differences paired over seeds, and ratios, each with an interval and its text; power.
 
 Runs of the same seed share their split of the images, and those of one network their start, so two
 methods are compared seed by seed: a lucky split cancels in the difference. Intervals are Student's:
@@ -57,6 +57,48 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
 def log_ratio(one: Mapping[int, float], other: Mapping[int, float]) -> Estimate:
     """The logarithm of the geometric mean of ``one ÷ other``, paired, with its interval."""
     return paired(*({key: math.log(v) for key, v in each.items()} for each in (one, other)))
+
+
+def detectable(deviation: float, n: int, power: float = 0.8) -> float:
+    """The smallest difference that n pairs would show with some probability.
+
+    A two-sided t-test at 5% of the mean of n differences, whose true mean is δ, is significant with
+    the probability
+
+        P(|Z + δ√n/deviation| > t · √(V/(n − 1)))    Z normal, V chi-squared with n − 1 degrees
+
+    Returned is the δ for which that is `power` ([cohen1988statistical], section 2.4).
+
+    Args:
+        deviation: standard deviation of the differences.
+        n: their number; the difference is infinite for fewer than two.
+        power: the probability, between the level 0.05 and 1.
+
+    Raises:
+        ValueError: for a power out of that range.
+    """
+    if not 0.05 < power < 1:
+        raise ValueError(f"power is {power}; it must be between the level of 0.05 and 1")
+    if n < 2:
+        return math.inf
+    from scipy.integrate import quad
+    from scipy.optimize import brentq
+    from scipy.special import ndtr
+    from scipy.stats import chi, t
+
+    spread = chi(n - 1, scale=1 / math.sqrt(n - 1))  # of the estimated deviation over the true one
+    critical, end = float(t.ppf((1 + 0.95) / 2, n - 1)), float(spread.ppf(1 - 1e-12))
+
+    def excess(shift: float) -> float:
+        def significant(s: float) -> float:
+            return float(ndtr(shift - critical * s) + ndtr(-shift - critical * s)) * spread.pdf(s)
+
+        return float(quad(significant, 0.0, end, epsabs=1e-10, limit=200)[0]) - power
+
+    highest = 1.0
+    while excess(highest) < 0:
+        highest *= 2
+    return float(brentq(excess, 0.0, highest)) * deviation / math.sqrt(n)
 
 
 def mean_and_deviation(values: Iterable[float], digits: int = 4) -> str:

@@ -8,7 +8,8 @@ records back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ from manifoldnet.experiments.configuration import Checked, Configuration, field
 from manifoldnet.experiments.errors import ConfigError
 
 C = TypeVar("C", bound=Configuration)
+
+WIDENED = 4
+"""Half-decades by which a grid of rates is widened at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,44 @@ def repeated(runs: Sequence[C], repetitions: int) -> list[C]:
 
 Steps = Generator[Sweep | str, Any, None]
 """Yields sweeps, each of which it is sent the records of, and lines of text to print."""
+
+
+def half_decade(rate: float, steps: int) -> float:
+    """The rate so many half-decades on: 1, 3, 10, 30, …"""
+    return float(f"{10 ** (round(2 * math.log10(rate) + steps) / 2):.0e}")
+
+
+def beyond(tried: Collection[float], best: float) -> list[float]:
+    """The rates a half-decade beyond the edges of a grid at which the best rate stands."""
+    edges = ((max(tried), 1), (min(tried), -1))
+    return [half_decade(edge, step) for edge, step in edges if best == edge]
+
+
+def widened(
+    sweep: Callable[[Sequence[C]], Sweep],
+    runs: Sequence[C],
+    more: Callable[[Any], Sequence[C]],
+    times: int = WIDENED,
+) -> Generator[Sweep, Any, Any]:
+    """Steps that sweep a grid, and widen it until nothing is missing.
+
+    Args:
+        sweep: makes the sweep of all runs so far.
+        runs: the first ones.
+        more: the runs that are missing, given the records.
+        times: how often the grid is widened at most.
+
+    Returns:
+        The records of the last sweep.
+    """
+    records = yield sweep(runs)
+    for _ in range(times):
+        missing = more(records)
+        if not missing:
+            break
+        runs = [*runs, *missing]
+        records = yield sweep(runs)
+    return records
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,16 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from manifoldnet.experiments.statistics import estimate, log_ratio, mean_and_deviation, paired
+from manifoldnet.experiments.statistics import (
+    detectable,
+    estimate,
+    log_ratio,
+    mean_and_deviation,
+    paired,
+)
 from manifoldnet.experiments.timing import interleaved
 
 # Upper 2.5 % points of Student's t, as tables print them.
@@ -72,6 +79,32 @@ def test_a_ratio_is_a_geometric_mean():
     found = log_ratio({1: 1.0, 2: 3.0, 3: 9.0}, {1: 1.0, 2: 2.0, 3: 4.0})
     assert math.exp(found.mean) == pytest.approx(1.5)
     assert found.factor() == ("1.50", "0.55 to 4.11")
+
+
+# Numbers of pairs that tables give for a power of 0.8 at 5 %, two-sided, by effect size.
+PAIRS = {0.2: 199, 0.5: 34, 0.8: 15, 1.0: 10}
+
+
+@pytest.mark.parametrize(("effect", "n"), PAIRS.items())
+def test_detectable_differences_match_tables_of_power(effect, n):
+    assert detectable(1.0, n) <= effect < detectable(1.0, n - 1)
+
+
+@pytest.mark.parametrize(("n", "power"), [(2, 0.8), (5, 0.8), (5, 0.3)])
+def test_a_detectable_difference_is_found_that_often(n, power):
+    rng = np.random.default_rng(0)
+    differences = 3 * rng.standard_normal((200_000, n)) + detectable(3.0, n, power)
+    deviations = differences.std(axis=1, ddof=1)
+    significant = abs(differences.mean(axis=1)) > PRINTED[n - 1] * deviations / math.sqrt(n)
+    assert significant.mean() == pytest.approx(power, abs=0.005)
+
+
+def test_detectable_differences_need_two_pairs_and_a_power():
+    assert detectable(1.0, 1) == math.inf
+    assert detectable(0.0, 5) == 0
+    for power in (0.05, 1.0):
+        with pytest.raises(ValueError, match="power"):
+            detectable(1.0, 5, power)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def prepared(recipe: str, characters: int) -> tuple[Transformer, Optimizer]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_trains_a_transformer(recipe: str) -> None:
     """The declared weights alone are trained, so that the fall of the loss is theirs."""
-    data, characters = encoded()
+    text = encoded()
+    data, characters = text.codes, len(text.alphabet)
     model, optimizer = prepared(recipe, characters)
     generator = torch.Generator().manual_seed(1)
     losses = []

@@ -17,16 +17,15 @@ have room for, ``"cpu"`` what ends on two cores.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
+from manifoldnet.experiments import study
 from manifoldnet.experiments.configuration import Configuration, field
 from manifoldnet.experiments.errors import ConfigError
-from manifoldnet.experiments.study import repeated
 from manifoldnet.nn.simplex import Simplex
 
 
@@ -221,7 +220,6 @@ OUTLIER_RATES = (1e-5, 1e-4, 1e-3, 3e-3)
 # Images with right labels by which rates are chosen when the training data are corrupted.
 ROBUSTNESS_VALIDATION = 2000
 COMPARISON = "comparison"  # beginning of the names of folders of comparisons
-WIDENED = 4  # half-decades by which a grid of rates is widened at most
 COMPARED_EPOCHS = 10  # of a comparison whose folder names no other number
 
 
@@ -319,7 +317,7 @@ def comparison(
     chosen: Mapping[str, Choice], base: StageConfig, repetitions: int
 ) -> list[StageConfig]:
     """Each method at its choice, seed by seed."""
-    return repeated([one.of(base, method) for method, one in chosen.items()], repetitions)
+    return study.repeated([one.of(base, method) for method, one in chosen.items()], repetitions)
 
 
 def folder_names(base: StageConfig, *length: int | None) -> tuple[str, str]:
@@ -332,19 +330,9 @@ def folder_names(base: StageConfig, *length: int | None) -> tuple[str, str]:
 
 
 def beyond(tried: Sequence[Choice], best: Choice) -> list[Choice]:
-    """The next half-decade of a grid whose best rate is at its edge; else nothing."""
-    rates = {choice.h for choice in tried}
-    more = []
-    if best.h == max(rates):
-        more.append(_half_decade(best.h, 1))
-    if best.h == min(rates):
-        more.append(_half_decade(best.h, -1))
-    return [Choice(h, m) for h in more for m in sorted({choice.m for choice in tried})]
-
-
-def _half_decade(rate: float, steps: int) -> float:
-    """The rate so many half-decades on: 1, 3, 10, 30, …"""
-    return float(f"{10 ** (round(2 * math.log10(rate) + steps) / 2):.0e}")
+    """The choices that widen a grid where the best rate is at its edge."""
+    dimensions = sorted({choice.m for choice in tried})
+    return [Choice(h, m) for h in study.beyond({c.h for c in tried}, best.h) for m in dimensions]
 
 
 def choice_of(comparison: str, dataset: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from manifoldnet.experiments.configuration import field
 from manifoldnet.experiments.papers.scale_invariant import config
 from manifoldnet.experiments.papers.scale_invariant.config import METHODS, StageConfig
-from manifoldnet.experiments.study import Options, Steps, Study, Sweep, repeated
+from manifoldnet.experiments.study import Options, Steps, Study, Sweep, repeated, widened
 
 EXPERIMENT = StageConfig.experiment
 SCHEMA = "scale_invariant.records:SCALE_INVARIANT"
@@ -126,24 +126,26 @@ def _stages(options: ComparisonOptions) -> Steps:
     length = options.choice_size, options.choice_epochs
     short = config.choice(base, options.methods, *length)
     choice, name = config.folder_names(base, *length)
-    for _ in range(1 + config.WIDENED):
-        records = yield _sweep(options, choice, short, "short runs", purpose="choice")
-        from manifoldnet.experiments.papers.scale_invariant.records import (
-            choices,
-            chosen,
-            edge_label,
-            frame,
-        )
+    from manifoldnet.experiments.papers.scale_invariant.records import (
+        choices,
+        chosen,
+        edge_label,
+        frame,
+    )
 
-        picked, found = chosen(records, options.methods), frame(records)
-        more = [
+    def sweep(runs: Sequence[StageConfig]) -> Sweep:
+        return _sweep(options, choice, runs, "short runs", purpose="choice")
+
+    def more(records: Any) -> list[StageConfig]:
+        found = frame(records)
+        return [
             one.of(short[0], method)
-            for method, pick in picked.items()
+            for method, pick in chosen(records, options.methods).items()
             for one in config.beyond(choices(found, method), pick)
         ]
-        if not more:
-            break
-        short = [*short, *more]
+
+    records = yield from widened(sweep, short, more)
+    picked, found = chosen(records, options.methods), frame(records)
     for method, pick in picked.items():
         yield f"{method}: {edge_label(found, method, pick)}"
     by = _folder(options, choice).name
