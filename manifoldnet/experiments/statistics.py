@@ -9,6 +9,7 @@ comparisons in a report.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -99,6 +100,18 @@ def detectable(deviation: float, n: int, power: float = 0.8) -> float:
     while excess(highest) < 0:
         highest *= 2
     return float(brentq(excess, 0.0, highest)) * deviation / math.sqrt(n)
+
+
+def pairs_needed(found: Estimate, most: int = 100) -> int | None:
+    """The pairs that would show a difference as large as the one found, with probability 0.8.
+
+    None if `most` are not enough, or two pairs are not there to tell the deviation from.
+    """
+    if found.n < 2 or detectable(found.deviation, most) > abs(found.mean):
+        return None
+    return bisect_left(
+        range(most + 1), True, lo=2, key=lambda n: detectable(found.deviation, n) <= abs(found.mean)
+    )
 
 
 def mean_and_deviation(values: Iterable[float], digits: int = 4) -> str:

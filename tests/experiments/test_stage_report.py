@@ -4,11 +4,12 @@ import csv
 import dataclasses
 import io
 import math
+import re
 
 import pytest
 
 from manifoldnet import cli
-from manifoldnet.experiments import ConfigError, RecordError, store
+from manifoldnet.experiments import ConfigError, RecordError, store, study
 from manifoldnet.experiments.papers.scale_invariant import config as grids
 from manifoldnet.experiments.papers.scale_invariant import figures, records
 from manifoldnet.experiments.papers.scale_invariant.claims import errors
@@ -139,7 +140,7 @@ def test_unknown_figures_presets_and_no_repetitions_are_refused():
         lambda: grids.figure(7, "cpu"),
         lambda: grids.figure(1, "gpu"),
         lambda: grids.robustness("gpu"),
-        lambda: grids.repeated(grids.figure(1, "cpu"), 0),
+        lambda: study.repeated(grids.figure(1, "cpu"), 0),
         lambda: grids.choice(StageConfig(), ["logistic"], epochs=0),
     ):
         with pytest.raises(ConfigError):
@@ -422,13 +423,19 @@ def test_answers_come_first(some):
     assert rows[0] == [
         *("lower test error than logistic", epochs.format(3), "yes"),
         *("0.0210 ± 0.0010", "0.0320 ± 0.0020", "-0.0110 (-0.0135 to -0.0085)"),
+        "–",
     ]
     assert rows[1] == [
         *("lower test error, best h and m of Figure 5", epochs.format(2), "one seed"),
-        *("0.2000", "0.3000", "-0.1000"),
+        *("0.2000", "0.3000", "-0.1000", "more seeds"),
     ]
     one = "mnist, smaller: 100 images, 1 epoch"
     told = {row[0]: row[1:5] for row in rows[2:]}
+    needed = {row[0]: row[6] for row in rows if row[2] == "undecided"}
+    assert set(needed) == {
+        f"{what} 40 % wrong labels" for what in ("loses less to", "lower test error with")
+    }
+    assert all(re.fullmatch(r"\d+ seeds", text) for text in needed.values())
     assert told.pop("lower test error with 40 % wrong labels")[:2] == [one, "undecided"]
     assert told.pop("finite at every h from 1e-06 to 1e+06")[1:] == [
         *("yes", "13 of 13 runs", "8 of 13 runs")
@@ -445,7 +452,7 @@ def test_answers_of_one_seed_and_negative_answers(some, tmp_path):
     given = {"outliers": 0.3, "train_size": 100}
     keep(some / "label-noise", rescaled(0.25, lr=0.1, **given), logistic(0.75, lr=0.001, **given))
     told = {row[0]: row[2:] for row in table(text_of(some), "In short")}
-    answer = ["one seed", "0.2500", "0.7500", "-0.5000"]
+    answer = ["one seed", "0.2500", "0.7500", "-0.5000", "more seeds"]
     assert told["lower test error with 30 % outliers"] == answer
     place = tmp_path / "other" / "comparison"
     for seed in range(3):

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from manifoldnet.experiments.statistics import (
+    Estimate,
     detectable,
     estimate,
     log_ratio,
     mean_and_deviation,
     paired,
+    pairs_needed,
 )
 from manifoldnet.experiments.timing import interleaved
 
@@ -88,6 +90,11 @@ PAIRS = {0.2: 199, 0.5: 34, 0.8: 15, 1.0: 10}
 @pytest.mark.parametrize(("effect", "n"), PAIRS.items())
 def test_detectable_differences_match_tables_of_power(effect, n):
     assert detectable(1.0, n) <= effect < detectable(1.0, n - 1)
+    for sign in (-1, 1):
+        found = Estimate(2 * sign * effect, 2.0, 3, -math.inf, math.inf)
+        assert pairs_needed(found, most=n) == n
+        assert pairs_needed(found, most=n - 1) is None
+    assert pairs_needed(estimate([1.0])) is None
 
 
 @pytest.mark.parametrize(("n", "power"), [(2, 0.8), (5, 0.8), (5, 0.3)])

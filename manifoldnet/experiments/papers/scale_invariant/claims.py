@@ -28,7 +28,13 @@ from manifoldnet.experiments.papers.scale_invariant.records import (
     choices,
 )
 from manifoldnet.experiments.report import Block, Heading, Paragraph, Table
-from manifoldnet.experiments.statistics import Estimate, estimate, mean_and_deviation, paired
+from manifoldnet.experiments.statistics import (
+    Estimate,
+    estimate,
+    mean_and_deviation,
+    paired,
+    pairs_needed,
+)
 
 Row = tuple[str, ...]
 
@@ -126,27 +132,33 @@ def blocks(sections: Sequence[Section], compared: Sequence[Comparison]) -> Itera
         yield Paragraph(
             "The rescaled stage is compared with another, mostly with logistic regression. "
             "Differences are paired over seeds, with their 95 % interval; where that contains 0, "
-            "the answer is undecided."
+            "the answer is undecided. Then the last column has the number of seeds that would "
+            "show a difference as large as this one, if it is real, in four of five cases."
         )
-        header = ("question", "data", "answer", "rescaled", "the other", "difference")
+        header = ("question", "data", "answer", "rescaled", "the other", "difference", "to decide")
         yield Table(header, tuple(rows), words=3)
 
 
-def _answer(difference: Estimate) -> tuple[str, str]:
-    """The answer to "is it below zero?", and the difference as text."""
+def _answer(difference: Estimate) -> tuple[str, str, str]:
+    """The answer to "is it below zero?", the difference as text, and what would decide."""
     if difference.n == 0:
-        return "–", "–"
+        return "–", "–", "–"
     mean, interval = difference.signed()
     if difference.n == 1:
-        return "one seed", mean
-    answer = "yes" if difference.high < 0 else "no, higher" if difference.low > 0 else "undecided"
-    return answer, f"{mean} ({interval})"
+        return "one seed", mean, "more seeds"
+    text = f"{mean} ({interval})"
+    if difference.high < 0:
+        return "yes", text, "–"
+    if difference.low > 0:
+        return "no, higher", text, "–"
+    needed = pairs_needed(difference)
+    return "undecided", text, f"{needed} seeds" if needed else "more than 100 seeds"
 
 
 def _lower_error(question: str, title: str, one: pd.DataFrame, other: pd.DataFrame) -> Row:
-    answer, text = _answer(paired(errors(one), errors(other)))
+    answer, text, needed = _answer(paired(errors(one), errors(other)))
     cells = (mean_and_deviation(curve["error"]) for curve in (one, other))
-    return question, title, answer, *cells, text
+    return question, title, answer, *cells, text, needed
 
 
 def _of_comparison(one: Comparison) -> Iterator[Row]:
@@ -181,14 +193,14 @@ def _of_robustness(section: Section) -> Iterator[Row]:
             if choices(runs, "logistic"):
                 question = f"trains with {amount}, where the other overflows"
                 error = mean_and_deviation(rescaled["error"])
-                yield question, title, "yes", error, "overflow at every h", "–"
+                yield question, title, "yes", error, "overflow at every h", "–", "–"
             continue
         costs = [lost(settings, setting, method) for method in PAPERS]
         apart = paired(*costs)
         if apart.n > 1:
-            answer, text = _answer(apart)
+            answer, text, needed = _answer(apart)
             means = [estimate([*cost.values()]).signed()[0] for cost in costs]
-            yield f"loses less to {amount}", title, answer, *means, text
+            yield f"loses less to {amount}", title, answer, *means, text, needed
         if apart.n > 1 or setting.corruption == "outliers":
             yield _lower_error(f"lower test error with {amount}", title, rescaled, other)
 
@@ -201,4 +213,4 @@ def _of_stability(section: Section) -> Iterator[Row]:
         question = f"finite at every h from {rates.min():g} to {rates.max():g}"
         answer = "yes" if own.all() else "no"
         counts = (f"{part.sum()} of {len(part)} runs" for part in (own, others))
-        yield question, section.title, answer, *counts, "–"
+        yield question, section.title, answer, *counts, "–", "–"
