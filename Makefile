@@ -5,6 +5,8 @@ VENV   ?= .venv
 JOBS   ?= 2
 # Examples of each law in `make evidence`: `quick` (5) or `ci` (30).
 EXAMPLES ?= ci
+# The most cases of a parametrized test, drawn from all; all if empty.
+CASES    ?=
 
 BIN        := $(VENV)/bin
 INSTALLED  := $(VENV)/.installed
@@ -46,7 +48,8 @@ types: $(INSTALLED) ## types (mypy)
 	$(BIN)/mypy
 
 # One thread a process: the processes share the machine already, and sums keep their order.
-PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal \
+	$(if $(CASES),--cases $(CASES))
 
 .PHONY: tests
 tests: $(INSTALLED) ## tests and README examples (pytest); each law on a few examples

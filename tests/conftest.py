@@ -1,6 +1,7 @@
 """Settings of all tests: no network, no screen, one thread a worker, repeatable examples."""
 
 import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,12 @@ def _on_the_device(request: pytest.FixtureRequest) -> Iterator[None]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
     parser.addoption("--device", help="where tests/optim make their tensors (make gpu)")
+    parser.addoption(
+        "--cases", type=int, metavar="N", help="at most N cases, drawn, of each test of the library"
+    )
+
+
+LIBRARY = {"geometry", "declarations", "optim", "symmetry", "distributed", "interop", "nn"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -88,3 +95,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
         if {"site", "real_data"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.thorough)
+    if (most := config.getoption("--cases")) is not None:
+        drawn = _drawn(items, most)
+        config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
+        items[:] = [item for item in items if item in drawn]
+
+
+def _drawn(items: list[pytest.Item], most: int) -> set[pytest.Item]:
+    """At most so many cases of each test of the library, the same ones in every process and run.
+
+    Of other tests all cases: there, each is another page, block, script or command.
+    """
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        of_library = item.path.parent.name in LIBRARY
+        name = item.nodeid.partition("[")[0] if of_library else item.nodeid
+        cases.setdefault(name, []).append(item)
+    kept = (random.Random(n).sample(c, min(most, len(c))) for n, c in cases.items())
+    return {item for some in kept for item in some}
