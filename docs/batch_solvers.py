@@ -62,6 +62,7 @@ from manifoldnet.objective import Objective
 
 Batch = tuple[Tensor, Tensor]
 COLOURS = {"b-sgd": GREY, "sm-geodesic": GREEN, "un": RED}
+WORDS = {"b-sgd": "Euclidean weights", "sm-geodesic": "scaled metric", "un": "unit norm"}
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)  # that RiemannianSGD may choose from, for the mean loss
 
 
@@ -349,16 +350,22 @@ def overhead(batch: Batch, rounds: int, features: int = 64) -> pd.DataFrame:
 
 def draw_contest(rows: pd.DataFrame) -> Any:
     """Cost against seconds and against passes over the images."""
-    dashes = {"trust-regions": "-", "conjugate-gradient": "--", "lbfgs": "-.", "sgd": ":"}
+    lines = {
+        "trust-regions": ("trust regions", "-"),
+        "conjugate-gradient": ("conjugate gradients", "--"),
+        "lbfgs": ("L-BFGS", "-."),
+        "sgd": ("SGD", ":"),
+    }
     figure = new_figure(8.4, 4.2)
     panels = figure.subplots(1, 2, sharey=True)
     for (solver, update), course in rows.groupby(["solver", "update"], sort=False):
+        name, dashes = lines[solver]
         rate = f", λ = {course.lr.iloc[0]:g}" if solver == "sgd" else ""
         for axes, column in zip(panels, ("seconds", "passes"), strict=True):
             axes.plot(
-                *(course[column], course.cost, dashes[solver]),
+                *(course[column], course.cost, dashes),
                 color=COLOURS[update],
-                label=f"{solver}, {update}{rate}",
+                label=f"{name}, {WORDS[update]}{rate}",
             )
     for axes, label in zip(panels, ("seconds", "passes over the images"), strict=True):
         style(axes)
@@ -372,7 +379,6 @@ def draw_contest(rows: pd.DataFrame) -> Any:
 
 def draw_rescaling(rows: pd.DataFrame) -> Any:
     """A panel for each update, with the courses from all scalings."""
-    titles = {"sm-geodesic": "scaled metric, exact geodesics", "b-sgd": "Euclidean weights"}
     styles: dict[str, dict[str, Any]] = {
         "none": {"linewidth": 5, "alpha": 0.4},
         "powers of two": {"linewidth": 1.6, "linestyle": "--", "color": INK},
@@ -380,13 +386,13 @@ def draw_rescaling(rows: pd.DataFrame) -> Any:
     }
     figure = new_figure(8.0, 3.6)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, (update, title) in zip(panels, titles.items(), strict=True):
+    for axes, update in zip(panels, ("sm-geodesic", "b-sgd"), strict=True):
         style(axes)
         for scaling, how in styles.items():
             cost = rows.cost[(rows["update"] == update) & (rows.scaling == scaling)]
             axes.plot(range(len(cost)), cost, **{"color": COLOURS[update], "label": scaling} | how)
         axes.set_yscale("log")
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.set_title(WORDS[update], loc="left", fontsize=10, color=INK)
         axes.set_xlabel("point of trust regions", color=INK)
     panels[0].set_ylabel("training loss", color=INK)
     panels[1].legend(

@@ -96,15 +96,16 @@ def declare(
         name: the parameter's name in `module`; dotted for one of its submodules. Or a `Pair`, which
             has the names of two.
         manifold: one of this library or of geoopt; none for a pair.
-        project: put the values on the manifold first.
+        project: put the values on the manifold first. Slices that are to stay zero
+            (`zero_slices`) have to be zero already: they are not cleared.
 
     Raises:
         TypeError: if `module` is no module, or `name` no string and no pair; if a manifold is
             missing, or given with a pair.
         ValueError: if there is no such parameter, its order or type does not fit, its values are
-            off the manifold and `project` is False, a slice is zero or not finite, or the tensor
-            is declared already, here or under another name, on a different manifold. Nothing
-            is changed then.
+            off the manifold and `project` is False, a slice is zero or not finite, a slice of
+            `zero_slices` is not zero, or the tensor is declared already, here or under another
+            name, on a different manifold. Nothing is changed then.
     """
     if isinstance(name, Pair):
         if manifold is not None:
@@ -593,7 +594,7 @@ def _declare(
         x = parameter.detach()
         try:
             if project:  # refuses what it cannot put there
-                values.append((x, manifold.projx(x, name=name)))
+                values.append((x, _projected(manifold, x, name)))
                 moved = manifold._moved_to_rim(x, name)
                 if moved is not None:
                     rims.append(moved)
@@ -623,6 +624,33 @@ def _declare(
                 for name, parameter in module._parameters.items():
                     if parameter is tensor:
                         Declarations.pair(module, name, (partner, its_local))
+
+
+def _projected(manifold: Manifold, x: Tensor, name: str) -> Tensor:
+    """The nearest point to values from elsewhere; an error where that would set slices to zero."""
+    y = manifold.projx(x, name=name)
+    if not manifold.zero_slices:
+        return y
+    sizes = settle(manifold.slices.largest(x)).flatten()
+    lost = [index for index in manifold.zero_slices if sizes[index] != 0]
+    if not lost:
+        return y
+    norms = settle(manifold.slices.norm(x)).flatten()
+    labels = tuple(manifold.slices.label(index, x.ndim) for index in lost)
+    what = [f"{label} has norm {norms[i]:.3g}" for label, i in zip(labels, lost, strict=True)]
+    listed = ", ".join([*what[:3], "…"] if len(what) > 3 else what)
+    raise NotOnManifoldError(
+        f"{name}: {listed}, and zero_slices of {manifold} would set "
+        f"{'it' if len(lost) == 1 else 'them'} to zero. Name in zero_slices the slices that are "
+        "zero already (padding rows), or set these to zero first",
+        manifold,
+        name,
+        slices=labels,
+        amounts=(1.0,) * len(lost),
+        tolerance=0.0,
+        count=len(lost),
+        total=sizes.numel(),
+    )
 
 
 class RimWarning(UserWarning):
@@ -871,7 +899,7 @@ def load_state_dict(
             if name not in incoming.seen and before.has_changed(parameter):
                 if project and not parameter.is_meta:
                     x = parameter.detach()
-                    copy_into(x, manifold.projx(x, name=name))
+                    copy_into(x, _projected(manifold, x, name))
                 incoming.note(_trouble(name, manifold, parameter.detach()))
         incoming.refuse()
     except BaseException:
@@ -923,7 +951,7 @@ class _Incoming:
             return
         if self.project:
             try:
-                value = state[name] = manifold.projx(value, name=name)
+                value = state[name] = _projected(manifold, value, name)
             except ValueError as error:
                 self.note(str(error))
                 return

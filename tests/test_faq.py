@@ -106,6 +106,11 @@ def _() -> object:
     return mn.declare_all(net(), mn.rules.unit_norm(classifier="fc"), project=True)
 
 
+@under("A pattern fits no name")
+def _() -> object:
+    return mn.declare_all(net(), {"hiden.*": mn.Oblique()}, project=True)
+
+
 @under("A retraction that makes no sense there")
 def _() -> object:
     return mn.Oblique(retraction="additive")
@@ -116,6 +121,18 @@ def _() -> object:
     model = net()
     mn.declare(model, "hidden.weight", mn.Oblique(), project=True)
     return mn.RiemannianSGD([model.hidden.weight], lr=0.1, weight_decay=1e-4)
+
+
+@under("Weight decay that the optimizer adds to gradients")
+def _() -> object:
+    model = net()
+    mn.declare(model, "hidden.weight", mn.Oblique(), project=True)
+    return mn.constrain(torch.optim.SGD(model.named_parameters(), lr=0.1, weight_decay=1e-4))
+
+
+@under("Nothing to constrain")
+def _() -> object:
+    return mn.constrain(torch.optim.AdamW(net().parameters()))
 
 
 @under("Declared after the optimizer was made")
@@ -171,6 +188,15 @@ def _() -> object:
             model.hidden.weight.data[row] = 0
         optimizer.step()
     return None
+
+
+@under("A sparse gradient")
+def _() -> object:
+    model = nn.ModuleDict({"table": nn.Embedding(5, 8, sparse=True)})
+    mn.declare(model, "table.weight", mn.Oblique(), project=True)
+    optimizer = mn.constrain(torch.optim.SGD(model.named_parameters(), lr=0.1))
+    model["table"](torch.tensor([1, 2])).sum().backward()
+    return optimizer.step()
 
 
 @under("A weight was resized while it trains")

@@ -11,7 +11,7 @@ inputs = torch.randn(256, 20, device=device)
 labels = inputs[:, :5].argmax(1)
 
 model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 5)).to(device)
-mn.declare(model, "0.weight", mn.Oblique(), project=True)  # float32, a product is in float16
+mn.declare(model, "0.weight", mn.Oblique(), project=True)  # stays float32
 optimizer = mn.RiemannianAdam(mn.param_groups(model), lr=1e-2)
 scaler = torch.amp.GradScaler(device, init_scale=2.0**40)  # too large, so that steps are skipped
 

@@ -6,7 +6,7 @@ from torch import nn
 import manifoldnet as mn
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
-backend = "inductor" if device == "cuda" else "aot_eager"  # inductor takes minutes on a processor
+backend = "inductor" if device == "cuda" else "aot_eager"  # inductor takes minutes on a CPU
 inputs = torch.randn(256, 20, device=device)
 labels = inputs[:, :5].argmax(1)
 
@@ -15,7 +15,7 @@ def train(compiled):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 5)).to(device)
     mn.declare(model, "0.weight", mn.Oblique(), project=True)  # before or after compiling
-    lr = torch.tensor(0.1, device=device)  # a number would be compiled anew at each change
+    lr = torch.tensor(0.1, device=device)  # each change of a number would recompile
     optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
     forward, step = model, optimizer.step

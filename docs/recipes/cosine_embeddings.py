@@ -8,14 +8,14 @@ import manifoldnet as mn
 torch.manual_seed(0)
 words, topics = 41, 5  # word 0 is the padding
 embedding = nn.Embedding(words, 16, padding_idx=0)
-# All rows are unit vectors but row 0, which is zero. A row is then its own cosine.
+# All rows are unit vectors but row 0, which is zero. Dot products of rows are then cosines.
 mn.declare(embedding, "weight", mn.Oblique(zero_slices=(0,)), project=True)
 optimizer = mn.RiemannianAdam(mn.param_groups(embedding), lr=2e-2)
 
 topic = torch.arange(1, words) % topics
 same_topic = [1 + (topic == t).nonzero().flatten() for t in range(topics)]
 for _ in range(60):
-    lengths = torch.randint(1, 5, (topics, 1))  # here stand your padded sentences, two per topic
+    lengths = torch.randint(1, 5, (topics, 1))  # your padded sentences go here, two per topic
     drawn = [torch.stack([w[torch.randperm(8)[:4]] for w in same_topic]) for _ in range(2)]
     a, b = (embedding(w.where(torch.arange(4) < lengths, 0)).sum(1) for w in drawn)
     cosines = nn.functional.cosine_similarity(a[:, None], b[None], dim=-1)

@@ -1,4 +1,4 @@
-"""FSDP2: columns on the sphere, cut by the shards, train as on one process."""
+"""FSDP2: unit-norm columns, cut by the sharding, train as on one process."""
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ rank, world = dist.get_rank(), dist.get_world_size()
 def start():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 5))
-    mn.declare(model, "0.weight", mn.Oblique(dim=1), project=True)  # columns, cut by the shards
+    mn.declare(model, "0.weight", mn.Oblique(dim=1), project=True)  # columns, which are sharded
     return model
 
 

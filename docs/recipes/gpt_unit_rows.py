@@ -1,4 +1,4 @@
-"""Train a GPT whose matrices are unit vectors, by rows or by columns, as in nGPT."""
+"""Train a GPT whose matrices have unit-norm rows or columns, as in nGPT."""
 
 import torch
 from torch import nn
@@ -22,8 +22,8 @@ class Block(nn.Module):
 torch.manual_seed(0)
 gpt = nn.Sequential(nn.Embedding(7, 32), Block(32), Block(32), nn.LayerNorm(32), nn.Linear(32, 7))
 start, stride = torch.randint(7, (2, 64, 1))
-tokens = (start + stride * torch.arange(12)) % 7  # here stands your text
-example = tokens[:1, :4]  # one forward pass shows which matrix reads the residual stream
+tokens = (start + stride * torch.arange(12)) % 7  # your text goes here
+example = tokens[:1, :4]  # a forward pass shows which matrix reads the residual stream
 report = mn.declare_all(gpt, mn.rules.transformer(example), project=True)
 print(report)  # what is declared, what is left free, and why
 
@@ -34,5 +34,5 @@ for _ in range(80):
     loss.backward()
     optimizer.step()
 mn.verify(gpt)
-print(f"loss {loss:.2f}, with {len(report)} matrices of unit vectors")
+print(f"loss {loss:.2f}, with {len(report)} matrices of unit-norm rows or columns")
 assert loss < 0.5

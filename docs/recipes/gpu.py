@@ -6,11 +6,11 @@ from torch import nn
 import manifoldnet as mn
 
 on_gpu = torch.cuda.is_available()
-device = "cuda" if on_gpu else "cpu"  # on a processor: the C++ kernel, and no graph
+device = "cuda" if on_gpu else "cpu"  # on a CPU: the C++ kernel, and no graph
 inputs, last = torch.randn(256, 20, device=device), torch.zeros((), device=device)
 model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 5)).to(device)
 mn.declare(model, "0.weight", mn.Oblique(), project=True)
-lr = torch.tensor(1e-2, device=device)  # schedules write into it, and a graph reads it
+lr = torch.tensor(1e-2, device=device)  # a schedule writes into it, and the graph reads it
 optimizer = mn.RiemannianAdam(mn.param_groups(model), lr=lr, fused=True, capturable=on_gpu)
 
 

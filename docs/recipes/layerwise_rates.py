@@ -10,7 +10,7 @@ torch.manual_seed(0)
 inputs = torch.randn(256, 16)
 labels = inputs[:, :4].argmax(1)
 layers = [nn.Sequential(nn.Linear(n, 32), nn.ReLU()) for n in (16, 32, 32)]
-model = nn.Sequential(*layers, nn.Linear(32, 4))  # here stands a pretrained model
+model = nn.Sequential(*layers, nn.Linear(32, 4))  # your pretrained model goes here
 mn.declare_all(model, mn.rules.unit_norm(classifier="3"), project=True)
 
 # One group for each layer: the last has the rate 0.02, every layer in front of it half as much.
@@ -18,7 +18,7 @@ groups = [
     {"params": list(layer.named_parameters(str(place))), "lr": 2e-2 * 0.5 ** (3 - place)}
     for place, layer in enumerate(model)
 ]
-optimizer = mn.RiemannianAdam(groups)  # it knows declared weights in any group
+optimizer = mn.RiemannianAdam(groups)  # a group may mix declared and free weights
 warm_up = LinearLR(optimizer, start_factor=0.1, total_iters=10)
 cosine = CosineAnnealingLR(optimizer, T_max=50)
 schedule = SequentialLR(optimizer, [warm_up, cosine], milestones=[10])

@@ -18,7 +18,7 @@ class LoRA(nn.Module):
 
 
 torch.manual_seed(0)
-layers = nn.Linear(16, 32), nn.Linear(32, 4)  # here stand the layers of a pretrained model
+layers = nn.Linear(16, 32), nn.Linear(32, 4)  # your pretrained layers go here
 model = nn.Sequential(LoRA(layers[0], rank=2), nn.Tanh(), LoRA(layers[1], rank=2))
 inputs = torch.randn(128, 16)
 targets = model(inputs).detach() + torch.sin(inputs @ torch.randn(16, 4) / 4)

@@ -1,4 +1,4 @@
-"""Keep a recurrent weight orthogonal, and a wide projection too, on the Stiefel manifold."""
+"""Keep a recurrent weight orthogonal and the rows of a wide weight orthonormal, by Stiefel."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 import manifoldnet as mn
 
 
-class Memory(nn.Module):  # says at the end which symbol it has read at first
+class Memory(nn.Module):  # recalls at the end the symbol that it read first
     def __init__(self):
         super().__init__()
         self.project = nn.Linear(24, 16, bias=False)  # wide: 16 × 24, its rows orthonormal

@@ -12,7 +12,7 @@ child = torch.arange(1, nodes)
 parent = (child - 1) // 2
 ball = geoopt.PoincareBall()
 embedding = nn.Embedding(nodes, 2, dtype=torch.float64)
-nn.init.uniform_(embedding.weight, -1e-3, 1e-3)  # inside; the default would begin at the rim
+nn.init.uniform_(embedding.weight, -1e-3, 1e-3)  # inside the ball; the default start is outside
 mn.declare(embedding, "weight", ball)
 optimizer = mn.RiemannianAdam(mn.param_groups(embedding), lr=1e-1)
 earlier = torch.arange(nodes) < child[:, None]  # the candidates for the parent of each node

@@ -20,11 +20,11 @@ class Block(nn.Module):
 torch.manual_seed(0)
 stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
 model = nn.Sequential(stem, Block(8), Block(8), nn.Flatten(), nn.Linear(512, 8))
-labels = torch.arange(256) % 8  # the class is the bright row; here stands your data
+labels = torch.arange(256) % 8  # the class is the bright row; your data goes here
 images = torch.rand(256, 1, 8, 8)
 images[torch.arange(256), 0, labels] += 0.5
 
-before = model(images)  # here stand pretrained weights: model.load_state_dict(...)
+before = model(images)  # in practice after model.load_state_dict(...)
 mn.declare_all(model, mn.rules.unit_norm(classifier="4"), project=True)
 assert torch.allclose(model(images), before, atol=1e-3)  # the same function: nothing is lost
 

@@ -9,7 +9,7 @@ from torch import nn
 import manifoldnet as mn
 
 
-def build():  # or from_pretrained: what it gives has no declarations
+def build():  # or from_pretrained, whose models have no declarations
     return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
 
 

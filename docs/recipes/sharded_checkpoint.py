@@ -31,7 +31,7 @@ first = train(*run)
 saved = dict(zip(("model", "optimizer"), get_state_dict(*run), strict=True))
 dcp.save(saved, checkpoint_id="checkpoint")
 whole = train(*run)
-for again in (start(shard=True), start(shard=False)):  # the second is whole on each process
+for again in (start(shard=True), start(shard=False)):  # the second is not sharded
     saved = dict(zip(("model", "optimizer"), get_state_dict(*again), strict=True))
     dcp.load(saved, checkpoint_id="checkpoint")
     set_state_dict(*again, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])

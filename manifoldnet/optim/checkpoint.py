@@ -23,7 +23,7 @@ from torch import Tensor
 from manifoldnet.geometry.settled import settle
 from manifoldnet.registry import unwrapped
 
-__all__ = ["align", "check_entries", "name_parameters", "saved_specs"]
+__all__ = ["align", "check_entries", "check_saved", "name_parameters", "saved_specs"]
 
 # State that is kept by optimizers of torch; anything else belongs to what wraps an optimizer.
 _STATE_OF_TORCH = frozenset(
@@ -33,6 +33,12 @@ _STATE_OF_TORCH = frozenset(
 )
 # Made by what is asked for, and so not in every state.
 _OPTIONAL = frozenset({"max_exp_avg_sq"})
+
+# Options by which optimizers of torch differ, and which no release has added to one of them.
+_OWN_OPTIONS = frozenset(
+    {"betas", "eps", "momentum", "dampening", "alpha", "centered", "lr_decay", "rho", "etas"}
+    | {"initial_accumulator_value", "step_sizes", "lambd", "t0", "momentum_decay", "ns_steps"}
+)
 
 # What belongs to the parameters of a group, not to its options.
 _PER_PARAMETER = {"params", "param_names", "manifolds", "model_order"}
@@ -112,6 +118,43 @@ def _check_form(saved: Any) -> None:
                         f"{key} of group {number} of the saved state has the entry {entry!r}, "
                         "which this library has not written: remove it, or save the state anew"
                     )
+
+
+def check_saved(groups: list[dict[str, Any]], saved: Any, optimizer: str) -> None:
+    """Check that a saved state is of an optimizer of the same kind over the same groups.
+
+    For optimizers under `constrain`, whose states torch loads: by position, with an error that
+    names no cause, or with none until the next step.
+
+    Args:
+        groups: the optimizer's `param_groups`.
+        saved: what `Optimizer.state_dict` gave.
+        optimizer: the name of the optimizer's class.
+
+    Raises:
+        ValueError: for a state of another optimizer or of other groups.
+    """
+    theirs = saved.get("param_groups") if isinstance(saved, Mapping) else None
+    if not theirs or not all(isinstance(g, Mapping) and "params" in g for g in theirs):
+        return  # no state of an optimizer, which torch itself refuses
+    sizes = [[len(g["params"]) for g in some] for some in (groups, theirs)]
+    own, others = ({k for g in some for k in g} & _OWN_OPTIONS for some in (groups, theirs))
+    if any("manifolds" in g for g in theirs):
+        of = "RiemannianSGD or RiemannianAdam"
+    elif own - others and others - own:
+        of = f"an optimizer of another kind (it has {', '.join(sorted(others))})"
+    elif sizes[0] == sizes[1]:
+        return
+    elif all("model_order" in g for g in theirs):
+        of = f"an optimizer of other declarations, with groups of {sizes[1]} parameters"
+    else:
+        of = f"an optimizer with groups of {sizes[1]} parameters (of plain training?)"
+    raise ValueError(
+        f"nothing was loaded: this checkpoint is of {of}, and this is {optimizer} under constrain "
+        f"with groups of {sizes[0]}. The moments of one do not fit the other: load the weights "
+        "alone (manifoldnet.load_state_dict) and go on with the optimizer as it is, or load what "
+        "the same optimizer saved with the same declarations and groups"
+    )
 
 
 def _is_name(entry: Any) -> bool:

@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 from manifoldnet import foreign, registry
 from manifoldnet.geometry import Polar
 from manifoldnet.optim import backends, displacement, memory, pairs
+from manifoldnet.optim.checkpoint import check_saved
 from manifoldnet.optim.checks import check_number, check_point, users_level
 from manifoldnet.optim.displacement import Displaced, Length, Lengths, Tangent, Weight
 from manifoldnet.optim.groups import Declared, described, spec_of, weight_of
@@ -79,7 +80,7 @@ def constrain(
     Weight decay of torch's optimizers, where it is decoupled, has no effect on a sphere, and under
     the scaled metric it shrinks slices in proportion, beside the step and its `length`. Copies and
     pickles of the optimizer keep the hooks; they refuse to step parameters that are no longer
-    declared.
+    declared. A checkpoint of a plain optimizer is refused where its groups or options differ.
 
     Args:
         optimizer: any instance of `torch.optim.Optimizer` that holds declared weights.
@@ -195,7 +196,7 @@ class _Constraint(StepHooks):
     def attached(self, optimizer: Optimizer) -> None:
         """Keep gains in checkpoints, and steps of declared weights without a warning."""
         optimizer.register_state_dict_post_hook(self.save_gains)
-        optimizer.register_load_state_dict_pre_hook(self.load_gains)
+        optimizer.register_load_state_dict_pre_hook(self.load)
         foreign.accept(optimizer)
 
     def look(self, optimizer: Optimizer) -> None:
@@ -291,8 +292,9 @@ class _Constraint(StepHooks):
             state["gains"] = {"values": values, "optimizer": self.gains.state_dict()}
         return state
 
-    def load_gains(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        """Take gains and their optimizer's state from a checkpoint."""
+    def load(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Check a checkpoint, and take gains and their optimizer's state from it."""
+        check_saved(optimizer.param_groups, state, type(optimizer).__name__)
         saved = state.get("gains")
         if self.gains is None or saved is None:
             if self.gains is not saved:

@@ -1,15 +1,15 @@
 """Any optimizer of torch in the moving frame of a scaling group.
 
-The balanced representative e^{As} w of the weights (`manifoldnet.symmetry.balance`) is the same for
-all parameterizations, and q = e^{−As} is a frame: a positive factor for each number, that a group
-element scales as the weights. A step of a base optimizer B (AdamW, Muon, …) is
+Balancing (`manifoldnet.symmetry.balance`) scales weights w by a group element to e^{As} w, which is
+the same for all weights of an orbit. The frame q = e^{−As} has a positive factor for each entry; a
+group element scales q and w alike. A step of a base optimizer B (AdamW, Muon, …) is
 
-    x̂ = w/q,  ĝ = q ∂L/∂w          B sees the balanced weights, and their gradient
-    x̂⁺ = B(x̂, ĝ)                   its own step, with its own state, weight decay included
+    x̂ = w/q,  ĝ = q ∂L/∂w          the balanced weights, and their gradient
+    x̂⁺ = B(x̂, ĝ)                   a step of B with its own state, weight decay included
     w ← w + q (x̂⁺ − x̂)
 
-As B sees the same numbers from w and from h·w, the run commutes with every group element h,
-whatever B computes. With each step the frame follows the weights (`moving_frame`).
+From w and from h·w, B gets the same numbers for every group element h. So the two runs differ by h
+alone, whatever B computes. The frame is updated with the weights in each step (`moving_frame`).
 """
 
 from __future__ import annotations
@@ -55,45 +55,48 @@ def make_invariant(
 ) -> _O | Sequence[_O]:
     """Let an optimizer of torch step in the moving frame of a scaling group, by its step hooks.
 
-    Runs from w and from h·w are the same for every element h of the group: losses are equal, and
-    the weights differ by h, up to rounding. Weights keep the parameterization that they have.
-    Class, state, groups and schedulers of the optimizer stay as they are, and so do its steps of
-    weights that the group does not scale. Weight decay, momentum and moments are those of the
-    balanced weights; choose the learning rate anew, for balanced weights. A closure is evaluated
-    before the step, once. The frame is in `state_dict()` as "moving_frame". Where anything else has
-    written to the weights (a checkpoint, an average), the frame is found anew before the next step;
-    among several processes it is carried along with a warning.
+    Runs from w and from h·w agree for every element h of the group: their losses are equal, and
+    their weights differ by h, up to rounding. In each step the optimizer sees the balanced weights
+    and their gradients; between steps the model keeps its own weights.
 
-    Gradients outside of the step are those of the weights as they are, so that clipping by their
-    norm, between `backward` and `step`, depends on the parameterization. Clip in the frame:
+    The optimizer keeps its class, state, groups and schedulers. Weights that the group does not
+    scale are stepped as before. Weight decay, momentum and moments refer to the balanced weights,
+    so choose the learning rate for balanced weights. A closure is evaluated once, before the step.
 
-        def clip(*_):  # torch takes nothing else than None, or new arguments
+    `state_dict()` holds the frame as "moving_frame". If something else has changed the weights (a
+    checkpoint, an average), the frame is computed anew before the next step. With several
+    processes the old frame is kept, with a warning.
+
+    Outside of the step, gradients are those of the model's own weights. Clipping their norm between
+    `backward` and `step` would depend on how the weights are scaled. Clip in a hook instead:
+
+        def clip(*_):  # must return None
             clip_grad_norm_(model.parameters(), 1.0)
 
         make_invariant(optimizer, model, group)
         optimizer.register_step_pre_hook(clip)
 
-    If the step raises, the weights that the group scales are put back, and all gradients; other
-    weights and the optimizer's state are as its step left them.
+    If the step raises, all gradients and the weights that the group scales are restored. Other
+    weights and the optimizer's state stay as the failed step left them.
 
-    A gradient that is zero but for rounding (a key's bias in attention) stays rounding, which
-    Adam divides by its own size: with eps below that, such weights move at random.
+    Some gradients are zero up to rounding, such as that of a key's bias in attention. Adam divides
+    by the size of a gradient, so such weights move at random unless eps is larger than the noise.
 
     Args:
-        optimizer: any instance of `torch.optim.Optimizer`, `manifoldnet.constrain`-ed or not; or
-            several that share the weights of the model, such as Muon and AdamW.
+        optimizer: any `torch.optim.Optimizer`, also one under `manifoldnet.constrain`; or several
+            that share the weights of the model, such as Muon and AdamW.
         model: the model whose weights they step.
-        group: scalings that leave its loss invariant, as of `manifoldnet.symmetry.discover`.
+        group: scalings that leave its loss invariant, as `manifoldnet.symmetry.discover` finds.
 
     Returns:
         The same object.
 
     Raises:
-        TypeError: if it is no optimizer of torch.
-        ValueError: for a group of another model, or without non-trivial generators; for declared
-            weights that it scales (their manifolds have frames of their own); for trainable weights
-            that it scales and none of the optimizers holds; for sharded weights; for optimizers
-            that have a moving frame already, or move weights several times within a step (LBFGS).
+        TypeError: for anything but optimizers of torch.
+        ValueError: for a group of another model, or one that changes no weight; if the group scales
+            declared weights (their manifolds have frames of their own), trainable weights that none
+            of the optimizers holds, or sharded weights; for optimizers that have a moving frame
+            already, or that move weights several times within a step (LBFGS).
     """
     optimizers: list[Any] = [optimizer]
     if isinstance(optimizer, Sequence):

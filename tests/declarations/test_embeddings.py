@@ -78,7 +78,42 @@ def test_training_leaves_the_row_and_checkpoints_keep_it() -> None:
     mn.load_state_dict(other, state)
     assert torch.equal(other[0].weight, model[0].weight)
     bad = {"0.weight": state["0.weight"] + 0.1}
-    with pytest.raises(ValueError, match="row 0"):
-        mn.load_state_dict(other, bad)
+    for project in (False, True):
+        with pytest.raises(ValueError, match="row 0"):
+            mn.load_state_dict(other, bad, project=project)
+        assert torch.equal(other[0].weight, model[0].weight)
+    bad["0.weight"][0] = 0
     mn.load_state_dict(other, bad, project=True)
     assert not bool(other[0].weight[0].any())
+
+
+@each_manifold
+def test_slices_with_values_are_not_cleared(kind_of) -> None:
+    layer = nn.Embedding(5, 3, padding_idx=0)
+    with torch.no_grad():
+        layer.weight[2:] = 2.0
+    before = layer.weight.detach().clone()
+    manifold = kind_of(zero_slices=(0, 2, 4))
+    with pytest.raises(NotOnManifoldError) as raised:
+        mn.declare(layer, "weight", manifold, project=True)
+    error = raised.value
+    assert str(error) == (
+        f"weight: row 2 has norm 3.46, row 4 has norm 3.46, and zero_slices of {manifold} would "
+        "set them to zero. Name in zero_slices the slices that are zero already (padding rows), or "
+        "set these to zero first"
+    )
+    assert (error.slices, error.count, error.total) == (("row 2", "row 4"), 2, 5)
+    assert mn.manifolds(layer) == {}
+    assert torch.equal(layer.weight, before)
+    columns = nn.Linear(3, 4)
+    with pytest.raises(NotOnManifoldError, match=r"weight: column 1 has norm .*\(dim=1, zero_"):
+        mn.declare_all(columns, {"weight": kind_of(1, zero_slices=(1,))}, project=True)
+
+
+def test_projection_restores_a_zero_row_that_has_moved() -> None:
+    layer = nn.Embedding(5, 3, padding_idx=0)
+    mn.declare(layer, "weight", PADDED, project=True)
+    with torch.no_grad():
+        layer.weight += 0.01
+    mn.project_(layer)
+    assert not bool(layer.weight[0].any())

@@ -84,8 +84,8 @@ class Net(nn.Module):
             if not manifold.check_point(torch.empty(shape, device="meta")):
                 continue  # a unit vector of one number has nowhere to go
             w = torch.randn(shape, generator=source, dtype=torch.float64)
-            self.register_parameter(f"w{i}", nn.Parameter(w))
-            mn.declare(self, f"w{i}", manifold, project=True)
+            self.register_parameter(f"w{i}", nn.Parameter(manifold.projx(w)))
+            mn.declare(self, f"w{i}", manifold)
         self.free = nn.Parameter(torch.randn(6, 3, generator=source, dtype=torch.float64))
 
 

@@ -80,8 +80,12 @@ def test_a_line_is_dashed_where_final_errors_are_extended(drawn):
 def test_the_legend_counts_diverged_runs(drawn):
     legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in drawn]
     assert legends == [
-        ["b-sgd (n = 2, 1 diverged)", "sm (n = 1)", "un (all 2 diverged)"],
-        ["b-sgd (n = 1)"],
+        [
+            "plain SGD (n = 2, 1 diverged)",
+            "scaled metric, additive (n = 1)",
+            "unit norm (all 2 diverged)",
+        ],
+        ["plain SGD (n = 1)"],
     ]
 
 

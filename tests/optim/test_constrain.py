@@ -518,6 +518,48 @@ def test_undeclared_parameters_move_bit_for_bit_as_without() -> None:
     assert torch.equal(model.head.weight, other.head.weight)
 
 
+@pytest.mark.parametrize(
+    ("saved", "said"),
+    [
+        (
+            lambda m: torch.optim.AdamW(m.parameters()),
+            r"of an optimizer with groups of \[8\] parameters \(of plain training\?\), and this is "
+            r"AdamW under constrain with groups of \[2, 6\]",
+        ),
+        (
+            lambda m: torch.optim.SGD(groups(m), momentum=0.9),
+            r"kind \(it has dampening, momentum\)",
+        ),
+        (lambda m: mn.RiemannianAdam(groups(m)), "is of RiemannianSGD or RiemannianAdam"),
+        (
+            lambda m: mn.undeclare(m, "hidden.weight") or torch.optim.AdamW(groups(m)),
+            r"other declarations, with groups of \[1, 7\]",
+        ),
+    ],
+    ids=["plain", "momentum", "riemannian", "other declarations"],
+)
+def test_checkpoints_of_other_optimizers_are_refused(
+    saved: Callable[[Any], Any], said: str
+) -> None:
+    other = saved(declared(mn.Oblique()))
+    model = declared(mn.Oblique())
+    optimizer = mn.constrain(torch.optim.AdamW(groups(model), lr=1e-2))
+    train(model, optimizer, 2)
+    with pytest.raises(ValueError, match=said) as raised:
+        optimizer.load_state_dict(other.state_dict())
+    assert "load the weights alone" in str(raised.value)
+    train(model, optimizer, 1)
+
+
+def test_a_checkpoint_of_a_close_relative_is_loaded() -> None:
+    model = declared(mn.Oblique())
+    adam = mn.constrain(torch.optim.Adam(groups(model), lr=1e-2))
+    train(model, adam, 2)
+    optimizer = mn.constrain(torch.optim.AdamW(groups(model), lr=1e-2))
+    optimizer.load_state_dict(adam.state_dict())
+    train(model, optimizer, 1)
+
+
 def test_a_run_resumes_bit_for_bit() -> None:
     whole = declared(mn.ScaledEuclidean())
     optimizer = mn.constrain(torch.optim.AdamW(whole.parameters(), lr=1e-2))

@@ -24,24 +24,38 @@ class Update:
     Attributes:
         rule: name of the factory in `manifoldnet.rules`; None declares nothing (Euclidean weights).
         options: keyword arguments of that factory, besides ``classifier="head"``.
+        words: its name in the legends of pictures.
         summary: one line for people.
     """
 
+    words: str
     summary: str
     rule: str | None = None
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
-def _update(summary: str, rule: str, retraction: str) -> Update:
-    return Update(summary, rule, MappingProxyType({"retraction": retraction}))
+def _update(words: str, summary: str, rule: str, retraction: str) -> Update:
+    return Update(words, summary, rule, MappingProxyType({"retraction": retraction}))
 
 
 UPDATES: Mapping[str, Update] = MappingProxyType(
     {
-        "b-sgd": Update("balanced SGD: Euclidean updates from a unit-norm start"),
-        "sm": _update("scaled metric, additive step (Table 1)", "scaled_metric", "additive"),
-        "sm-geodesic": _update("scaled metric, exact geodesic step", "scaled_metric", "geodesic"),
-        "un": _update("unit-norm filters, projective step (Table 1)", "unit_norm", "projective"),
+        "b-sgd": Update("plain SGD", "balanced SGD: Euclidean updates from a unit-norm start"),
+        "sm": _update(
+            "scaled metric, additive",
+            "scaled metric, additive step (Table 1)",
+            *("scaled_metric", "additive"),
+        ),
+        "sm-geodesic": _update(
+            "scaled metric, geodesic",
+            "scaled metric, exact geodesic step",
+            *("scaled_metric", "geodesic"),
+        ),
+        "un": _update(
+            "unit norm",
+            "unit-norm filters, projective step (Table 1)",
+            *("unit_norm", "projective"),
+        ),
     }
 )
 """The updates of the comparison, by name."""
@@ -51,6 +65,11 @@ ABBREVIATIONS = (
     "norms (UN)"
 )
 """The names of the updates in words, for reports."""
+
+
+def in_words(update: str) -> str:
+    """The name of an update, or of AdamW on free weights, in legends of pictures."""
+    return UPDATES[update].words if update in UPDATES else {"adamw": "AdamW"}.get(update, update)
 
 
 def declare(network: nn.Module, update: str) -> None:

@@ -22,7 +22,7 @@ from manifoldnet.experiments.papers.segnet.config import (
     SegmentationRecord,
     scores,
 )
-from manifoldnet.experiments.papers.updates import ABBREVIATIONS, UPDATES
+from manifoldnet.experiments.papers.updates import ABBREVIATIONS, UPDATES, in_words
 from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, panel, svg
 from manifoldnet.experiments.records import runs_frame
 from manifoldnet.experiments.report import (
@@ -176,7 +176,9 @@ def _draw(found: Sequence[SegmentationRecord]) -> bytes:
             axes.fill_between(
                 percent.index, percent["min"], percent["max"], color=colour, alpha=0.13
             )
-            axes.plot(percent.index, percent["mean"], color=colour, label=update, lw=1.4)
+            axes.plot(
+                percent.index, percent["mean"], color=colour, label=in_words(str(update)), lw=1.4
+            )
         axes.set_ylim(0, 100)
     figure.axes[0].set_ylabel("validation images (%)", color=INK)
     if figure.axes[0].lines:

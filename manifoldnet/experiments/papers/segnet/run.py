@@ -37,7 +37,7 @@ from manifoldnet.experiments.papers.segnet.config import (
 from manifoldnet.experiments.papers.segnet.data import Scenes, augment, class_weights
 from manifoldnet.experiments.papers.segnet.network import SegNet
 from manifoldnet.experiments.papers.segnet.report import PREDICTIONS, WITHOUT_PHOTOGRAPHS
-from manifoldnet.experiments.papers.updates import declare
+from manifoldnet.experiments.papers.updates import declare, in_words
 from manifoldnet.experiments.plotting import new_figure, png
 
 _EVALUATION_BATCH = 8
@@ -194,8 +194,9 @@ def write_predictions(
             classes = predict(network, pictures)
         errors = torch.where(masks == classes, 0, 1)
         errors[masks == len(data.classes)] = 2
-        seen[config.update] = alone[config.update] = _coloured(classes, COLOURS)
-        alone[f"{config.update}: wrong"] = _coloured(errors, ((255, 255, 255), _WRONG, (0, 0, 0)))
+        name = in_words(config.update)
+        seen[name] = alone[name] = _coloured(classes, COLOURS)
+        alone[f"{name}: wrong"] = _coloured(errors, ((255, 255, 255), _WRONG, (0, 0, 0)))
     _draw(folder / PREDICTIONS, seen, data)
     _draw(folder / WITHOUT_PHOTOGRAPHS, alone, data)
     return folder / PREDICTIONS

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.papers.symmetry.cells import FIGURE3, Cell
 from manifoldnet.experiments.papers.symmetry.config import Record
+from manifoldnet.experiments.papers.updates import in_words
 from manifoldnet.experiments.plotting import (
     COLOURS,
     INK,
@@ -75,7 +76,7 @@ def figure3(epochs: pd.DataFrame, runs: dict[Cell, pd.DataFrame]) -> bytes:
             mean, deviation = line.mean(axis=1), line.std(axis=1).fillna(0.0)
             lost = f", {diverged} diverged" if diverged else ""
             counts = f"n = {n}{lost}" if n else f"all {diverged} diverged"
-            label = f"{cell.update} ({counts})"
+            label = f"{in_words(cell.update)} ({counts})"
             whole = min(line.attrs["lengths"], default=0)
             band(axes, cell.update, mean, mean - deviation, mean + deviation, whole, label)
             # The band may leave the picture: one bad run among ten would take half of the height.
@@ -134,7 +135,7 @@ def plot_test_error(records: Sequence[Record], path: Path, title: str) -> None:
     for update in sorted(drawn, key=lambda update: -drawn[update].mean(axis=1).iloc[-1]):
         line = drawn[update]
         mean = line.mean(axis=1)
-        label = f"{update}  {mean.iloc[-1]:.2f}%"
+        label = f"{in_words(update)}  {mean.iloc[-1]:.2f}%"
         band(axes, update, mean, line.min(axis=1), line.max(axis=1), label=label)
     if drawn:
         values = [value for line in drawn.values() for value in line.to_numpy().flat]

@@ -44,7 +44,7 @@ from manifoldnet.experiments.data import Dataset, load, seeded_generator, split
 from manifoldnet.experiments.errors import ExperimentError
 from manifoldnet.experiments.files import write_text
 from manifoldnet.experiments.papers.symmetry import networks
-from manifoldnet.experiments.papers.updates import declare
+from manifoldnet.experiments.papers.updates import declare, in_words
 from manifoldnet.experiments.plotting import COLOURS, INK, MUTED, new_figure, style, write_svg_pair
 from manifoldnet.experiments.progress import StatusLine
 from manifoldnet.experiments.report import csv_text
@@ -277,11 +277,11 @@ def _headline(pairs: Sequence[Pair]) -> str:
     papers = [pair for pair in pairs if pair.setting.symmetry == "paper"]
     apart = {pair.update for pair in papers if pair.difference > SAME}
     updates = dict.fromkeys(pair.update for pair in papers)
-    keep = " and ".join(update for update in updates if update not in apart) or "no update"
-    lose = " and ".join(update for update in updates if update in apart) or "any other"
+    keep = "; ".join(in_words(update) for update in updates if update not in apart)
+    lose = "; ".join(in_words(update) for update in updates if update in apart)
     return (
-        "Rescaled by the paper's symmetries, a network trains in the same way with "
-        f"{keep}, not with {lose}\n"
+        "Rescaled by the paper's symmetries, a network trains in the same way with: "
+        f"{keep or 'no update'}\nbut not with: {lose or 'any other'}\n"
         "(wide line: from the original weights; thin line: rescaled by factors 1/1000 … 1000)"
     )
 
@@ -293,7 +293,9 @@ def _panel(axes: Axes, pair: Pair, highest: float) -> None:
     axes.plot(pair.losses, color=colour, alpha=0.5, linewidth=5, solid_capstyle="butt")
     axes.plot([min(loss, highest) for loss in pair.scaled], color=INK, linewidth=0.9)
     axes.set_xlim(0, max(len(pair.losses) - 1, 1))
-    axes.set_title(pair.update, loc="left", fontsize=10, fontweight="bold", color=colour, pad=3)
+    axes.set_title(
+        in_words(pair.update), loc="left", fontsize=10, fontweight="bold", color=colour, pad=3
+    )
     same = pair.difference <= SAME
     font: dict[str, Any] = {"fontsize": 9, "fontweight": "bold" if same else "normal", "color": INK}
     axes.text(0.98, 0.97, _verdict(pair), font, transform=axes.transAxes, ha="right", va="top")
