@@ -228,6 +228,7 @@ def declare_all(
     report = DeclarationReport()
     plan = []
     for prefix, module in model.named_modules():
+        registry.refuse_flattening(module)
         for local, parameter in module._parameters.items():
             if parameter is None:
                 continue
@@ -440,10 +441,12 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
         )
     *path, local = name.split(".")
     owner, found = module, []
+    registry.refuse_flattening(module)
     for part in path:
         inner = owner._modules.get(part)
         if inner is None:
             break
+        registry.refuse_flattening(inner)
         owner = inner
         found.append(part)
     complete = len(found) == len(path)
