@@ -228,6 +228,7 @@ def declare_all(
     report = DeclarationReport()
     plan = []
     for prefix, module in model.named_modules():
+        registry.refuse_flattening(module)
         for local, parameter in module._parameters.items():
             if parameter is None:
                 continue
@@ -272,19 +273,22 @@ class DeclarationReport(dict[str, Manifold]):
     def __str__(self) -> str:
         """A table: under each manifold, and under "free", names and reasons.
 
-        Names that differ only in numbers share a line, such as `blocks.*.q.weight (12)`.
+        Names that differ only in numbers share a line, such as `blocks.*.q.weight (12)`; so do all
+        parameters of fewer than two dimensions, by their number.
         """
         sections: dict[str, dict[tuple[str, str], list[str]]] = {}
         manifolds: dict[str, Manifold | None] = {**self, **dict.fromkeys(self.free)}
         for name, manifold in manifolds.items():
             rows = sections.setdefault("free" if manifold is None else repr(manifold), {})
             reason = self.free[name] if manifold is None else self.why.get(name, "")
-            rows.setdefault((name_pattern(name), reason), []).append(name)
-        lines = [
-            (title, label[0] if len(label) == 1 else f"{pattern} ({len(label)})", reason)
-            for title, rows in sections.items()
-            for (pattern, reason), label in rows.items()
-        ]
+            pattern = "" if reason == FEW_DIMENSIONS else name_pattern(name)
+            rows.setdefault((pattern, reason), []).append(name)
+        lines = []
+        for title, rows in sections.items():
+            for (pattern, reason), names in rows.items():
+                count = len(names)
+                several = f"{pattern} ({count})" if pattern else f"{count} parameters"
+                lines.append((title, names[0] if count == 1 else several, reason))
         width = max((len(label) for _, label, _ in lines), default=0)
         text, last = [], None
         for title, label, reason in lines:
@@ -295,8 +299,8 @@ class DeclarationReport(dict[str, Manifold]):
         return "\n".join(text)
 
 
-_FEW_DIMENSIONS = "fewer than two dimensions"
-_PLAIN_REASONS = ("left free by the rule", _FEW_DIMENSIONS)
+FEW_DIMENSIONS = "fewer than two dimensions"
+_PLAIN_REASONS = ("left free by the rule", FEW_DIMENSIONS)
 
 
 def name_pattern(name: str) -> str:
@@ -353,7 +357,7 @@ class _Everywhere:
         if is_lazy(parameter):
             return ""  # for `_declare` to refuse
         if parameter.ndim < 2:
-            return _FEW_DIMENSIONS
+            return FEW_DIMENSIONS
         try:
             self.manifold.assert_check_point(parameter, name=name)
         except (TypeError, ValueError) as error:
@@ -440,10 +444,12 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
         )
     *path, local = name.split(".")
     owner, found = module, []
+    registry.refuse_flattening(module)
     for part in path:
         inner = owner._modules.get(part)
         if inner is None:
             break
+        registry.refuse_flattening(inner)
         owner = inner
         found.append(part)
     complete = len(found) == len(path)

@@ -53,6 +53,8 @@ __all__ = [
     "qualified",
     "records",
     "refresh",
+    "refuse_flat_parameter",
+    "refuse_flattening",
     "unwrapped",
     "version",
 ]
@@ -433,10 +435,39 @@ def check_module(model: nn.Module) -> None:
         raise TypeError(f"give the module that holds the weights, not a {type(model).__name__}")
 
 
+_FLATTENING = (
+    "in FullyShardedDataParallel: the old FSDP of torch (FSDP1) flattens weights, which have no "
+    "rows and columns then, and is not supported. Shard with torch.distributed.fsdp.fully_shard "
+    "(FSDP2) instead, and make the optimizer after it"
+)
+
+
+def refuse_flattening(module: nn.Module) -> None:
+    """Raise ValueError for a module that torch's old FSDP has wrapped."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel):
+        raise ValueError(f"the weights are wrapped {_FLATTENING}")
+
+
+def refuse_flat_parameter(p: Tensor) -> None:
+    """Raise ValueError for a parameter of torch's old FSDP that stands for declared weights."""
+    if not getattr(p, "_fsdp_flattened", False):
+        return
+    found = find(p)
+    names = [found.label] if found is not None else []
+    for info in getattr(p, "_param_infos", ()):  # of a parameter that several weights make up
+        declared = Declarations.of(info.module)
+        if declared is not None and info.param_name in declared.manifolds:
+            names.append(qualified(info.module_name, info.param_name))
+    if names:
+        raise ValueError(f"{names[0]} is declared, and is wrapped {_FLATTENING}")
+
+
 def declared_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Declarations]]:
     """The modules of a model that have declarations, with their qualified names."""
     check_module(model)
     for prefix, module in model.named_modules():
+        refuse_flattening(module)
         declarations = Declarations.of(module)
         if declarations is not None:
             yield prefix, module, declarations
@@ -454,7 +485,8 @@ def declared_parameters(
     Raises:
         TypeError: if `model` is no module.
         RuntimeError: if a declared parameter is gone from its module.
-        ValueError: if one tensor is declared on two different manifolds.
+        ValueError: if one tensor is declared on two different manifolds, or torch's old FSDP has
+            flattened weights of the model.
     """
     seen: dict[int, tuple[str, Manifold]] = {}
     for prefix, module, declarations in declared_modules(model):

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from manifoldnet.dataflow import Use, uses
+from manifoldnet.declarations import FEW_DIMENSIONS
 from manifoldnet.geometry import Manifold, Oblique, Retraction, ScaledEuclidean, from_spec
 from manifoldnet.geometry.settled import settle
 
@@ -131,6 +132,8 @@ class _ByLayer:
     def why(self, name: str, module: nn.Module, parameter: nn.Parameter) -> str:
         """The reason of the answer, for the report of `declare_all`."""
         layer, _, local = name.rpartition(".")
+        if parameter.ndim < 2:
+            return FEW_DIMENSIONS
         if local != "weight" or not isinstance(module, _LAYERS + _TRANSPOSED):
             return "no weight of a linear or convolution layer"
         return "the classifier" if layer in self.classifier else "filters of a hidden layer"
@@ -165,7 +168,7 @@ def transformer(
             `ScaledEuclidean`, or a function of your own, such as
             `lambda dim: Oblique(dim, retraction="geodesic")`.
         head: the manifold of heads, the matrices whose outputs leave the model; free if left out,
-            since their length is the sharpness of the softmax. A tied head gets it as well.
+            since their length sets the sharpness of the softmax. A tied head gets it as well.
 
     Returns:
         A rule for `declare_all`.
@@ -245,7 +248,7 @@ class _Transformer:
         for p in model.parameters():
             use = found.get(id(p), _UNKNOWN)
             if p.ndim < 2:
-                answers[id(p)] = None, "fewer than two dimensions"
+                answers[id(p)] = None, FEW_DIMENSIONS
             else:
                 answers[id(p)] = self._answer(use, zero.get(id(p)))
         return _Chosen(answers)
@@ -255,7 +258,7 @@ class _Transformer:
         why = use.why or _REASONS.get(use.role, "")
         if use.role == "head" or (use.role == "tied" and self.head is not None):
             if self.head is None:
-                return None, f"{why}: its length is the sharpness of the softmax"
+                return None, f"{why}: its length sets the sharpness of the softmax"
             return self.head, why
         if use.dim is None or not use.role:
             return None, why

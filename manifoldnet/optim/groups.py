@@ -126,7 +126,12 @@ class GroupWork:
 
 
 def weight_of(p: Tensor) -> Plain:
-    """The record of a parameter. Euclidean weights, declared or not, are plain."""
+    """The record of a parameter. Euclidean weights, declared or not, are plain.
+
+    Raises:
+        ValueError: for a parameter of torch's old FSDP that stands for declared weights.
+    """
+    registry.refuse_flat_parameter(p)
     manifold = registry.manifold_of(p)
     if manifold is None or isinstance(manifold, Euclidean):
         return Plain(p)

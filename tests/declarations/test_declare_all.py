@@ -182,16 +182,25 @@ def test_the_report_prints_what_was_declared_what_is_free_and_why() -> None:
     report = mn.declare_all(model, mn.rules.unit_norm("head"), project=True)
     assert str(report).splitlines() == [
         "Oblique(dim=0)",
-        "  blocks.*.q.weight (12)     filters of a hidden layer",
-        "  blocks.*.o.weight (12)     filters of a hidden layer",
+        "  blocks.*.q.weight (12)  filters of a hidden layer",
+        "  blocks.*.o.weight (12)  filters of a hidden layer",
         "free",
-        "  embed.weight               no weight of a linear or convolution layer",
-        "  blocks.*.q.bias (12)       no weight of a linear or convolution layer",
-        "  blocks.*.o.bias (12)       no weight of a linear or convolution layer",
-        "  blocks.*.norm.weight (11)  no weight of a linear or convolution layer",
-        "  blocks.*.norm.bias (11)    no weight of a linear or convolution layer",
-        "  head.weight                the classifier",
-        "  head.bias                  no weight of a linear or convolution layer",
+        "  embed.weight            no weight of a linear or convolution layer",
+        "  47 parameters           fewer than two dimensions",
+        "  head.weight             the classifier",
+    ]
+
+
+def test_the_report_counts_parameters_of_few_dimensions() -> None:
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 5))
+    lines = str(mn.declare_all(model, mn.rules.transformer(tokens), project=True)).splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "Oblique(dim=0)",
+        "0.weight vectors of an embedding",
+        "free",
+        "3 parameters fewer than two dimensions",
+        "2.weight a head: its length sets the sharpness of the softmax",
     ]
 
 

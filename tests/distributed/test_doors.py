@@ -8,7 +8,7 @@ import pytest
 import torch
 from ranks import Ranks, mesh, rank
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -429,3 +429,37 @@ def test_an_optimizer_from_before_sharding_is_refused(
     error = two.agreed(_sharded_after_the_optimizer, maker, stepped, part)
     assert "is not declared now" in error
     assert "after fully_shard" in error
+
+
+def _in_the_old_fsdp(whole: bool) -> list[str]:
+    """The errors of the doors for a model in torch's old FSDP, with its weights whole or not."""
+
+    def wrapped(declare: bool) -> nn.Module:
+        model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Tanh(), nn.Linear(4, 2))
+        if declare:
+            mn.declare(model, "0.weight", mn.Oblique(), project=True)
+        device = torch.device("cpu")
+        return nn.Sequential(
+            FullyShardedDataParallel(model, use_orig_params=whole, device_id=device)
+        )
+
+    free, declared = wrapped(False), wrapped(True)
+    adam = torch.optim.AdamW(declared.parameters())
+    doors: list[Callable[[], Any]] = [
+        lambda: mn.declare(free, "0.0.weight", mn.Oblique(), project=True),
+        lambda: mn.declare_all(free, mn.Oblique(), project=True),
+        lambda: mn.verify(declared),
+        lambda: mn.param_groups(declared),
+        lambda: mn.RiemannianAdam(declared.parameters()),
+        lambda: mn.constrain(adam),
+    ]
+    mn.RiemannianAdam(free.parameters())  # nothing of it is declared
+    return [_counts(door)[0] for door in doors]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("whole", [False, True], ids=["flat", "original"])
+def test_the_old_fsdp_is_refused_by_name(two: Ranks, whole: bool) -> None:
+    for error in two.agreed(_in_the_old_fsdp, whole):
+        assert "in FullyShardedDataParallel: the old FSDP of torch (FSDP1)" in error
+        assert "fully_shard (FSDP2)" in error
