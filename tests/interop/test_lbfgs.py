@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
+from manifoldnet.interop import lbfgs
 from manifoldnet.interop.lbfgs import LBFGS, Pair, descent_direction, line_search
 from manifoldnet.interop.pymanopt import (
     SOLVERS,
@@ -133,32 +134,49 @@ def test_curvature_is_learned() -> None:
     assert costs["lbfgs"] < 0.1 < 10 < costs["steepest-descent"]
 
 
-def test_steps_lower_the_cost_and_all_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    solver = LBFGS(memory=2, max_iterations=7, min_step_size=0, log_verbosity=1)
+def eigenvectors(calls: list[object]) -> pymanopt.Problem:
+    """xᵀ diag(1, …, 5) x on the sphere; points are noted."""
     sphere = pymanopt.manifolds.Sphere(5)
     a = np.diag(np.arange(1.0, 6.0))
-    calls = []
 
-    @pymanopt.function.numpy(sphere)
     def cost(x):
         calls.append(x)
         return x @ a @ x
 
-    problem = pymanopt.Problem(
-        sphere,
-        cost,
-        riemannian_gradient=pymanopt.function.numpy(sphere)(
-            lambda x: sphere.projection(x, 2 * a @ x)
-        ),
-    )
+    def gradient(x):
+        return sphere.projection(x, 2 * a @ x)
+
+    wrap = pymanopt.function.numpy(sphere)
+    return pymanopt.Problem(sphere, wrap(cost), riemannian_gradient=wrap(gradient))
+
+
+def test_pairs_are_transported_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, off = [], []
+
+    def noted(manifold, x, gradient, pairs):
+        sizes.append(len(pairs))
+        off.extend(abs(float(x @ u)) for pair in pairs for u in pair)
+        return descent_direction(manifold, x, gradient, pairs)
+
+    monkeypatch.setattr(lbfgs, "descent_direction", noted)
+    start = np.ones(5) / math.sqrt(5)
+    LBFGS(memory=2, max_iterations=6, **QUIET).run(eigenvectors([]), initial_point=start)
+    assert sizes == [0, 1, 2, 2, 2, 2]
+    assert max(off) < 1e-14
+
+
+def test_steps_lower_the_cost_and_all_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    solver = LBFGS(memory=2, max_iterations=7, min_step_size=0, log_verbosity=1)
+    calls: list[object] = []
+    problem = eigenvectors(calls)
     start = np.ones(5) / math.sqrt(5)
     result = solver.run(problem, initial_point=start)
     costs = result.log["iterations"]["cost"]
     assert len(costs) == result.iterations + 1 == 8
     assert costs == sorted(costs, reverse=True)
-    assert result.cost == costs[-1] == cost(result.point)
-    assert result.cost_evaluations == len(calls) - 1
+    assert result.cost_evaluations == len(calls)
+    assert result.cost == costs[-1] == problem.cost(result.point)
     assert "max iterations" in result.stopping_criterion
     assert len(capsys.readouterr().out.splitlines()) >= 8
     more = LBFGS(max_cost_evaluations=4, **QUIET).run(problem, initial_point=start)
