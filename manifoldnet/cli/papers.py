@@ -16,21 +16,25 @@ from manifoldnet.experiments.errors import require
 from manifoldnet.experiments.papers.scale_invariant import studies as scale_invariant
 from manifoldnet.experiments.papers.segnet import studies as segnet
 from manifoldnet.experiments.papers.symmetry import studies as symmetry
-from manifoldnet.experiments.papers.symmetry.moving_frame import rescaled
+from manifoldnet.experiments.papers.symmetry.moving_frame import rescaled, table
 from manifoldnet.experiments.papers.symmetry.moving_frame import studies as moving_frame
 from manifoldnet.experiments.study import Options, Study, Sweep
 
 _SAME_COMMAND = "; finished runs are kept. Go on with the same command"
 
 PAPERS: Mapping[str, Mapping[str, Study]] = {
-    "symmetry": symmetry.STUDIES | segnet.STUDIES | moving_frame.STUDIES | rescaled.STUDIES,
+    "symmetry": symmetry.STUDIES
+    | segnet.STUDIES
+    | moving_frame.STUDIES
+    | table.STUDIES
+    | rescaled.STUDIES,
     "scale-invariant": scale_invariant.STUDIES,
 }
 
 # By the experiment of the records: the module with the schema, and the one with the report.
 _REPORTS = {
     paper.EXPERIMENT: (paper.SCHEMA, paper.REPORT)
-    for paper in (symmetry, segnet, moving_frame, rescaled, scale_invariant)
+    for paper in (symmetry, segnet, moving_frame, table, rescaled, scale_invariant)
 } | {"": (symmetry.SCHEMA, symmetry.REPORT)}
 
 

@@ -5,7 +5,9 @@
 
 The manifold of a model is the product of the manifolds of its weights. The solver works on one
 vector in numpy; cost, gradient and Hessian-vector products come from autograd through
-`manifoldnet.objective.Objective`. On a processor arrays and tensors share memory.
+`manifoldnet.objective.Objective`. On a processor arrays and tensors share memory. With a scaling
+group, the weights that it scales have the metric of its moving frame, which the group leaves
+invariant.
 
 Source: [townsend2016pymanopt]; trust regions are those of [absil2008optimization].
 """
@@ -26,11 +28,24 @@ import torch
 from pymanopt.optimizers.optimizer import Optimizer, OptimizerResult
 from torch import Tensor, nn
 
-from manifoldnet.geometry import Manifold, Slices, from_geoopt
+from manifoldnet.geometry import Manifold, Product, Slices, from_geoopt
 from manifoldnet.geometry.validation import raise_if
+from manifoldnet.interop.lbfgs import LBFGS
 from manifoldnet.objective import Objective
+from manifoldnet.symmetry import ScalingGroup
+from manifoldnet.symmetry.balance import balancing_scales, weights_of
+from manifoldnet.symmetry.model_check import check_model, check_undeclared
+from manifoldnet.symmetry.orbit import Orbit
 
-__all__ = ["SOLVERS", "Array", "PymanoptManifold", "minimize", "to_pymanopt"]
+__all__ = [
+    "LBFGS",
+    "SOLVERS",
+    "Array",
+    "MovingFrameManifold",
+    "PymanoptManifold",
+    "minimize",
+    "to_pymanopt",
+]
 
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 """A point or vector of pymanopt."""
@@ -39,6 +54,7 @@ SOLVERS: Mapping[str, type[Optimizer]] = MappingProxyType(
     {
         "trust-regions": pymanopt.optimizers.TrustRegions,
         "conjugate-gradient": pymanopt.optimizers.ConjugateGradient,
+        "lbfgs": LBFGS,
         "steepest-descent": pymanopt.optimizers.SteepestDescent,
     }
 )
@@ -54,6 +70,8 @@ def minimize(
     solver: str = "trust-regions",
     *,
     dtype: torch.dtype = torch.float64,
+    group: ScalingGroup | None = None,
+    max_passes: int | None = None,
     **options: Any,
 ) -> OptimizerResult:
     """Minimize a loss over all trainable parameters of a model, on their manifolds.
@@ -68,8 +86,13 @@ def minimize(
         model: with its declarations; changed in place at the end.
         loss_closure: called without arguments, returns the loss on the whole batch, without
             `backward()`.
-        solver: a key of `SOLVERS`; "conjugate gradients" and the like are understood.
+        solver: a key of `SOLVERS`; "conjugate gradients", "L-BFGS" and the like are understood.
         dtype: the type of the arithmetic; the model keeps its own.
+        group: scalings that leave the loss invariant, as of `manifoldnet.symmetry.discover`. The
+            weights that it scales then have the metric of its moving frame, so that runs from w and
+            from h·w are the same for every element h, up to rounding.
+        max_passes: over the batch, after which the solver stops at its best point: a loss or a
+            gradient counts as one, a Hessian-vector product as two.
         options: of the solver: `max_iterations`, `min_gradient_norm`, `max_time`, …, and
             `verbosity` (0 is silent, 2 prints a line for each iteration).
 
@@ -79,36 +102,37 @@ def minimize(
         Hessian-vector products so far: `costs`, `gradients`, `hessians`.
 
     Raises:
-        TypeError: if `model` is no module, `loss_closure` no function, or `solver` no string.
-        ValueError: for an unknown solver or option, and for a loss that
-            `manifoldnet.objective.Objective` refuses. The model is then unchanged.
+        TypeError: if `model` is no module, `loss_closure` no function, `solver` no string, or
+            `group` no group of scalings.
+        ValueError: for an unknown solver or option, for `max_passes` below 1, for a loss that
+            `manifoldnet.objective.Objective` refuses, and for a group of another model, without
+            non-trivial generators, or that scales declared weights. The model is then unchanged.
         KeyboardInterrupt: when interrupted; the model has the best point so far.
     """
     solver = _known_solver(solver)
     optimizer, run_options = _make_solver(solver, options)
-    with Objective(model, loss_closure, dtype) as objective:
+    if max_passes is not None and (not isinstance(max_passes, int) or max_passes < 1):
+        raise ValueError(f"max_passes must be a whole number, at least 1, not {max_passes!r}")
+    objective = Objective(model, loss_closure, dtype)
+    manifold = _manifold_of(model, objective, group, dtype)
+    with objective:
         if solver == "trust-regions":
             _check_hessians(objective)
             objective.restart()
-        manifold = to_pymanopt(objective.manifold, (objective.manifold.size,), dtype)
-        problem = _Problem(objective, manifold, hessians=solver == "trust-regions")
+        problem = _Problem(objective, manifold, solver == "trust-regions", max_passes or math.inf)
         start = to_array(objective.start.clone())
         try:
             result = optimizer.run(problem.of_pymanopt(), initial_point=start, **run_options)
-        except _StationaryPointError as reached:  # solvers divide by the length of the gradient
-            result = problem.result(reached.point)
+        except _StopError as stopped:
+            result = problem.result(*stopped.args)
         objective.keep(to_tensor(result.point))
     result.log = (result.log or {"optimizer": str(optimizer)}) | {"iterations": problem.rows}
     _warn_if_stalled(result, dtype)
     return result
 
 
-class _StationaryPointError(Exception):
-    """Raised at a point where the gradient is 0."""
-
-    def __init__(self, point: Array) -> None:
-        super().__init__()
-        self.point = point
+class _StopError(Exception):
+    """Raised to end a run: the point that it ends at, its cost, and the reason."""
 
 
 class _Problem:
@@ -118,11 +142,15 @@ class _Problem:
         objective: the objective to minimize.
         manifold: its manifold.
         hessians: the solver uses Hessians.
+        most: passes over the batch, after which the run ends.
     """
 
-    def __init__(self, objective: Objective, manifold: PymanoptManifold, hessians: bool) -> None:
+    def __init__(
+        self, objective: Objective, manifold: PymanoptManifold, hessians: bool, most: float
+    ) -> None:
         self.objective, self.manifold, self.hessians = objective, manifold, hessians
-        self.best = math.inf
+        self.most = most
+        self.best, self.point = math.inf, to_array(objective.start.clone())
         names = "time", "cost", "gradient_norm", "costs", "gradients", "hessians"
         self.rows: dict[str, list[float]] = {name: [] for name in names}
         self._began = time.perf_counter()
@@ -138,54 +166,85 @@ class _Problem:
         )
 
     def cost(self, x: Array) -> float:
+        self.check_passes()
         value = self.objective.cost(to_tensor(x))
         if value < self.best:
-            self.best = value
+            self.best, self.point = value, x.copy()
             self.objective.keep(to_tensor(x))
         return value
 
     def gradient(self, x: Array) -> Array:
-        point = to_tensor(x)
-        gradient = self.objective.gradient(point, differentiable=self.hessians)
+        cost = self.cost(x)
+        self.check_passes()
+        gradient = self.objective.gradient(to_tensor(x), differentiable=self.hessians)
         result = self.manifold.euclidean_to_riemannian_gradient(x, to_array(gradient))
         calls = self.objective.calls
         row = (
-            *(time.perf_counter() - self._began, self.cost(x), self.manifold.norm(x, result)),
+            *(time.perf_counter() - self._began, cost, self.manifold.norm(x, result)),
             *(calls["cost"], calls["gradient"], calls["hessian"]),
         )
         for column, value in zip(self.rows.values(), row, strict=True):
             column.append(value)
-        if self.rows["gradient_norm"][-1] == 0:
-            raise _StationaryPointError(x)
+        if self.rows["gradient_norm"][-1] == 0:  # solvers divide by it
+            raise _StopError(x, cost, "Terminated - the gradient is 0.")
         return result
 
-    def result(self, point: Array) -> OptimizerResult:
-        """The result at a stationary point."""
-        return OptimizerResult(
-            point=point,
-            cost=self.rows["cost"][-1],
-            iterations=len(self.rows["cost"]) - 1,
-            stopping_criterion="Terminated - the gradient is 0.",
-            time=self.rows["time"][-1],
-            gradient_norm=0.0,
-        )
-
     def hessian(self, x: Array, u: Array) -> Array:
+        self.check_passes()
         point, direction = to_tensor(x), to_tensor(u)
         gradient = to_array(self.objective.gradient(point, differentiable=True))
         product = to_array(self.objective.hessian(point, direction))
         return self.manifold.euclidean_to_riemannian_hessian(x, gradient, product, u)
+
+    def check_passes(self) -> None:
+        """End the run at its best point if there have been enough passes over the batch."""
+        calls = self.objective.calls
+        passes = calls["cost"] + calls["gradient"] + 2 * calls["hessian"]
+        if passes >= self.most:
+            reason = f"Terminated - max passes reached: {passes}."
+            raise _StopError(self.point, self.best, reason)
+
+    def result(self, point: Array, cost: float, reason: str) -> OptimizerResult:
+        """The result of a run that ended at a point."""
+        return OptimizerResult(
+            point=point,
+            cost=cost,
+            iterations=max(0, len(self.rows["cost"]) - 1),
+            stopping_criterion=reason,
+            time=time.perf_counter() - self._began,
+            gradient_norm=self.rows["gradient_norm"][-1] if self.rows["cost"] else math.nan,
+        )
+
+
+def _manifold_of(
+    model: nn.Module, objective: Objective, group: ScalingGroup | None, dtype: torch.dtype
+) -> PymanoptManifold:
+    """The manifold of all trainable weights, in the moving frame of a group if there is one."""
+    product = objective.manifold
+    if group is None:
+        return to_pymanopt(product, (product.size,), dtype)
+    check_model(model, group)
+    orbit = Orbit(group, torch.device("cpu"))
+    if not orbit.dimension:
+        raise ValueError("the group has no generator that changes weights: leave it out")
+    check_undeclared(model, orbit)
+    weights = {name: w.cpu() for name, w in weights_of(orbit, model).items()}
+    return MovingFrameManifold(product, objective.names, orbit, weights, dtype)
 
 
 def _known_solver(name: str) -> str:
     """The key of `SOLVERS` for a name that may also be written "conjugate gradients"."""
     if not isinstance(name, str):
         raise TypeError(f"solver must be a name such as 'trust-regions', not {name!r}")
-    written = name.lower().replace(" ", "-").replace("_", "-").rstrip("s")
+    written = _letters(name)
     for key in SOLVERS:
-        if key.rstrip("s") == written:
+        if _letters(key) == written:
             return key
     raise ValueError(f"there is no solver {name!r}; there are {', '.join(map(repr, SOLVERS))}")
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalpha, name.lower())).rstrip("s")
 
 
 def _make_solver(name: str, options: Mapping[str, Any]) -> tuple[Optimizer, dict[str, Any]]:
@@ -391,6 +450,105 @@ class PymanoptManifold(pymanopt.manifolds.manifold.Manifold):  # type: ignore[mi
 
     def _array(self, name: str, *arrays: Array) -> Array:
         return to_array(self._call(name, *arrays))
+
+
+class MovingFrameManifold(PymanoptManifold):
+    """The weights of a model in the moving frame of a scaling group.
+
+    The frame q(x) = e^{−As*(x)} of the balanced representative is a positive factor for each number
+    (`manifoldnet.symmetry.balance`), and q(h·x) = h q(x) for every element h of the group. On the
+    numbers that the group scales, the metric is Σ uv/q², its gradient q² g, the retraction x + u.
+    Vectors are transported with their coordinates u/q, and lengths are kept. All of these commute
+    with the group. Other numbers are those of their manifolds: q = 1.
+
+    The Hessian is that of the cost along the retraction, q² times the Euclidean one, as trust
+    regions need it; it is not the covariant derivative of the gradient. Geodesics are not known.
+
+    Args:
+        product: of the manifolds of the trainable weights.
+        names: of these weights.
+        orbit: of the group.
+        weights: all that it scales, by name; those among `names` are taken from the point.
+        dtype: of random points.
+    """
+
+    def __init__(
+        self,
+        product: Product,
+        names: tuple[str, ...],
+        orbit: Orbit,
+        weights: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(product.with_true_steps(), (product.size,), dtype)
+        self.product, self.names, self.orbit, self.weights = product, names, orbit, weights
+        self._known: list[tuple[Array, Array]] = []
+
+    def frame(self, point: Array) -> Array:
+        """q, one number for each number of the point.
+
+        Raises:
+            RuntimeError: if the balanced representative is not found to rounding.
+        """
+        for known, q in self._known:
+            if np.array_equal(known, point):
+                return q
+        x = to_tensor(point)
+        parts = dict(zip(self.names, self.product.split(x), strict=True))
+        weights = {name: parts.get(name, w) for name, w in self.weights.items()}
+        logs = self.orbit.by_axis(self.orbit.logs(balancing_scales(self.orbit, weights)))
+        found = {name: -self.orbit.log_factors(name, logs) for name in weights}
+        joined = self.product.join(
+            found[name].exp().expand_as(part) if name in found else torch.ones_like(part)
+            for name, part in parts.items()
+        )
+        q = to_array(joined.to(x))
+        self._known = [(point.copy(), q), *self._known[:1]]  # both ends of a step
+        return q
+
+    def inner_product(
+        self, point: Array, tangent_vector_a: Array, tangent_vector_b: Array
+    ) -> float:
+        """⟨u/q, v/q⟩ₓ."""
+        q = self.frame(point)
+        return super().inner_product(point, tangent_vector_a / q, tangent_vector_b / q)
+
+    def norm(self, point: Array, tangent_vector: Array) -> float:
+        """The length of u/q."""
+        return super().norm(point, tangent_vector / self.frame(point))
+
+    def euclidean_to_riemannian_gradient(self, point: Array, euclidean_gradient: Array) -> Array:
+        """q² g."""
+        q = self.frame(point)
+        return q * super().euclidean_to_riemannian_gradient(point, q * euclidean_gradient)
+
+    def euclidean_to_riemannian_hessian(
+        self,
+        point: Array,
+        euclidean_gradient: Array,
+        euclidean_hessian: Array,
+        tangent_vector: Array,
+    ) -> Array:
+        """q² times the Euclidean one."""
+        given = point, euclidean_gradient, euclidean_hessian, tangent_vector
+        return self.frame(point) ** 2 * super().euclidean_to_riemannian_hessian(*given)
+
+    def transport(self, point_a: Array, point_b: Array, tangent_vector_a: Array) -> Array:
+        """q(y)/q(x) u; parallel transport for numbers that the group leaves alone."""
+        moved = super().transport(point_a, point_b, tangent_vector_a)
+        return self.frame(point_b) / self.frame(point_a) * moved
+
+    def exp(self, point: Array, tangent_vector: Array) -> Array:
+        """The exponential map, which is not known."""
+        raise NotImplementedError(f"the geodesics of {self} are not known: use retraction")
+
+    def log(self, point_a: Array, point_b: Array) -> Array:
+        """The logarithm, which is not known."""
+        raise NotImplementedError(f"the geodesics of {self} are not known")
+
+    def dist(self, point_a: Array, point_b: Array) -> float:
+        """The distance, which is not known."""
+        raise NotImplementedError(f"the geodesics of {self} are not known, nor is the distance")
 
 
 def to_tensor(array: Array) -> Tensor:

@@ -130,8 +130,8 @@ def constrain(
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
             "LBFGS moves weights several times within a step, along a straight line: minimize on "
-            "manifolds with the solvers of manifoldnet.interop (pymanopt), or with a first-order "
-            "optimizer"
+            'manifolds with manifoldnet.interop.pymanopt.minimize(model, loss, "lbfgs"), or with a '
+            "first-order optimizer"
         )
     if _constraint(optimizer) is not None:
         raise ValueError(f"this {type(optimizer).__name__} is constrained already: call it once")

@@ -23,13 +23,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from manifoldnet.declarations import manifolds
 from manifoldnet.geometry.settled import is_sharded
 from manifoldnet.optim.checks import users_level
 from manifoldnet.optim.hooks import StepHooks, hooks_of
 from manifoldnet.symmetry.balance import weights_of
 from manifoldnet.symmetry.group import ScalingGroup
-from manifoldnet.symmetry.model_check import check_model
+from manifoldnet.symmetry.model_check import check_model, check_undeclared
 from manifoldnet.symmetry.moving_frame import MovingFrame, Shown
 from manifoldnet.symmetry.orbit import Orbit
 
@@ -109,7 +108,7 @@ def make_invariant(
         raise ValueError("the group has no generator that changes weights: nothing to be done")
     named = dict(model.named_parameters())
     parameters = {name: named[name] for name in orbit.dims}
-    _check_declared(model, orbit)
+    check_undeclared(model, orbit)
     _check_held(optimizers, parameters)
     for name, p in parameters.items():
         if is_sharded(p):
@@ -199,29 +198,14 @@ def _check_optimizer(optimizer: Any) -> None:
         )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
-            "LBFGS moves weights several times within a step: balance the model once instead "
-            "(manifoldnet.symmetry.balance_), and minimize from there"
+            "LBFGS moves weights several times within a step: minimize in the moving frame with "
+            'manifoldnet.interop.pymanopt.minimize(model, loss, "lbfgs", group=group)'
         )
     if any(isinstance(each, _Invariance) for each in hooks_of(optimizer)):
         raise ValueError(
             f"this {type(optimizer).__name__} has a moving frame already: make a new optimizer for "
             "another group"
         )
-
-
-def _check_declared(model: nn.Module, orbit: Orbit) -> None:
-    """Raise a ValueError for declared weights that the group scales."""
-    declared = manifolds(model)
-    for generator in orbit.generators:
-        for where in generator.exponents:
-            if where.parameter in declared:
-                raise ValueError(
-                    f"{where.parameter} is declared on {declared[where.parameter]}, and "
-                    f"{generator.name} scales it: a weight has its manifold's frame or the moving "
-                    "one. Undeclare it, or leave such generators out: group.subgroup([g for g in "
-                    "group.generators if all(w.parameter != "
-                    f"{where.parameter!r} for w in g.exponents)])"
-                )
 
 
 def _check_held(optimizers: Sequence[Optimizer], parameters: dict[str, nn.Parameter]) -> None:

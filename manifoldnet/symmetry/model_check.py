@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from manifoldnet.declarations import manifolds
 from manifoldnet.symmetry.group import ScalingGroup
+from manifoldnet.symmetry.orbit import Orbit
 from manifoldnet.symmetry.reparameterize import named_tensors
 
-__all__ = ["check_model"]
+__all__ = ["check_model", "check_undeclared"]
 
 
 def check_model(model: nn.Module, group: ScalingGroup) -> None:
@@ -37,6 +39,21 @@ def check_model(model: nn.Module, group: ScalingGroup) -> None:
     lacking = _lacking(model, group) or _replaced(model, group)
     if lacking:
         raise ValueError(f"the group is not one of this {type(model).__name__}: {lacking}")
+
+
+def check_undeclared(model: nn.Module, orbit: Orbit) -> None:
+    """Raise a ValueError for declared weights that the group scales."""
+    declared = manifolds(model)
+    for generator in orbit.generators:
+        for where in generator.exponents:
+            if where.parameter in declared:
+                raise ValueError(
+                    f"{where.parameter} is declared on {declared[where.parameter]}, and "
+                    f"{generator.name} scales it: a weight has its manifold's frame or the moving "
+                    "one. Undeclare it, or leave such generators out: group.subgroup([g for g in "
+                    "group.generators if all(w.parameter != "
+                    f"{where.parameter!r} for w in g.exponents)])"
+                )
 
 
 def _lacking(model: nn.Module, group: ScalingGroup) -> str:

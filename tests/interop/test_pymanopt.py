@@ -598,9 +598,13 @@ def test_progress_is_shown(capsys):
     assert "f: +" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("written", ["conjugate gradients", "conjugate-gradients", "Trust_Regions"])
+@pytest.mark.parametrize(
+    "written", ["conjugate gradients", "conjugate-gradients", "Trust_Regions", "L-BFGS"]
+)
 def test_a_solver_as_it_is_written_elsewhere(written: str) -> None:
     model = torch.nn.Linear(3, 2, bias=False)
     minimize(model, lambda: model.weight.square().sum(), written, max_iterations=1, verbosity=0)
-    with pytest.raises(ValueError, match="there are 'trust-regions', 'conjugate-gradient', 'steep"):
+    with pytest.raises(
+        ValueError, match="there are 'trust-regions', 'conjugate-gradient', 'lbfgs', 'steep"
+    ):
         minimize(model, lambda: model.weight.square().sum(), "nelder-mead")

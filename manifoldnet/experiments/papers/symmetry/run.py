@@ -83,7 +83,7 @@ class Run(training.Run):
         self.optimizer = mn.RiemannianSGD(
             self.network.named_parameters(), lr=config.lr, momentum=config.momentum, fused=True
         )
-        self.scheduler = _SCHEDULES[config.schedule](self.optimizer, config)
+        self.scheduler = schedule(config, self.optimizer)
         self.generator = seeded_generator(config.seed, "order")
 
     def train_pass(self, parts: Split) -> dict[str, float]:
@@ -114,12 +114,11 @@ class Run(training.Run):
         return dict(zip(names, scores, strict=True))
 
 
-_SCHEDULES: dict[str, Callable[[Any, TrainConfig], Any]] = {
-    "exponential": lambda optimizer, config: ExponentialLR(optimizer, config.decay),
-    "bold-driver": lambda optimizer, config: mn.optim.BoldDriver(
-        optimizer, grow=config.grow, shrink=config.shrink
-    ),
-}
+def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> Any:
+    """The scheduler of a run."""
+    if config.schedule == "exponential":
+        return ExponentialLR(optimizer, config.decay)
+    return mn.optim.BoldDriver(optimizer, grow=config.grow, shrink=config.shrink)
 
 
 def evaluate(network: nn.Module, images: Images) -> tuple[float, float]:
@@ -144,16 +143,21 @@ def images_for(config: TrainConfig, data: Dataset) -> Split:
 
 
 def select(
-    config: TrainConfig,
+    config: Any,
     data: Dataset,
     images: Split,
     device: torch.device = training.PROCESSOR,
+    start: Callable[[Any, Dataset, torch.device], Run] = Run,
 ) -> Selection:
-    """Choose the learning rate of a run, which depends on its own configuration alone."""
+    """Choose the learning rate of a run, which depends on its own configuration alone.
+
+    `start` makes the run of a configuration that has a rate.
+    """
     began = time.perf_counter()
     parts = images_of_choice(config, images.train)
     errors = tuple(
-        _final_error(replace(config, lr=lr), data, parts, device) for lr in config.lr_candidates
+        _final_error(replace(config, lr=lr), data, parts, device, start)
+        for lr in config.lr_candidates
     )
     return Selection(
         candidates=config.lr_candidates,
@@ -190,8 +194,14 @@ def _check_minibatches(config: TrainConfig, images: int, remedy: str) -> None:
         )
 
 
-def _final_error(config: TrainConfig, data: Dataset, parts: Split, device: torch.device) -> float:
-    run = Run(config, data, device)
+def _final_error(
+    config: TrainConfig,
+    data: Dataset,
+    parts: Split,
+    device: torch.device,
+    start: Callable[[Any, Dataset, torch.device], Run],
+) -> float:
+    run = start(config, data, device)
     for _ in range(config.selection_epochs):
         loss = run.train_pass(parts)["train_loss"]
         if not math.isfinite(loss):

@@ -10,6 +10,9 @@ optimizer steps in:
 
 Every cell has a rate of its own. Steps in a frame do not shrink by themselves as weights grow, so
 that the rate of another cell is no fair one.
+
+`TABLE` has the cells of Table 2 once more, for AdamW and for Muon, with these coordinates in the
+place of the paper's updates; their protocol, the choice of the rate included, is that of the table.
 """
 
 from __future__ import annotations
@@ -21,14 +24,16 @@ from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 from manifoldnet.experiments.configuration import field
-from manifoldnet.experiments.papers.symmetry.cells import PROTOCOL
+from manifoldnet.experiments.papers.symmetry.cells import DEPTHS, PROTOCOL
 from manifoldnet.experiments.papers.symmetry.config import (
     ARCHITECTURES,
+    SCHEDULES,
     Epoch,
     Result,
     TrainConfig,
 )
 from manifoldnet.experiments.records import RunRecord, Schema
+from manifoldnet.experiments.study import repeated
 
 OPTIMIZERS = ("sgd", "adamw")
 COORDINATES = ("plain", "scaled-metric", "moving-frame")
@@ -43,15 +48,18 @@ class FrameConfig(TrainConfig):
 
     Attributes:
         update: the coordinates.
-        optimizer: ``"sgd"``, without momentum as in the paper, or ``"adamw"``.
-        weight_decay: of AdamW, on the numbers that it steps; declared weights have none.
+        optimizer: ``"sgd"``, without momentum as in the paper, ``"adamw"``, or ``"muon"``: Muon for
+            the hidden layers' matrices, with steps of AdamW's size, and AdamW for the rest.
+        weight_decay: of AdamW and Muon, on the numbers that they step; declared weights have none.
+        retraction: of declared weights: ``"additive"`` as in the paper, or ``"geodesic"``.
     """
 
     experiment: ClassVar[str] = "moving-frame"
 
     update: str = field("plain", choices=COORDINATES)
-    optimizer: str = field("sgd", choices=OPTIMIZERS)
+    optimizer: str = field("sgd", choices=(*OPTIMIZERS, "muon"))
     weight_decay: float = field(0.01, at_least=0)
+    retraction: str = field("additive", choices=("additive", "geodesic"), later=True)
 
     @property
     def label(self) -> str:
@@ -90,7 +98,61 @@ RESCALED = Schema(RescaledConfig, Epoch, Result)
 RescaledRecord = RunRecord[RescaledConfig, Epoch, Result]
 
 AnyRecord = RunRecord[Any, Epoch, Result]
-"""A run of either kind."""
+"""A run of any kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig(FrameConfig):
+    """One run of a cell of Table 2 with another optimizer."""
+
+    experiment: ClassVar[str] = "table2-optimizers"
+
+    @property
+    def label(self) -> str:
+        """Its cell: ``arch1-2-adamw-moving-frame-exponential``."""
+        return "-".join(map(str, table_cell_of(self)))
+
+
+TABLE_SCHEMA = Schema(TableConfig, Epoch, Result)
+TableRecord = RunRecord[TableConfig, Epoch, Result]
+
+
+class TableCell(NamedTuple):
+    """Settings of runs that differ in seed only."""
+
+    architecture: str
+    depth: int
+    optimizer: str
+    update: str
+    schedule: str
+
+
+TABLE = tuple(
+    TableCell(*each)
+    for each in product(ARCHITECTURES, DEPTHS, ("adamw", "muon"), COORDINATES, SCHEDULES)
+)
+"""24 cells of each optimizer."""
+
+TABLE_PROTOCOL = TableConfig(
+    **{
+        **vars(PROTOCOL),
+        "update": "plain",
+        "lr_candidates": (0.1, *PROTOCOL.lr_candidates),
+        "retraction": "geodesic",
+    }
+)
+"""The protocol of Table 2. Rates have one more decade to choose from, as steps of AdamW and Muon
+have other lengths. The retraction keeps norms, which additive steps of such lengths do not."""
+
+
+def table_cell_of(config: TableConfig) -> TableCell:
+    """The cell of a run."""
+    return TableCell(*(getattr(config, name) for name in TableCell._fields))
+
+
+def table_runs(cells: Sequence[TableCell], repetitions: int) -> list[TableConfig]:
+    """The runs of some cells, seed by seed."""
+    return repeated([replace(TABLE_PROTOCOL, **cell._asdict()) for cell in cells], repetitions)
 
 
 def cell_of(config: FrameConfig) -> Cell:
