@@ -5,6 +5,7 @@
     gradient    (g_A (BᵀB)⁻¹, g_B (AᵀA)⁻¹)
     frame       of A: Û = U Kᵀ with B = Q K, Q of orthonormal columns; of B alike, from A
     retraction  (A + U, B + V), with V or U bounded where U Vᵀ would exceed them (`retract`)
+    split       stays as it is, unless rounding of A Bᵀ would lose digits (`rebalance`)
     transport   along the step: Û stays, and Q turns to the nearest basis of the new columns
 
 The group acts by isometries [mishra2012riemannian]; with r = 1 it is the scaled metric's. For LoRA
@@ -46,6 +47,8 @@ __all__ = [
     "PairFactor",
     "PairFactorBeside",
     "frame",
+    "loses_digits",
+    "rebalance",
     "reference_basis",
     "retract",
 ]
@@ -152,6 +155,32 @@ def retract(of_a: FactorFrame, of_b: FactorFrame, u: Tensor, v: Tensor) -> tuple
         torch.where((large & u_is_smaller)[..., None, None], bounded_u, of_b.leave(u)),
         torch.where((large & ~u_is_smaller)[..., None, None], bounded_v, of_a.leave(v)),
     )
+
+
+def loses_digits(of_a: FactorFrame, of_b: FactorFrame) -> Tensor:
+    """Heads whose product is rounded by more than 1e-4 of its norm: ε ‖A‖ ‖B‖ > 1e-4 ‖A Bᵀ‖."""
+    whole = torch.linalg.matrix_norm(of_a.k @ of_b.k.mT)
+    rounding = torch.linalg.matrix_norm(of_a.k) * torch.linalg.matrix_norm(of_b.k)
+    return torch.finfo(whole.dtype).eps * rounding > 1e-4 * whole
+
+
+def rebalance(a: Tensor, b: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (A S, B S⁻ᵀ) with equal Gram matrices, for which ‖A‖ ‖B‖ ≤ √r ‖A Bᵀ‖.
+
+    Computed in float64, on the CPU, as not all devices have this type.
+
+    Args:
+        a: the factor A, of shape (heads, rows of A, r).
+        b: the factor B.
+        where: heads to change; others stay as they are.
+    """
+    eps = torch.finfo(a.dtype).eps
+    (qa, ka), (qb, kb) = (torch.linalg.qr(w.cpu().double()) for w in (a, b))
+    x, s, y = _svd(ka @ kb.mT)
+    root = torch.maximum(s, eps * s[..., :1]).sqrt().unsqueeze(-2)  # no column is lost
+    where = where[..., None, None] & (s[..., :1, None] > 0).to(where.device)
+    new_a, new_b = (qa @ x * root).to(a), (qb @ y.mT * root).to(b)
+    return torch.where(where, new_a, a), torch.where(where, new_b, b)
 
 
 # --- one factor -----------------------------------------------------------------------------------
@@ -337,6 +366,10 @@ class Pair:
     `Pair("q.weight", "k.weight", heads=12, shared=(0, 0))`; value and output:
     `Pair("out.weight", "v.weight", heads=12)`. It is declared by `manifoldnet.declare(model, pair)`
     and then trained by `RiemannianSGD`, `RiemannianAdam`, or `manifoldnet.constrain(optimizer)`.
+
+    A step keeps the split into factors. Only where rounding would lose digits of the product
+    (ε ‖A‖ ‖B‖ > 1e-4 ‖A Bᵀ‖, with the precision ε of float32 or float64), the optimizer splits it
+    anew, into factors with equal Gram matrices; steps after it are those of the old split.
 
     It is for weights that nothing else reads. A bias of one of the layers, normalization or a
     rotary embedding between them takes part of the symmetry away: then a step is still a step of

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import FactorFrame, Manifold, PairFactor, PairFactorBeside
-from manifoldnet.geometry.pair import frame, reference_basis, retract
+from manifoldnet.geometry.pair import frame, loses_digits, rebalance, reference_basis, retract
 from manifoldnet.geometry.slices import promote
 from manifoldnet.optim import shards
 from manifoldnet.optim.groups import Declared, Plain
@@ -181,7 +181,7 @@ def move_together(moving: Mapping[int, PairMotion]) -> None:
 
 
 def move_factors(steps: Mapping[int, tuple[Declared, FactorFrame, Tensor]]) -> None:
-    """Retract factors, those of a pair together.
+    """Retract factors, those of a pair together, and split a product anew that loses digits.
 
     Args:
         steps: by the id of the parameter: factor, frame, and displacement in its coordinates, as
@@ -193,15 +193,26 @@ def move_factors(steps: Mapping[int, tuple[Declared, FactorFrame, Tensor]]) -> N
             continue
         other = steps.get(id(weight.partner))
         if other is None:
-            moved = [(weight, of_partner.leave(u))]
-        else:
-            partner, of_weight, v = other
-            moves = retract(of_weight, of_partner, u, v)
-            moved = list(zip((weight, partner), moves, strict=True))
-            done.add(id(partner.p))
-        for each, step in moved:
-            (x,) = promote(each.p.detach())
-            each.p.detach().copy_(x + factor_of(each).join(step))
+            _write(weight, _heads(weight) + of_partner.leave(u))
+            continue
+        partner, of_weight, v = other
+        du, dv = retract(of_weight, of_partner, u, v)
+        a, b = _heads(weight) + du, _heads(partner) + dv
+        lossy = loses_digits(of_weight, of_partner)
+        if bool(lossy.any()):  # column spaces stay, and with them the frames' coordinates
+            a, b = rebalance(a, b, lossy)
+        _write(weight, a)
+        _write(partner, b)
+        done.add(id(partner.p))
+
+
+def _heads(weight: Declared) -> Tensor:
+    (x,) = promote(weight.p.detach())
+    return factor_of(weight).split(x)
+
+
+def _write(weight: Declared, heads: Tensor) -> None:
+    weight.p.detach().copy_(factor_of(weight).join(heads))
 
 
 # --- optimizers of torch --------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import manifoldnet as mn
-from manifoldnet.geometry.pair import frame, retract
+from manifoldnet.geometry.pair import frame, loses_digits, rebalance, retract
 from manifoldnet.testing import GeodesicLaws, MetricLaws, PointLaws, RetractionLaws, TransportLaws
 
 LORA = mn.Pair("left.weight", "right.weight")
@@ -77,6 +77,7 @@ def trained(model, optimizer, steps=60):
     source = torch.Generator().manual_seed(3)
     x = torch.randn(24, 10, generator=source, dtype=torch.float64)
     y = torch.randn(24, 12, generator=source, dtype=torch.float64).tanh()
+    x, y = (t.to(model.left.weight) for t in (x, y))
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
@@ -159,6 +160,51 @@ def test_the_second_order_of_a_step_is_bounded(seed, small, length):
     du, dv = retract(same_a, same_b, u, v)
     ends.append((other_a + du) @ (other_b + dv).mT)
     assert torch.allclose(*ends, rtol=1e-5, atol=1e-5 * float(ends[0].abs().max()))
+
+
+def sheared(size):
+    """A matrix that makes ‖A‖ ‖B‖ about size² times as large, beside the same product."""
+    s = torch.eye(4, dtype=torch.float64)
+    s[0, 1], s[2, 3] = size, -size
+    return s
+
+
+def conditioning(model):
+    left, right = (w.weight.detach().double() for w in (model.left, model.right))
+    return float(left.norm() * right.norm() / (left @ right).norm())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_product_that_loses_digits_is_split_anew(name):
+    """In float32 a run from such factors then is that of float64, momentum included."""
+    double = made(Product, LORA, sheared(200.0))
+    single = copy.deepcopy(double).float()
+    runs = []
+    for model in (double, single):
+        optimizer = OPTIMIZERS[name](mn.param_groups(model))
+        before = conditioning(model)
+        runs.append(trained(model, optimizer, 30))
+        assert before > 1e4
+    assert conditioning(double) > 1e3  # float64 has digits to spare, and keeps the split
+    assert conditioning(single) < 10
+    assert difference(*runs) < 5e-4
+
+
+def test_only_heads_that_lose_digits_are_split_anew():
+    a, b = (w.float() for w in factors(0))
+    s = torch.eye(3).repeat(2, 1, 1)
+    s[1, 0, 2] = 3e3
+    other = torch.linalg.solve(s, b.mT).mT
+    where = loses_digits(frame(a @ s), frame(other))
+    assert where.tolist() == [False, True]
+    new_a, new_b = rebalance(a @ s, other, where)
+    assert torch.equal(new_a[0], a[0])
+    assert torch.equal(new_b[0], other[0])
+    assert torch.allclose(new_a[1].mT @ new_a[1], new_b[1].mT @ new_b[1], atol=1e-4)
+    whole = (a @ s).double() @ other.double().mT
+    assert torch.allclose((new_a @ new_b.mT)[1].double(), whole[1], rtol=1e-4, atol=1e-4)
+    zero = torch.zeros_like(b)
+    assert loses_digits(frame(a), frame(zero)).tolist() == [False, False]
 
 
 @settings(max_examples=20, deadline=None)
