@@ -1,0 +1,278 @@
+"""The evidence on today's networks as commands.
+
+rates     each method's rate chosen on short runs, then all methods compared
+width     the best rate of each method at several widths
+starts    each method at its rate, from starts that are rescaled, twice and half as large
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from manifoldnet.experiments.configuration import field
+from manifoldnet.experiments.errors import ConfigError
+from manifoldnet.experiments.evidence import config
+from manifoldnet.experiments.evidence.config import METHODS, NETWORKS, EvidenceConfig
+from manifoldnet.experiments.evidence.records import cell_of, chosen, losses, missing
+from manifoldnet.experiments.study import (
+    WIDENED,
+    Options,
+    Steps,
+    Study,
+    Sweep,
+    half_decade,
+    repeated,
+    widened,
+)
+
+EXPERIMENT = EvidenceConfig.experiment
+SCHEMA = "evidence.records:EVIDENCE"
+REPORT = "evidence.report:write_evidence_report"
+
+STARTS = ((1.0, 0.0), (1.0, math.log(1000)), (2.0, 0.0), (0.5, 0.0))
+"""Factor of the first matrices, and spread of the group element that moves them."""
+
+
+class Preset(NamedTuple):
+    """The most of everything."""
+
+    repetitions: float = math.inf
+    iterations: float = math.inf
+    choice_iterations: float = math.inf
+    choice_seeds: float = math.inf
+    trials: float = math.inf
+    widened: int = WIDENED
+    steps: int = 100
+    width: float = math.inf
+    layers: float = math.inf
+    widths: tuple[int, ...] = ()  # () for those of the network
+
+
+PRESETS = {"full": Preset(), "short": Preset(2, 200, 50, 1, 2, 0, 50, 32, 2, (16, 32))}
+"""``"short"`` ends within two minutes on two cores, and shows that everything runs, no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceOptions(Options):
+    """Options of all experiments; each sweep has a folder of its own in `out`.
+
+    Attributes:
+        out: records go into folders in this one.
+        preset: all of it, or a short version of at most 200 iterations and 2 seeds.
+        network: network that is trained.
+        text: text file for a transformer; by default Python's documentation strings.
+        dataset: images for the multilayer perceptron.
+        methods: optimizers on their weights; AdamW is run in any case.
+        choice_iterations: of the runs that choose rates.
+        choice_seeds: runs of each rate that is tried.
+        trials: rates of each method, half-decades, before its grid is widened.
+    """
+
+    repetitions: int = field(5, at_least=1)
+    out: Path = Path("runs") / "evidence"
+    preset: str = field("full", choices=PRESETS)
+    network: str = field("text", choices=NETWORKS)
+    text: Path | None = None
+    dataset: str = field("cifar10", choices=("cifar10", "digits"))
+    methods: tuple[str, ...] = field(tuple(METHODS), choices=METHODS)
+    choice_iterations: int = field(500, at_least=1)
+    choice_seeds: int = field(2, at_least=1)
+    trials: int = field(5, at_least=1)
+
+    def most(self, name: str) -> Any:
+        """An amount of this name, within the preset."""
+        return min(getattr(self, name), getattr(PRESETS[self.preset], name))
+
+    def base(self, iterations: int) -> EvidenceConfig:
+        """The usual run of the network, of so many iterations.
+
+        Raises:
+            ConfigError: if the iterations are no whole number of epochs.
+        """
+        preset = PRESETS[self.preset]
+        text = None if self.text is None else str(self.text)
+        of = NETWORKS[self.network].kind
+        usual = config.base(self.network, text if of == "text" else self.dataset)
+        steps = min(preset.steps, iterations)
+        if iterations % steps:
+            raise ConfigError(
+                f"{iterations} iterations are no multiple of {steps}, after which a run is "
+                "evaluated each time"
+            )
+        return replace(
+            usual,
+            width=min(usual.width, preset.width),
+            layers=min(usual.layers, preset.layers),
+            steps=steps,
+            epochs=iterations // steps,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatesOptions(EvidenceOptions):
+    """Options of the comparison.
+
+    Attributes:
+        iterations: of the runs that are compared.
+    """
+
+    iterations: int = field(2000, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthOptions(EvidenceOptions):
+    """Options of the study of widths.
+
+    Attributes:
+        widths: of the residual stream, or of the hidden layers; by default around the usual one.
+    """
+
+    repetitions: int = field(2, at_least=1)
+    widths: tuple[int, ...] = field((), at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartsOptions(EvidenceOptions):
+    """Options of the study of starts."""
+
+    repetitions: int = field(3, at_least=1)
+
+
+def _grids(cells: Iterable[EvidenceConfig], trials: int, seeds: int) -> list[EvidenceConfig]:
+    """Each cell at half-decades around the first rate of its method."""
+    runs = [
+        replace(cell, lr=half_decade(METHODS[cell.method].first, k - trials // 2))
+        for cell in cells
+        for k in range(trials)
+    ]
+    return repeated(runs, seeds)
+
+
+Chosen = Generator[Sweep | str, Any, dict[EvidenceConfig, float]]
+
+
+def _choose(
+    options: EvidenceOptions,
+    folder: str,
+    bases: Sequence[EvidenceConfig],
+    seeds: int,
+    purpose: str,
+    *,
+    level: bool,
+    axes: Sequence[str] = ("method", "lr", "rest_lr", "seed"),
+) -> Chosen:
+    """Choose the rate of each method on each base, AdamW first: the others need its rate."""
+    times = PRESETS[options.preset].widened * (2 if level else 1)
+
+    def sweep(runs: Sequence[EvidenceConfig]) -> Sweep:
+        return Sweep(
+            options.out / folder,
+            runs,
+            "rates",
+            {"purpose": purpose},
+            axes=axes,
+            checkpoints=False,
+        )
+
+    def more(records: Any) -> list[EvidenceConfig]:
+        wider = [replace(cell, lr=lr) for cell, lr in missing(losses(records), level=level)]
+        return repeated(wider, seeds)
+
+    plain = [replace(base, method="adamw", rest_lr=None) for base in bases]
+    runs = _grids(plain, options.most("trials"), seeds)
+    records = yield from widened(sweep, runs, more, times)
+    rest = chosen(losses(records))
+    others = [
+        replace(cell, method=method, rest_lr=rest[cell_of(cell)] if METHODS[method].alone else None)
+        for cell in plain
+        for method in options.methods
+        if method != "adamw"
+    ]
+    if others:
+        runs = [record.config for record in records]
+        runs += _grids(others, options.most("trials"), seeds)
+        records = yield from widened(sweep, runs, more, times)
+    rates = chosen(losses(records))
+    for cell, lr in rates.items():
+        yield f"{cell.network}, width {cell.width}, {cell.method}: rate {lr:g}"
+    return rates
+
+
+def _choice(options: EvidenceOptions) -> Chosen:
+    """The rates of all methods at the usual width."""
+    base = options.base(options.most("choice_iterations"))
+    folder = f"choice-{options.network}"
+    seeds = options.most("choice_seeds")
+    return (yield from _choose(options, folder, [base], seeds, "choice", level=True))
+
+
+def _rates(options: RatesOptions) -> Steps:
+    long = options.base(options.most("iterations"))
+    rates = yield from _choice(options)
+    runs = [
+        replace(cell, lr=lr, steps=long.steps, epochs=long.epochs) for cell, lr in rates.items()
+    ]
+    yield Sweep(
+        options.out / f"comparison-{options.network}",
+        repeated(runs, options.most("repetitions")),
+        f"{len(runs)} methods",
+        {"purpose": "comparison"},
+        axes=("method", "lr", "rest_lr", "seed"),
+    )
+
+
+def _width(options: WidthOptions) -> Steps:
+    base = options.base(options.most("choice_iterations"))
+    usual = PRESETS[options.preset].widths or NETWORKS[options.network].widths
+    widths = sorted(set(options.widths)) or usual
+    yield from _choose(
+        options,
+        f"width-{options.network}",
+        [replace(base, width=width) for width in widths],
+        options.most("repetitions"),
+        "width",
+        level=False,
+        axes=("method", "lr", "rest_lr", "seed", "width"),
+    )
+
+
+def _starts(options: StartsOptions) -> Steps:
+    rates = yield from _choice(options)
+    runs = [
+        replace(cell, lr=lr, start_size=size, spread=spread)
+        for size, spread in STARTS
+        for cell, lr in rates.items()
+    ]
+    yield Sweep(
+        options.out / f"starts-{options.network}",
+        repeated(runs, options.most("repetitions")),
+        f"{len(STARTS)} starts",
+        {"purpose": "starts"},
+        axes=("method", "lr", "rest_lr", "seed", "start_size", "spread"),
+        checkpoints=False,
+    )
+
+
+def _experiment() -> Any:
+    from manifoldnet.experiments.evidence.run import EXPERIMENT
+
+    return EXPERIMENT
+
+
+STUDIES: dict[str, Study] = {
+    "rates": Study(
+        "methods on a network of today: rates chosen on short runs, then compared",
+        *(_experiment, _rates, RatesOptions),
+    ),
+    "width": Study(
+        "the best rate of each method at several widths", _experiment, _width, WidthOptions
+    ),
+    "starts": Study(
+        "methods at their rates, from rescaled starts, and from larger and smaller ones",
+        *(_experiment, _starts, StartsOptions),
+    ),
+}
