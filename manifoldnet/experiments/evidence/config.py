@@ -73,15 +73,15 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "adamw": Method("AdamW", "", 3e-3, False),
         "muon": Method("Muon", "", 3e-2, True),
-        "adamh": Method("AdamH: Adam, matrices on spheres, rate an angle", "adamw", 1e-2, True),
-        "muonh": Method("MuonH: Muon, matrices on spheres, rate an angle", "muon", 1e-2, True),
+        "adamh": Method("AdamH: Adam, matrices on spheres, rate an angle", "adamw", 3e-2, True),
+        "muonh": Method("MuonH: Muon, matrices on spheres, rate an angle", "muon", 3e-2, True),
         "angular-muown": Method(
             "AngularMuown: Muon on directions, gains apart", "muon", 3e-2, True
         ),
-        "ngpt": Method("RiemannianAdam on nGPT's unit vectors", "adamw", 1e-2, True),
-        "adamw-scaled": Method("AdamW in the frame of the scaled metric", "adamw", 1e-3, True),
+        "ngpt": Method("RiemannianAdam on nGPT's unit vectors", "adamw", 3e-2, True),
+        "adamw-scaled": Method("AdamW in the frame of the scaled metric", "adamw", 3e-3, True),
         "muon-scaled": Method("Muon in the frame of the scaled metric", "muon", 3e-2, True),
-        "adamw-moving": Method("AdamW in the moving frame of all scalings", "adamw", 3e-3, False),
+        "adamw-moving": Method("AdamW in the moving frame of all scalings", "adamw", 1e-2, False),
     }
 )
 """Methods by name."""

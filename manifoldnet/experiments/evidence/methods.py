@@ -22,7 +22,9 @@ from torch.optim import Adam, AdamW, Optimizer
 import manifoldnet as mn
 from manifoldnet import rules
 from manifoldnet.experiments.evidence.config import BETAS, DECAY, METHODS, EvidenceConfig
-from manifoldnet.experiments.evidence.networks import scalings
+from manifoldnet.experiments.evidence.networks import Perceptron, Transformer, scalings
+
+Network = Transformer | Perceptron
 
 
 class Optimizers(NamedTuple):
@@ -32,7 +34,7 @@ class Optimizers(NamedTuple):
     gains: list[Optimizer]
 
 
-def optimizers(config: EvidenceConfig, network: nn.Module) -> Optimizers:
+def optimizers(config: EvidenceConfig, network: Network) -> Optimizers:
     """Declare the weights of a network for a method, and make its optimizers.
 
     The weights that are to have unit norms are projected.
@@ -55,20 +57,20 @@ def _adamw(parameters: list[nn.Parameter], lr: float) -> Optimizer:
     return AdamW([group for group in groups if group["params"]], lr=lr, betas=BETAS)
 
 
-def _hidden(config: EvidenceConfig, network: nn.Module) -> list[nn.Parameter]:
+def _hidden(config: EvidenceConfig, network: Network) -> list[nn.Parameter]:
     return [network.get_parameter(name) for name in config.matrices]
 
 
-def _plain_adamw(config: EvidenceConfig, network: nn.Module) -> Optimizers:
+def _plain_adamw(config: EvidenceConfig, network: Network) -> Optimizers:
     return Optimizers([_adamw(list(network.parameters()), _rate(config))], [])
 
 
-def _muon(config: EvidenceConfig, network: nn.Module) -> Optimizers:
+def _muon(config: EvidenceConfig, network: Network) -> Optimizers:
     hidden = _hidden(config, network)
     return Optimizers([mn.optim.Muon(hidden, lr=_rate(config), weight_decay=DECAY)], [])
 
 
-def _base(config: EvidenceConfig, network: nn.Module) -> Optimizer:
+def _base(config: EvidenceConfig, network: Network) -> Optimizer:
     """Adam or Muon for the hidden matrices, without decay."""
     hidden, lr = _hidden(config, network), _rate(config)
     if METHODS[config.method].base == "muon":
@@ -76,7 +78,7 @@ def _base(config: EvidenceConfig, network: nn.Module) -> Optimizer:
     return Adam(hidden, lr=lr, betas=BETAS)
 
 
-def _hyperball(config: EvidenceConfig, network: nn.Module) -> Optimizers:
+def _hyperball(config: EvidenceConfig, network: Network) -> Optimizers:
     """AdamH and MuonH [wen2026hyperball]."""
     norms = {name: network.get_parameter(name).detach().norm() for name in config.matrices}
     mn.declare_all(network, {n: mn.Sphere(float(r)) for n, r in norms.items()}, project=True)
@@ -84,7 +86,7 @@ def _hyperball(config: EvidenceConfig, network: nn.Module) -> Optimizers:
     return Optimizers([made], [])
 
 
-def _angular_muown(config: EvidenceConfig, network: nn.Module) -> Optimizers:
+def _angular_muown(config: EvidenceConfig, network: Network) -> Optimizers:
     """AngularMuown [hubler2026muown], its gains at the rate of the other parameters."""
     assert config.rest_lr is not None
     lr, kept = config.rest_lr, []
@@ -98,7 +100,7 @@ def _angular_muown(config: EvidenceConfig, network: nn.Module) -> Optimizers:
     return Optimizers([made], list(kept))
 
 
-def _ngpt(config: EvidenceConfig, network: nn.Module) -> Optimizers:
+def _ngpt(config: EvidenceConfig, network: Network) -> Optimizers:
     """RiemannianAdam on the unit vectors of [loshchilov2024ngpt]."""
     if config.kind == "text":
         example = torch.zeros(1, config.block, dtype=torch.long)
@@ -110,13 +112,13 @@ def _ngpt(config: EvidenceConfig, network: nn.Module) -> Optimizers:
     return Optimizers([made], [])
 
 
-def _scaled(config: EvidenceConfig, network: nn.Module) -> Optimizers:
+def _scaled(config: EvidenceConfig, network: Network) -> Optimizers:
     mn.declare_all(network, {n: mn.ScaledEuclidean(dim) for n, dim in config.matrices.items()})
     return Optimizers([mn.constrain(_base(config, network))], [])
 
 
-def _moving(config: EvidenceConfig, network: nn.Module) -> Optimizers:
-    group = scalings(config, network)
+def _moving(config: EvidenceConfig, network: Network) -> Optimizers:
+    group = scalings(network)
     made = _plain_adamw(config, network)
     mn.symmetry.make_invariant(made.stepped, network, group)
     return made

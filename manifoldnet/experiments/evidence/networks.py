@@ -2,14 +2,14 @@
 
 Each gives scores ``(examples, classes)``: a transformer one row for each place. Queries, keys and
 values are three matrices, where nanoGPT packs them into one, so that each method sees the matrices
-that act. Of LayerNorm and RMSNorm ε is 1e-12, where nanoGPT has 1e-5: that would be larger than the
+that act. Of LayerNorm and RMSNorm ε is 1e-20, where nanoGPT has 1e-5: that would be larger than the
 variance of a stream that a symmetry has made small.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,9 +26,9 @@ from torch.nn.functional import (
 
 from manifoldnet.experiments.data import seeded_generator
 from manifoldnet.experiments.evidence.config import EvidenceConfig
-from manifoldnet.symmetry import ScalingGroup, discover
+from manifoldnet.symmetry import Generator, ScalingGroup, Slice
 
-_EPS = 1e-12
+_EPS = 1e-20
 _DEVIATION = 0.02  # of the first weights of a transformer
 
 
@@ -162,42 +162,52 @@ def loss(scores: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(scores, targets.flatten())
 
 
-def scalings(config: EvidenceConfig, network: nn.Module) -> ScalingGroup:
+def scalings(network: Transformer | Perceptron) -> ScalingGroup:
     """All scalings that leave the loss of a network invariant, but trivial ones.
 
-    They are discovered on a narrow copy, and written for the network.
+    Each unit between two matrices trades its rows in the first against its columns in the second,
+    unless a function that is not homogeneous lies between them. So do the gains of a normalization
+    and the columns behind it. Where queries and keys are normalized, those of each head have a
+    scale of their own. The last normalization takes out the scale of the residual stream.
     """
-    inputs, classes = _sizes(network)
-    wide = replace(config, batch_size=4)
-    return _narrow(config.network, min(config.layers, 3)).widen(
-        network, loss, _batch(wide, inputs, classes)
-    )
+    found = _of_transformer if isinstance(network, Transformer) else _of_perceptron
+    return ScalingGroup.of(network, map(Generator, found(network)))
 
 
-@lru_cache
-def _narrow(network: str, layers: int) -> ScalingGroup:
-    """The group of a narrow copy; three layers stand for any larger number."""
-    config = EvidenceConfig(
-        network=network, width=4, heads=2, layers=layers, block=3, batch_size=64
-    )
-    made = build(config, 5, 5).double()
-    return discover(made, loss, [_batch(config, 5, 5, torch.float64)]).nontrivial
+Axis = tuple[str, int]
+"""A parameter, and the dimension that indexes its slices."""
 
 
-def _sizes(network: nn.Module) -> tuple[int, int]:
-    if isinstance(network, Transformer):
-        return network.tokens.num_embeddings, network.tokens.num_embeddings
-    first: Any = network.get_parameter("layers.0.weight")
-    return first.shape[1], network.get_parameter("head.weight").shape[0]
+def _traded(network: nn.Module, up: Axis, *down: Axis) -> Iterator[dict[Slice, float]]:
+    """For each index the slice of one axis times s, and those of the others divided by s."""
+    name, dim = up
+    for i in range(network.get_parameter(name).shape[dim]):
+        yield {Slice(name, dim, i): 1.0} | {Slice(n, d, i): -1.0 for n, d in down}
 
 
-def _batch(
-    config: EvidenceConfig, inputs: int, classes: int, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    """Random examples, by which symmetries are found and verified."""
-    source = seeded_generator(0, "symmetries")
-    if config.kind == "text":
-        ids = torch.randint(inputs, (config.batch_size, config.block + 1), generator=source)
-        return ids[:, :-1], ids[:, 1:]
-    images = torch.randn(config.batch_size, inputs, generator=source, dtype=dtype)
-    return images, torch.randint(classes, (config.batch_size,), generator=source)
+def _of_transformer(network: Any) -> Iterator[dict[Slice, float]]:
+    stream = {Slice("tokens.weight", None): 1.0, Slice("norm.weight", None): -1.0}
+    if network.places is not None:
+        stream[Slice("places.weight", None)] = 1.0
+    for k, layer in enumerate(network.layers):
+        name = f"layers.{k}.{{}}.weight".format
+        attention = [(name(n), 1) for n in ("query", "key", "value")]
+        hidden = [(name(n), 1) for n in (("gate", "up") if layer.modern else ("up",))]
+        yield from _traded(network, (name("norms.0"), 0), *attention)
+        yield from _traded(network, (name("norms.1"), 0), *hidden)
+        yield from _traded(network, (name("value"), 0), (name("out"), 1))
+        if layer.modern:
+            yield from _traded(network, (name("up"), 0), (name("down"), 1))
+            for each in ("query", "key"):
+                for rows in torch.arange(layer.query.out_features).chunk(layer.heads):
+                    yield {Slice(name(each), 0, i): 1.0 for i in rows.tolist()}
+        else:
+            yield from _traded(network, (name("query"), 0), (name("key"), 0))
+        stream |= {Slice(name("out"), None): 1.0, Slice(name("down"), None): 1.0}
+    yield stream
+
+
+def _of_perceptron(network: Any) -> Iterator[dict[Slice, float]]:
+    names = [*(f"layers.{k}.weight" for k in range(len(network.layers))), "head.weight"]
+    for one, following in pairwise(names):
+        yield from _traded(network, (one, 0), (following, 1))

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
+from typing import NamedTuple
 
+from manifoldnet.experiments import store
 from manifoldnet.experiments.errors import RecordError
-from manifoldnet.experiments.evidence.config import METHODS, EvidenceConfig
-from manifoldnet.experiments.records import EpochRow, ResultRow, RunRecord, Schema
+from manifoldnet.experiments.evidence.config import METHODS, NETWORKS, EvidenceConfig
+from manifoldnet.experiments.records import (
+    EpochRow,
+    ResultRow,
+    RunRecord,
+    Schema,
+    check_together,
+)
 from manifoldnet.experiments.study import beyond, half_decade
 
 
@@ -42,6 +53,59 @@ class EvidenceResult(ResultRow):
 
 EVIDENCE = Schema(EvidenceConfig, EvidenceEpoch, EvidenceResult)
 EvidenceRecord = RunRecord[EvidenceConfig, EvidenceEpoch, EvidenceResult]
+
+_RATES = ("method", "lr", "rest_lr", "seed")
+AXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "choice": _RATES,
+        "comparison": _RATES,
+        "width": (*_RATES, "width"),
+        "starts": (*_RATES, "start_size", "spread"),
+    }
+)
+"""The purposes of sweeps, and the fields in which their records may differ."""
+
+
+class Section(NamedTuple):
+    """The records of a sweep; its purpose is a key of `AXES`."""
+
+    purpose: str
+    network: str
+    records: list[EvidenceRecord]
+
+
+def read(folder: Path) -> list[Section]:
+    """The sweeps below a folder, or the one in it, in the order of purposes and networks.
+
+    Raises:
+        RecordError: if there are none, or records of a sweep do not belong together.
+    """
+    sections = []
+    for place in store.sweeps(folder):
+        found = store.read_all(place, EVIDENCE, exact=False)
+        if found:
+            first = next(iter(found.values()))
+            purpose = first.sweep.get("purpose", "")
+            if purpose not in AXES:
+                raise RecordError(
+                    f"{place} holds a sweep for {purpose or 'no'} purpose, not for one of "
+                    f"{', '.join(AXES)}: move it away"
+                )
+            paths = {place / "records" / f"{name}.jsonl": r for name, r in found.items()}
+            check_together(paths, AXES[purpose])
+            sections.append(Section(purpose, first.config.network, list(found.values())))
+    if not sections:
+        raise RecordError(
+            f"{folder} holds no records: make some with manifoldnet reproduce evidence rates "
+            f"--out {folder}"
+        )
+    twice = [key for key, n in Counter(section[:2] for section in sections).items() if n > 1]
+    if twice:
+        raise RecordError(
+            f"{folder} holds two sweeps for {' of '.join(twice[0])}: report on each by itself"
+        )
+    order = list(AXES), list(NETWORKS)
+    return sorted(sections, key=lambda s: (order[0].index(s.purpose), order[1].index(s.network)))
 
 
 Losses = Mapping[EvidenceConfig, Mapping[float, float]]

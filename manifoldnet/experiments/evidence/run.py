@@ -170,7 +170,7 @@ class Run(training.Run):
         self.network = build(config, inputs, self.classes)
         if config.spread:
             source = data.seeded_generator(config.seed, "element")
-            element = scalings(config, self.network).sample(generator=source, spread=config.spread)
+            element = scalings(self.network).sample(generator=source, spread=config.spread)
             reparameterize(self.network, element, in_place=True)
         made = optimizers(config, self.network)
         self.stepped, self.optimizer = made.stepped, made.stepped[0]

@@ -8,6 +8,7 @@ starts    each method at its rate, from starts that are rescaled, twice and half
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from manifoldnet.experiments.configuration import field
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.evidence import config
 from manifoldnet.experiments.evidence.config import METHODS, NETWORKS, EvidenceConfig
-from manifoldnet.experiments.evidence.records import cell_of, chosen, losses, missing
+from manifoldnet.experiments.evidence.records import AXES, cell_of, chosen, losses, missing
 from manifoldnet.experiments.study import (
     WIDENED,
     Options,
@@ -40,19 +41,20 @@ STARTS = ((1.0, 0.0), (1.0, math.log(1000)), (2.0, 0.0), (0.5, 0.0))
 class Preset(NamedTuple):
     """The most of everything."""
 
-    repetitions: float = math.inf
-    iterations: float = math.inf
-    choice_iterations: float = math.inf
-    choice_seeds: float = math.inf
-    trials: float = math.inf
+    repetitions: int = sys.maxsize
+    iterations: int = sys.maxsize
+    choice_iterations: int = sys.maxsize
+    choice_seeds: int = sys.maxsize
+    trials: int = sys.maxsize
     widened: int = WIDENED
     steps: int = 100
-    width: float = math.inf
-    layers: float = math.inf
+    width: int = sys.maxsize
+    layers: int = sys.maxsize
+    block: int = sys.maxsize
     widths: tuple[int, ...] = ()  # () for those of the network
 
 
-PRESETS = {"full": Preset(), "short": Preset(2, 200, 50, 1, 2, 0, 50, 32, 2, (16, 32))}
+PRESETS = {"full": Preset(), "short": Preset(2, 200, 50, 1, 2, 0, 50, 32, 2, 32, (16, 32))}
 """``"short"`` ends within two minutes on two cores, and shows that everything runs, no more."""
 
 
@@ -107,6 +109,7 @@ class EvidenceOptions(Options):
             usual,
             width=min(usual.width, preset.width),
             layers=min(usual.layers, preset.layers),
+            block=min(usual.block, preset.block),
             steps=steps,
             epochs=iterations // steps,
         )
@@ -142,6 +145,18 @@ class StartsOptions(EvidenceOptions):
     repetitions: int = field(3, at_least=1)
 
 
+def _sweep(
+    options: EvidenceOptions,
+    purpose: str,
+    runs: Sequence[EvidenceConfig],
+    title: str,
+    checkpoints: bool = False,
+) -> Sweep:
+    """Runs for a purpose, in a folder of their own."""
+    folder = options.out / f"{purpose}-{options.network}"
+    return Sweep(folder, runs, title, {"purpose": purpose}, AXES[purpose], checkpoints)
+
+
 def _grids(cells: Iterable[EvidenceConfig], trials: int, seeds: int) -> list[EvidenceConfig]:
     """Each cell at half-decades around the first rate of its method."""
     runs = [
@@ -157,26 +172,17 @@ Chosen = Generator[Sweep | str, Any, dict[EvidenceConfig, float]]
 
 def _choose(
     options: EvidenceOptions,
-    folder: str,
     bases: Sequence[EvidenceConfig],
     seeds: int,
     purpose: str,
     *,
     level: bool,
-    axes: Sequence[str] = ("method", "lr", "rest_lr", "seed"),
 ) -> Chosen:
     """Choose the rate of each method on each base, AdamW first: the others need its rate."""
     times = PRESETS[options.preset].widened * (2 if level else 1)
 
     def sweep(runs: Sequence[EvidenceConfig]) -> Sweep:
-        return Sweep(
-            options.out / folder,
-            runs,
-            "rates",
-            {"purpose": purpose},
-            axes=axes,
-            checkpoints=False,
-        )
+        return _sweep(options, purpose, runs, "rates")
 
     def more(records: Any) -> list[EvidenceConfig]:
         wider = [replace(cell, lr=lr) for cell, lr in missing(losses(records), level=level)]
@@ -205,9 +211,8 @@ def _choose(
 def _choice(options: EvidenceOptions) -> Chosen:
     """The rates of all methods at the usual width."""
     base = options.base(options.most("choice_iterations"))
-    folder = f"choice-{options.network}"
     seeds = options.most("choice_seeds")
-    return (yield from _choose(options, folder, [base], seeds, "choice", level=True))
+    return (yield from _choose(options, [base], seeds, "choice", level=True))
 
 
 def _rates(options: RatesOptions) -> Steps:
@@ -216,28 +221,21 @@ def _rates(options: RatesOptions) -> Steps:
     runs = [
         replace(cell, lr=lr, steps=long.steps, epochs=long.epochs) for cell, lr in rates.items()
     ]
-    yield Sweep(
-        options.out / f"comparison-{options.network}",
-        repeated(runs, options.most("repetitions")),
-        f"{len(runs)} methods",
-        {"purpose": "comparison"},
-        axes=("method", "lr", "rest_lr", "seed"),
-    )
+    runs = repeated(runs, options.most("repetitions"))
+    yield _sweep(options, "comparison", runs, f"{len(rates)} methods", checkpoints=True)
 
 
 def _width(options: WidthOptions) -> Steps:
     base = options.base(options.most("choice_iterations"))
     usual = PRESETS[options.preset].widths or NETWORKS[options.network].widths
-    widths = sorted(set(options.widths)) or usual
-    yield from _choose(
-        options,
-        f"width-{options.network}",
-        [replace(base, width=width) for width in widths],
-        options.most("repetitions"),
-        "width",
-        level=False,
-        axes=("method", "lr", "rest_lr", "seed", "width"),
-    )
+    bases = [replace(base, width=width) for width in sorted(set(options.widths)) or usual]
+    seeds = options.most("repetitions")
+    rates = yield from _choose(options, bases, seeds, "width", level=False)
+    carried: dict[str, set[float]] = {}
+    for cell, lr in rates.items():
+        carried.setdefault(cell.method, set()).add(lr)
+    runs = [replace(cell, lr=lr) for cell in rates for lr in sorted(carried[cell.method])]
+    yield _sweep(options, "width", repeated(runs, seeds), "rates carried over between widths")
 
 
 def _starts(options: StartsOptions) -> Steps:
@@ -247,14 +245,8 @@ def _starts(options: StartsOptions) -> Steps:
         for size, spread in STARTS
         for cell, lr in rates.items()
     ]
-    yield Sweep(
-        options.out / f"starts-{options.network}",
-        repeated(runs, options.most("repetitions")),
-        f"{len(STARTS)} starts",
-        {"purpose": "starts"},
-        axes=("method", "lr", "rest_lr", "seed", "start_size", "spread"),
-        checkpoints=False,
-    )
+    runs = repeated(runs, options.most("repetitions"))
+    yield _sweep(options, "starts", runs, f"{len(STARTS)} starts")
 
 
 def _experiment() -> Any:
