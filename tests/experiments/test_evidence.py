@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -37,6 +38,9 @@ def of(network: str, method: str = "adamw", **fields) -> EvidenceConfig:
     return replace(SMALL, network=network, method=method, rest_lr=rest, dataset=dataset, **fields)
 
 
+SHAPES = {"text": (), "modern": (), "mlp": (1, 3, 3), "resnet": (1, 8, 8)}
+
+
 def data_of(network: str, digits):
     return WHOLE if NETWORKS[network].kind == "text" else digits
 
@@ -45,7 +49,7 @@ def inputs_of(network: str) -> torch.Tensor:
     source = torch.Generator().manual_seed(0)
     if NETWORKS[network].kind == "text":
         return torch.randint(9, (3, 6), generator=source)
-    return torch.randn(3, 9, generator=source)
+    return torch.randn(3, prod(SHAPES[network]), generator=source)
 
 
 # --- configurations -------------------------------------------------------------------------------
@@ -58,6 +62,7 @@ def inputs_of(network: str) -> torch.Tensor:
         ({"rest_lr": 0.1}, "one rate for all"),
         ({"width": 9}, "multiple of 2"),
         ({"network": "modern", "width": 6}, "multiple of 4"),
+        ({"network": "resnet"}, "residual network has 8"),
         ({"lr": 0.0}, "lr is 0"),
         ({"spread": -1.0}, "spread"),
     ],
@@ -73,7 +78,7 @@ def test_the_usual_transformer_is_nanogpts():
     assert sizes == (64, 12, 4, 4, 128)
     assert usual.iterations == 2000
     # 0.80 million parameters, as nanoGPT counts them (without places), for 65 characters.
-    network = build(usual, 65, 65)
+    network = build(usual, (), 65)
     counted = sum(p.numel() for name, p in network.named_parameters() if name != "places.weight")
     assert counted == 12 * 4 * 128**2 + 65 * 128 + 9 * 128
 
@@ -83,10 +88,12 @@ def test_the_usual_transformer_is_nanogpts():
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_gives_scores_and_its_seed_decides_them(network):
-    made = build(of(network), 9, 9)
+    made = build(of(network), SHAPES[network], 9)
     scores = made(inputs_of(network))
     assert scores.shape == ((18, 9) if NETWORKS[network].kind == "text" else (3, 9))
-    again, other = (build(of(network, seed=seed), 9, 9)(inputs_of(network)) for seed in (0, 1))
+    again, other = (
+        build(of(network, seed=seed), SHAPES[network], 9)(inputs_of(network)) for seed in (0, 1)
+    )
     assert torch.equal(scores, again)
     assert not torch.equal(scores, other)
 
@@ -94,14 +101,14 @@ def test_a_network_gives_scores_and_its_seed_decides_them(network):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_hidden_matrices_are_all_matrices_of_the_layers(network):
     config = of(network)
-    made = build(config, 9, 9)
+    made = build(config, SHAPES[network], 9)
     found = {n for n, p in made.named_parameters() if p.ndim > 1 and n.startswith("layers.")}
     assert set(config.matrices) == found
 
 
 @pytest.mark.parametrize("network", ["text", "modern"])
 def test_a_transformer_sees_no_later_characters(network):
-    made = build(of(network), 9, 9)
+    made = build(of(network), SHAPES[network], 9)
     ids = inputs_of(network)
     changed = ids.clone()
     changed[:, 4:] = (ids[:, 4:] + 1) % 9
@@ -111,7 +118,7 @@ def test_a_transformer_sees_no_later_characters(network):
 
 
 def test_rotary_places_depend_on_distances_alone():
-    made = build(of("modern", layers=1), 9, 9).double()
+    made = build(of("modern", layers=1), (), 9).double()
     with torch.no_grad():
         made.tokens.weight.mul_(50)
     ids = torch.tensor([[1, 2, 3, 1, 2, 3]])
@@ -129,19 +136,19 @@ def test_rotary_places_depend_on_distances_alone():
 
 
 def test_starts_are_of_the_usual_size_times_a_factor():
-    once, twice = (build(of("text", width=64, start_size=s), 50, 50) for s in (1.0, 2.0))
+    once, twice = (build(of("text", width=64, start_size=s), (), 50) for s in (1.0, 2.0))
     for (name, p), q in zip(once.named_parameters(), twice.parameters(), strict=True):
         assert torch.equal(q, 2 * p if p.ndim > 1 else p), name
     assert float(once.tokens.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
     out = once.get_parameter("layers.0.out.weight").detach()
     assert float(out.std()) == pytest.approx(0.02 / 2, rel=0.05)
-    hidden = build(of("mlp", width=64), 100, 10).get_parameter("layers.0.weight").detach()
+    hidden = build(of("mlp", width=64), (1, 10, 10), 10).get_parameter("layers.0.weight").detach()
     assert float(hidden.std()) == pytest.approx((2 / 100) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_an_element_of_the_group_leaves_the_scores_as_they_are(network):
-    made = build(of(network), 9, 9).double()
+    made = build(of(network), SHAPES[network], 9).double()
     inputs = inputs_of(network)
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     element = scalings(made).sample(generator=torch.Generator().manual_seed(1), spread=6.9)
@@ -154,12 +161,14 @@ def test_an_element_of_the_group_leaves_the_scores_as_they_are(network):
 @pytest.mark.thorough
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_group_is_the_one_that_is_discovered(network):
-    made = build(of(network, width=4, block=3), 5, 5).double()
+    small = {"width": 2} if network == "resnet" else {"width": 4, "block": 3}
+    made = build(of(network, **small), SHAPES[network], 5).double()
     source = torch.Generator().manual_seed(0)
     targets = torch.randint(5, (64, 4), generator=source)
     batch = targets[:, :-1], targets[:, 1:]
     if NETWORKS[network].kind == "images":
-        batch = torch.randn(64, 5, generator=source, dtype=torch.float64), targets[:, 0]
+        inputs = torch.randn(64, prod(SHAPES[network]), generator=source, dtype=torch.float64)
+        batch = inputs, targets[:, 0]
     found = mn.symmetry.discover(made, loss, [batch]).nontrivial
     written = scalings(made)
     assert written.dimension == found.dimension
@@ -175,6 +184,9 @@ def started(config: EvidenceConfig, digits) -> tuple[run.Run, run.Parts]:
 
 
 DECLARED = {
+    "sgd-unit": mn.Oblique,
+    "muon-unit": mn.Oblique,
+    "sgd-scaled": mn.ScaledEuclidean,
     "adamh": mn.Sphere,
     "muonh": mn.Sphere,
     "angular-muown": mn.Polar,
@@ -184,8 +196,9 @@ DECLARED = {
 }
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("network", "method"), [(n, m) for n, usual in NETWORKS.items() for m in usual.methods]
+)
 def test_a_method_trains_and_keeps_its_manifolds(network, method, digits):
     config = of(network, method, lr=1e-2)
     training_run, parts = started(config, digits)
@@ -194,7 +207,7 @@ def test_a_method_trains_and_keeps_its_manifolds(network, method, digits):
     assert {type(m) for m in declared.values()} <= {DECLARED.get(method)}
     if method in DECLARED:
         assert set(declared) >= set(config.matrices)
-    if method in ("ngpt", "adamw-scaled", "muon-scaled"):
+    if DECLARED.get(method) in (mn.Oblique, mn.ScaledEuclidean):
         assert {n: declared[n].dim for n in config.matrices} == config.matrices
     held = [p for each in training_run.stepped for g in each.param_groups for p in g["params"]]
     assert sorted(map(id, held)) == sorted(map(id, network_.parameters()))
@@ -270,13 +283,16 @@ def test_rates_rise_and_fall_alike_for_all_optimizers(digits):
     assert seen == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NETWORKS["text"].methods)
 def test_a_run_resumes_bit_for_bit(method, assert_resumes):
     assert_resumes(run.EXPERIMENT, of("text", method, lr=1e-2), WHOLE)
 
 
-def test_a_run_on_images_resumes_bit_for_bit(assert_resumes, digits):
-    assert_resumes(run.EXPERIMENT, of("mlp", "muonh", lr=1e-2), digits)
+@pytest.mark.parametrize(
+    ("network", "method"), [("mlp", "muonh"), ("resnet", "muon-unit"), ("resnet", "sgd-scaled")]
+)
+def test_a_run_on_images_resumes_bit_for_bit(network, method, assert_resumes, digits):
+    assert_resumes(run.EXPERIMENT, of(network, method, lr=1e-2), digits)
 
 
 def test_the_same_configuration_gives_the_same_numbers():
@@ -348,6 +364,23 @@ def test_a_text_that_is_too_short_is_refused():
     with pytest.raises(ConfigError, match="1337 or more"):
         run.Passages.of(SMALL, Text.of("short", 1336 * "a"))
     assert len(run.Passages.of(SMALL, Text.of("long", 1337 * "a")).tested) == 1
+
+
+def test_images_are_flipped_and_shifted_by_pixels():
+    """Pixels are the numbers of their columns, and those of their rows."""
+    across = torch.arange(32.0).expand(200, 1, 32, 32)
+    images = torch.cat([across, across.transpose(2, 3)], 1)
+    moved = run._moved(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    inner = moved[:, :, 3:-3, 3:-3]
+    steps = inner[:, 0].diff(dim=2)
+    assert (steps.abs() == 1).all()
+    flipped = steps[:, 0, 0] < 0
+    assert 60 < int(flipped.sum()) < 140
+    assert (inner[:, 1].diff(dim=1) == 1).all()  # never upside down
+    shifts = [(inner[:, 1, 0, 0] - 3).unique(), (inner[~flipped, 0, 0, 0] - 3).unique()]
+    assert all(torch.equal(found, torch.arange(-2.0, 3)) for found in shifts)
+    assert torch.equal(moved[0, 0, 0], moved[0, 0, -1])
 
 
 # --- choices --------------------------------------------------------------------------------------

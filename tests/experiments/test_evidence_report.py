@@ -154,6 +154,14 @@ def test_runs_that_diverged_decide_before_losses():
     assert contest(plain, standing(0.5, 0.6, diverged=1)).verdict == LOWER
 
 
+def test_images_are_compared_by_errors():
+    made = [
+        record(of("adamw", network="mlp", layers=3, seed=0, dataset="digits"), loss, "comparison")
+        for loss in (1.0, 2.0)
+    ]
+    assert [Standing("adamw", [each]).scores for each in made] == [{0: 0.5}, {0: 0.5}]
+
+
 def test_the_detectable_ratio_is_that_of_the_deviation_of_logarithms():
     one, other = standing(1.0, 1.0, 1.0), standing(1.0, math.exp(0.1), math.exp(0.2), method="muon")
     made = contest(one, other)
@@ -204,10 +212,10 @@ def test_the_report_begins_with_verdicts(tmp_path):
     assert "would have been seen by 3 seeds" in parts[3]
     assert "muon 1.0, adamw 10.0" in parts[4]
     assert "muon moves less than AdamW" in parts[4]
-    assert "by up to 1000 raises the loss of adamw (1.399, 1 more diverged)" in parts[5]
+    assert "by up to 1000 raises the test loss of adamw (1.399, 1 more diverged)" in parts[5]
     assert "is not seen to raise that of adamw-moving (1.000)" in parts[5]
     assert parts[6] == "## What follows"
-    assert "| the lowest loss, transformer          | muonh" in parts[7]
+    assert "| the lowest test loss, transformer     | muonh" in parts[7]
     assert "| weights of unknown scale, transformer | adamw-moving" in parts[7]
     # 18 compared, 40 of widths, 20 of choices, 24 of starts
     with (folder / "evidence.csv").open(encoding="utf-8") as file:

@@ -1,8 +1,9 @@
 """Verdicts from the records: methods against each other, rates against widths, and starts.
 
-Reads records only. Losses are those on the test data after the last iteration. Of two methods the
-ratio of losses counts, paired over seeds: one is lower or higher when the 95 % interval of the
-ratio lies on one side of 1, and the two are within chance otherwise. Runs that diverged have no
+Reads records only. Scores are those on the test data after the last iteration: losses of text,
+errors of images (`Network.measure`). Of two methods the ratio of scores counts, paired over seeds:
+one is lower or higher when the 95 % interval of the ratio lies on one side of 1, and the two are
+within chance otherwise. Runs that diverged have no
 part in ratios; a method with more of them than its opponent is never called lower, nor level.
 """
 
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import NamedTuple, TypeVar
 
-from manifoldnet.experiments.evidence.config import METHODS, EvidenceConfig
+from manifoldnet.experiments.evidence.config import METHODS, NETWORKS, EvidenceConfig
 from manifoldnet.experiments.evidence.records import (
     EvidenceRecord,
+    EvidenceResult,
     Losses,
     Section,
     best,
@@ -30,6 +32,14 @@ K = TypeVar("K")
 LOWER, LEVEL, HIGHER, UNKNOWN = "lower", "within chance", "higher", "not known"
 
 
+_LEAST = 1e-6  # of a score: a logarithm is taken
+
+
+def _score(config: EvidenceConfig, result: EvidenceResult) -> float:
+    of_text = NETWORKS[config.network].measure == "test loss"
+    return result.test_loss if of_text else result.test_error
+
+
 @dataclass(frozen=True)
 class Standing:
     """The runs of a method at its rate, or of a method from a start."""
@@ -38,18 +48,18 @@ class Standing:
     records: Sequence[EvidenceRecord]
 
     @property
-    def losses(self) -> dict[int, float]:
-        """The test loss by seed, of runs that did not diverge."""
+    def scores(self) -> dict[int, float]:
+        """The score by seed, of runs that did not diverge; at least `_LEAST`."""
         return {
-            r.config.seed: r.result.test_loss
+            r.config.seed: max(_LEAST, _score(r.config, r.result))
             for r in self.records
             if r.result is not None and not r.result.diverged
         }
 
     @property
     def mean(self) -> float:
-        """The mean test loss; infinite without any."""
-        return fmean(self.losses.values()) if self.losses else math.inf
+        """The mean score; infinite without any."""
+        return fmean(self.scores.values()) if self.scores else math.inf
 
     @property
     def diverged(self) -> int:
@@ -63,7 +73,7 @@ class Standing:
 
 
 class Contest(NamedTuple):
-    """A method against another one: the logarithm of the ratio of losses, and the verdict."""
+    """A method against another one: the logarithm of the ratio of scores, and the verdict."""
 
     one: Standing
     other: Standing
@@ -87,7 +97,7 @@ class Contest(NamedTuple):
 
 def contest(one: Standing, other: Standing) -> Contest:
     """Set a method against another one."""
-    ratio = log_ratio(one.losses, other.losses)
+    ratio = log_ratio(one.scores, other.scores)
     if one.diverged != other.diverged:
         verdict = HIGHER if one.diverged > other.diverged else LOWER
     elif ratio.n < 2:

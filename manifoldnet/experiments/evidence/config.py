@@ -5,6 +5,8 @@
               head that is tied to the embedding, no dropout
     modern    the same with RMSNorm, SwiGLU, rotary places, and normalized queries and keys
     mlp       three hidden layers with ReLU, on images
+    resnet    eight convolutions with batch normalization and two residual blocks, as in fast runs
+              on CIFAR-10, with flipped and shifted images
 
 A method steps the hidden matrices at its rate. All other parameters (embeddings, places, head,
 gains) have AdamW at its own best rate, but for the methods that have one rate for all. Every rate
@@ -27,29 +29,53 @@ from manifoldnet.experiments.text import DOCSTRINGS
 
 WARM_UP = 0.1  # share of the iterations
 DECAY = 0.1  # of AdamW and Muon, for matrices that are not declared
+SGD_DECAY = 5e-4  # of SGD likewise
+MOMENTUM = 0.9  # of SGD
 BETAS = (0.9, 0.99)  # of AdamW, as nanoGPT has them for characters
 MEASURED = 10  # iterations from one measurement of angles to the next
 
 
 class Network(NamedTuple):
-    """A network: its data and sizes; `widths` are those of the study of widths."""
+    """A network: its data, its sizes, and the methods that it is trained by.
+
+    Methods are compared by the test loss, or by the share of test images that is predicted wrong.
+    """
 
     title: str
     kind: str  # of the data: ``"text"`` or ``"images"``
-    dataset: str
     layers: int
     width: int
     batch_size: int
-    widths: tuple[int, ...]
+    widths: tuple[int, ...]  # of the study of widths
+    methods: tuple[str, ...]
 
+    @property
+    def dataset(self) -> str:
+        """The usual data."""
+        return DOCSTRINGS if self.kind == "text" else "cifar10"
+
+    @property
+    def measure(self) -> str:
+        """The measure of comparisons: ``"test loss"`` or ``"test error"``."""
+        return "test loss" if self.kind == "text" else "test error"
+
+
+_USUAL = (
+    *("adamw", "muon", "adamh", "muonh", "angular-muown", "ngpt"),
+    *("adamw-scaled", "muon-scaled", "adamw-moving"),
+)
+_OF_FILTERS = ("adamw", "sgd", "sgd-unit", "sgd-scaled", "muon", "muon-unit", "muon-scaled")
+CONVOLUTIONS = 8  # of the residual network
 
 NETWORKS: Mapping[str, Network] = MappingProxyType(
     {
-        "text": Network("transformer", "text", DOCSTRINGS, 4, 128, 12, (64, 128, 256)),
-        "modern": Network("modern transformer", "text", DOCSTRINGS, 4, 128, 12, (64, 128, 256)),
+        "text": Network("transformer", "text", 4, 128, 12, (64, 128, 256), _USUAL),
+        "modern": Network("modern transformer", "text", 4, 128, 12, (64, 128, 256), _USUAL),
         "mlp": Network(
-            *("multilayer perceptron", "images", "cifar10", 3, 128, 128),
-            widths=(32, 64, 128, 256, 512),
+            "multilayer perceptron", "images", 3, 128, 128, (32, 64, 128, 256, 512), _USUAL
+        ),
+        "resnet": Network(
+            "residual network", "images", CONVOLUTIONS, 8, 128, (4, 8, 16), _OF_FILTERS
         ),
     }
 )
@@ -82,6 +108,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "adamw-scaled": Method("AdamW in the frame of the scaled metric", "adamw", 3e-3, True),
         "muon-scaled": Method("Muon in the frame of the scaled metric", "muon", 3e-2, True),
         "adamw-moving": Method("AdamW in the moving frame of all scalings", "adamw", 1e-2, False),
+        "sgd": Method("SGD with momentum", "", 1e-1, False),
+        "sgd-unit": Method("RiemannianSGD with momentum on unit-norm filters", "sgd", 1e-1, False),
+        "sgd-scaled": Method("the same under the scaled metric", "sgd", 1e-1, False),
+        "muon-unit": Method("Muon on unit-norm filters", "muon", 3e-2, True),
     }
 )
 """Methods by name."""
@@ -99,8 +129,8 @@ class EvidenceConfig(Configuration):
         lr: the method's rate, at the top of the schedule.
         rest_lr: rate of AdamW for the parameters that the method leaves to it; None for methods
             with one rate for all.
-        width: of the residual stream, or of the hidden layers.
-        layers: blocks of a transformer, or hidden layers.
+        width: of the residual stream, of the hidden layers, or filters of the first convolution.
+        layers: blocks of a transformer, hidden layers, or convolutions.
         heads: of attention.
         block: characters that a transformer sees.
         batch_size: passages or images per minibatch.
@@ -145,6 +175,9 @@ class EvidenceConfig(Configuration):
                 f"width is {self.width}; {self.heads} heads of the network {self.network!r} need a "
                 f"multiple of {parts}"
             )
+
+        if self.network == "resnet" and self.layers != CONVOLUTIONS:
+            raise ConfigError(f"layers is {self.layers}; the residual network has {CONVOLUTIONS}")
 
     @property
     def kind(self) -> str:

@@ -34,18 +34,19 @@ _OF_STARTS = (GREY, RED, BLUE, ORANGE, GREEN)
 
 
 def colour(method: str) -> str:
-    """Muon and what is made of it in one colour, AdamW and what is made of it in another."""
-    return RED if "muon" in (method, METHODS[method].base) else BLUE
+    """The colour of a plain optimizer and of the methods that are made of it."""
+    of = METHODS[method].base or method
+    return {"muon": RED, "sgd": GREEN}.get(of, BLUE)
 
 
-def draw_comparison(found: Mapping[str, Standing], title: str) -> bytes:
+def draw_comparison(found: Mapping[str, Standing], title: str, measure: str) -> bytes:
     """A row of points for each method, one a seed, its mean and interval."""
     figure = new_figure(8.0, 0.9 + 0.42 * len(found))
     axes = figure.subplots()
     style(axes, "x")
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     for place, (method, standing) in enumerate(found.items()):
-        own = list(standing.losses.values())
+        own = list(standing.scores.values())
         plain = not METHODS[method].base
         axes.plot(
             *(own, [place - 0.15] * len(own), "o"),
@@ -73,14 +74,14 @@ def draw_comparison(found: Mapping[str, Standing], title: str) -> bytes:
                 va="center",
             )
     for name, standing in found.items():
-        if not METHODS[name].base and standing.losses:
+        if not METHODS[name].base and standing.scores:
             axes.axvline(standing.mean, color=colour(name), linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
-    axes.set_xlabel("test loss", color=INK)
+    axes.set_xlabel(measure, color=INK)
     figure.supxlabel(
         "points: seeds; squares: mean with its 95 % interval; hollow, dotted: plain optimizers; "
-        "blue: of AdamW, red: of Muon",
+        "blue: of AdamW, red: of Muon, green: of SGD",
         fontsize=8,
         color=MUTED,
     )
@@ -131,8 +132,8 @@ def _spread(count: int) -> Sequence[str]:
     return [SHADES[round(i * step)] for i in range(count)]
 
 
-def draw_starts(found: Mapping[str, Mapping[Start, Standing]], title: str) -> bytes:
-    """A row for each method: the mean test loss from each start."""
+def draw_starts(found: Mapping[str, Mapping[Start, Standing]], title: str, measure: str) -> bytes:
+    """A row for each method: the mean score from each start."""
     figure = new_figure(8.0, 1.2 + 0.42 * len(found))
     axes = figure.subplots()
     style(axes, "x")
@@ -156,7 +157,7 @@ def draw_starts(found: Mapping[str, Mapping[Start, Standing]], title: str) -> by
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes.tick_params(which="minor", labelsize=8)
-    axes.set_xlabel("test loss, mean over seeds", color=INK)
+    axes.set_xlabel(f"{measure}, mean over seeds", color=INK)
     figure.legend(
         title="start", frameon=False, fontsize=8, labelcolor=INK, loc="outside right upper"
     )

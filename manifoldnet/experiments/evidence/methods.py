@@ -1,30 +1,38 @@
 """The methods: which weights are declared, and optimizers of the public library for them.
 
-    adamw, muon      declare nothing
+    adamw, muon      nothing declared
     adamh, muonh     each matrix on the sphere of its first norm; a step turns it by the rate
     angular-muown    rows as directions and gains; Muon turns directions, Adam steps gains
     ngpt             unit vectors by rows and columns, embeddings included; RiemannianAdam with one
                      second moment a vector, a step of which is as long as the rate
     …-scaled         hidden matrices under the scaled metric, the optimizer in its frame
     adamw-moving     all parameters in the moving frame of the network's scaling group
+    …-unit           unit vectors by rows; RiemannianSGD, or Muon constrained
+    sgd              nothing declared; SGD and RiemannianSGD have one rate for all parameters
 
 Muon has momentum 0.95 with Nesterov's correction and exact polar factors on a processor.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import manifoldnet as mn
 from manifoldnet import rules
-from manifoldnet.experiments.evidence.config import BETAS, DECAY, METHODS, EvidenceConfig
-from manifoldnet.experiments.evidence.networks import Perceptron, Transformer, scalings
-
-Network = Transformer | Perceptron
+from manifoldnet.experiments.evidence.config import (
+    BETAS,
+    DECAY,
+    METHODS,
+    MOMENTUM,
+    SGD_DECAY,
+    EvidenceConfig,
+)
+from manifoldnet.experiments.evidence.networks import Network, scalings
 
 
 class Optimizers(NamedTuple):
@@ -48,13 +56,18 @@ def optimizers(config: EvidenceConfig, network: Network) -> Optimizers:
     return made
 
 
-def _adamw(parameters: list[nn.Parameter], lr: float) -> Optimizer:
-    """AdamW with decay of matrices, not of gains."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": DECAY},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return AdamW([group for group in groups if group["params"]], lr=lr, betas=BETAS)
+def _groups(parameters: Iterable[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Groups of matrices, which decay, and of gains, which do not."""
+    matrices: list[nn.Parameter] = []
+    gains: list[nn.Parameter] = []
+    for p in parameters:
+        (matrices if p.ndim > 1 else gains).append(p)
+    groups = [(matrices, decay), (gains, 0.0)]
+    return [{"params": some, "weight_decay": each} for some, each in groups if some]
+
+
+def _adamw(parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+    return AdamW(_groups(parameters, DECAY), lr=lr, betas=BETAS)
 
 
 def _hidden(config: EvidenceConfig, network: Network) -> list[nn.Parameter]:
@@ -62,7 +75,26 @@ def _hidden(config: EvidenceConfig, network: Network) -> list[nn.Parameter]:
 
 
 def _plain_adamw(config: EvidenceConfig, network: Network) -> Optimizers:
-    return Optimizers([_adamw(list(network.parameters()), _rate(config))], [])
+    return Optimizers([_adamw(network.parameters(), _rate(config))], [])
+
+
+def _sgd(config: EvidenceConfig, network: Network) -> Optimizers:
+    groups = _groups(network.parameters(), SGD_DECAY)
+    return Optimizers([SGD(groups, lr=_rate(config), momentum=MOMENTUM)], [])
+
+
+def _riemannian_sgd(config: EvidenceConfig, network: Network) -> Optimizers:
+    _declare(config, network)
+    declared, free = (group["params"] for group in mn.param_groups(network, names=False))
+    groups = [{"params": declared}, *_groups(free, SGD_DECAY)]
+    return Optimizers([mn.RiemannianSGD(groups, lr=_rate(config), momentum=MOMENTUM)], [])
+
+
+def _declare(config: EvidenceConfig, network: Network) -> None:
+    """Declare the hidden matrices under the scaled metric, or project them to unit norms."""
+    unit = config.method.endswith("unit")
+    made = mn.Oblique if unit else mn.ScaledEuclidean
+    mn.declare_all(network, {n: made(d) for n, d in config.matrices.items()}, project=unit)
 
 
 def _muon(config: EvidenceConfig, network: Network) -> Optimizers:
@@ -112,8 +144,8 @@ def _ngpt(config: EvidenceConfig, network: Network) -> Optimizers:
     return Optimizers([made], [])
 
 
-def _scaled(config: EvidenceConfig, network: Network) -> Optimizers:
-    mn.declare_all(network, {n: mn.ScaledEuclidean(dim) for n, dim in config.matrices.items()})
+def _constrained(config: EvidenceConfig, network: Network) -> Optimizers:
+    _declare(config, network)
     return Optimizers([mn.constrain(_base(config, network))], [])
 
 
@@ -131,9 +163,13 @@ _METHODS = {
     "muonh": _hyperball,
     "angular-muown": _angular_muown,
     "ngpt": _ngpt,
-    "adamw-scaled": _scaled,
-    "muon-scaled": _scaled,
+    "adamw-scaled": _constrained,
+    "muon-scaled": _constrained,
     "adamw-moving": _moving,
+    "sgd": _sgd,
+    "sgd-unit": _riemannian_sgd,
+    "sgd-scaled": _riemannian_sgd,
+    "muon-unit": _constrained,
 }
 
 

@@ -1,15 +1,20 @@
-"""The networks: character-level transformers and a multilayer perceptron.
+"""The networks: character-level transformers, a multilayer perceptron and a residual network.
 
 Each gives scores ``(examples, classes)``: a transformer one row for each place. Queries, keys and
 values are three matrices, where nanoGPT packs them into one, so that each method sees the matrices
 that act. Of LayerNorm and RMSNorm ε is 1e-20, where nanoGPT has 1e-5: that would be larger than the
 variance of a stream that a symmetry has made small.
+
+The residual network is the one of fast runs on CIFAR-10 with widths w, 2w, 4w and 8w, residual
+blocks behind the first and the last pooling, and the maximum over space in front of the head. Its
+batch normalization has ε = 1e-12, since the variance of a unit that is dead is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +23,7 @@ from torch.nn.functional import (
     cross_entropy,
     gelu,
     linear,
+    max_pool2d,
     relu,
     rms_norm,
     scaled_dot_product_attention,
@@ -29,6 +35,7 @@ from manifoldnet.experiments.evidence.config import EvidenceConfig
 from manifoldnet.symmetry import Generator, ScalingGroup, Slice
 
 _EPS = 1e-20
+_SMALL = 1e-12  # ε of batch normalization
 _DEVIATION = 0.02  # of the first weights of a transformer
 
 
@@ -115,18 +122,15 @@ class Transformer(nn.Module):
 class Perceptron(nn.Module):
     """Hidden layers with ReLU, and a linear head; no biases."""
 
-    def __init__(self, config: EvidenceConfig, inputs: int, classes: int) -> None:
+    def __init__(self, config: EvidenceConfig, shape: Sequence[int], classes: int) -> None:
         super().__init__()
-        sizes = (inputs, *[config.width] * (config.layers - 1))
+        sizes = (prod(shape), *[config.width] * (config.layers - 1))
         self.layers = nn.ModuleList(_matrix(size, config.width) for size in sizes)
         self.head = _matrix(config.width, classes)
 
-    @torch.no_grad()
     def start(self, generator: torch.Generator) -> None:
         """Draw the first weights: normal with variance 2/inputs, of the head 1/inputs."""
-        for name, p in self.named_parameters():
-            p.normal_(generator=generator)
-            p.mul_(((1 if name == "head.weight" else 2) / p.shape[1]) ** 0.5)
+        _start(self, generator)
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of rasterized images, ``(images, classes)``."""
@@ -137,19 +141,64 @@ class Perceptron(nn.Module):
         return scores
 
 
-def build(config: EvidenceConfig, inputs: int, classes: int) -> Transformer | Perceptron:
+class Residual(nn.Module):
+    """Convolutions with batch normalization and ReLU, two residual blocks, and a linear head."""
+
+    def __init__(self, config: EvidenceConfig, shape: Sequence[int], classes: int) -> None:
+        super().__init__()
+        self.shape, w = shape, config.width
+        sizes = (w, 2 * w, 2 * w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w)
+        self.layers = nn.ModuleList(
+            nn.utils.skip_init(nn.Conv2d, i, o, 3, padding=1, bias=False)
+            for i, o in pairwise((shape[0], *sizes))
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(size, _SMALL) for size in sizes)
+        self.head = _matrix(sizes[-1], classes)
+
+    def start(self, generator: torch.Generator) -> None:
+        """Draw the first weights as those of the perceptron."""
+        _start(self, generator)
+
+    def _unit(self, k: int, x: Tensor) -> Tensor:
+        return relu(self.norms[k](self.layers[k](x)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores of rasterized images, ``(images, classes)``."""
+        x = self._unit(0, images.unflatten(1, self.shape))
+        x = max_pool2d(self._unit(1, x), 2)
+        x = x + self._unit(3, self._unit(2, x))
+        x = max_pool2d(self._unit(4, x), 2)
+        x = max_pool2d(self._unit(5, x), 2)
+        x = x + self._unit(7, self._unit(6, x))
+        scores: Tensor = self.head(x.amax((2, 3)))
+        return scores
+
+
+@torch.no_grad()
+def _start(network: nn.Module, generator: torch.Generator) -> None:
+    for name, p in network.named_parameters():
+        if p.ndim > 1:
+            p.normal_(generator=generator)
+            p.mul_(((1 if name == "head.weight" else 2) / p[0].numel()) ** 0.5)
+
+
+Network = Transformer | Perceptron | Residual
+
+
+def build(config: EvidenceConfig, shape: Sequence[int], classes: int) -> Network:
     """The network of a configuration with its first weights, which the seed decides.
 
     Args:
         config: of the run.
-        inputs: different characters, or pixels of an image.
-        classes: the same characters, or classes of images.
+        shape: of an image, ``(channels, height, width)``; of a text it has no part in it.
+        classes: different characters, or classes of images.
     """
-    network = (
-        Transformer(config, inputs)
-        if config.kind == "text"
-        else Perceptron(config, inputs, classes)
-    )
+    network: Network
+    if config.kind == "text":
+        network = Transformer(config, classes)
+    else:
+        made = Residual if config.network == "resnet" else Perceptron
+        network = made(config, shape, classes)
     network.start(seeded_generator(config.seed, "start"))
     with torch.no_grad():
         for p in network.parameters():
@@ -162,27 +211,35 @@ def loss(scores: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(scores, targets.flatten())
 
 
-def scalings(network: Transformer | Perceptron) -> ScalingGroup:
+def scalings(network: Network) -> ScalingGroup:
     """All scalings that leave the loss of a network invariant, but trivial ones.
 
-    Each unit between two matrices trades its rows in the first against its columns in the second,
-    unless a function that is not homogeneous lies between them. So do the gains of a normalization
-    and the columns behind it. Where queries and keys are normalized, those of each head have a
-    scale of their own. The last normalization takes out the scale of the residual stream.
+    Rows of a matrix are scaled against the columns that read them, unless a function that is not
+    homogeneous lies between them. So are the gains of a normalization, with its biases, and the
+    columns behind it. Where queries and keys are normalized, those of each head have a scale of
+    their own, and each filter in front of batch normalization has one. The last normalization of a
+    transformer takes out the scale of the residual stream.
     """
-    found = _of_transformer if isinstance(network, Transformer) else _of_perceptron
-    return ScalingGroup.of(network, map(Generator, found(network)))
+    if isinstance(network, Transformer):
+        found = _of_transformer(network)
+    elif isinstance(network, Perceptron):
+        found = _of_perceptron(network)
+    else:
+        found = _of_residual(network)
+    return ScalingGroup.of(network, map(Generator, found))
 
 
 Axis = tuple[str, int]
 """A parameter, and the dimension that indexes its slices."""
 
 
-def _traded(network: nn.Module, up: Axis, *down: Axis) -> Iterator[dict[Slice, float]]:
-    """For each index the slice of one axis times s, and those of the others divided by s."""
-    name, dim = up
+def _against(
+    network: nn.Module, up: Sequence[Axis], down: Sequence[Axis]
+) -> Iterator[dict[Slice, float]]:
+    """For each index the slices of some axes times s, and those of others divided by s."""
+    name, dim = up[0]
     for i in range(network.get_parameter(name).shape[dim]):
-        yield {Slice(name, dim, i): 1.0} | {Slice(n, d, i): -1.0 for n, d in down}
+        yield {Slice(n, d, i): 1.0 for n, d in up} | {Slice(n, d, i): -1.0 for n, d in down}
 
 
 def _of_transformer(network: Any) -> Iterator[dict[Slice, float]]:
@@ -193,16 +250,16 @@ def _of_transformer(network: Any) -> Iterator[dict[Slice, float]]:
         name = f"layers.{k}.{{}}.weight".format
         attention = [(name(n), 1) for n in ("query", "key", "value")]
         hidden = [(name(n), 1) for n in (("gate", "up") if layer.modern else ("up",))]
-        yield from _traded(network, (name("norms.0"), 0), *attention)
-        yield from _traded(network, (name("norms.1"), 0), *hidden)
-        yield from _traded(network, (name("value"), 0), (name("out"), 1))
+        yield from _against(network, [(name("norms.0"), 0)], attention)
+        yield from _against(network, [(name("norms.1"), 0)], hidden)
+        yield from _against(network, [(name("value"), 0)], [(name("out"), 1)])
         if layer.modern:
-            yield from _traded(network, (name("up"), 0), (name("down"), 1))
+            yield from _against(network, [(name("up"), 0)], [(name("down"), 1)])
             for each in ("query", "key"):
                 for rows in torch.arange(layer.query.out_features).chunk(layer.heads):
                     yield {Slice(name(each), 0, i): 1.0 for i in rows.tolist()}
         else:
-            yield from _traded(network, (name("query"), 0), (name("key"), 0))
+            yield from _against(network, [(name("query"), 0)], [(name("key"), 0)])
         stream |= {Slice(name("out"), None): 1.0, Slice(name("down"), None): 1.0}
     yield stream
 
@@ -210,4 +267,29 @@ def _of_transformer(network: Any) -> Iterator[dict[Slice, float]]:
 def _of_perceptron(network: Any) -> Iterator[dict[Slice, float]]:
     names = [*(f"layers.{k}.weight" for k in range(len(network.layers))), "head.weight"]
     for one, following in pairwise(names):
-        yield from _traded(network, (one, 0), (following, 1))
+        yield from _against(network, [(one, 0)], [(following, 1)])
+
+
+# Normalizations whose outputs are added, and the layers that read the sum.
+_READ = (
+    ((0,), (1,)),
+    ((1, 3), (2, 4)),
+    ((2,), (3,)),
+    ((4,), (5,)),
+    ((5, 7), (6, -1)),
+    ((6,), (7,)),
+)
+
+
+def _of_residual(network: Any) -> Iterator[dict[Slice, float]]:
+    for k, layer in enumerate(network.layers):
+        for i in range(layer.out_channels):
+            yield {
+                Slice(f"layers.{k}.weight", 0, i): 1.0,
+                Slice(f"norms.{k}.running_mean", 0, i): 1.0,
+                Slice(f"norms.{k}.running_var", 0, i): 2.0,
+            }
+    for written, readers in _READ:
+        up = [(f"norms.{k}.{name}", 0) for k in written for name in ("weight", "bias")]
+        down = [("head.weight" if k < 0 else f"layers.{k}.weight", 1) for k in readers]
+        yield from _against(network, up, down)

@@ -27,7 +27,16 @@ from manifoldnet.experiments.evidence.claims import (
     moves,
     standings,
 )
-from manifoldnet.experiments.evidence.config import BETAS, DECAY, METHODS, NETWORKS, WARM_UP
+from manifoldnet.experiments.evidence.config import (
+    BETAS,
+    DECAY,
+    METHODS,
+    MOMENTUM,
+    NETWORKS,
+    SGD_DECAY,
+    WARM_UP,
+    EvidenceConfig,
+)
 from manifoldnet.experiments.evidence.records import (
     EvidenceRecord,
     Section,
@@ -118,8 +127,8 @@ def _layers(standing: Standing) -> dict[str, tuple[float, ...]]:
     """
     found: dict[str, list[tuple[float, ...]]] = {}
     for record in standing.records:
-        if record.config.seed in standing.losses:
-            epochs = record.epochs
+        epochs = record.epochs
+        if record.config.seed in standing.scores and all(epoch.norms for epoch in epochs):
             for k, name in enumerate(record.config.matrices):
                 norms, angles = ([getattr(e, n)[k] for e in epochs] for n in ("norms", "angles"))
                 numbers = norms[0], norms[-1], max(angles), angles[-1]
@@ -133,6 +142,10 @@ def _of(sections: Sequence[Section], purpose: str) -> list[Section]:
 
 def _title(section: Section) -> str:
     return NETWORKS[section.network].title
+
+
+def _measure(section: Section) -> str:
+    return NETWORKS[section.network].measure
 
 
 # --- verdicts -------------------------------------------------------------------------------------
@@ -173,11 +186,11 @@ def _compared(section: Section) -> Iterator[str]:
     ] or ["No method ends lower than its plain optimizer."]
     lowest = min(found.values(), key=lambda s: (s.diverged, s.mean))
     seeds = len({r.config.seed for r in section.records})
-    losses = mean_and_deviation(lowest.losses.values(), 3)
+    scores = mean_and_deviation(lowest.scores.values(), 3)
     yield (
         f"{_title(section).capitalize()}, {config.iterations:,} iterations, {seeds} seeds: "
-        f"{lowest.method} has the lowest test loss ({losses}). {' '.join(said)} The brackets have "
-        "the ratio of losses and its 95 % interval."
+        f"{lowest.method} has the lowest {_measure(section)} ({scores}). {' '.join(said)} The "
+        "brackets have the ratio and its 95 % interval."
     )
     rest = [
         f"{word}: {', '.join(map(str, by_verdict[verdict]))}."
@@ -189,9 +202,9 @@ def _compared(section: Section) -> Iterator[str]:
     seen = sorted(c.detectable for c in contests if c.ratio.n > 1)
     if seen:
         yield (
-            f"A true difference of {100 * seen[0]:.2g} % to {100 * seen[-1]:.2g} % of the loss, "
-            f"depending on the pair, would have been seen by {seeds} seeds with a probability of "
-            "80 %. Smaller ones can have been missed."
+            f"A true difference of {100 * seen[0]:.2g} % to {100 * seen[-1]:.2g} % of the "
+            f"{_measure(section)}, depending on the pair, would have been seen by {seeds} seeds "
+            "with a probability of 80 %. Smaller ones can have been missed."
         )
 
 
@@ -236,12 +249,12 @@ def _started(section: Section) -> str:
                 text += f", {lost} more diverged" if lost > 0 else ""
                 (worse if made.verdict == HIGHER else level).append(f"{method} ({text})")
         if level or worse:
-            parts = [f"raises the loss of {', '.join(worse)}"] if worse else []
+            parts = [f"raises the {_measure(section)} of {', '.join(worse)}"] if worse else []
             parts += [f"is not seen to raise that of {', '.join(level)}"] if level else []
             said.append(f"A start {start} {'; it '.join(parts)}.")
     return (
         f"{_title(section).capitalize()}, other starts. {' '.join(said)} The brackets have the "
-        "loss over that from the usual start."
+        f"{_measure(section)} over that from the usual start."
     )
 
 
@@ -255,7 +268,7 @@ def _recommendations(sections: Sequence[Section]) -> Iterator[Table]:
             lowest = min(whole.values(), key=lambda s: s.mean)
             level = [s for s in whole.values() if contest(s, lowest).verdict in (LEVEL, LOWER)]
             names = [lowest.method, *(s.method for s in level if s is not lowest)]
-            rows.append((f"the lowest loss, {_title(section)}", ", ".join(names)))
+            rows.append((f"the lowest {_measure(section)}, {_title(section)}", ", ".join(names)))
             fast = min([lowest, *level], key=lambda s: s.seconds())
             ratio = fast.seconds() / found[ADAMW].seconds() if ADAMW in found else math.nan
             time = "" if math.isnan(ratio) else f", {ratio:.2f} times AdamW's time"
@@ -292,14 +305,14 @@ def _comparison(section: Section) -> Iterator[Block]:
     to_base = {c.one.method: c for c in against(found)}
     yield Table(
         (
-            *("method", "rate", "test loss", "over AdamW", "over its base", "would have shown"),
-            *("verdict", "time over AdamW", "optimizer's share", "diverged"),
+            *("method", "rate", _measure(section), "over AdamW", "over its base"),
+            *("would have shown", "verdict", "time over AdamW", "optimizer's share", "diverged"),
         ),
         tuple(
             (
                 method,
                 f"{standing.records[0].lr:g}",
-                mean_and_deviation(standing.losses.values(), 4),
+                mean_and_deviation(standing.scores.values(), 4),
                 _ratio(to_adamw.get(method)),
                 _ratio(to_base.get(method)),
                 _power(to_base.get(method)),
@@ -312,8 +325,9 @@ def _comparison(section: Section) -> Iterator[Block]:
         ),
     )
     name = f"{NAME}_{section.network}"
-    picture = figures.draw_comparison(found, _title(section).capitalize())
-    yield Picture(name, picture, f"Test losses of the methods on the {_title(section)}, by seed")
+    measure = _measure(section)
+    picture = figures.draw_comparison(found, _title(section).capitalize(), measure)
+    yield Picture(name, picture, f"The {measure} of each method on the {_title(section)}, by seed")
     yield Paragraph(
         "Norms of the hidden matrices, after the first and the last epoch, and the angles by which "
         "an iteration turns them, the largest and the last: root mean squares over the vectors of "
@@ -410,19 +424,23 @@ def _starts(section: Section) -> Iterator[Block]:
     )
     config = section.records[0].config
     yield Paragraph(
-        f"Test losses after {config.iterations} iterations, at the rates that were chosen from the "
-        "usual start. A rescaled start computes the same function: a random element of the "
-        "network's whole scaling group has moved it. The larger and smaller starts do not."
+        f"The {_measure(section)} after {config.iterations} iterations, at the rates that were "
+        "chosen from the usual start. A rescaled start computes the same function: a random "
+        "element of the network's whole scaling group has moved it. The larger and smaller starts "
+        "compute others."
     )
     name = f"{NAME}_starts_{section.network}"
-    picture = figures.draw_starts(found, _title(section).capitalize())
-    yield Picture(name, picture, f"Test losses by start, for each method on the {_title(section)}")
+    measure = _measure(section)
+    picture = figures.draw_starts(found, _title(section).capitalize(), measure)
+    yield Picture(
+        name, picture, f"The {measure} by start, for each method on the {_title(section)}"
+    )
 
 
 def _from_start(standing: Standing | None) -> str:
     if standing is None:
         return "–"
-    text = mean_and_deviation(standing.losses.values(), 3)
+    text = mean_and_deviation(standing.scores.values(), 3)
     lost = standing.diverged
     return text + (f" ({lost} of {len(standing.records)} diverged)" if lost else "")
 
@@ -467,22 +485,17 @@ def _protocol(sections: Sequence[Section]) -> Iterator[Block]:
     yield Heading("How it was measured")
     for network in dict.fromkeys(section.network for section in sections):
         config = next(s for s in sections if s.network == network).records[0].config
-        size = (
-            f"{config.layers} layers of {config.heads} heads, passages of {config.block} "
-            f"characters, {config.batch_size} in a minibatch, on {config.dataset}"
-            if config.kind == "text"
-            else f"{config.layers} hidden layers with ReLU, {config.batch_size} images in a "
-            f"minibatch, on {config.dataset}"
-        )
         yield Paragraph(
-            f"{network}: {NETWORKS[network].title}, {size}; width {NETWORKS[network].width} where "
-            "nothing else is said."
+            f"{network}: {NETWORKS[network].title}, {_size(config)}, on {config.dataset}; width "
+            f"{NETWORKS[network].width} where nothing else is said."
         )
+    used = {record.config.method for section in sections for record in section.records}
     yield Table(
         ("method", "optimizer", "rate of"),
         tuple(
             (name, method.title, "hidden matrices" if method.alone else "all parameters")
             for name, method in METHODS.items()
+            if name in used
         ),
         words=3,
     )
@@ -492,10 +505,21 @@ def _protocol(sections: Sequence[Section]) -> Iterator[Block]:
     yield Paragraph(
         f"Rates rise over the first {WARM_UP:.0%} of the iterations and fall to zero along a "
         f"cosine. AdamW has β = {BETAS}, Muon momentum 0.95; both decay free matrices by {DECAY}. "
-        "Gradients are not clipped. Choices are made on validation data, the losses of verdicts "
-        "are those of other data. A run diverged when a number was not finite, or its validation "
-        f"loss ended no lower than that of equal scores: {diverged} of {len(records)} runs. "
-        "Intervals are Student's, of logarithms of ratios paired over seeds, and not corrected for "
-        "their number. Times are medians over iterations on a machine that may have had other "
+        f"SGD has momentum {MOMENTUM} and decay {SGD_DECAY}. Gradients are not clipped. Choices "
+        "are made on validation data, verdicts on other data. A run diverged when a number was not "
+        "finite, or its validation loss ended no lower than that of equal scores: "
+        f"{diverged} of {len(records)} runs. Intervals are Student's, of logarithms of ratios "
+        "paired over seeds, and not corrected for their number. Times are medians over iterations "
+        "on a machine that may have had other "
         f"work. Made with {'; '.join(sorted(made))}."
     )
+
+
+def _size(config: EvidenceConfig) -> str:
+    if config.kind == "text":
+        return (
+            f"{config.layers} layers of {config.heads} heads, passages of {config.block} "
+            f"characters, {config.batch_size} in a minibatch"
+        )
+    layers = "convolutions" if config.network == "resnet" else "hidden layers with ReLU"
+    return f"{config.layers} {layers}, {config.batch_size} images in a minibatch"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.optim.lr_scheduler import LambdaLR
 
 import manifoldnet as mn
@@ -37,7 +37,7 @@ Batch = tuple[Tensor, Tensor]
 
 _FEW = 128  # passages of an evaluation after an epoch
 _RUN = 10  # passages in a row that are held out together, or are not
-_TWENTIETH = 20
+_RUNS = 20  # of so many runs the last two are held out
 _EVALUATED = 128  # passages, or sixteen times as many images, at once
 
 
@@ -56,10 +56,7 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Passages:
-    """A text in passages, of which each twentieth run of ten is for choices, and each next one.
-
-    The latter are those of the reported loss.
-    """
+    """A text in passages. Of twenty runs of ten passages, one is for choices and one for tests."""
 
     train: Tensor  # the other characters
     held_out: Tensor  # of choices, ``(passages, block + 1)``
@@ -74,13 +71,13 @@ class Passages:
             ConfigError: for a text that is too short for it.
         """
         length = config.block + 1
-        runs = torch.arange(len(whole.codes) // length) // _RUN % _TWENTIETH
+        runs = torch.arange(len(whole.codes) // length) // _RUN % _RUNS
         passages = whole.codes[: len(runs) * length].view(-1, length)
-        validation, test = runs == _TWENTIETH - 2, runs == _TWENTIETH - 1
+        validation, test = runs == _RUNS - 2, runs == _RUNS - 1
         if not test.any():
             raise ConfigError(
                 f"{whole.name} has {len(whole.codes)} characters: passages of block = "
-                f"{config.block} need {_RUN * (_TWENTIETH - 1) * length + length} or more"
+                f"{config.block} need {_RUN * (_RUNS - 1) * length + length} or more"
             )
         train = passages[~(validation | test)].flatten()
         return cls(train, passages[validation], passages[test], config.block)
@@ -107,15 +104,23 @@ class Passages:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Rasterized images with pixels from −1 to 1."""
+    """Rasterized images with pixels from −1 to 1.
+
+    With `shifted`, those of training are flipped at random, and shifted by up to a sixteenth.
+    """
 
     split: data.Split
+    shape: tuple[int, ...]  # of an image
+    shifted: bool
 
     def batch(self, size: int, source: torch.Generator) -> Batch:
         """Random images and their labels."""
         train = self.split.train
         rows = torch.randint(len(train), (size,), generator=source)
-        return _centred(train, rows), train.labels[rows]
+        pixels = _centred(train, rows)
+        if self.shifted:
+            pixels = _moved(pixels.unflatten(1, self.shape), source).flatten(1)
+        return pixels, train.labels[rows]
 
     def validation(self, last: bool) -> Iterator[Batch]:
         """Images of choices."""
@@ -134,6 +139,20 @@ def _centred(images: data.Images, rows: Tensor) -> Tensor:
     return images.vectors(rows).mul_(2).sub_(1)
 
 
+def _moved(images: Tensor, source: torch.Generator) -> Tensor:
+    """Images flipped from left to right at random, and shifted; edges are reflected."""
+    count, _, height, width = images.shape
+    most = width // 16
+    padded = pad(images, (most, most, most, most), mode="reflect")
+    down, right = torch.randint(2 * most + 1, (2, count, 1), generator=source)
+    flipped = torch.rand(count, 1, generator=source) < 0.5
+    columns = torch.arange(width).expand(count, width)
+    columns = torch.where(flipped, width - 1 - columns, columns) + right
+    rows = torch.arange(height) + down
+    each = torch.arange(count)[:, None, None]
+    return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
 def load(
     source: tuple[Any, ...], data_dir: str | Path | None, notice: training.Notice | None
 ) -> training.Data:
@@ -146,7 +165,8 @@ def make_parts(config: EvidenceConfig, whole: Any) -> Parts:
     """The examples of a run; a text is the same for all seeds, images are split by the seed."""
     if config.kind == "text":
         return Passages.of(config, whole)
-    return Pictures(data.split(whole, config.seed, None, config.validation_size))
+    split = data.split(whole, config.seed, None, config.validation_size)
+    return Pictures(split, tuple(whole.train_images.shape[1:]), config.network == "resnet")
 
 
 def factor(step: int, iterations: int) -> float:
@@ -164,10 +184,10 @@ class Run(training.Run):
 
     def __init__(self, config: EvidenceConfig, whole: Any) -> None:
         self.config = config
-        text_like = isinstance(whole, text.Text)
-        self.classes = len(whole.alphabet if text_like else whole.classes)
-        inputs = self.classes if text_like else whole.inputs
-        self.network = build(config, inputs, self.classes)
+        is_text = isinstance(whole, text.Text)
+        self.classes = len(whole.alphabet if is_text else whole.classes)
+        shape = () if is_text else whole.train_images.shape[1:]
+        self.network = build(config, shape, self.classes)
         if config.spread:
             source = data.seeded_generator(config.seed, "element")
             element = scalings(self.network).sample(generator=source, spread=config.spread)
@@ -220,8 +240,8 @@ class Run(training.Run):
         whole, own = (median(c) for c in zip(*seconds, strict=True)) if seconds else (0.0, 0.0)
         return {
             "train_loss": fmean(losses) if not fault else math.nan,
-            "norms": tuple(norms) if finite else (),
-            "angles": tuple(angles) if finite else (),
+            "norms": _rounded(norms) if finite else (),
+            "angles": _rounded(angles) if finite else (),
             "iteration_seconds": whole,
             "step_seconds": own,
             "fault": fault,
@@ -268,6 +288,11 @@ class Run(training.Run):
             wrong += int((scores.argmax(1) != labels).sum())
             count += len(labels)
         return total / count, wrong / count
+
+
+def _rounded(numbers: Sequence[float]) -> tuple[float, ...]:
+    """Six digits: records of many layers stay small."""
+    return tuple(float(f"{number:.6g}") for number in numbers)
 
 
 def _fault(last: EvidenceEpoch) -> str:

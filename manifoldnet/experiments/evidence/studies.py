@@ -1,8 +1,11 @@
 """The evidence on today's networks as commands.
 
-rates     each method's rate chosen on short runs, then all methods compared
-width     the best rate of each method at several widths
-starts    each method at its rate, from starts that are rescaled, twice and half as large
+    rates     each method's rate chosen on short runs, then all methods compared
+    width     the best rate of each method at several widths
+    starts    each method at its rate, from starts that are rescaled, twice and half as large
+
+Each experiment is of one network. Rates are chosen alike in all of them (`_choose`), and `starts`
+goes on with those that `rates` has chosen.
 """
 
 from __future__ import annotations
@@ -54,7 +57,22 @@ class Preset(NamedTuple):
     widths: tuple[int, ...] = ()  # () for those of the network
 
 
-PRESETS = {"full": Preset(), "short": Preset(2, 200, 50, 1, 2, 0, 50, 32, 2, 32, (16, 32))}
+PRESETS = {
+    "full": Preset(),
+    "short": Preset(
+        repetitions=2,
+        iterations=200,
+        choice_iterations=50,
+        choice_seeds=1,
+        trials=2,
+        widened=0,
+        steps=50,
+        width=32,
+        layers=2,
+        block=32,
+        widths=(16, 32),
+    ),
+}
 """``"short"`` ends within two minutes on two cores, and shows that everything runs, no more."""
 
 
@@ -67,8 +85,9 @@ class EvidenceOptions(Options):
         preset: all of it, or a short version of at most 200 iterations and 2 seeds.
         network: network that is trained.
         text: text file for a transformer; by default Python's documentation strings.
-        dataset: images for the multilayer perceptron.
-        methods: optimizers on their weights; AdamW is run in any case.
+        dataset: images for the other networks.
+        methods: optimizers on their weights; by default those of the network. AdamW is run in any
+            case.
         choice_iterations: of the runs that choose rates.
         choice_seeds: runs of each rate that is tried.
         trials: rates of each method, half-decades, before its grid is widened.
@@ -80,7 +99,7 @@ class EvidenceOptions(Options):
     network: str = field("text", choices=NETWORKS)
     text: Path | None = None
     dataset: str = field("cifar10", choices=("cifar10", "digits"))
-    methods: tuple[str, ...] = field(tuple(METHODS), choices=METHODS)
+    methods: tuple[str, ...] = field((), choices=METHODS)
     choice_iterations: int = field(500, at_least=1)
     choice_seeds: int = field(2, at_least=1)
     trials: int = field(5, at_least=1)
@@ -89,16 +108,16 @@ class EvidenceOptions(Options):
         """An amount of this name, within the preset."""
         return min(getattr(self, name), getattr(PRESETS[self.preset], name))
 
-    def base(self, iterations: int) -> EvidenceConfig:
-        """The usual run of the network, of so many iterations.
+    def base(self, iterations: int, width: int | None = None) -> EvidenceConfig:
+        """The usual run of the network, of so many iterations, perhaps of another width.
 
         Raises:
             ConfigError: if the iterations are no whole number of epochs.
         """
         preset = PRESETS[self.preset]
         text = None if self.text is None else str(self.text)
-        of = NETWORKS[self.network].kind
-        usual = config.base(self.network, text if of == "text" else self.dataset)
+        of_text = NETWORKS[self.network].kind == "text"
+        usual = config.base(self.network, text if of_text else self.dataset)
         steps = min(preset.steps, iterations)
         if iterations % steps:
             raise ConfigError(
@@ -107,8 +126,8 @@ class EvidenceOptions(Options):
             )
         return replace(
             usual,
-            width=min(usual.width, preset.width),
-            layers=min(usual.layers, preset.layers),
+            width=min(usual.width, preset.width) if width is None else width,
+            layers=min(usual.layers, preset.layers) if of_text else usual.layers,
             block=min(usual.block, preset.block),
             steps=steps,
             epochs=iterations // steps,
@@ -116,7 +135,18 @@ class EvidenceOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RatesOptions(EvidenceOptions):
+class OneWidthOptions(EvidenceOptions):
+    """Options of experiments with networks of one width.
+
+    Attributes:
+        width: instead of the network's usual one.
+    """
+
+    width: int | None = field(None, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatesOptions(OneWidthOptions):
     """Options of the comparison.
 
     Attributes:
@@ -139,7 +169,7 @@ class WidthOptions(EvidenceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartsOptions(EvidenceOptions):
+class StartsOptions(OneWidthOptions):
     """Options of the study of starts."""
 
     repetitions: int = field(3, at_least=1)
@@ -195,7 +225,7 @@ def _choose(
     others = [
         replace(cell, method=method, rest_lr=rest[cell_of(cell)] if METHODS[method].alone else None)
         for cell in plain
-        for method in options.methods
+        for method in options.methods or NETWORKS[options.network].methods
         if method != "adamw"
     ]
     if others:
@@ -208,9 +238,9 @@ def _choose(
     return rates
 
 
-def _choice(options: EvidenceOptions) -> Chosen:
-    """The rates of all methods at the usual width."""
-    base = options.base(options.most("choice_iterations"))
+def _choice(options: OneWidthOptions) -> Chosen:
+    """The rates of all methods at one width."""
+    base = options.base(options.most("choice_iterations"), options.width)
     seeds = options.most("choice_seeds")
     return (yield from _choose(options, [base], seeds, "choice", level=True))
 
@@ -226,9 +256,9 @@ def _rates(options: RatesOptions) -> Steps:
 
 
 def _width(options: WidthOptions) -> Steps:
-    base = options.base(options.most("choice_iterations"))
     usual = PRESETS[options.preset].widths or NETWORKS[options.network].widths
-    bases = [replace(base, width=width) for width in sorted(set(options.widths)) or usual]
+    iterations = options.most("choice_iterations")
+    bases = [options.base(iterations, width) for width in sorted(set(options.widths)) or usual]
     seeds = options.most("repetitions")
     rates = yield from _choose(options, bases, seeds, "width", level=False)
     carried: dict[str, set[float]] = {}
