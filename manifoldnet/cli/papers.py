@@ -1,4 +1,7 @@
-"""`manifoldnet reproduce PAPER EXPERIMENT`, and `manifoldnet report`, which reads the records."""
+"""`manifoldnet reproduce PAPER EXPERIMENT`, and `manifoldnet report`, which reads the records.
+
+The evidence on today's networks stands among the papers, as "evidence".
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 from manifoldnet.cli.options import add_options, notice_of, values
 from manifoldnet.experiments.errors import require
+from manifoldnet.experiments.evidence import studies as evidence
 from manifoldnet.experiments.papers.scale_invariant import studies as scale_invariant
 from manifoldnet.experiments.papers.segnet import studies as segnet
 from manifoldnet.experiments.papers.symmetry import studies as symmetry
@@ -29,18 +33,19 @@ PAPERS: Mapping[str, Mapping[str, Study]] = {
     | table.STUDIES
     | rescaled.STUDIES,
     "scale-invariant": scale_invariant.STUDIES,
+    "evidence": evidence.STUDIES,
 }
 
 # By the experiment of the records: the module with the schema, and the one with the report.
 _REPORTS = {
     paper.EXPERIMENT: (paper.SCHEMA, paper.REPORT)
-    for paper in (symmetry, segnet, moving_frame, table, rescaled, scale_invariant)
+    for paper in (symmetry, segnet, moving_frame, table, rescaled, scale_invariant, evidence)
 } | {"": (symmetry.SCHEMA, symmetry.REPORT)}
 
 
 def add_papers(commands: Any) -> None:
     """Add the two commands."""
-    summary = "run the papers' experiments, or what is missing of them"
+    summary = "run experiments of a paper, or the evidence, or what is missing of them"
     reproduce = commands.add_parser(
         "reproduce",
         help=summary,
@@ -133,4 +138,4 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _load(name: str) -> Any:
     module, _, attribute = name.partition(":")
-    return getattr(import_module(f"manifoldnet.experiments.papers.{module}"), attribute)
+    return getattr(import_module(f"manifoldnet.experiments.{module}"), attribute)

@@ -32,10 +32,10 @@ class Estimate:
             return mean, "–"
         return mean, f"{self.low:+z.{digits}f} to {self.high:+z.{digits}f}"
 
-    def factor(self) -> tuple[str, str]:
+    def factor(self, digits: int = 2) -> tuple[str, str]:
         """The ratio whose logarithm this is, and its interval: ``("1.50", "0.55 to 4.11")``."""
         mean, low, high = (math.exp(value) for value in (self.mean, self.low, self.high))
-        return f"{mean:.2f}", f"{low:.2f} to {high:.2f}"
+        return f"{mean:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -61,6 +61,12 @@ class Stop(Exception):
     """Ends a run after an epoch."""
 
 
+def without_clocks(epoch) -> str:
+    """A row as text, so that NaN equals itself."""
+    clocks = {name: 0.0 for name in vars(epoch) if name.endswith("seconds")}
+    return repr(dataclasses.replace(epoch, **clocks))
+
+
 @pytest.fixture
 def assert_resumes(tmp_path: Path):
     """A check that a run stopped after its first epoch goes on bit for bit, rows and weights."""
@@ -74,8 +80,7 @@ def assert_resumes(tmp_path: Path):
         rows, weights = [], []
         for name, resume in (("stopped", True), ("whole", False)):
             record = train_in(experiment, config, tmp_path / name, data, resume=resume)
-            clock = {"seconds": 0.0, "train_seconds": 0.0}
-            rows.append([dataclasses.replace(epoch, **clock) for epoch in record.epochs])
+            rows.append([without_clocks(epoch) for epoch in record.epochs])
             checkpoint = torch.load(checkpoint_path(tmp_path / name), weights_only=True)
             weights.append(checkpoint["states"]["model"])
         assert rows[0] == rows[1]

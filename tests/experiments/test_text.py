@@ -9,6 +9,8 @@ from manifoldnet.experiments import text
 from manifoldnet.experiments.errors import DataError
 from manifoldnet.experiments.text import Text
 
+SOME = "The quick brown fox jumps over the lazy dog; 0 dogs were harmed.\n"
+
 
 def test_characters_are_numbered_in_their_order():
     found = Text.of("some", "abcab\n")

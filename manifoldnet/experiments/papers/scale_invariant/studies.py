@@ -13,8 +13,8 @@ from manifoldnet.experiments.papers.scale_invariant.config import METHODS, Stage
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep, repeated, widened
 
 EXPERIMENT = StageConfig.experiment
-SCHEMA = "scale_invariant.records:SCALE_INVARIANT"
-REPORT = "scale_invariant.report:write_stage_report"
+SCHEMA = "papers.scale_invariant.records:SCALE_INVARIANT"
+REPORT = "papers.scale_invariant.report:write_stage_report"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from manifoldnet.experiments.papers.segnet.config import (
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
 EXPERIMENT = SegmentationConfig.experiment
-SCHEMA = "segnet.config:SEGMENTATION"
-REPORT = "segnet.report:write_scene_report"
+SCHEMA = "papers.segnet.config:SEGMENTATION"
+REPORT = "papers.segnet.report:write_scene_report"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from manifoldnet.experiments.papers.symmetry.config import TrainConfig
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
 EXPERIMENT = TrainConfig.experiment
-SCHEMA = "symmetry.config:CLASSIFICATION"
-REPORT = "symmetry.report:write_paper_report"
+SCHEMA = "papers.symmetry.config:CLASSIFICATION"
+REPORT = "papers.symmetry.report:write_paper_report"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
 EXPERIMENT = RescaledConfig.experiment
-SCHEMA = "symmetry.moving_frame.config:RESCALED"
-REPORT = "symmetry.moving_frame.rescaled_report:write_rescaled_report"
+SCHEMA = "papers.symmetry.moving_frame.config:RESCALED"
+REPORT = "papers.symmetry.moving_frame.rescaled_report:write_rescaled_report"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
 EXPERIMENT = FrameConfig.experiment
-SCHEMA = "symmetry.moving_frame.config:FRAME"
-REPORT = "symmetry.moving_frame.report:write_frame_report"
+SCHEMA = "papers.symmetry.moving_frame.config:FRAME"
+REPORT = "papers.symmetry.moving_frame.report:write_frame_report"
 
 
 @dataclass(frozen=True, kw_only=True)

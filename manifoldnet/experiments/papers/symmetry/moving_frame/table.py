@@ -18,8 +18,8 @@ from manifoldnet.experiments.papers.symmetry.moving_frame.config import (
 from manifoldnet.experiments.study import Options, Steps, Study, Sweep
 
 EXPERIMENT = TableConfig.experiment
-SCHEMA = "symmetry.moving_frame.config:TABLE_SCHEMA"
-REPORT = "symmetry.moving_frame.table_report:write_table_report"
+SCHEMA = "papers.symmetry.moving_frame.config:TABLE_SCHEMA"
+REPORT = "papers.symmetry.moving_frame.table_report:write_table_report"
 
 
 @dataclass(frozen=True, kw_only=True)

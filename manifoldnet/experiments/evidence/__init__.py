@@ -1,0 +1,1 @@
+"""Evidence on networks that are trained today: optimizers on manifolds against plain ones."""
