@@ -115,7 +115,7 @@ class Configuration(Checked, ABC):
         """A hash of the fields, by which a sweep knows its runs."""
         fields = self.to_dict()
         for each in dataclasses.fields(self):
-            if each.metadata.get("later") and fields[each.name] == each.default:
+            if each.metadata.get("later") and getattr(self, each.name) == each.default:
                 del fields[each.name]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

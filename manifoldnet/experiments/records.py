@@ -321,8 +321,8 @@ def _row(cls: type[_Row], given: dict[str, Any], line: int) -> _Row:
         ):
             raise _DamageError(line, f"{name} is {value!r}, not of type {annotation}")
         if isinstance(value, list):
-            number = float if "float" in annotation else int
-            if not all(type(entry) is number for entry in value):
+            kind = next((t for t in (float, str) if t.__name__ in annotation), int)
+            if not all(type(entry) is kind for entry in value):
                 raise _DamageError(line, f"{name} is {value!r}, not of type {annotation}")
             values[name] = tuple(value)
         elif isinstance(value, (int, type(None))) and annotation.startswith("float"):

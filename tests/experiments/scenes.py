@@ -29,12 +29,23 @@ def scene(seed, height=32, width=40):
     return np.clip(image + noise, 0, 255).astype(np.uint8), mask
 
 
+SEQUENCES = {"train": "ABBA", "validation": "A", "test": "CCA"}
+"""The sequences of the images of each part, over and over."""
+
+
+def sequences(split, count):
+    """The sequence of each image of a part."""
+    own = SEQUENCES["validation" if split == "val" else split]
+    return tuple(own[i % len(own)] for i in range(count))
+
+
 def scenes(counts=(6, 3, 4), height=32, width=40):
     """A whole set."""
     tensors = {}
     for split, count, first in zip(
         ("train", "validation", "test"), counts, (0, 100, 200), strict=True
     ):
+        tensors[f"{split}_sequences"] = sequences(split, count)
         pairs = [scene(first + i, height, width) for i in range(count)]
         images = torch.stack(
             [torch.from_numpy(image.transpose(2, 0, 1).copy()) for image, _ in pairs]
@@ -50,7 +61,7 @@ def png(array):
     return stream.getvalue()
 
 
-def write(folder, split, pairs):
+def write(folder, split, pairs, named=True):
     """A split as a parquet file; `pairs` are encoded pictures."""
     import datasets
 
@@ -60,13 +71,17 @@ def write(folder, split, pairs):
         for name, column in zip(("image", "mask"), zip(*pairs, strict=True), strict=True)
     }
     features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    if named:
+        names = enumerate(sequences(split, len(pairs)))
+        rows["name"] = [f"{name}_{i:05}" for i, name in names]
+        features["name"] = datasets.Value("string")
     datasets.Dataset.from_dict(rows, features=features).to_parquet(
         folder / f"{split}-00000-of-00001.parquet"
     )
 
 
-def write_all(folder, counts=(6, 3, 4), **size):
+def write_all(folder, counts=(6, 3, 4), named=True, **size):
     """A folder with a whole set."""
     for split, count, first in zip(("train", "val", "test"), counts, (0, 100, 200), strict=True):
         pairs = [tuple(map(png, scene(first + i, **size))) for i in range(count)]
-        write(folder, split, pairs)
+        write(folder, split, pairs, named)

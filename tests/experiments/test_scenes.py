@@ -32,6 +32,7 @@ def test_a_folder_becomes_tensors_in_its_own_size(folder):
         assert pictures.shape == (count, 3, 32, 40)
         assert torch.equal(pictures, wanted)
         assert torch.equal(masks, wanted_masks)
+        assert data.sequences(split) == expected.sequences(split)
     assert len(data.classes) == 11
     assert data.fingerprint() == expected.fingerprint()
 
@@ -60,6 +61,14 @@ def test_each_size_is_decoded_once(folder, monkeypatch):
 
 GOOD = tuple(map(png, scene(0)))
 TALL = tuple(map(png, scene(0, height=48)))
+
+
+def test_names_are_optional_and_kept_in_the_cache(folder):
+    first = images.load(("camvid", 32, 40), folder)
+    assert first.train_sequences == tuple("ABBAAB")
+    assert images.load(("camvid", 32, 40), folder).train_sequences == first.train_sequences
+    write_all(folder / "camvid", named=False)
+    assert images.load(("camvid", 32, 40), folder).train_sequences == ()
 
 
 @pytest.mark.parametrize(
@@ -106,6 +115,9 @@ def test_a_set_with_unknown_classes_is_an_error(folder):
 def test_camvid(real_data):
     data = images.load(("camvid", 48, 64), real_data)
     assert [len(data.part(split)[0]) for split in images.SPLITS] == [367, 101, 233]
+    assert set(data.train_sequences) == {"0001TP", "0006R0", "0016E5"}
+    assert data.train_sequences.count("0006R0") == 101
+    assert set(data.test_sequences) == {"0001TP", "Seq05VD"}
     void = (data.train_masks == 11).double().mean()
     road = (data.train_masks == 3).double().mean()
     assert 0 < void < 0.1 < road < 0.5

@@ -4,6 +4,7 @@ import copy
 import csv
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet import cli
-from manifoldnet.cli import papers
 from manifoldnet.experiments import (
     ConfigError,
     DataError,
@@ -28,19 +28,17 @@ from manifoldnet.experiments import (
 )
 from manifoldnet.experiments.checkpoint import record_path
 from manifoldnet.experiments.data import seeded_generator
-from manifoldnet.experiments.papers.segnet import studies
+from manifoldnet.experiments.papers.segnet import config, report, studies
 from manifoldnet.experiments.papers.segnet.config import (
     BALANCES,
     PRESETS,
-    RATES,
     SegmentationConfig,
     SegmentationEpoch,
     SegmentationRecord,
-    configurations,
     confusion,
     scores,
 )
-from manifoldnet.experiments.papers.segnet.data import augment, class_weights, load
+from manifoldnet.experiments.papers.segnet.data import augment, class_weights, load, parts
 from manifoldnet.experiments.papers.segnet.network import SegNet
 from manifoldnet.experiments.papers.segnet.report import (
     PREDICTIONS,
@@ -49,6 +47,7 @@ from manifoldnet.experiments.papers.segnet.report import (
 )
 from manifoldnet.experiments.papers.segnet.run import EXPERIMENT, Run, predict, write_predictions
 from manifoldnet.experiments.papers.updates import declare
+from manifoldnet.experiments.study import repeated
 from manifoldnet.experiments.sweep import sweep
 from manifoldnet.experiments.training import train_in, train_whole
 from manifoldnet.symmetry import invariance_error, without_eps
@@ -384,13 +383,127 @@ def test_identities_of_configurations_are_stable():
     assert SegmentationConfig().identity() == "45ba31c2dddfe56e"
 
 
-def test_configurations_name_updates_once():
-    runs = configurations(PRESETS["cpu"], ["un", "sm"], 2)
-    assert [(run.update, run.seed) for run in runs] == [("un", 0), ("sm", 0), ("un", 1), ("sm", 1)]
-    assert all(run.lr == RATES[run.update] for run in runs)
-    for updates, repetitions in ((["un", "un"], 1), ([], 1), (["un"], 0), (["adam"], 1)):
+def test_the_presets_weigh_classes_by_median_frequency():
+    assert {preset.class_balance for preset in PRESETS.values()} == {"median-frequency"}
+
+
+def test_updates_are_named_once():
+    assert list(config.first_rates(["un", "sm"])) == ["un", "sm"]
+    for updates in (["un", "un"], [], ["adam"]):
         with pytest.raises(ConfigError):
-            configurations(PRESETS["cpu"], updates, repetitions)
+            config.first_rates(updates)
+
+
+# Sequences
+
+
+def test_a_sequence_that_is_held_out_is_judged_by_and_not_trained_on(data):
+    found = parts(replace(TINY, held_out=("A",)), data)
+    assert set(found.train_sequences) == {"B"}
+    assert torch.equal(found.train_images, data.train_images[[1, 2, 5]])
+    assert torch.equal(found.train_masks, data.train_masks[[1, 2, 5]])
+    wanted = torch.cat([data.train_images[[0, 3, 4]], data.validation_images])
+    assert torch.equal(found.validation_images, wanted)
+    assert len(found.validation_masks) == 6
+    assert found.validation_sequences == ("A",) * 6
+    assert torch.equal(found.test_images, data.test_images)
+    other = parts(replace(TINY, held_out=("B",)), data)
+    assert torch.equal(other.validation_images, data.train_images[[1, 2, 5]])
+    assert parts(TINY, data) is data
+
+
+def test_fewer_training_images_are_evenly_spaced(data):
+    found = parts(replace(TINY, train_images=3), data)
+    assert torch.equal(found.train_images, data.train_images[[0, 2, 4]])
+    assert torch.equal(found.validation_images, data.validation_images)
+    both = parts(replace(TINY, held_out=("A",), train_images=2), data)
+    assert torch.equal(both.train_masks, data.train_masks[[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"held_out": ("D",)}, "held_out names D; camvid has training images of A, B"),
+        ({"held_out": ("A", "B")}, "without A, B there are 0 training images"),
+        ({"train_images": 7}, "train_images is 7; without any there are 6"),
+    ],
+)
+def test_parts_that_do_not_exist_are_refused(data, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        parts(replace(TINY, **fields), data)
+
+
+def test_frames_without_names_have_no_sequences(data):
+    nameless = replace(data, train_sequences=(), validation_sequences=(), test_sequences=())
+    with pytest.raises(ConfigError, match="no sequences, as its images have no names"):
+        parts(replace(TINY, held_out=("A",)), nameless)
+    assert len(parts(replace(TINY, train_images=3), nameless).train_images) == 3
+    (last,) = train_whole(EXPERIMENT, replace(TINY, epochs=1), nameless).epochs
+    assert last.sequence_confusions is None
+
+
+def test_class_weights_are_those_of_the_images_trained_on(data):
+    few = parts(replace(TINY, held_out=("A",)), data)
+    run = Run(replace(TINY, held_out=("A",), class_balance="median-frequency"), data)
+    assert torch.equal(run.weights, class_weights(few))
+    assert not torch.equal(run.weights, class_weights(data))
+
+
+def test_test_images_are_scored_by_sequence(data):
+    record = train_whole(EXPERIMENT, TINY, data)
+    first, last = record.epochs
+    assert first.test_sequences is None
+    assert last.test_sequences == ("A", "C")
+    matrices = torch.tensor(last.sequence_confusions).reshape(2, 11, 11)
+    assert torch.equal(matrices.sum(0).flatten(), torch.tensor(last.test_confusion))
+    labelled = (data.test_masks[2] != VOID).sum()  # of A
+    assert matrices[0].sum() == labelled
+    assert records.from_text(records.to_text(record), EXPERIMENT.schema, "it", "") == record
+
+
+# The choice
+
+
+def ended(error: float, **fields):
+    """A record whose validation images have this share of right pixels."""
+    made = replace(TINY, **fields)
+    right = round(1000 * error)
+    matrix = (right, 1000 - right, 0, 1000)
+    epoch = SimpleNamespace(validation_confusion=matrix)
+    result = SimpleNamespace(diverged=fields.get("lr", 1) > 1)
+    return SimpleNamespace(config=made, epochs=(epoch,), result=result)
+
+
+def test_the_best_run_is_that_of_highest_mean_iou_on_the_validation_images():
+    runs = [
+        ended(0.5, update="un", lr=0.1),
+        ended(0.8, update="un", lr=0.3),
+        ended(0.8, update="un", lr=0.2),
+        ended(0.9, update="un", lr=10.0),  # it diverged
+        ended(0.1, update="sm", lr=0.2),
+    ]
+    assert {u: run.lr for u, run in config.best(runs).items()} == {"un": 0.3, "sm": 0.2}
+    assert config.judged(runs[3]) == -1
+    assert config.judged(runs[0]) == pytest.approx((0.5 + 1000 / 1500) / 2)
+
+
+def test_grids_of_rates_are_widened_until_the_best_is_inside():
+    first = config.first_rates(["un"])
+    assert [config.rate(k) for k in first["un"]] == [0.0316, 0.1, 0.316]
+    runs = [ended(0.5 + k / 10, update="un", lr=config.rate(k)) for k in first["un"]]
+    wider = config.widened(first, runs)
+    assert wider == {"un": [-3, -2, -1, 0]}
+    runs.append(ended(0.1, update="un", lr=config.rate(0)))
+    assert config.widened(wider, runs) == wider
+
+
+def test_shorter_runs_fall_as_far_and_what_is_chosen_is_taken_over():
+    short = config.shortened(PRESETS["cpu"], 40)
+    assert short.decay**40 == pytest.approx(PRESETS["cpu"].decay ** 100)
+    choice = replace(short, update="sm", lr=0.2, zoom=1.8, gamma=2.0, held_out=("0006R0",))
+    taken = config.as_chosen(PRESETS["paper"], choice)
+    expected = replace(PRESETS["paper"], update="sm", lr=0.2, zoom=1.8, gamma=2.0)
+    assert taken == expected
 
 
 # The sweep and its report
@@ -419,59 +532,86 @@ def go_on(small_preset, tmp_path):
     return run
 
 
-def test_the_command_trains_reports_and_resumes(small_preset, tmp_path, capsys):
-    command, out = (
-        ["reproduce", "symmetry", "segnet", "--repetitions", "1", *small_preset],
-        tmp_path / "out",
-    )
+@pytest.mark.thorough
+def test_the_command_chooses_trains_reports_and_resumes(small_preset, tmp_path, capsys):
+    command = ["reproduce", "symmetry", "segnet", "--repetitions", "1", *small_preset]
+    command += ["--held-out", "A", "--choice-epochs", "1"]
+    out = tmp_path / "out"
     assert cli.main([*command, "--updates", "un"]) == 0
-    assert "1 runs of 1 updates are in out, 0 diverged" in capsys.readouterr().out
-    first = {p.name: p.read_bytes() for p in (out / "records").iterdir()}
+    printed = capsys.readouterr().out
+    assert "1 runs of 1 updates are in out/updates, 0 diverged" in printed
+    assert "un: rate " in printed
+    first = {p.name: p.read_bytes() for p in out.glob("*/records/*")}
+    choice = store.read_all(out / "choice", EXPERIMENT.schema).values()
+    assert {(r.config.zoom, r.config.gamma) for r in choice} == set(config.AUGMENTATIONS)
+    assert {(r.config.held_out, r.config.epochs) for r in choice} == {(("A",), 1)}
     assert cli.main(command) == 0  # the other two
-    kept = {p.name: p.read_bytes() for p in (out / "records").iterdir()}
+    kept = {p.name: p.read_bytes() for p in out.glob("*/records/*")}
     assert first.items() < kept.items()
     assert (out / PREDICTIONS).read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     assert cli.main(["report", "out"]) == 0
     text = capsys.readouterr().out
     assert "# SegNet on road scenes" in text
+    assert "Chosen by the mean IoU on the sequence A" in text
     assert PREDICTIONS in text
     rows = list(csv.DictReader((out / "segnet.csv").read_text().splitlines()))
     columns = ["update", "seed", "global_accuracy", "class_accuracy", "mean_iou", "seconds"]
     assert list(rows[0]) == columns
     assert [row["update"] for row in rows] == ["b-sgd", "sm", "un"]
-    found = store.read_all(out, EXPERIMENT.schema).values()
+    found = store.read_all(out / "updates", EXPERIMENT.schema).values()
     by_update = {record.config.update: record.result for record in found}
+    choice = store.read_all(out / "choice", EXPERIMENT.schema).values()
     for row in rows:
         assert float(row["mean_iou"]) == pytest.approx(by_update[row["update"]].mean_iou, rel=1e-5)
+    for record in found:
+        own = [r for r in choice if r.config.update == record.config.update]
+        chosen = [r for r in own if config.as_chosen(record.config, r.config) == record.config]
+        assert max(map(config.judged, own)) == config.judged(chosen[0])
+        assert (record.config.held_out, record.config.epochs) == ((), 2)
     capsys.readouterr()
-    assert cli.main(["reproduce", "symmetry", "table2", "--out", "out", "--quiet"]) == 2
+    command = ["reproduce", "symmetry", "table2", "--out", "out/updates", "--quiet"]
+    assert cli.main(command) == 2
     assert "'segmentation', not 'classification'" in capsys.readouterr().err
 
 
-def test_the_command_passes_augmentation_on(monkeypatch, tmp_path, capsys):
-    swept = []
-    monkeypatch.setattr(papers, "_sweep", lambda step, *_: swept.extend(step.configs) or [])
-    command = [
-        "reproduce",
-        "symmetry",
-        "segnet",
-        "--updates",
-        "un",
-        "--out",
-        str(tmp_path),
-        "--epochs",
-        "7",
-    ]
-    assert cli.main([*command, "--zoom", "1.5", "--gamma", "2"]) == 0
-    assert {(config.zoom, config.gamma, config.epochs) for config in swept} == {(1.5, 2.0, 7)}
-    assert "predictions: not drawn" in capsys.readouterr().out
-    assert cli.main([*command, "--zoom", "0.5"]) == 2
-    assert "zoom is 0.5" in capsys.readouterr().err
+@pytest.mark.thorough
+def test_limits_are_measured_one_change_at_a_time(small_preset, tmp_path, monkeypatch, capsys):
+    few = {
+        "as chosen": {},
+        "large": {"height": 64, "width": 80},
+        "few filters": {"filters": 1},
+        "without A": {"held_out": ("A",)},
+        "3 images of all": {"train_images": 3},
+    }
+    for module in (config, studies, report):
+        monkeypatch.setattr(module, "LIMITS", few)
+    monkeypatch.setattr(report, "PRESETS", {"cpu": TINY})
+    monkeypatch.setattr(studies, "first_rates", lambda updates: {u: [-2] for u in updates})
+    monkeypatch.setattr(config, "_WIDEST", range(-2, -1))
+    common = [*small_preset, "--held-out", "A", "--choice-epochs", "1"]
+    assert cli.main(["reproduce", "symmetry", "segnet-limits", *common]) == 0
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {"choice", "limits-32x40", "limits-64x80"}
+    whole = ["reproduce", "symmetry", "segnet", *common, "--updates", "un", "--repetitions", "1"]
+    assert cli.main(whole) == 0
+    capsys.readouterr()
+    assert cli.main(["report", "out", "--pack"]) == 0
+    text = capsys.readouterr().out
+    lines = text[text.index("## What limits") :].splitlines()
+    rows = [" ".join(line.split()) for line in lines if line.startswith("| un")]
+    assert [row.split(" | ")[1] for row in rows] == list(few)
+    assert rows[0].endswith("| – | – | 1 |")
+    assert "## Test images by sequence" in text
+    assert {p.parent.name for p in out.glob("*/records.jsonl.gz")} == {
+        *("choice", "updates", "limits-32x40", "limits-64x80")
+    }
+    assert cli.main(["reproduce", "symmetry", "segnet-limits", *common]) == 0  # nothing is missing
+    assert not list(out.glob("*/records/*"))
 
 
 def test_a_sweep_with_checkpoints_resumes_within_a_run(go_on, tmp_path):
-    (config,) = configurations(replace(TINY, epochs=3), ["un"], 1)
+    (config,) = repeated([replace(TINY, epochs=3)], 1)
     data = load(EXPERIMENT.source(config), tmp_path / "data")
     where = store.run_directory(tmp_path / "out", config)
     with pytest.raises(Stop):
@@ -487,7 +627,7 @@ def test_a_sweep_with_checkpoints_resumes_within_a_run(go_on, tmp_path):
 
 
 def test_runs_of_an_old_version_or_other_data_are_not_resumed(go_on, tmp_path):
-    (config,) = configurations(replace(TINY, epochs=1), ["un"], 1)
+    (config,) = repeated([replace(TINY, epochs=1)], 1)
     (record,) = go_on([config])
     (kept,) = (tmp_path / "out" / "records").iterdir()
     kept.unlink()
@@ -507,23 +647,12 @@ def test_predictions_are_drawn_from_intact_weights_and_the_same_data(
     go_on, small_preset, tmp_path, capsys
 ):
     out, data = tmp_path / "out", tmp_path / "data"
-    found = go_on(configurations(replace(TINY, epochs=1), ["un"], 1))
+    found = go_on(repeated([replace(TINY, epochs=1)], 1))
     (checkpoint,) = (out / "runs").glob("*/checkpoint.pt")
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[:1000])
-    command = [
-        "reproduce",
-        "symmetry",
-        "segnet",
-        "--updates",
-        "un",
-        "--epochs",
-        "1",
-        "--repetitions",
-        "1",
-    ]
-    assert cli.main([*command, *small_preset]) == 0  # the run is done all the same
-    assert "predictions: not drawn (" in capsys.readouterr().out
+    with pytest.raises(RecordError, match="truncated or damaged"):
+        write_predictions(out, found, data)
     checkpoint.write_bytes(whole)
     with pytest.raises(DataError, match="other data"):
         write_predictions(out, [replace(found[0], data="00")], data)

@@ -2,9 +2,10 @@
 
 Section 6 of [badrinarayanan2015symmetry] says little: the CamVid training set of 367 images, 100
 epochs, SGD with the unit-norm update. What it leaves open follows [badrinarayanan2017segnet]
-(momentum 0.9, one setting for all layers), or is a field with a default that validation images
-chose: with the full class weights of that paper and images as they are, the small networks of the
-`cpu` preset predict many times too many pixels of signs and pedestrians.
+(momentum 0.9, median-frequency class weights, one setting for all layers), or is chosen: the rate
+and the augmentation of each update, on one whole sequence that is held out of training. Frames of a
+sequence resemble each other, so that frames of a sequence that is trained on choose what memorizes
+it. The runs that are compared train on all sequences.
 
 Scores are functions of the confusion matrix C, where C_ij counts labelled pixels of class i that
 are predicted as j, over all images of a set, as in [badrinarayanan2017segnet]:
@@ -23,7 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +33,6 @@ from manifoldnet.experiments.configuration import Configuration, check_choice, f
 from manifoldnet.experiments.errors import ConfigError
 from manifoldnet.experiments.papers.updates import UPDATES
 from manifoldnet.experiments.records import EpochRow, ResultRow, RunRecord, Schema
-from manifoldnet.experiments.study import repeated
 
 CLASSES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -74,6 +74,10 @@ class SegmentationConfig(Configuration):
             times smaller, and enlarged again; 1 leaves all.
         gamma: pixels, in [0, 1], are raised to a random power between 1/gamma and gamma; 1 leaves
             them.
+        held_out: sequences that are not trained on. If there are any, all their frames are the
+            validation images, in the place of the set's own.
+        train_images: so many training images, evenly spaced, of those that are left; None takes
+            all.
         standardize: bring each channel of each image to mean 0 and variance 1 first, in place of
             the local contrast normalization of [badrinarayanan2017segnet].
         threads: torch's threads, on a processor. A GPU is used if torch sees one.
@@ -96,6 +100,8 @@ class SegmentationConfig(Configuration):
     mirror: bool = True
     zoom: float = field(1.0, at_least=1, at_most=8)
     gamma: float = field(1.0, at_least=1, at_most=8)
+    held_out: tuple[str, ...] = field((), later=True)
+    train_images: int | None = field(None, later=True, at_least=1)
     standardize: bool = True
     threads: int = field(1, at_least=1)
 
@@ -105,30 +111,109 @@ class SegmentationConfig(Configuration):
         return self.update
 
 
-RATES: Mapping[str, float] = MappingProxyType({"b-sgd": 0.1, "sm": 0.03, "un": 0.1})
-"""Base learning rate of each update, from short runs on the validation images.
-
-The additive scaled-metric step multiplies the classifier's columns, which no batch normalization
-follows, by their own squared norms: at 0.1 these grow to thousands within 20 epochs, and all
-scores are lost.
-"""
-
-_PAPER = SegmentationConfig(height=360, width=480, filters=64, batch_size=12)
-PRESETS = MappingProxyType({"cpu": SegmentationConfig(), "paper": _PAPER})
+_PAPER = SegmentationConfig(
+    height=360, width=480, filters=64, batch_size=12, class_balance="median-frequency"
+)
+_CPU = SegmentationConfig(class_balance="median-frequency")
+PRESETS = MappingProxyType({"cpu": _CPU, "paper": _PAPER})
 """``"paper"``: the layout of VGG-16 on whole pictures, for a GPU; ``"cpu"``: the same structure
 with a quarter of the filters on small pictures, for a processor."""
 
+COMPARED = ("b-sgd", "sm", "un")
+"""The updates of the comparison."""
 
-def configurations(
-    preset: SegmentationConfig, updates: Sequence[str], repetitions: int
-) -> list[SegmentationConfig]:
-    """The runs of some updates, seed by seed, each with its own rate."""
+_FIRST, _WIDEST = range(-3, 0), range(-8, 4)  # rates 10^(k/2), from 0.03 to 0.3
+
+AUGMENTATIONS = ((1.0, 1.0), (1.8, 1.0), (1.0, 2.0), (1.8, 2.0))
+"""Zoom and gamma to choose from; of equals the first."""
+
+LIMITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "as chosen": {},
+        "48x64 pictures": {"height": 48, "width": 64},
+        "180x240 pictures": {"height": 180, "width": 240},
+        "8 filters": {"filters": 8},
+        "32 filters": {"filters": 32},
+        "without 0001TP": {"held_out": ("0001TP",)},
+        "305 images of all": {"train_images": 305},
+        "without 0006R0": {"held_out": ("0006R0",)},
+        "266 images of all": {"train_images": 266},
+        "without 0016E5": {"held_out": ("0016E5",)},
+        "163 images of all": {"train_images": 163},
+        "root of the class weights": {"class_balance": "root-median-frequency"},
+    }
+)
+"""What may limit the result on CamVid, one change at a time. Beside each run without a sequence is
+one on as many images of all sequences."""
+
+
+def rate(k: int) -> float:
+    """The rate 10^(k/2), to three digits."""
+    return float(f"{10 ** (k / 2):.3g}")
+
+
+def shortened(config: SegmentationConfig, epochs: int) -> SegmentationConfig:
+    """A run of fewer epochs, whose rate falls as far."""
+    return replace(config, epochs=epochs, decay=config.decay ** (config.epochs / epochs))
+
+
+def first_rates(updates: Sequence[str]) -> dict[str, list[int]]:
+    """The exponents of rates that every update begins with."""
     if not updates or len(set(updates)) < len(updates):
         raise ConfigError(f"the updates are {', '.join(updates) or 'none'}; name each of them once")
     for update in updates:
-        check_choice("update", update, tuple(RATES))
-    runs = [replace(preset, update=update, lr=RATES[update]) for update in updates]
-    return repeated(runs, repetitions)
+        check_choice("update", update, COMPARED)
+    return {update: list(_FIRST) for update in updates}
+
+
+def of_rates(
+    base: SegmentationConfig, exponents: Mapping[str, Sequence[int]]
+) -> list[SegmentationConfig]:
+    """Runs that choose rates: of each update, the rates 10^(k/2) for some k."""
+    return [
+        replace(base, update=update, lr=rate(k)) for update, own in exponents.items() for k in own
+    ]
+
+
+def of_augmentations(chosen: Sequence[SegmentationConfig]) -> list[SegmentationConfig]:
+    """Runs that choose augmentations, at the rates of some runs."""
+    return [replace(run, zoom=zoom, gamma=gamma) for run in chosen for zoom, gamma in AUGMENTATIONS]
+
+
+def judged(record: SegmentationRecord) -> float:
+    """The mean IoU on the validation images after the last epoch; −1 for a diverged run."""
+    if record.result is None or record.result.diverged:
+        return -1.0
+    return scores(record.epochs[-1].validation_confusion).mean_iou
+
+
+def best(records: Sequence[SegmentationRecord]) -> dict[str, SegmentationConfig]:
+    """The run of highest mean IoU on the validation images, by update; of equals the first."""
+    found: dict[str, SegmentationRecord] = {}
+    for record in records:
+        known = found.setdefault(record.config.update, record)
+        if judged(record) > judged(known):
+            found[record.config.update] = record
+    return {update: record.config for update, record in found.items()}
+
+
+def widened(
+    exponents: Mapping[str, Sequence[int]], records: Sequence[SegmentationRecord]
+) -> dict[str, list[int]]:
+    """The exponents, with a neighbour where the best rate of an update is at an edge."""
+    wider = {}
+    for update, run in best(records).items():
+        own = exponents[update]
+        (k,) = (k for k in own if rate(k) == run.lr)
+        more = [j for j in (k - 1, k + 1) if j not in own and j in _WIDEST]
+        wider[update] = sorted([*own, *more])
+    return wider
+
+
+def as_chosen(preset: SegmentationConfig, choice: SegmentationConfig) -> SegmentationConfig:
+    """A run of a preset with the rate and augmentation of a run of the choice."""
+    names = ("update", "lr", "zoom", "gamma")
+    return replace(preset, **{name: getattr(choice, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +225,24 @@ class SegmentationEpoch(EpochRow):
         validation_confusion: confusion matrix of the validation images after the epoch, row after
             row.
         test_confusion: that of the test images, after the last epoch only.
+        test_sequences: the sequences of the test images; None in records of earlier versions.
+        sequence_confusions: the test images' matrices by sequence, one after the other.
     """
 
     train_accuracy: float
     validation_confusion: tuple[int, ...]
     test_confusion: tuple[int, ...] | None = None
+    test_sequences: tuple[str, ...] | None = None
+    sequence_confusions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         size = len(self.validation_confusion)
+        by_sequence = len(self.sequence_confusions or ())
+        if by_sequence != size * len(self.test_sequences or ()):
+            raise ValueError(
+                f"confusion matrices by sequence have {by_sequence} entries, not {size} for each "
+                f"of {len(self.test_sequences or ())} sequences"
+            )
         if math.isqrt(size) ** 2 != size or len(self.test_confusion or range(size)) != size:
             raise ValueError(
                 f"confusion matrices of {size} and {len(self.test_confusion or ())} entries are "

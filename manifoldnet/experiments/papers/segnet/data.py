@@ -1,7 +1,8 @@
 """Road scenes with a class for every pixel: loading, class weights, augmentation.
 
 A set is a folder of parquet files with the splits `train`, `validation` and `test`; in each a
-column `image` (RGB) and a column `mask` (8-bit gray, the number of a class at each pixel). Images
+column `image` (RGB) and a column `mask` (8-bit gray, the number of a class at each pixel). A column
+`name` says by what stands before its first ``_`` which sequence a frame is of. Images
 are reduced with a triangle filter as wide as the reduction, masks by taking the nearest pixel, and
 both are kept so on disk (`cache`).
 """
@@ -9,7 +10,7 @@ both are kept so on disk (`cache`).
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from manifoldnet.experiments import hub
 from manifoldnet.experiments.data import cached
-from manifoldnet.experiments.errors import DataError
+from manifoldnet.experiments.errors import ConfigError, DataError
 from manifoldnet.experiments.papers.segnet.config import CLASSES, SegmentationConfig
 
 SPLITS = ("train", "validation", "test")
@@ -30,7 +31,8 @@ SPLITS = ("train", "validation", "test")
 class Scenes:
     """Images and masks in three parts, as uint8; the number after the last class is void.
 
-    Images are ``(images, 3, height, width)``, masks ``(images, height, width)``.
+    Images are ``(images, 3, height, width)``, masks ``(images, height, width)``. Sequences are
+    those of the images, empty where they have no names.
     """
 
     name: str
@@ -41,6 +43,9 @@ class Scenes:
     validation_masks: Tensor
     test_images: Tensor
     test_masks: Tensor
+    train_sequences: tuple[str, ...] = ()
+    validation_sequences: tuple[str, ...] = ()
+    test_sequences: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """A checksum of every pixel (CRC-32), which identifies the data of a run."""
@@ -53,6 +58,56 @@ class Scenes:
     def part(self, split: str) -> tuple[Tensor, Tensor]:
         """Images and masks of one of `SPLITS`."""
         return getattr(self, f"{split}_images"), getattr(self, f"{split}_masks")
+
+    def sequences(self, split: str) -> tuple[str, ...]:
+        """The sequence of each image of one of `SPLITS`."""
+        found: tuple[str, ...] = getattr(self, f"{split}_sequences")
+        return found
+
+
+def parts(config: SegmentationConfig, data: Scenes) -> Scenes:
+    """The images that a run trains on, those that it is judged by, and the test images.
+
+    Raises:
+        ConfigError: for sequences that the training images do not have, or when none are left.
+    """
+    known = dict.fromkeys(data.sequences("train"))
+    if unknown := [name for name in config.held_out if name not in known]:
+        raise ConfigError(
+            f"held_out names {', '.join(unknown)}; {data.name} has training images of "
+            f"{', '.join(known) or 'no sequences, as its images have no names'}"
+        )
+    for split in SPLITS:
+        if len(data.part(split)[0]) == 0:
+            raise ConfigError(f"{data.name}: there are no {split} images")
+    if not config.held_out and config.train_images is None:
+        return data
+    named = data.sequences("train") or ("",) * len(data.train_images)
+    rows = torch.tensor([i for i, name in enumerate(named) if name not in config.held_out])
+    count = len(rows) if config.train_images is None else config.train_images
+    if not 0 < count <= len(rows):
+        raise ConfigError(
+            f"train_images is {config.train_images}; without {', '.join(config.held_out) or 'any'} "
+            f"there are {len(rows)} training images"
+        )
+    rows = rows[torch.arange(count) * len(rows) // count]
+    changed: dict[str, Any] = {
+        "train_images": data.train_images[rows],
+        "train_masks": data.train_masks[rows],
+        "train_sequences": tuple(named[i] for i in rows),
+    }
+    if config.held_out:
+        outside = {
+            split: [i for i, n in enumerate(data.sequences(split)) if n in config.held_out]
+            for split in ("train", "validation")
+        }
+        for kind in ("images", "masks"):
+            every = [getattr(data, f"{split}_{kind}")[own] for split, own in outside.items()]
+            changed[f"validation_{kind}"] = torch.cat(every)
+        changed["validation_sequences"] = tuple(
+            data.sequences(split)[i] for split, own in outside.items() for i in own
+        )
+    return replace(data, **changed)
 
 
 def load(source: tuple[Any, ...], data_dir: Any = None, notice: Any = None) -> Scenes:
@@ -68,14 +123,14 @@ def load(source: tuple[Any, ...], data_dir: Any = None, notice: Any = None) -> S
         Scenes,
         partial(read, height=height, width=width),
         notice or (lambda line: None),
-        variant=f"-{height}x{width}",
+        variant=f"-{height}x{width}-named",
     )
 
 
 def read(source: hub.Source, height: int, width: int) -> Scenes:
     """Read, decode and reduce a whole set; errors are those of `load`."""
     classes = CLASSES[source.name]
-    tensors: dict[str, Tensor] = {}
+    fields: dict[str, Any] = {}
     first: tuple[str, tuple[int, ...]] | None = None  # where the first image is, and its size
     for name, split in hub.open_splits(source, SPLITS).items():
         where = f"{source.location}, split {name!r}"
@@ -95,8 +150,10 @@ def read(source: hub.Source, height: int, width: int) -> Scenes:
                 labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
             images.append(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
             masks.append(torch.from_numpy(labels.copy()))
-        tensors |= {f"{name}_images": torch.stack(images), f"{name}_masks": torch.stack(masks)}
-    return Scenes(source.name, classes, **tensors)
+        fields |= {f"{name}_images": torch.stack(images), f"{name}_masks": torch.stack(masks)}
+        named = split["name"] if "name" in split.column_names else []
+        fields[f"{name}_sequences"] = tuple(str(each).partition("_")[0] for each in named)
+    return Scenes(source.name, classes, **fields)
 
 
 def _check(row: str, pixels: Any, labels: Any, first: tuple[str, Any], void: int) -> None:

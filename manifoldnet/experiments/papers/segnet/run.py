@@ -22,7 +22,7 @@ import manifoldnet as mn
 from manifoldnet.experiments import store, training
 from manifoldnet.experiments.checkpoint import checkpoint_path, load_checkpoint
 from manifoldnet.experiments.data import seeded_generator
-from manifoldnet.experiments.errors import ConfigError, DataError
+from manifoldnet.experiments.errors import DataError
 from manifoldnet.experiments.files import write_bytes
 from manifoldnet.experiments.papers.segnet import data as scenes
 from manifoldnet.experiments.papers.segnet.config import (
@@ -68,7 +68,10 @@ class Run(training.Run):
         self.scheduler = ExponentialLR(self.optimizer, config.decay)
         self.generator = seeded_generator(config.seed, "order")
         power = {"median-frequency": 1.0, "root-median-frequency": 0.5}.get(config.class_balance)
-        self.weights = None if power is None else (class_weights(data) ** power).to(self.device)
+        self.weights = None
+        if power is not None:
+            weights = class_weights(scenes.parts(config, data)) ** power
+            self.weights = weights.to(self.device)
 
     def train_pass(self, data: Scenes) -> dict[str, Any]:
         """One pass over the training images; their mean loss and global accuracy as they came."""
@@ -93,16 +96,30 @@ class Run(training.Run):
 
     def evaluate(self, number: int, data: Scenes, trained: Mapping[str, Any]) -> dict[str, Any]:
         """Confusion matrices, of the test images after the last epoch only."""
-        last = number == self.config.epochs and math.isfinite(trained["train_loss"])
-        return {
-            "validation_confusion": self._confusion(data, "validation"),
-            "test_confusion": self._confusion(data, "test") if last else None,
+        found: dict[str, Any] = {
+            "validation_confusion": _counts(self._confusions(data, "validation").sum(0))
         }
+        if number == self.config.epochs and math.isfinite(trained["train_loss"]):
+            matrices, names = self._confusions(data, "test"), data.sequences("test")
+            found["test_confusion"] = _counts(matrices.sum(0))
+            if names:
+                found["test_sequences"] = tuple(sorted(set(names)))
+                found["sequence_confusions"] = tuple(
+                    count
+                    for name in found["test_sequences"]
+                    for count in _counts(matrices[[n == name for n in names]].sum(0))
+                )
+        return found
 
-    def _confusion(self, data: Scenes, split: str) -> tuple[int, ...]:
+    def _confusions(self, data: Scenes, split: str) -> Tensor:
+        """The confusion matrix of each image."""
         pictures, masks = data.part(split)
-        predicted = predict(self.network, pictures)
-        return tuple(confusion(masks, predicted, len(data.classes)).flatten().tolist())
+        pairs = zip(masks, predict(self.network, pictures), strict=True)
+        return torch.stack([confusion(*pair, len(data.classes)) for pair in pairs])
+
+
+def _counts(matrix: Tensor) -> tuple[int, ...]:
+    return tuple(matrix.flatten().tolist())
 
 
 def predict(network: SegNet, pictures: Tensor) -> Tensor:
@@ -125,22 +142,15 @@ def _outcome(config: SegmentationConfig, last: SegmentationEpoch) -> dict[str, f
     return {name: getattr(found, name, math.nan) for name in names}
 
 
-def _parts(config: SegmentationConfig, data: Scenes) -> Scenes:
-    for split in scenes.SPLITS:
-        if len(data.part(split)[0]) == 0:
-            raise ConfigError(f"{data.name}: there are no {split} images")
-    return data
-
-
 EXPERIMENT: training.Experiment[SegmentationConfig, SegmentationEpoch, SegmentationResult] = (
     training.Experiment(
         schema=SEGMENTATION,
         start=Run,
-        parts=_parts,
+        parts=scenes.parts,
         outcome=_outcome,
         load=scenes.load,
         data_fields=("dataset", "height", "width"),
-        size_fields=(),
+        size_fields=("held_out", "train_images"),
         resident=False,
     )
 )
@@ -156,14 +166,17 @@ _SHOWN = 4
 
 
 def write_predictions(
-    folder: Path, records: Sequence[SegmentationRecord], data_dir: str | Path | None = None
+    folder: Path,
+    records: Sequence[SegmentationRecord],
+    data_dir: str | Path | None = None,
+    output: Path | None = None,
 ) -> Path | None:
     """Draw some test images with the predictions of the first seed's networks.
 
     ``segnet_predictions.png`` shows image, ground truth and predictions;
     ``segnet_predictions_only.png`` what can be shown where the photographs may not be: predictions,
-    and their errors. None when all runs diverged, or the weights are not here (they stay with the
-    workers of a cluster that does not share the folder).
+    and their errors. Both are in `output`, by default `folder`. None when all runs diverged, or the
+    weights are not here (they stay with the workers of a cluster that does not share the folder).
     """
     first = [
         record.config
@@ -197,9 +210,10 @@ def write_predictions(
         name = in_words(config.update)
         seen[name] = alone[name] = _coloured(classes, COLOURS)
         alone[f"{name}: wrong"] = _coloured(errors, ((255, 255, 255), _WRONG, (0, 0, 0)))
-    _draw(folder / PREDICTIONS, seen, data)
-    _draw(folder / WITHOUT_PHOTOGRAPHS, alone, data)
-    return folder / PREDICTIONS
+    output = folder if output is None else output
+    _draw(output / PREDICTIONS, seen, data)
+    _draw(output / WITHOUT_PHOTOGRAPHS, alone, data)
+    return output / PREDICTIONS
 
 
 def _coloured(numbers: Tensor, colours: Sequence[tuple[int, int, int]]) -> Any:
