@@ -82,19 +82,20 @@ def detectable(deviation: float, n: int, power: float = 0.8) -> float:
         raise ValueError(f"power is {power}; it must be between the level of 0.05 and 1")
     if n < 2:
         return math.inf
-    from scipy.integrate import quad
     from scipy.optimize import brentq
-    from scipy.special import ndtr
+    from scipy.special import ndtr, roots_legendre
     from scipy.stats import chi, t
 
     spread = chi(n - 1, scale=1 / math.sqrt(n - 1))  # of the estimated deviation over the true one
-    critical, end = float(t.ppf((1 + 0.95) / 2, n - 1)), float(spread.ppf(1 - 1e-12))
+    critical = float(t.ppf((1 + 0.95) / 2, n - 1))
+    low, high = spread.ppf([1e-13, 1 - 1e-13])
+    nodes, weights = roots_legendre(200)
+    s = low + (high - low) * (nodes + 1) / 2
+    weights = weights * (high - low) / 2 * spread.pdf(s)
 
     def excess(shift: float) -> float:
-        def significant(s: float) -> float:
-            return float(ndtr(shift - critical * s) + ndtr(-shift - critical * s)) * spread.pdf(s)
-
-        return float(quad(significant, 0.0, end, epsabs=1e-10, limit=200)[0]) - power
+        significant = ndtr(shift - critical * s) + ndtr(-shift - critical * s)
+        return float(weights @ significant) - power
 
     highest = 1.0
     while excess(highest) < 0:
