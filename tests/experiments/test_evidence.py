@@ -80,9 +80,9 @@ def test_the_usual_transformer_is_nanogpts():
     sizes = (usual.block, usual.batch_size, usual.layers, usual.heads, usual.width)
     assert sizes == (64, 12, 4, 4, 128)
     assert usual.iterations == 2000
-    # 0.80 million parameters, as nanoGPT counts them (without places), for 65 characters.
+    # 0.80 million parameters, as nanoGPT counts them (without positions), for 65 characters.
     network = build(usual, (), 65)
-    counted = sum(p.numel() for name, p in network.named_parameters() if name != "places.weight")
+    counted = sum(p.numel() for name, p in network.named_parameters() if name != "positions.weight")
     assert counted == 12 * 4 * 128**2 + 65 * 128 + 9 * 128
 
 
@@ -245,7 +245,7 @@ def test_rates_of_hyperball_are_angles_and_norms_stay(method, digits):
 def test_embeddings_are_unit_vectors_for_ngpt(digits):
     training_run, _ = started(of("text", "ngpt"), digits)
     declared = mn.manifolds(training_run.network)
-    assert {"tokens.weight", "places.weight"} < set(declared)
+    assert {"tokens.weight", "positions.weight"} < set(declared)
     rows = training_run.network.tokens.weight.norm(dim=1)
     torch.testing.assert_close(rows, torch.ones_like(rows))
 

@@ -1,14 +1,14 @@
 """Runs on today's networks as data: networks, methods, and the choice of their rates.
 
     text      nanoGPT's configuration for processors: characters, block 64, minibatches of 12, four
-              layers of four heads, width 128, LayerNorm without biases, learned places, GELU, a
-              head that is tied to the embedding, no dropout
-    modern    the same with RMSNorm, SwiGLU, rotary places, and normalized queries and keys
+              layers of four heads, width 128, LayerNorm without biases, learned position
+              embeddings, GELU, a head that is tied to the embedding, no dropout
+    modern    the same with RMSNorm, SwiGLU, rotary embeddings, normalized queries and keys
     mlp       three hidden layers with ReLU, on images
     resnet    eight convolutions with batch normalization and two residual blocks, as in fast runs
               on CIFAR-10, with flipped and shifted images
 
-A method steps the hidden matrices at its rate. All other parameters (embeddings, places, head,
+A method steps the hidden matrices at its rate. All other parameters (embeddings, head,
 gains) have AdamW at its own best rate, but for the methods that have one rate for all. Every rate
 rises over the first tenth of the iterations, and falls to zero along a cosine. Gradients are not
 clipped: a clip by their norm depends on the parameterization.
@@ -168,7 +168,7 @@ class EvidenceConfig(Configuration):
                 f"rest_lr is {self.rest_lr}: {self.method} {needs} rate for the parameters beside "
                 "the hidden matrices"
             )
-        # Rotary places turn pairs of numbers.
+        # Rotary embeddings turn pairs of numbers.
         parts = self.heads * (2 if self.network == "modern" else 1)
         if self.kind == "text" and self.width % parts:
             raise ConfigError(

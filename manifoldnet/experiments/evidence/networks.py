@@ -1,9 +1,9 @@
 """The networks: character-level transformers, a multilayer perceptron and a residual network.
 
-Each gives scores ``(examples, classes)``: a transformer one row for each place. Queries, keys and
-values are three matrices, where nanoGPT packs them into one, so that each method sees the matrices
-that act. Of LayerNorm and RMSNorm ε is 1e-20, where nanoGPT has 1e-5: that would be larger than the
-variance of a stream that a symmetry has made small.
+Each gives scores ``(examples, classes)``: a transformer one row for each position. Queries, keys
+and values are three matrices, where nanoGPT packs them into one, so that each method sees the
+matrices that act. Of LayerNorm and RMSNorm ε is 1e-20, where nanoGPT has 1e-5: that would be larger
+than the variance of a stream that a symmetry has made small.
 
 The residual network is the one of fast runs on CIFAR-10 with widths w, 2w, 4w and 8w, residual
 blocks behind the first and the last pooling, and the maximum over space in front of the head. Its
@@ -77,22 +77,22 @@ def _matrix(inputs: int, outputs: int) -> nn.Linear:
 
 
 def _turned(x: Tensor) -> Tensor:
-    """Rotary places: pairs of numbers, turned by angles that grow with the place."""
-    places, size = x.shape[-2:]
+    """Rotary position embeddings: pairs of numbers, turned in proportion to the position."""
+    positions, size = x.shape[-2:]
     rates = 10_000.0 ** -torch.arange(0, 1, 2 / size, device=x.device, dtype=x.dtype)
-    angles = torch.arange(places, device=x.device, dtype=x.dtype)[:, None] * rates
+    angles = torch.arange(positions, device=x.device, dtype=x.dtype)[:, None] * rates
     a, b = x.chunk(2, -1)
     return torch.cat([a * angles.cos() - b * angles.sin(), a * angles.sin() + b * angles.cos()], -1)
 
 
 class Transformer(nn.Module):
-    """Scores of the next character at each place."""
+    """Scores of the next character at each position."""
 
     def __init__(self, config: EvidenceConfig, characters: int) -> None:
         super().__init__()
         modern = config.network == "modern"
         self.tokens = nn.utils.skip_init(nn.Embedding, characters, config.width)
-        self.places = (
+        self.positions = (
             None if modern else nn.utils.skip_init(nn.Embedding, config.block, config.width)
         )
         self.layers = nn.ModuleList(
@@ -110,10 +110,10 @@ class Transformer(nn.Module):
                 p.mul_(writes if name.endswith(("out.weight", "down.weight")) else 1.0)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Scores of rows of characters, ``(rows · places, characters)``."""
+        """Scores of rows of characters, ``(rows · positions, characters)``."""
         x = self.tokens(ids)
-        if self.places is not None:
-            x = x + self.places(torch.arange(ids.shape[1], device=ids.device))
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(ids.shape[1], device=ids.device))
         for layer in self.layers:
             x = layer(x)
         return linear(self.norm(x), self.tokens.weight).flatten(0, 1)
@@ -244,8 +244,8 @@ def _against(
 
 def _of_transformer(network: Any) -> Iterator[dict[Slice, float]]:
     stream = {Slice("tokens.weight", None): 1.0, Slice("norm.weight", None): -1.0}
-    if network.places is not None:
-        stream[Slice("places.weight", None)] = 1.0
+    if network.positions is not None:
+        stream[Slice("positions.weight", None)] = 1.0
     for k, layer in enumerate(network.layers):
         name = f"layers.{k}.{{}}.weight".format
         attention = [(name(n), 1) for n in ("query", "key", "value")]
