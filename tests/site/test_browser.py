@@ -50,7 +50,7 @@ def violations(page: Page, **options: object) -> list[str]:
     found = page.evaluate(
         """options => axe.run(options).then(found => found.violations
             .filter(each => ["serious", "critical"].includes(each.impact))
-            .map(each => [each.id, each.nodes.slice(0, 3).map(node => node.html.slice(0, 160))]))""",
+            .map(({id, nodes}) => [id, nodes.slice(0, 3).map(node => node.html.slice(0, 160))]))""",
         {"resultTypes": ["violations"], **options},
     )
     return [f"{page.url}: {name}: {nodes}" for name, nodes in found]
