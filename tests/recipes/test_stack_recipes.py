@@ -1,4 +1,4 @@
-"""The scripts of docs/recipes run as they are printed, each in a process of its own.
+"""The scripts of docs/recipes run as they are printed, each in processes of its own.
 
 A new recipe is a script of under 40 lines that ends with a printed verdict and an `assert`, and
 stands on one page as a snippet. What a script needs beyond torch is a row in `NEEDS`.
@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import re
 import runpy
-import subprocess
+import socket
 import sys
 import unicodedata
 import warnings
@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "docs" / "recipes").glob("*.py"))
 # As for `python -W`. geoopt 0.5 compiles its formulas with torch.jit.script when it is imported.
-FILTERS = ("error", "ignore:`torch.jit.:DeprecationWarning")
+FILTERS = ("ignore:`torch.jit.:DeprecationWarning",)
 SECONDS = 120
 
 
@@ -33,13 +33,13 @@ class Needs(NamedTuple):
     """Requirements of a script beyond torch."""
 
     packages: tuple[str, ...] = ()  # it is skipped without them
-    launcher: tuple[str, ...] = ()  # `python LAUNCHER… script.py`
+    processes: int = 1  # as `torchrun --nproc-per-node` starts them
     thorough: bool = True  # 2 s of CPU or more, the imports of its packages included
     filters: tuple[str, ...] = ()  # of warnings of its packages, as for `python -W`
 
 
-# A script without a row is quick, and runs in a process that has torch already.
-TORCHRUN = Needs(launcher=("-m", "torch.distributed.run", "--nproc-per-node", "2"))
+# A script without a row is quick.
+TWO = Needs(processes=2)
 LIGHTNING = Needs(
     packages=("lightning",),
     filters=(
@@ -49,9 +49,9 @@ LIGHTNING = Needs(
 )
 NEEDS: dict[str, Needs] = {
     "compiled": Needs(),
-    "ddp": TORCHRUN,
-    "fsdp2": TORCHRUN,
-    "sharded_checkpoint": TORCHRUN,
+    "ddp": TWO,
+    "fsdp2": TWO,
+    "sharded_checkpoint": TWO,
     "with_accelerate": Needs(packages=("accelerate",)),
     "with_lightning": LIGHTNING,
     "with_lightning_manual": LIGHTNING,
@@ -64,43 +64,48 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "torch._dynamo", "manifoldnet"])
 
 
-def execute(path: Path, folder: Path, log: Path) -> None:
+def execute(path: Path, folder: Path, log: Path, needs: Needs, torchrun: dict[str, str]) -> None:
     """Run a script as `__main__` in a folder; what it says goes to a file, with any traceback."""
-    out = os.open(log, os.O_WRONLY | os.O_CREAT)
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     os.chdir(folder)
+    os.environ.update(torchrun)
     sys.argv = [str(path)]
     warnings.simplefilter("error")
-    for ignored in FILTERS[1:]:
+    for ignored in (*FILTERS, *needs.filters):
         _, message, category = ignored.split(":")
-        warnings.filterwarnings("ignore", message, getattr(builtins, category))
+        warnings.filterwarnings("ignore", re.escape(message), getattr(builtins, category))
     runpy.run_path(str(path), run_name="__main__")
 
 
-def run(path: Path, folder: Path, needs: Needs | None = None) -> tuple[int | None, str]:
+def run(path: Path, folder: Path, needs: Needs) -> tuple[int | None, str]:
     """The exit code of a script, run in a folder, and what it has printed."""
     log = folder.parent / f"{folder.name}.log"
-    if needs is None:
-        child = FORKS.Process(target=execute, args=(path, folder, log))
+    torchrun = [{}] if needs.processes == 1 else ranks(needs.processes)
+    children = [
+        FORKS.Process(target=execute, args=(path, folder, log, needs, own)) for own in torchrun
+    ]
+    for child in children:
         child.start()
+    for child in children:
         child.join(SECONDS)
-        if child.is_alive():
-            child.kill()
-            child.join()
-        return child.exitcode, log.read_text(encoding="utf-8")
-    options = [f"-W{each}" for each in (*FILTERS, *needs.filters)]
-    found_in = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    child = subprocess.run(
-        [sys.executable, *options, *needs.launcher, str(path)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": found_in},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=5 * SECONDS,
-    )
-    return child.returncode, child.stdout
+        if child.exitcode != 0:  # the others may wait for this one
+            for other in children:
+                other.kill()
+                other.join()
+    code = next((child.exitcode for child in children if child.exitcode != 0), 0)
+    return code, log.read_text(encoding="utf-8")
+
+
+def ranks(count: int) -> list[dict[str, str]]:
+    """The variables that `torchrun` sets, for each of so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    same = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    sizes = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    return [{**same, **sizes, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(count)]
 
 
 def parameter(path: Path) -> object:
@@ -116,7 +121,7 @@ def parameter(path: Path) -> object:
 def test_a_recipe_runs_without_a_warning(path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
-    code, said = run(path, folder, NEEDS.get(path.stem))
+    code, said = run(path, folder, NEEDS.get(path.stem, Needs(thorough=False)))
     assert code == 0, said
     assert said.strip(), "it prints no verdict"
 
@@ -130,10 +135,8 @@ def test_a_recipe_runs_without_a_warning(path: Path, tmp_path: Path) -> None:
         ("import os\nassert not os.listdir() and __name__ == '__main__'", 0),
     ],
 )
-@pytest.mark.parametrize("needs", [None, Needs()], ids=["forked", "started"])
-def test_a_failing_recipe_is_seen(
-    source: str, expected: int, needs: Needs | None, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("needs", [Needs(), TWO], ids=["one process", "two"])
+def test_a_failing_recipe_is_seen(source: str, expected: int, needs: Needs, tmp_path: Path) -> None:
     script, folder = tmp_path / "script.py", tmp_path / "empty"
     folder.mkdir()
     script.write_text(source)
