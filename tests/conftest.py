@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis
 import pytest
 import torch
+from fresh import Forks
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
@@ -44,6 +45,14 @@ hypothesis.settings.load_profile("dev")
 def _same_random_numbers() -> None:
     """Every test starts from the same state of torch's generator."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fresh() -> Iterator[Forks]:
+    """Runs programs in processes of their own."""
+    forks = Forks()
+    yield forks
+    forks.end()
 
 
 class _OnDevice(TorchFunctionMode):

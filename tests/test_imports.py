@@ -1,7 +1,6 @@
 """Effects and cost of importing manifoldnet, and the contents of the wheel."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from fresh import Forks
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"sklearn", "datasets", "matplotlib", "hypothesis", "PIL", "pandas", "tqdm"}
@@ -65,10 +65,8 @@ json.dump({
 """
 
 
-def probe(module: str, folder: Path = ROOT) -> dict[str, list[str]]:
-    result = subprocess.run(
-        [sys.executable, "-c", PROBE, module], capture_output=True, text=True, cwd=folder
-    )
+def probe(fresh: Forks, module: str, folder: Path = ROOT) -> dict[str, list[str]]:
+    result = fresh(PROBE, module, folder=folder)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -76,8 +74,8 @@ def probe(module: str, folder: Path = ROOT) -> dict[str, list[str]]:
 # The command line must answer --help before anything heavy is loaded.
 @pytest.mark.parametrize("module", ["manifoldnet", "manifoldnet.cli", "manifoldnet.experiments"])
 @pytest.mark.thorough
-def test_import_is_light_and_changes_nothing(module: str) -> None:
-    seen = probe(module)
+def test_import_is_light_and_changes_nothing(fresh: Forks, module: str) -> None:
+    seen = probe(fresh, module)
     assert not HEAVY & set(seen["loaded"])
     assert seen["changed"] == []
 
@@ -107,28 +105,27 @@ assert not hasattr(mn, "Manifoldparameter")
 """
 
 
-def test_only_a_manifold_parameter_loads_geoopt() -> None:
+def test_only_a_manifold_parameter_loads_geoopt(fresh: Forks) -> None:
     """Neither declarations, nor steps of any optimizer, nor symmetries need it."""
-    command = [sys.executable, "-W", "ignore", "-c", USE]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    result = fresh(USE)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == ""
 
 
 @pytest.mark.thorough
-def test_the_probe_sees_effects(tmp_path: Path) -> None:
+def test_the_probe_sees_effects(fresh: Forks, tmp_path: Path) -> None:
     (tmp_path / "effects.py").write_text(
         "import torch, hypothesis\n"
         "torch.rand(1)\n"
         "torch.set_default_dtype(torch.float64)\n"
         "torch.nn.modules.module.register_module_parameter_registration_hook(lambda *_: None)\n"
     )
-    seen = probe("effects", tmp_path)
+    seen = probe(fresh, "effects", tmp_path)
     assert "hypothesis" in seen["loaded"]
     assert seen["changed"] == ["default dtype", "torch's random state", "module hooks"]
 
 
-def test_geometry_needs_no_geoopt_until_one_of_its_objects_is_asked_for() -> None:
+def test_geometry_needs_no_geoopt_until_one_of_its_objects_is_asked_for(fresh: Forks) -> None:
     program = """
 import sys
 sys.modules["manifoldnet"] = type(sys)("manifoldnet")  # without what else stands in the package
@@ -143,8 +140,8 @@ assert "geoopt" not in sys.modules
 assert to_geoopt(Oblique(), (2, 3)).name == "Oblique"
 assert from_spec(from_geoopt(sys.modules["geoopt"].Sphere()).spec()).name == "Sphere"
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT)
-    assert result.returncode == 0, result.stderr.decode()
+    result = fresh(program)
+    assert result.returncode == 0, result.stderr
 
 
 # Programs that use what other packages warn about when they are imported.
@@ -168,9 +165,8 @@ Laws().test_geodesic_starts_with_its_velocity()
 
 @pytest.mark.parametrize("program", QUIET.values(), ids=QUIET)
 @pytest.mark.thorough
-def test_other_packages_give_no_warnings(program: str) -> None:
-    command = [sys.executable, "-W", "error", "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def test_other_packages_give_no_warnings(fresh: Forks, program: str) -> None:
+    result = fresh(program, warnings="error")
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -199,20 +195,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_the_first_lines_of_the_readme_run_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+def test_the_first_lines_of_the_readme_run_from_the_wheel(
+    fresh: Forks, wheel: Path, tmp_path: Path
+) -> None:
     """In an empty folder, without the checkout, and with no warning of any package."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert block is not None
     program = f"{block[1]}\nprint(mn.__file__)"
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-    )
+    result = fresh(program, folder=tmp_path, path=(str(site),), warnings="error")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines()[-1] == str(site / "manifoldnet" / "__init__.py")
 

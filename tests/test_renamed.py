@@ -2,14 +2,13 @@
 
 import importlib
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from fresh import Forks
 from torch import nn
 
 import manifoldnet as mn
@@ -119,14 +118,13 @@ def test_an_old_module_has_no_more_names_than_it_had() -> None:
         _ = module.nothing
 
 
-def test_the_package_itself_uses_no_old_name() -> None:
+def test_the_package_itself_uses_no_old_name(fresh: Forks) -> None:
     program = """
 import importlib, pkgutil, manifoldnet.symmetry as package
 for found in pkgutil.walk_packages(package.__path__, "manifoldnet.symmetry."):
     importlib.import_module(found.name)
 """
-    command = [sys.executable, "-W", "error::FutureWarning", "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = fresh(program, warnings="error", category="FutureWarning")
     assert result.returncode == 0, result.stderr
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 import warnings
 
 import geoopt
 import pytest
 import torch
 from declared_net import MANIFOLDS, Net, batch, declared, fit
+from fresh import Forks
 from torch import nn
 
 import manifoldnet as mn
@@ -198,7 +197,7 @@ def test_a_compiled_step() -> None:
 
 
 @pytest.mark.thorough
-def test_nothing_is_hooked_before_the_first_declaration() -> None:
+def test_nothing_is_hooked_before_the_first_declaration(fresh: Forks) -> None:
     code = (
         "import torch, manifoldnet as mn\n"
         "from torch.optim import optimizer\n"
@@ -207,7 +206,7 @@ def test_nothing_is_hooked_before_the_first_declaration() -> None:
         "    mn.declare(torch.nn.Linear(3, 2), 'weight', mn.Oblique(), project=True)\n"
         "assert len(optimizer._global_optimizer_pre_hooks) == 1\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    fresh(code).check_returncode()
 
 
 # --- a model in which nothing is declared ---------------------------------------------------------

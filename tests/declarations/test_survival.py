@@ -11,10 +11,7 @@ import copy
 import functools
 import io
 import json
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -405,7 +402,7 @@ print(json.dumps({"hooks at import": hooks, "models": [
 
 
 @pytest.fixture(scope="module")
-def fresh_process(tmp_path_factory) -> tuple[dict[str, Any], list[Any]]:
+def fresh_process(fresh, tmp_path_factory) -> tuple[dict[str, Any], list[Any]]:
     """The findings of another process in saved modules, and the expected ones."""
     models, expected = [], []
     for manifold in MANIFOLDS.values():
@@ -417,16 +414,7 @@ def fresh_process(tmp_path_factory) -> tuple[dict[str, Any], list[Any]]:
                 expected.append([manifold.spec(), train(model, handed), kind])
     file = tmp_path_factory.mktemp("saved") / "models.pt"
     torch.save(models, file)
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", READER, str(file)],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = fresh(READER, str(file), path=(str(Path(__file__).parent),))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), expected
 

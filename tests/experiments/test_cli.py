@@ -1,11 +1,7 @@
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import manifoldnet
 from manifoldnet import cli
 from manifoldnet.cli import options
 from manifoldnet.experiments import UPDATES, TrainConfig, records
@@ -147,21 +143,13 @@ def test_help_lists_every_update(capsys):
 
 
 @pytest.mark.thorough
-def test_the_command_line_imports_no_heavy_package():
+def test_the_command_line_imports_no_heavy_package(fresh):
     """Time to the first progress bar: what only data, training or pictures need waits for them."""
     code = (
         "import sys, manifoldnet; before = set(sys.modules); import manifoldnet.cli; "
         "print(*sorted(set(sys.modules) - before))"
     )
-    root = str(Path(manifoldnet.__file__).parents[1])
-    output = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": root},
-    )
-    loaded = output.stdout.split()
+    loaded = fresh(code).stdout.split()
     assert "manifoldnet.cli" in loaded
     assert not {"sklearn", "datasets", "matplotlib", "pandas", "tqdm"} & set(loaded)
     assert "manifoldnet.experiments.papers.symmetry.run" not in loaded

@@ -104,18 +104,16 @@ def test_every_update_of_the_table_can_be_made(name):
 @pytest.mark.thorough
 def test_the_identity_is_the_same_in_every_process():
     code = "from manifoldnet.experiments import TrainConfig as C; print(C(seed=3).identity())"
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": ROOT},
-        ).stdout.strip()
-        for seed in ("1", "2")
-    }
-    assert found == {TrainConfig(seed=3).identity()}
-    assert re.fullmatch(r"[0-9a-f]{16}", found.pop())
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        # Another one than here, where it is drawn.
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": ROOT},
+    ).stdout.strip()
+    assert other == TrainConfig(seed=3).identity()
+    assert re.fullmatch(r"[0-9a-f]{16}", other)
 
 
 OTHER_VALUES = {
