@@ -34,6 +34,8 @@ for line in sys.stdin:
         try:
             exec(compile(asked["program"], "<string>", "exec"), {"__name__": "__main__"})
             code = 0
+        except SystemExit as end:
+            code = end.code or 0
         except BaseException:
             traceback.print_exc()
         finally:

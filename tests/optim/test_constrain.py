@@ -451,7 +451,7 @@ def test_long_runs_do_not_drift(base: str, dtype: torch.dtype) -> None:
     else:
         optimizer = torch.optim.AdamW([p], lr=1e-2, fused="fused" in base)
     mn.constrain(optimizer)
-    for i in range(10_000):
+    for i in range(3000):
         p.grad = torch.randn(p.shape, generator=source(i)).to(dtype)
         optimizer.step()
     assert mn.violations(model)["hidden.weight"] <= most

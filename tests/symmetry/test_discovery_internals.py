@@ -557,7 +557,7 @@ stages = st.tuples(
 
 
 @pytest.mark.parametrize("convolutional", [False, True])
-@settings(max_examples=7)
+@settings(max_examples=4)
 @given(parts=st.lists(stages, min_size=1, max_size=2), seed=seeds)
 @pytest.mark.thorough
 def test_random_networks(convolutional, parts, seed):

@@ -387,10 +387,10 @@ def test_dimensions_are_those_derived_by_hand(name):
 
 @pytest.mark.thorough
 def test_wider_attention():
-    """GL(4) on query/key and value/output of two heads: 4·16; head: 4, and 16 translations."""
-    group = found(lambda: Reader(16, 2, 4), (40, 5, 16))
-    assert kinds(group) == {"GL(4)": 64, "shift": 4, "translation": 16}
-    assert "head 1: GL(4) on query/key" in str(group)
+    """GL(3) on query/key and value/output of two heads: 4·9; head: 4, and 10 translations."""
+    group = found(lambda: Reader(10, 2, 3), (40, 5, 10))
+    assert kinds(group) == {"GL(3)": 36, "shift": 4, "translation": 10}
+    assert "head 1: GL(3) on query/key" in str(group)
 
 
 @pytest.mark.parametrize(
