@@ -88,8 +88,14 @@ def test_an_address_without_a_scheduler_is_an_error():
 @pytest.mark.filterwarnings("ignore")
 def test_a_scheduler_without_workers_is_an_error(dask):
     address = f"tcp://127.0.0.1:{free_port()}"
-    dask("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
-    with pytest.raises(ConfigError, match="has no workers: start some with"), cluster(address, 20):
+    port = address.rpartition(":")[2]
+    dask("scheduler", "--host", "127.0.0.1", "--port", port)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port))):
+            break
+        time.sleep(0.1)
+    with pytest.raises(ConfigError, match="has no workers: start some with"), cluster(address, 5):
         pass
 
 
