@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import benchmarks
@@ -14,17 +12,10 @@ import pytest
 import torch
 from benchmarks import BASE, OURS, Cell
 
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+
 RESULTS = Path(benchmarks.__file__).parent / "results"
 TINY = [(6, 4), (5, 3, 2, 2), (6,)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _little_to_collect() -> Iterator[None]:
-    """Garbage is collected before each step that is weighed: not among all that is imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def numbers(name: str) -> int:

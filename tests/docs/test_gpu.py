@@ -11,6 +11,8 @@ from torch import nn
 
 from manifoldnet.optim.backends import triton
 
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+
 CPU = torch.device("cpu")
 
 

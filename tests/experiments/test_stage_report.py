@@ -92,12 +92,16 @@ def table(text, heading):
     return [rows[0], *rows[2 : ends[1] - 1 if len(ends) > 1 else None]]
 
 
-def text_of(place):
-    """The text of the report, without drawing."""
+def undrawn(place):
+    """The report with empty pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("grid", "robustness", "stability", "reliability"):
+        for name in ("grid", "comparison", "robustness", "stability", "reliability"):
             patch.setattr(figures, f"draw_{name}", lambda *_: b"")
-        return write_stage_report(place).text
+        return write_stage_report(place)
+
+
+def text_of(place):
+    return undrawn(place).text
 
 
 def csv_rows(path):
@@ -610,7 +614,7 @@ def test_sweeps_with_one_purpose_have_separate_files(some):
     keep(some / "stability-again", stable(grids.stability()[0]))
     long = [logistic(0.1, 0.1, 0.1, 0.1, lr=h, train_size=50_000) for h in (0.1, 0.2)]
     keep(some / "figure5-long", *long)
-    report = write_stage_report(some)
+    report = undrawn(some)
     names = [path.name for path in report.files]
     assert len(set(names)) == len(names)
     for end in ("label-noise", "label-noise-again", "stability-again", "figure5", "figure5-long"):

@@ -152,7 +152,7 @@ def test_a_record_of_another_version_is_named(started, one_run):
 
 def test_records_of_a_version_with_the_same_runs_go_on(started, one_run):
     store.keep(started, dataclasses.replace(one_run, versions={"manifoldnet": "0.1.0"}))
-    (record, *_) = sweeping.sweep(EXPERIMENT, FEW, started, jobs=1, progress=False)
+    (record, *_) = quiet(FEW, started)
     assert record.versions == {"manifoldnet": "0.1.0"}  # not trained again
 
 
