@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 
-@pytest.mark.parametrize("first", range(0, 300, 50))
+@pytest.mark.parametrize(
+    "first", [0, 50, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (150, 200, 250))]
+)
 @np.errstate(all="ignore")
 @pytest.mark.thorough
 def test_all_paths_are_within_rounding_of_the_oracle(first: int) -> None:

@@ -183,7 +183,7 @@ def test_trajectories_with_the_scaled_metric_are_invariant(name):
     element = draw(p, 3)
     assert spread_of(element) > 3
     update = sm(3e-3, momentum=0.9)
-    error = invariance_error.trajectory(p.model, element, p.loss_fn, p.batches, update, steps=200)
+    error = invariance_error.trajectory(p.model, element, p.loss_fn, p.batches, update, steps=60)
     assert error <= 1e-8, error.where
 
 
@@ -195,7 +195,7 @@ def test_runs_with_powers_of_two_are_equal_bit_for_bit(name, retraction):
     element = draw(p, 3, powers_of_two=True)
     assert spread_of(element) > 3
     # Long runs for the smallest network, and for one with convolutions and normalization.
-    steps = 200 if name in ("Arch1-2", "ConvArch2-2") and retraction == "geodesic" else 30
+    steps = 100 if name in ("Arch1-2", "ConvArch2-2") and retraction == "geodesic" else 30
     update = sm() if retraction == "geodesic" else sm(momentum=0.9)
     error = invariance_error.trajectory(p.model, element, p.loss_fn, p.batches, update, steps=steps)
     assert error == 0.0, error.where
