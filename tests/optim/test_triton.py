@@ -264,7 +264,8 @@ def test_kernels_compile(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "chosen", ["float32 and not sgd", pytest.param("", marks=pytest.mark.slow)]
+    "chosen",
+    ["float32 and (amsgrad or manifolds or long)", pytest.param("", marks=pytest.mark.slow)],
 )
 def test_steps_in_the_interpreter(chosen: str) -> None:
     """In a process of its own: Triton chooses the interpreter when it is imported."""
