@@ -11,7 +11,6 @@ import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -227,23 +226,17 @@ def circles(tree: Tree) -> Iterator[str]:
         yield "circle: " + " → ".join(reversed(error.args[1]))
 
 
-@cache
-def own() -> Tree:
-    """The modules of this package."""
-    return Tree(ROOT)
-
-
 RULES = [misplaced, wrong_way, too_heavy, papers_apart, training_reports, circles]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_package_keeps_the_rule(rule) -> None:
-    problems = list(rule(own()))
+    problems = list(rule(Tree(ROOT)))
     assert not problems, "\n".join(problems)
 
 
 def test_every_rule_sees_the_package() -> None:
-    tree = own()
+    tree = Tree(ROOT)
     assert f"{PACKAGE}.geometry.oblique" in tree.imports
     assert any(here.endswith(".declarations") for here, _, _ in tree.arrows())
     names = {module.split(".")[-1] for module in tree.imports}

@@ -1,4 +1,4 @@
-"""What tests of the benchmarks share."""
+"""The fixture of the benchmarks and of the measurements on a GPU."""
 
 import gc
 from collections.abc import Iterator
