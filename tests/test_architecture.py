@@ -24,8 +24,8 @@ PACKAGE = "manifoldnet"
 ROOMS = [
     {"geometry", "cache", "deprecation"},
     {"registry"},
-    {"declarations", "manifold_parameter", "foreign", "rules", "dataflow", "summaries"}
-    | {"parameter"},
+    {"names", "declarations", "checkpoints", "parameter_groups", "manifold_parameter"}
+    | {"foreign", "rules", "dataflow", "summaries", "parameter"},
     {"optim"},
     {"symmetry"},
     {"nn", "objective"},
