@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_world(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MANIFOLDNET_DATA", raising=False)
     monkeypatch.setenv("MANIFOLDNET_CACHE", str(cache))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps of commands train in this process: a worker takes seconds to start."""
+    from sweeps import Here
+
+    module = import_module("manifoldnet.experiments.sweep")
+    monkeypatch.setattr(module, "Processes", lambda jobs: Here())
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,11 @@ from math import prod
 
 import pytest
 import torch
-from sweeps import Here
 from test_text import SOME
 from torch.nn.functional import cross_entropy
 
 import manifoldnet as mn
 from manifoldnet import cli
-from manifoldnet.experiments import sweep as sweeping
 from manifoldnet.experiments import training
 from manifoldnet.experiments.errors import ConfigError, RecordError
 from manifoldnet.experiments.evidence import records, run, studies
@@ -525,8 +523,8 @@ def test_iterations_are_whole_epochs(tmp_path):
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("in_process")
 def test_the_command_goes_on_is_deterministic_and_reports(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweeping, "Processes", lambda jobs: Here())
     path = tmp_path / "some.txt"
     path.write_text(300 * SOME, encoding="utf-8")
 

@@ -93,6 +93,7 @@ def test_rates_fall_as_far_in_fewer_epochs():
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("in_process")
 def test_the_command_chooses_rates_compares_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(config, "PROTOCOL", SMALL)
     monkeypatch.setattr(config, "_FIRST", range(-4, -3))

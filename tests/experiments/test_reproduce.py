@@ -278,6 +278,7 @@ def test_every_command_has_help(capsys, paper, name):
     assert "--repetitions N" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_report_packs_the_records_that_it_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(studies, "configurations", lambda cells, n: configurations(cells, n, SHORT))
     folder = str(tmp_path / "o")

@@ -83,6 +83,7 @@ def test_a_spread_is_not_negative():
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("in_process")
 def test_the_command_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     small = replace(config.PROTOCOL, dataset="digits", features=4, validation_size=100)
     monkeypatch.setattr(config, "PROTOCOL", small)

@@ -510,7 +510,7 @@ def test_shorter_runs_fall_as_far_and_what_is_chosen_is_taken_over():
 
 
 @pytest.fixture
-def small_preset(tmp_path, monkeypatch):
+def small_preset(tmp_path, monkeypatch, in_process):
     """The `cpu` preset on made-up scenes, in a size that takes seconds."""
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()

@@ -174,6 +174,7 @@ def test_means_over_settings_are_paired_over_seeds() -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("in_process")
 def test_the_command_trains_goes_on_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

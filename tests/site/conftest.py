@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -73,15 +75,43 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="session")
-def address(site: Path) -> Iterator[str]:
+class _WithoutSearch(_Quiet):
+    """An index of one section: to make one of all takes as long as to show a page."""
+
+    def do_GET(self) -> None:
+        if not self.path.endswith("/search_index.json"):
+            super().do_GET()
+            return
+        index = json.loads(Path(self.translate_path(self.path)).read_text())
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps({**index, "docs": index["docs"][:1]}).encode())
+
+
+@contextmanager
+def _served(site: Path, handler: type[_Quiet]) -> Iterator[str]:
     """The address of the served site, with a slash at the end."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(site))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(site))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def address(site: Path) -> Iterator[str]:
+    """The address of the served site, with a slash at the end."""
+    with _served(site, _Quiet) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def address_without_search(site: Path) -> Iterator[str]:
+    """The same, where pages load faster and the search finds hardly anything."""
+    with _served(site, _WithoutSearch) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
