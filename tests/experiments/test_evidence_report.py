@@ -289,4 +289,10 @@ def test_a_report_needs_records_of_known_purposes_that_belong_together(tmp_path)
 
 def test_starts_have_names():
     names = [str(Start(*each)) for each in STARTS]
-    assert names == ["usual", "rescaled by up to 1000", "twice as large", "half as large"]
+    assert names == [
+        "usual",
+        "rescaled by up to 1000",
+        "twice as large",
+        "half as large",
+        "four times as large",
+    ]
