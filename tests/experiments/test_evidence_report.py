@@ -221,7 +221,7 @@ def test_the_report_begins_with_verdicts(tmp_path):
     # 18 compared, 40 of widths, 20 of choices, 24 of starts
     with (folder / "evidence.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 18 + 40 + 20 + 24
+    assert len(rows) == 18 + 40 + 20 + 6 * len(STARTS)
     lost = sum(row["diverged"] == "True" for row in rows)
     assert f"{lost} of {len(rows)} runs" in made.text
     names = {path.name for path in made.files}
