@@ -14,6 +14,10 @@ UNFINISHED := $(VENV)/.unfinished
 PIP        := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 step        = @printf '\n==> %s\n' "$(1)"
 
+# Modules are compiled when they are first imported, and kept: compiling all that is installed would
+# take about as long as the rest of an installation.
+export PYTHONDONTWRITEBYTECODE =
+
 # One step after the other, whatever -j says: the first failure is the last thing on the screen.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -127,9 +131,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	fi
 	$(call step,installing into $(VENV) (the first time takes some minutes))
 	@touch $(UNFINISHED)
-	$(PIP) install --constraint constraints.txt torch
-	$(PIP) install --constraint constraints.txt hatchling
-	$(PIP) install --constraint constraints.txt --no-build-isolation \
+	$(PIP) install --no-compile --constraint constraints.txt torch
+	$(PIP) install --no-compile --constraint constraints.txt hatchling
+	$(PIP) install --no-compile --constraint constraints.txt --no-build-isolation \
 		--editable '.[cluster,experiments,trainers,docs,dev]'
 	@rm -f $(UNFINISHED)
 	@touch $@

@@ -420,7 +420,8 @@ def draw_rescaling(rows: pd.DataFrame) -> Any:
             axes.set_title(f"{FAMILIES[solver]}, {title}", loc="left", fontsize=10, color=INK)
             axes.set_xlabel("point", color=INK)
         row[0].set_ylabel("training loss", color=INK)
-    panels[0, -1].legend(
+    panels[-1, -1].legend(
+        loc="upper right",
         title="filters scaled by 1/1000 … 1000:",
         title_fontsize=8,
         frameon=False,

@@ -4,17 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from manifoldnet import nn, optim, rules, symmetry
+from manifoldnet.checkpoints import declare_from, load_state_dict, spec
 from manifoldnet.declarations import (
-    NothingDeclaredWarning,
     RimWarning,
     declare,
     declare_all,
-    declare_from,
-    load_state_dict,
     manifolds,
-    param_groups,
     project_,
-    spec,
     undeclare,
     verify,
     violations,
@@ -37,6 +33,7 @@ from manifoldnet.geometry import (
     from_spec,
 )
 from manifoldnet.optim import RiemannianAdam, RiemannianSGD, constrain
+from manifoldnet.parameter_groups import NothingDeclaredWarning, param_groups
 from manifoldnet.summaries import Summary, summary
 
 if TYPE_CHECKING:

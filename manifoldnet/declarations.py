@@ -6,33 +6,27 @@
     declare_all(model, {"blocks.*.q.weight": Oblique()})  … or by patterns of names
     layer.weight = ManifoldParameter(data, Oblique())     a new weight
 
-All three fill the registry of the module (`manifoldnet.registry`), from which `manifolds`,
-`violations`, `verify` and `param_groups` answer. Data off the manifold is an error that says which
+All of them fill the registry of the module (`manifoldnet.registry`), from which `manifolds`,
+`violations` and `verify` answer. Data off the manifold is an error that says which
 slices, by how much, and what to call; nothing is moved silently.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import fnmatch
-import functools
 import inspect
 import math
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from manifoldnet import registry
 from manifoldnet.geometry import (
-    Euclidean,
     Manifold,
     NotOnManifoldError,
     Pair,
@@ -43,6 +37,7 @@ from manifoldnet.geometry import (
 )
 from manifoldnet.geometry.manifold import Spec
 from manifoldnet.geometry.settled import copy_into, settle
+from manifoldnet.names import find, known_names, name_pattern, owner_of
 from manifoldnet.registry import (
     Declarations,
     check_module,
@@ -54,17 +49,12 @@ from manifoldnet.registry import (
 
 __all__ = [
     "DeclarationReport",
-    "NothingDeclaredWarning",
     "RimWarning",
     "Rule",
     "declare",
     "declare_all",
-    "declare_from",
-    "load_state_dict",
     "manifolds",
-    "param_groups",
     "project_",
-    "spec",
     "undeclare",
     "verify",
     "violations",
@@ -113,22 +103,22 @@ def declare(
                 f"{name} has a metric of its own, and each parameter one manifold: leave "
                 f"{manifold} out"
             )
-        _declare(module, _factors(module, name), project, [(0, 1)])
+        declare_planned(module, factors_of(module, name), project, [(0, 1)])
         return
-    owner, local = _find(module, name)
+    owner, local = find(module, name)
     if manifold is None:
         raise TypeError(f"a manifold for {name} is missing, such as manifoldnet.Oblique()")
     if isinstance(manifold, PairFactor):
         raise TypeError(f"{name} is to be a factor without a partner: declare a Pair of names")
-    _declare(module, [(name, owner, local, from_geoopt(manifold))], project)
+    declare_planned(module, [(name, owner, local, from_geoopt(manifold))], project)
 
 
-def _factors(module: nn.Module, pair: Pair) -> list[tuple[str, nn.Module, str, Manifold]]:
+def factors_of(module: nn.Module, pair: Pair) -> list[tuple[str, nn.Module, str, Manifold]]:
     """The declarations that a pair stands for, once the parameters fit together."""
     plan: list[tuple[str, nn.Module, str, Manifold]] = []
     tensors = []
     for name, factor in zip((pair.left, pair.right), pair.factors, strict=True):
-        owner, local = _find(module, name)
+        owner, local = find(module, name)
         tensor = owner._parameters[local]
         assert tensor is not None  # it was found
         if is_lazy(tensor):
@@ -167,7 +157,7 @@ def undeclare(module: nn.Module, name: str) -> None:
         TypeError: if `module` is no module, or `name` no string.
         ValueError: if there is no such declaration.
     """
-    owner, local = _owner(module, name)
+    owner, local = owner_of(module, name)
     declarations = Declarations.of(owner)
     if registry.is_shared(owner._parameters, local):
         registry.refresh()  # the index entry of another of its names may be out of date
@@ -241,7 +231,7 @@ def declare_all(
             report._add(name, reason)
     if not plan:
         raise ValueError(f"{_said(rule)} declares none of the model's parameters{report._reasons}")
-    _declare(model, plan, project)
+    declare_planned(model, plan, project)
     return report
 
 
@@ -303,11 +293,6 @@ FEW_DIMENSIONS = "fewer than two dimensions"
 _PLAIN_REASONS = ("left free by the rule", FEW_DIMENSIONS)
 
 
-def name_pattern(name: str) -> str:
-    """A qualified name with `*` for the parts that are numbers."""
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
-
-
 def _said(rule: object) -> str:
     if isinstance(rule, Mapping):
         return f"the dictionary of {len(rule)} patterns"
@@ -355,7 +340,7 @@ class _Everywhere:
     def why(self, name: str, module: nn.Module, parameter: nn.Parameter) -> str:
         """The reason why the manifold does not fit a parameter; "" if it does."""
         if is_lazy(parameter):
-            return ""  # for `_declare` to refuse
+            return ""  # for `declare_planned` to refuse
         if parameter.ndim < 2:
             return FEW_DIMENSIONS
         try:
@@ -380,11 +365,15 @@ class _ByPattern:
         return "no pattern matches" if not pattern else "" if pattern == name else pattern
 
 
+def is_pair_spec(description: object) -> bool:
+    return isinstance(description, Mapping) and description.get("manifold") == "Pair"
+
+
 def _matched(
     model: nn.Module, patterns: Mapping[str, Manifold | Spec]
 ) -> dict[str, tuple[str, Manifold]]:
     """The pattern and the manifold of each parameter that one of the patterns matches."""
-    names = _names(model)
+    names = known_names(model)
     found: dict[str, tuple[str, Manifold]] = {}
     for pattern, given in patterns.items():
         if not isinstance(pattern, str):
@@ -392,7 +381,7 @@ def _matched(
                 f"a pattern is a string such as 'blocks.*.q.weight', not {pattern!r}; nothing was "
                 "declared"
             )
-        if isinstance(given, Pair) or _is_pair_spec(given):
+        if isinstance(given, Pair) or is_pair_spec(given):
             raise TypeError(
                 f"{pattern}: a pair is declared by manifoldnet.declare(module, pair), and a "
                 "description with pairs by manifoldnet.declare_from; nothing was declared"
@@ -432,136 +421,7 @@ def _first(names: dict[str, str]) -> str:
     return f"it has {', '.join(patterns[:5])}{more}" if patterns else "it has none"
 
 
-def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule of a qualified name, and the last part of the name.
-
-    A parameter is also found by its name in the plain model, without the parts of torch's wrappers.
-    """
-    check_module(module)
-    if not isinstance(name, str):
-        raise TypeError(
-            f"a parameter is named by a string such as 'fc.weight', not by {_given(module, name)}"
-        )
-    *path, local = name.split(".")
-    owner, found = module, []
-    registry.refuse_flattening(module)
-    for part in path:
-        inner = owner._modules.get(part)
-        if inner is None:
-            break
-        registry.refuse_flattening(inner)
-        owner = inner
-        found.append(part)
-    complete = len(found) == len(path)
-    if not complete or local not in owner._parameters:
-        wrapped = _names(module).get(name, name)
-        if wrapped != name:
-            return _owner(module, wrapped)
-    if not complete:
-        where = f" ({'.'.join(found)})" if found else ""
-        near = difflib.get_close_matches(name, _names(module), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"{type(owner).__name__}{where} has no submodule {path[len(found)]!r} (it has: "
-            f"{_listed(n for n, m in owner._modules.items() if m is not None)}){hint}"
-        )
-    return owner, local
-
-
-def _listed(names: Iterable[str], most: int = 8) -> str:
-    """Names for an error message, the first of them if there are many."""
-    every = list(names)
-    return ", ".join([*every[:most], "…"] if len(every) > most else every) or "none"
-
-
-def _given(module: nn.Module, value: object) -> str:
-    """An argument that is not the name of a parameter, in an error message."""
-    if not isinstance(value, Tensor):
-        return repr(value) if not isinstance(value, nn.Module) else f"a {type(value).__name__}"
-    names = [n for n, p in module.named_parameters(remove_duplicate=False) if p is value]
-    itself = f": the name of this one is {names[0]!r}" if names else ""
-    return f"a tensor{'' if is_lazy(value) else f' of shape {tuple(value.shape)}'}{itself}"
-
-
-def _names(model: nn.Module) -> dict[str, str]:
-    """The names of a model's parameters, by themselves and by those of the plain model."""
-    names = [
-        qualified(prefix, local)
-        for prefix, module in model.named_modules()
-        for local, parameter in module._parameters.items()
-        if parameter is not None
-    ]
-    return {**dict(zip(registry.unwrapped(names), names, strict=True)), **{n: n for n in names}}
-
-
-def _find(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule that owns a parameter, and its name there."""
-    owner, local = _owner(module, name)
-    if owner._parameters.get(local) is None:
-        inner = owner._modules.get(local)
-        if inner is not None:
-            raise ValueError(_of_module(name, inner))
-        names = _listed(n for n, _ in owner.named_parameters(recurse=False))
-        found = _found_instead(owner, local)
-        raise ValueError(
-            f"{type(owner).__name__} has no parameter {local!r} (it has: {names})"
-            + (f"; {local} {found}" if found else "")
-        )
-    return owner, local
-
-
-def _of_module(name: str, module: nn.Module) -> str:
-    """An error message for the name of a module in place of that of a parameter."""
-    kind = type(module).__name__
-    article = "an" if kind[0] in "AEIOU" else "a"
-    own = [n for n, _ in module.named_parameters(recurse=False)]
-    inner = own or [n for n, _ in module.named_parameters()]
-    if not inner:
-        return f"{name!r} is {article} {kind} without parameters"
-    held = f"with {_listed(own)}" if own else f"that contains {_listed(inner, 3)}"
-    return f"{name!r} is {article} {kind} {held}: name one of them, such as '{name}.{inner[0]}'"
-
-
-# Parameters that functions of torch put in the place of one, with the function that undoes it.
-_REPLACED = {
-    ("_g", "_v"): ("torch.nn.utils.weight_norm", "torch.nn.utils.remove_weight_norm(layer)"),
-    ("_orig", "_mask"): ("torch.nn.utils.prune", "torch.nn.utils.prune.remove(layer, {name!r})"),
-    ("_orig", "_u"): (
-        "torch.nn.utils.spectral_norm",
-        "torch.nn.utils.remove_spectral_norm(layer)",
-    ),
-}
-
-
-def _found_instead(owner: nn.Module, local: str) -> str:
-    """The rest of a sentence that begins with a name: what a module has by it; "" for nothing."""
-    if parametrize.is_parametrized(owner, local):
-        return (
-            "is parametrized: remove the parametrization, or declare "
-            f"parametrizations.{local}.original"
-        )
-    held = {*owner._parameters, *owner._buffers}
-    for ends, (by, undo) in _REPLACED.items():
-        if all(local + end in held for end in ends):
-            parts = " and ".join(local + end for end in ends)
-            return f"is computed from {parts} by {by}: call {undo.format(name=local)} first"
-    if local in owner._parameters:
-        return "is None"
-    if local in owner._buffers:
-        return "is a buffer, which no optimizer steps"
-    value = getattr(owner, local, None)
-    if callable(value) and type(owner).__module__.startswith("torch.ao.nn.quantized"):
-        return (
-            f"is quantized ({type(owner).__module__}), and is not trained any more: declare "
-            "weights, and train them, before they are quantized"
-        )
-    if isinstance(value, Tensor):
-        return f"is a plain tensor of type {value.dtype}, which no optimizer steps"
-    near = difflib.get_close_matches(local, owner._parameters, 1)
-    return f"is unknown: did you mean {near[0]!r}?" if near else ""
-
-
-def _declare(
+def declare_planned(
     model: nn.Module,
     plan: list[tuple[str, nn.Module, str, Manifold]],
     project: bool,
@@ -600,7 +460,7 @@ def _declare(
         x = parameter.detach()
         try:
             if project:  # refuses what it cannot put there
-                values.append((x, _projected(manifold, x, name)))
+                values.append((x, projected(manifold, x, name)))
                 moved = manifold._moved_to_rim(x, name)
                 if moved is not None:
                     rims.append(moved)
@@ -632,7 +492,7 @@ def _declare(
                         Declarations.pair(module, name, (partner, its_local))
 
 
-def _projected(manifold: Manifold, x: Tensor, name: str) -> Tensor:
+def projected(manifold: Manifold, x: Tensor, name: str) -> Tensor:
     """The nearest point to values from elsewhere; an error where that would set slices to zero."""
     y = manifold.projx(x, name=name)
     if not manifold.zero_slices:
@@ -712,14 +572,14 @@ def verify(model: nn.Module, tol: float | None = None) -> None:
     """
     troubles = []
     for name, (parameter, manifold) in declared_parameters(model).items():
-        trouble = _trouble(name, manifold, parameter, tol)
+        trouble = trouble_of(name, manifold, parameter, tol)
         if trouble:
             troubles.append(trouble)
     if troubles:
         raise ValueError("\n".join(troubles))
 
 
-def _trouble(name: str, manifold: Manifold, x: Tensor, tol: float | None = None) -> str | None:
+def trouble_of(name: str, manifold: Manifold, x: Tensor, tol: float | None = None) -> str | None:
     """The reason that a tensor is no point of a manifold; None if it is one, or has no values."""
     error = manifold.validate(x, tol=tol, name=name)
     return None if error is None else str(error)
@@ -738,394 +598,3 @@ def project_(model: nn.Module) -> None:
     ]
     for parameter, point in points:
         copy_into(parameter, point)
-
-
-def spec(model: nn.Module) -> dict[str, Spec]:
-    """The declarations of a model in JSON types: {"hidden.weight": Oblique().spec(), …}.
-
-    A checkpoint of weights does not contain them: save this beside it, and give it to
-    `declare_from` when the model has been built anew. Names are those of the plain model, without
-    the prefixes of torch's wrappers (compiled, distributed, checkpointed modules).
-
-    Raises:
-        RuntimeError: if a declared parameter is gone from its module.
-    """
-    declared = manifolds(model)
-    plain = dict(zip(declared, registry.unwrapped(declared), strict=True))
-    pairs = {plain[name]: pair for name, pair in _pairs(model, plain).items()}
-    return {
-        plain[name]: pairs[plain[name]].spec() if plain[name] in pairs else manifold.spec()
-        for name, manifold in declared.items()
-    }
-
-
-def _pairs(model: nn.Module, called: Mapping[str, str]) -> dict[str, Pair]:
-    """The pair of each of its factors by qualified name, with names as they are `called`."""
-    declared = declared_parameters(model)
-    names = {id(p): name for name, (p, _) in declared.items()}
-    found: dict[str, Pair] = {}
-    for name, (p, factor) in declared.items():
-        if not isinstance(factor, PairFactor) or name in found:
-            continue
-        partner = registry.partner_of(p)
-        other = names.get(id(partner))
-        if other is None:
-            raise RuntimeError(
-                f"{name} is a factor of a pair, and its partner is not in this model (a part of "
-                "the model, or copied without it?): describe the whole model, or undeclare it"
-            )
-        beside = declared[other][1]
-        assert isinstance(beside, PairFactor)  # declared with this one
-        shared = factor.dim, beside.dim
-        pair = Pair(called[name], called[other], heads=factor.heads, shared=shared)
-        found[name] = found[other] = pair
-    return found
-
-
-def declare_from(
-    model: nn.Module, spec: Mapping[str, Spec], project: bool = False
-) -> dict[str, Manifold]:
-    """Declare the weights of a model by its `spec`: all of them or, on an error, none.
-
-    Args:
-        model: a model with the parameters that were declared; torch's wrappers may differ.
-        spec: the result of `manifoldnet.spec`, as it is or through JSON.
-        project: put the values on their manifolds first.
-
-    Returns:
-        The declared manifolds by qualified name.
-
-    Raises:
-        TypeError: if `model` is no module, or `spec` no dictionary.
-        ValueError: as `declare`; if a description is of no manifold, or names a parameter that
-            the model does not have.
-    """
-    check_module(model)
-    if not isinstance(spec, Mapping):
-        raise TypeError(
-            f"spec must be a dictionary, as manifoldnet.spec gives it, not {type(spec).__name__}"
-        )
-    known = _names(model)
-    unknown = [str(name) for name in spec if name not in known]
-    if unknown:
-        raise ValueError(
-            f"{type(model).__name__} has no {', '.join(unknown)}: the declarations are of another "
-            "model; nothing was declared"
-        )
-    plan: list[tuple[str, nn.Module, str, Manifold]] = []
-    paired: list[tuple[int, int]] = []
-    for given, description in spec.items():
-        try:
-            described = _described(description)
-            if isinstance(described, Pair):
-                if given not in (described.left, described.right):
-                    raise ValueError(f"it is no factor of {described}")
-                left, right = (known[name] for name in (described.left, described.right))
-                if all(known[given] != name for name, *_ in plan):
-                    paired.append((len(plan), len(plan) + 1))
-                    plan += _factors(model, replace(described, left=left, right=right))
-                continue
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{given}: {error}") from error
-        owner, local = _find(model, known[given])
-        plan.append((known[given], owner, local, described))
-    if plan:
-        _declare(model, plan, project, paired)
-    return {name: manifold for name, _, _, manifold in plan}
-
-
-def _is_pair_spec(description: object) -> bool:
-    return isinstance(description, Mapping) and description.get("manifold") == "Pair"
-
-
-def _described(description: Spec) -> Manifold | Pair:
-    """The manifold or the pair that a description is of."""
-    if _is_pair_spec(description):
-        return Pair.from_spec(description)
-    return from_spec(description)
-
-
-def load_state_dict(
-    model: nn.Module,
-    state: Mapping[str, Any],
-    project: bool = False,
-    strict: bool = True,
-    assign: bool = False,
-) -> Any:
-    """Load weights after checking that they lie on the model's manifolds.
-
-    Where modules convert the values (hooks of `register_load_state_dict_pre_hook`, classes with a
-    `_load_from_state_dict` of their own), the converted values are checked. The model's old values
-    are then kept until all is loaded, which takes their memory once more.
-
-    Args:
-        model: the network, with its declarations.
-        state: as for `torch.nn.Module.load_state_dict`.
-        project: put loaded weights on their manifolds instead of refusing them.
-        strict: as in torch.
-        assign: as in torch.
-
-    Returns:
-        Missing and unexpected keys, as torch's method.
-
-    Raises:
-        TypeError: if `model` is no module, or `state` no dictionary.
-        ValueError: if a declared weight in `state` has another shape or is off its manifold.
-            Nothing has been loaded then.
-    """
-    declared = declared_parameters(model, tied=True)
-    if not isinstance(state, Mapping):
-        raise TypeError(
-            "state must be a dictionary of tensors, as model.state_dict() gives it, "
-            f"not {type(state).__name__}"
-        )
-    incoming = _Incoming(project, assign)
-    if not any(_converts(module) for module in model.modules()):
-        checked: dict[str, Any] = OrderedDict(state)
-        # torch keeps the modules' versions in an attribute of the dictionary, which has no type.
-        if hasattr(state, "_metadata"):
-            checked._metadata = state._metadata  # type: ignore[attr-defined]
-        for name, (parameter, manifold) in declared.items():
-            incoming.check(checked, name, parameter, manifold)
-        incoming.refuse()
-        return model.load_state_dict(checked, strict=strict, assign=assign)
-    before = _Snapshot(model)
-    on = {id(parameter): manifold for parameter, manifold in declared.values()}
-    handles = [
-        # After all existing hooks, so that it sees the values that will be loaded.
-        module._register_load_state_dict_pre_hook(functools.partial(incoming.hook, module, on))
-        for module in model.modules()
-        if any(id(parameter) in on for parameter in module._parameters.values())
-    ]
-    try:
-        result = model.load_state_dict(state, strict=strict, assign=assign)
-        incoming.refuse()
-        # The hook sees nothing of a class that copies by itself.
-        for name, (parameter, manifold) in declared_parameters(model, tied=True).items():
-            if name not in incoming.seen and before.has_changed(parameter):
-                if project and not parameter.is_meta:
-                    x = parameter.detach()
-                    copy_into(x, _projected(manifold, x, name))
-                incoming.note(_trouble(name, manifold, parameter.detach()))
-        incoming.refuse()
-    except BaseException:
-        before.restore()
-        raise
-    finally:
-        for handle in handles:
-            handle.remove()
-    return result
-
-
-class _Incoming:
-    """Checks of the declared weights in a state: all are made before an error is raised."""
-
-    def __init__(self, project: bool, assign: bool) -> None:
-        self.project, self.assign = project, assign
-        self.seen: set[str] = set()
-        self.troubles: list[str] = []
-
-    def hook(
-        self,
-        module: nn.Module,
-        on: dict[int, Manifold],
-        state: dict[str, Any],
-        prefix: str,
-        *_: Any,
-    ) -> None:
-        """Check the values that a module is about to load, as a pre-hook of torch."""
-        for local, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in on:
-                self.check(state, prefix + local, parameter, on[id(parameter)])
-
-    def check(
-        self, state: dict[str, Any], name: str, parameter: nn.Parameter, manifold: Manifold
-    ) -> None:
-        """Check one weight, or put its projection into the state."""
-        value = state.get(name)
-        if not isinstance(value, Tensor):
-            return  # missing, or refused by torch itself
-        self.seen.add(name)
-        value = value.detach()
-        if not self.assign:
-            value = value.to(parameter.dtype)
-        if value.shape != parameter.shape:
-            self.note(
-                f"{name} has shape {tuple(value.shape)} in the checkpoint and "
-                f"{tuple(parameter.shape)} in the model"
-            )
-            return
-        if self.project:
-            try:
-                value = state[name] = _projected(manifold, value, name)
-            except ValueError as error:
-                self.note(str(error))
-                return
-        self.note(_trouble(name, manifold, value))
-
-    def note(self, trouble: str | None) -> None:
-        if trouble:
-            self.troubles.append(trouble)
-
-    def refuse(self) -> None:
-        if self.troubles:
-            raise ValueError("nothing was loaded: " + "\n".join(self.troubles))
-
-
-def _converts(module: nn.Module) -> bool:
-    """Test whether a module may convert the values that it loads.
-
-    Layers of torch do not: some fill in keys of old versions, but only of their buffers.
-    """
-    if module._load_state_dict_pre_hooks:
-        return True
-    owner = next(c for c in type(module).__mro__ if "_load_from_state_dict" in vars(c))
-    return not owner.__module__.startswith("torch.nn.modules.")
-
-
-class _Snapshot:
-    """The tensors of a model and their values, to be restored after an error."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._places: list[tuple[dict[str, Any], str, Tensor | None]] = []
-        self._values: dict[int, tuple[Tensor, Tensor]] = {}
-        self._extra: list[tuple[nn.Module, Any]] = []
-        for module in model.modules():
-            for held in (module._parameters, module._buffers):
-                for name, tensor in held.items():
-                    self._places.append((held, name, tensor))
-                    if tensor is not None and not is_lazy(tensor):
-                        self._values[id(tensor)] = tensor, tensor.detach().clone()
-            if type(module).set_extra_state is not nn.Module.set_extra_state:
-                self._extra.append((module, copy.deepcopy(module.get_extra_state())))
-
-    def has_changed(self, tensor: Tensor) -> bool:
-        """Test whether a tensor is another one than before, or has other values."""
-        kept, value = self._values.get(id(tensor), (None, None))
-        return kept is not tensor or value is None or not torch.equal(value, tensor.detach())
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the same tensors back, with the values that they had."""
-        for held, name, tensor in self._places:
-            held[name] = tensor
-        for tensor, value in self._values.values():
-            if tensor.shape == value.shape and tensor.dtype == value.dtype:
-                tensor.copy_(value)
-            else:
-                tensor.data = value
-        for module, extra in self._extra:
-            module.set_extra_state(extra)
-
-
-def param_groups(
-    model: nn.Module,
-    *,
-    names: bool = True,
-    declared: Mapping[str, Any] | None = None,
-    free: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """The parameter groups of a model for an optimizer: declared weights, and all others.
-
-    Weight decay is for the others only: it has no effect on a norm-constrained weight, and breaks
-    the invariance of the scaled metric. A model without declarations (lost, perhaps, when it was
-    built anew) gives one group, and a warning.
-
-    Args:
-        model: the network.
-        names: give parameters with their names, by which checkpoints are matched; False for
-            optimizers that take no named ones (torch's ZeroRedundancyOptimizer).
-        declared: options for the group of declared weights only (`declared={"lr": 0.1}`).
-        free: options for the group of all others only.
-        options: options of the optimizer for both groups (`lr=…`, `weight_decay=…`).
-
-    Returns:
-        One or two groups of parameters; `model_order` is each one's index in
-        `model.parameters()`, by which a checkpoint without names can be taken over.
-
-    Raises:
-        TypeError: if `model` is no module, or `declared` or `free` no dictionary.
-        ValueError: for an option that no optimizer of torch or of this library has; for weight
-            decay asked for declared weights; if the model has no parameters.
-    """
-    check_module(model)
-    for argument, given in (("declared", declared), ("free", free)):
-        if not isinstance(given, Mapping | None):
-            raise TypeError(
-                f"{argument} must be a dictionary of options, such as {{'lr': 0.1}}, "
-                f"not {type(given).__name__}"
-            )
-    declared, free = dict(declared or {}), dict(free or {})
-    for key in [*options, *declared, *free]:
-        _check_option(key)
-    if declared.get("weight_decay", 0):
-        raise ValueError(
-            f"declared={{'weight_decay': {declared['weight_decay']}}}: on a norm-constrained "
-            "weight decay has no effect, and it breaks the invariance of the scaled metric; "
-            "give it to the others, with free={'weight_decay': …}"
-        )
-    found = declared_parameters(model)
-    chosen = {id(p) for p, m in found.values() if not isinstance(m, Euclidean)}
-    groups: list[dict[str, Any]] = []
-    for wanted, own in ((True, {**declared, "weight_decay": 0.0}), (False, free)):
-        members = [
-            (place, name, p)
-            for place, (name, p) in enumerate(model.named_parameters())
-            if (id(p) in chosen) is wanted
-        ]
-        if members:
-            groups.append(
-                {
-                    **options,
-                    **own,
-                    "params": [(name, p) if names else p for _, name, p in members],
-                    "model_order": [place for place, _, _ in members],
-                }
-            )
-    if not groups:
-        raise ValueError(f"{type(model).__name__} has no parameters")
-    if not found:
-        warnings.warn(
-            f"nothing is declared in this {type(model).__name__}, so that an optimizer takes "
-            "Euclidean steps on all of it. Declarations do not travel with weights: after "
-            "from_pretrained, or a state dict into a new model, declare again "
-            "(manifoldnet.declare_all, or declare_from with what manifoldnet.spec gave). For a "
-            "model without declarations give model.named_parameters() to the optimizer",
-            NothingDeclaredWarning,
-            stacklevel=2,
-        )
-    return groups
-
-
-class NothingDeclaredWarning(UserWarning):
-    """A model without declarations was given where they matter."""
-
-
-# Options of this library's optimizers beyond those of torch, and entries that torch's schedulers
-# and logging tools keep in groups.
-_MORE_OPTIONS = frozenset({"error_if_nonfinite", "slice_scale", "initial_lr", "name"})
-
-
-@functools.cache
-def _known_options() -> frozenset[str]:
-    """The options that any optimizer of torch takes."""
-    found = set(_MORE_OPTIONS)
-    for optimizer in vars(torch.optim).values():
-        if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
-            found |= inspect.signature(optimizer).parameters.keys()
-    return frozenset(found - {"params", "defaults"})
-
-
-def _check_option(key: str) -> None:
-    if key == "params":
-        raise ValueError("params is found by this function: give options such as lr=0.1 only")
-    known = _known_options()
-    if key not in known:
-        near = difflib.get_close_matches(str(key), known, n=1)
-        raise ValueError(
-            f"{key} is an option of no optimizer of torch or manifoldnet"
-            + (f" (did you mean {near[0]}?)" if near else "")
-            + "; give one of an optimizer from elsewhere to its constructor, or write it into the "
-            "groups"
-        )

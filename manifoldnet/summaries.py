@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from manifoldnet.declarations import name_pattern
 from manifoldnet.foreign import follows_declarations
 from manifoldnet.geometry import Euclidean, Manifold, Slices, tolerance
 from manifoldnet.geometry.settled import settle
+from manifoldnet.names import name_pattern
 from manifoldnet.registry import declared_parameters
 
 __all__ = ["Summary", "WeightSummary", "summary"]

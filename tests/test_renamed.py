@@ -76,7 +76,9 @@ RENAMED = [
             lambda name=name: getattr(mn, name),
         )
         for new, names in {
-            "manifoldnet.declarations": ("declare", "param_groups", "violations"),
+            "manifoldnet.declarations": ("declare", "violations"),
+            "manifoldnet.checkpoints": ("load_state_dict",),
+            "manifoldnet.parameter_groups": ("param_groups",),
             "manifoldnet.manifold_parameter": ("ManifoldParameter",),
         }.items()
         for name in names

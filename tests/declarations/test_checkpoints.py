@@ -485,7 +485,7 @@ def test_extra_state_is_restored() -> None:
 
 def test_models_without_conversions_are_not_copied(monkeypatch) -> None:
     """Only where something converts are old values kept."""
-    monkeypatch.setattr(mn.declarations, "_Snapshot", None)
+    monkeypatch.setattr(mn.checkpoints, "_Snapshot", None)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.MultiheadAttention(4, 2))
     mn.declare(model, "0.weight", mn.Oblique(), project=True)
     mn.load_state_dict(model, values(model))

@@ -221,7 +221,7 @@ def test_the_report_begins_with_verdicts(tmp_path):
     # 18 compared, 40 of widths, 20 of choices, 24 of starts
     with (folder / "evidence.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 18 + 40 + 20 + 24
+    assert len(rows) == 18 + 40 + 20 + 6 * len(STARTS)
     lost = sum(row["diverged"] == "True" for row in rows)
     assert f"{lost} of {len(rows)} runs" in made.text
     names = {path.name for path in made.files}
@@ -289,4 +289,10 @@ def test_a_report_needs_records_of_known_purposes_that_belong_together(tmp_path)
 
 def test_starts_have_names():
     names = [str(Start(*each)) for each in STARTS]
-    assert names == ["usual", "rescaled by up to 1000", "twice as large", "half as large"]
+    assert names == [
+        "usual",
+        "rescaled by up to 1000",
+        "twice as large",
+        "half as large",
+        "four times as large",
+    ]

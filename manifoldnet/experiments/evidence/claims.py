@@ -129,7 +129,7 @@ class Start(NamedTuple):
     def __str__(self) -> str:
         if self.spread:
             return f"rescaled by up to {math.exp(self.spread):.0f}"
-        known = {1: "usual", 2: "twice as large", 0.5: "half as large"}
+        known = {1: "usual", 2: "twice as large", 4: "four times as large", 0.5: "half as large"}
         return known.get(self.size, f"{self.size:g} times as large")
 
 

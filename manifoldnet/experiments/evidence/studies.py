@@ -2,7 +2,7 @@
 
     rates     each method's rate chosen on short runs, then all methods compared
     width     the best rate of each method at several widths
-    starts    each method at its rate, from starts that are rescaled, twice and half as large
+    starts    each method at its rate, from starts that are rescaled, or of other sizes
 
 Each experiment is of one network. Rates are chosen alike in all of them (`_choose`), and `starts`
 goes on with those that `rates` has chosen.
@@ -37,8 +37,12 @@ EXPERIMENT = EvidenceConfig.experiment
 SCHEMA = "evidence.records:EVIDENCE"
 REPORT = "evidence.report:write_evidence_report"
 
-STARTS = ((1.0, 0.0), (1.0, math.log(1000)), (2.0, 0.0), (0.5, 0.0))
-"""Factor of the first matrices, and spread of the group element that moves them."""
+STARTS = ((1.0, 0.0), (1.0, math.log(1000)), (2.0, 0.0), (0.5, 0.0), (4.0, 0.0))
+"""Factor of the first matrices, and spread of the group element that moves them.
+
+Methods that keep norms keep those of the start. Four times nanoGPT's deviation of 0.02 is about
+1/√width of its small transformer, a usual deviation in larger ones.
+"""
 
 
 class Preset(NamedTuple):
@@ -101,7 +105,7 @@ class EvidenceOptions(Options):
     dataset: str = field("cifar10", choices=("cifar10", "digits"))
     methods: tuple[str, ...] = field((), choices=METHODS)
     choice_iterations: int = field(500, at_least=1)
-    choice_seeds: int = field(2, at_least=1)
+    choice_seeds: int = field(1, at_least=1)
     trials: int = field(5, at_least=1)
 
     def most(self, name: str) -> Any:
