@@ -7,8 +7,8 @@
     layer.weight = ManifoldParameter(data, Oblique())     a new weight
 
 All of them fill the registry of the module (`manifoldnet.registry`), from which `manifolds`,
-`violations` and `verify` answer. Data off the manifold is an error that says which
-slices, by how much, and what to call; nothing is moved silently.
+`violations` and `verify` answer. Data off the manifold is an error that says which slices, by how
+much, and what to call; nothing is moved silently.
 """
 
 from __future__ import annotations

@@ -49,12 +49,12 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
             f"{type(owner).__name__}{where} has no submodule {path[len(found)]!r} (it has: "
-            f"{listed(n for n, m in owner._modules.items() if m is not None)}){hint}"
+            f"{_listed(n for n, m in owner._modules.items() if m is not None)}){hint}"
         )
     return owner, local
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
+def _listed(names: Iterable[str], most: int = 8) -> str:
     """Names for an error message, the first of them if there are many."""
     every = list(names)
     return ", ".join([*every[:most], "…"] if len(every) > most else every) or "none"
@@ -87,7 +87,7 @@ def find(module: nn.Module, name: str) -> tuple[nn.Module, str]:
         inner = owner._modules.get(local)
         if inner is not None:
             raise ValueError(_of_module(name, inner))
-        names = listed(n for n, _ in owner.named_parameters(recurse=False))
+        names = _listed(n for n, _ in owner.named_parameters(recurse=False))
         found = _found_instead(owner, local)
         raise ValueError(
             f"{type(owner).__name__} has no parameter {local!r} (it has: {names})"
@@ -104,7 +104,7 @@ def _of_module(name: str, module: nn.Module) -> str:
     inner = own or [n for n, _ in module.named_parameters()]
     if not inner:
         return f"{name!r} is {article} {kind} without parameters"
-    held = f"with {listed(own)}" if own else f"that contains {listed(inner, 3)}"
+    held = f"with {_listed(own)}" if own else f"that contains {_listed(inner, 3)}"
     return f"{name!r} is {article} {kind} {held}: name one of them, such as '{name}.{inner[0]}'"
 
 

@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[1]
 _SERVER = """
 import json, os, sys, tempfile, traceback, warnings
 import numpy, torch
-from torch.nn import modules
 
 answers = os.fdopen(os.dup(1), "w")
 for line in sys.stdin:
@@ -35,7 +34,7 @@ for line in sys.stdin:
             exec(compile(asked["program"], "<string>", "exec"), {"__name__": "__main__"})
             code = 0
         except SystemExit as end:
-            code = end.code or 0
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -69,7 +68,7 @@ class Forks:
         """Run a program as ``python -c`` does, with folders in front of ``sys.path``."""
         if self._server is None:
             self._server = subprocess.Popen(
-                [sys.executable, "-c", _SERVER],
+                [sys.executable, "-W", "error", "-c", _SERVER],  # torch itself warns of nothing
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

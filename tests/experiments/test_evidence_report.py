@@ -218,10 +218,10 @@ def test_the_report_begins_with_verdicts(tmp_path):
     assert parts[6] == "## What follows"
     assert "| the lowest test loss, transformer     | muonh" in parts[7]
     assert "| weights of unknown scale, transformer | adamw-moving" in parts[7]
-    # 18 compared, 40 of widths, 20 of choices, 24 of starts
+    # 18 compared, 40 of widths, 20 of choices, 30 of starts
     with (folder / "evidence.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 18 + 40 + 20 + 6 * len(STARTS)
+    assert len(rows) == 18 + 40 + 20 + 30
     lost = sum(row["diverged"] == "True" for row in rows)
     assert f"{lost} of {len(rows)} runs" in made.text
     names = {path.name for path in made.files}

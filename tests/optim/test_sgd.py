@@ -213,14 +213,15 @@ def test_additive_steps_grow_norms_by_the_formula_and_warn_before_overflow() -> 
 
 
 @pytest.mark.thorough
-def test_geodesic_steps_keep_norms() -> None:
+@pytest.mark.parametrize("steps", [1_000, pytest.param(4_000, marks=pytest.mark.slow)])
+def test_geodesic_steps_keep_norms(steps: int) -> None:
     torch.manual_seed(0)
     model = BatchNormed("geodesic", torch.float32)
     before = model.hidden.weight.detach().norm(dim=1)
     optimizer = mn.RiemannianSGD(mn.param_groups(model), lr=1e-2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        losses = _train(model, optimizer, 1000, dtype=torch.float32)
+        losses = _train(model, optimizer, steps, dtype=torch.float32)
     after = model.hidden.weight.detach().norm(dim=1)
     torch.testing.assert_close(after, before, rtol=1e-3, atol=0)
     assert losses[-1] < losses[0]

@@ -1,4 +1,4 @@
-"""The scripts of docs/recipes run as they are printed, each in processes of its own.
+"""The scripts of docs/recipes run as they are printed, each in a process of its own, or in two.
 
 A new recipe is a script of under 40 lines that ends with a printed verdict and an `assert`, and
 stands on one page as a snippet. What a script needs beyond torch is a row in `NEEDS`.
@@ -14,6 +14,7 @@ import os
 import re
 import runpy
 import socket
+import subprocess
 import sys
 import unicodedata
 import warnings
@@ -124,6 +125,22 @@ def test_a_recipe_runs_without_a_warning(path: Path, tmp_path: Path) -> None:
     code, said = run(path, folder, NEEDS.get(path.stem, Needs(thorough=False)))
     assert code == 0, said
     assert said.strip(), "it prints no verdict"
+
+
+@pytest.mark.thorough
+def test_torchrun_runs_a_recipe(tmp_path: Path) -> None:
+    """As its page says; above, the variables of `torchrun` are set without it."""
+    script = str(ROOT / "docs" / "recipes" / "fsdp2.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *("--nproc-per-node", "2", script)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        timeout=5 * SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip(), "it prints no verdict"
 
 
 @pytest.mark.parametrize(

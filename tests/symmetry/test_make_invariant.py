@@ -98,12 +98,13 @@ LONG = [n for n in ("relu", "arch1_depth_4", "arch2", "arch2_depth_4") if n in N
 @pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", FACTORIES)
 @pytest.mark.parametrize("name", LONG)
-def test_whole_runs_commute_with_the_group(name: str, optimizer: str):
+@pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_whole_runs_commute_with_the_group(name: str, optimizer: str, steps: int):
     model, group, loss_fn, batches = prepared(name)
     element = group.sample(generator=torch.Generator().manual_seed(5), spread=6.9)  # up to 1e3
     with without_eps(model):
         assert_trajectory_invariant(
-            model, element, loss_fn, batches, lambda m: FACTORIES[optimizer](m, group), steps=60
+            model, element, loss_fn, batches, lambda m: FACTORIES[optimizer](m, group), steps=steps
         )
 
 

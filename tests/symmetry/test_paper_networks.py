@@ -178,24 +178,26 @@ def spread_of(element):
 
 
 @EACH
-def test_trajectories_with_the_scaled_metric_are_invariant(name):
+@pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_trajectories_with_the_scaled_metric_are_invariant(name, steps):
     p = problem(name).declared()
     element = draw(p, 3)
     assert spread_of(element) > 3
     update = sm(3e-3, momentum=0.9)
-    error = invariance_error.trajectory(p.model, element, p.loss_fn, p.batches, update, steps=60)
+    error = invariance_error.trajectory(p.model, element, p.loss_fn, p.batches, update, steps=steps)
     assert error <= 1e-8, error.where
 
 
 @BOTH_RETRACTIONS
 @EACH
+@pytest.mark.parametrize("most", [100, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.thorough
-def test_runs_with_powers_of_two_are_equal_bit_for_bit(name, retraction):
+def test_runs_with_powers_of_two_are_equal_bit_for_bit(name, retraction, most):
     p = problem(name, torch.float32).declared(retraction)
     element = draw(p, 3, powers_of_two=True)
     assert spread_of(element) > 3
     # Long runs for the smallest network, and for one with convolutions and normalization.
-    steps = 100 if name in ("Arch1-2", "ConvArch2-2") and retraction == "geodesic" else 30
+    steps = most if name in ("Arch1-2", "ConvArch2-2") and retraction == "geodesic" else 30
     update = sm() if retraction == "geodesic" else sm(momentum=0.9)
     error = invariance_error.trajectory(p.model, element, p.loss_fn, p.batches, update, steps=steps)
     assert error == 0.0, error.where

@@ -221,12 +221,13 @@ def test_errors_of_the_users_code_stay():
 # --- the real library -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.thorough
-def test_a_transformer_of_hugging_face():
+def test_a_transformer_of_hugging_face(blocks):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2, n_inner=12
+        vocab_size=11, n_positions=8, n_embd=8, n_layer=blocks, n_head=2, n_inner=12
     )
     model = transformers.GPT2LMHeadModel(config)
     source = torch.Generator().manual_seed(0)
@@ -236,7 +237,7 @@ def test_a_transformer_of_hugging_face():
     # against what reads them. The key's 8 biases shift all scores of a query. One more for what
     # writes to the stream (the tied embedding reads ln_f). GELU is not homogeneous.
     group = discover(model, None, [given])
-    assert group.nontrivial.dimension == 5 * 8 + 1
+    assert group.nontrivial.dimension == blocks * 5 * 8 + 1
 
     def shifted(output, labels):
         return cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
