@@ -27,6 +27,7 @@ from manifoldnet.geometry.settled import is_sharded, reducible
 
 __all__ = [
     "ELEMENTS",
+    "LONG",
     "Dim",
     "Slices",
     "check_radius",
@@ -38,6 +39,9 @@ __all__ = [
 
 Dim = int | Literal["elements"] | None
 """The dimension that indexes the slices; None: one slice; "elements": each number is one."""
+
+LONG = 1 << 13
+"""Up to so many numbers `vector_norm`, which adds in a row, is accurate; `sum` adds pairwise."""
 
 _HALF = (torch.float16, torch.bfloat16)
 # Below this θ², power series are used where derivatives are asked for.
@@ -110,7 +114,13 @@ class Slices:
         if u.dtype in _HALF:
             u = u.float()
         over = self.over(u.ndim)
-        return torch.linalg.vector_norm(u, 2, over, keepdim=True) if over else u.abs()
+        if not over:
+            return u.abs()
+        if self.size(u.shape) <= LONG:
+            return torch.linalg.vector_norm(u, 2, over, keepdim=True)
+        square = self.inner(u, u)
+        zero = square == 0  # where the root has no derivative
+        return torch.where(zero, 1.0, square).sqrt() * ~zero
 
     def largest(self, x: Tensor) -> Tensor:
         """The largest |entry| of each slice."""

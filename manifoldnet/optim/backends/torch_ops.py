@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from manifoldnet.geometry import Slices
-from manifoldnet.geometry.slices import computed_in
+from manifoldnet.geometry.slices import LONG, computed_in
 from manifoldnet.optim.overflow import growing
 from manifoldnet.optim.step import (
     Coefficients,
@@ -38,9 +38,6 @@ __all__ = ["Batch", "Kernel", "Piece", "advance", "gram", "step", "step_across",
 _BLOCK = 1 << 18
 # Numbers of a weight that is worth being copied to be stepped together with others.
 _SMALL = 1 << 14
-
-# Numbers of a slice whose norm torch sums well enough; `sum` adds pairwise, `vector_norm` in a row.
-_SHORT = 1 << 13
 
 Over = tuple[int, ...]
 Sum = Callable[[list[Tensor]], list[Tensor]]
@@ -428,7 +425,7 @@ def _inner(u: Tensor, v: Tensor, over: Over, out: Tensor | None) -> Tensor:
 
 
 def _squared(x: Tensor, over: Over, out: Tensor | None) -> Tensor:
-    short = x.numel() <= _SHORT or math.prod(x.shape[d] for d in over) <= _SHORT
+    short = x.numel() <= LONG or math.prod(x.shape[d] for d in over) <= LONG
     if short and len(_runs(over)) == 1 and over[-1] == x.ndim - 1 and x.is_contiguous():
         return torch.linalg.vector_norm(x, 2, over, keepdim=True).square_()
     return _inner(x, x, over, out)
