@@ -31,7 +31,7 @@ from manifoldnet.geometry.manifold import Manifold, Projective, Retraction, regi
 from manifoldnet.geometry.oblique import SphereGeodesics
 from manifoldnet.geometry.parts import Frame
 from manifoldnet.geometry.settled import settle
-from manifoldnet.geometry.slices import Slices, promote
+from manifoldnet.geometry.slices import Slices, euclidean_norm, promote
 from manifoldnet.geometry.validation import NotOnManifoldError
 
 __all__ = ["GeooptManifold", "adapted"]
@@ -304,7 +304,7 @@ class GeooptManifold(Manifold):
             return base._sizes(x)
         (x,) = promote(settle(x))
         rows = x.reshape(x.shape[: x.ndim - self.ndim].numel(), -1)
-        return rows.abs().amax(1), rows.norm(dim=1)
+        return rows.abs().amax(1), euclidean_norm(rows, (1,)).squeeze(1)
 
     def _misfit(self, x: Tensor) -> str | None:
         if x.numel() == 0:
@@ -463,8 +463,7 @@ def _over(base: Any) -> tuple[int, ...]:
 
 def _length(base: Any, x: Tensor) -> Tensor:
     """The Euclidean norm of each point of a batch."""
-    over = _over(base)
-    return torch.linalg.vector_norm(x, dim=over, keepdim=True) if over else x.abs()
+    return euclidean_norm(x, _over(base))
 
 
 def _tangent(base: Any, x: Tensor, u: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ __all__ = [
     "check_radius",
     "computed_in",
     "cos_sinc",
+    "euclidean_norm",
     "one_minus_cos_over_sq",
     "promote",
 ]
@@ -46,6 +47,17 @@ LONG = 1 << 13
 _HALF = (torch.float16, torch.bfloat16)
 # Below this θ², power series are used where derivatives are asked for.
 _SMALL = 1e-2
+
+
+def euclidean_norm(u: Tensor, over: tuple[int, ...]) -> Tensor:
+    """`‖u‖` over dimensions that are kept with size one; its derivative at 0 is taken as 0."""
+    if not over:
+        return u.abs()
+    if math.prod(u.shape[d] for d in over) <= LONG:
+        return torch.linalg.vector_norm(u, 2, over, keepdim=True)
+    square = (u * u).sum(over, keepdim=True)
+    zero = square == 0  # where the root has no derivative
+    return torch.where(zero, 1.0, square).sqrt() * ~zero
 
 
 @dataclass(frozen=True)
@@ -113,14 +125,7 @@ class Slices:
         """`‖u‖` of each slice; its derivative at u = 0 is taken as 0."""
         if u.dtype in _HALF:
             u = u.float()
-        over = self.over(u.ndim)
-        if not over:
-            return u.abs()
-        if self.size(u.shape) <= LONG:
-            return torch.linalg.vector_norm(u, 2, over, keepdim=True)
-        square = self.inner(u, u)
-        zero = square == 0  # where the root has no derivative
-        return torch.where(zero, 1.0, square).sqrt() * ~zero
+        return euclidean_norm(u, self.over(u.ndim))
 
     def largest(self, x: Tensor) -> Tensor:
         """The largest |entry| of each slice."""
