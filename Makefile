@@ -60,10 +60,13 @@ tests: $(INSTALLED) ## tests and README examples (pytest); each law on a few exa
 	$(call step,tests)
 	$(PYTEST) -m "not thorough" --hypothesis-profile quick
 
+# The files with slow tests, by the marker or the fixtures that make them slow.
+SLOW = $$(grep -rlwE --include='test_*.py' 'thorough|site|real_data' tests)
+
 .PHONY: evidence
 evidence: $(INSTALLED) docs ## slow tests, and the site in a browser
 	$(call step,slow tests)
-	MANIFOLDNET_SITE=build/site $(PYTEST) -m thorough --hypothesis-profile $(EXAMPLES)
+	MANIFOLDNET_SITE=build/site $(PYTEST) -m thorough --hypothesis-profile $(EXAMPLES) $(SLOW)
 
 .PHONY: laws
 laws: $(INSTALLED) ## each law on more examples

@@ -89,11 +89,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run tests that take minutes, too")
     parser.addoption("--device", help="where tests/optim make their tensors (make gpu)")
     parser.addoption(
-        "--cases", type=int, metavar="N", help="at most N cases, drawn, of each test of the library"
+        "--cases", type=int, metavar="N", help="at most N cases, drawn, of a test of the package"
     )
 
 
-LIBRARY = {"geometry", "declarations", "optim", "symmetry", "distributed", "interop", "nn"}
+# Elsewhere each case is another page, block or script.
+DRAWN = {
+    *("geometry", "declarations", "optim", "symmetry", "distributed", "interop", "nn"),
+    "experiments",
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -111,14 +115,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _drawn(items: list[pytest.Item], most: int) -> set[pytest.Item]:
-    """At most so many cases of each test of the library, the same ones in every process and run.
-
-    Of other tests all cases: there, each is another page, block, script or command.
-    """
+    """At most so many cases of each test in those folders, the same in every process and run."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        of_library = item.path.parent.name in LIBRARY
-        name = item.nodeid.partition("[")[0] if of_library else item.nodeid
+        name = item.nodeid.partition("[")[0] if item.path.parent.name in DRAWN else item.nodeid
         cases.setdefault(name, []).append(item)
     kept = (random.Random(n).sample(c, min(most, len(c))) for n, c in cases.items())
     return {item for some in kept for item in some}

@@ -107,7 +107,9 @@ class RandomWeights:
 
     with standard Gaussian ν, ν′, sizes σ and θ uniform in [π/8, π/2]. No entry stays zero, and
     units that are dead at the model's weights become active. σ is equivariant under scalings of w,
-    so that badly scaled weights give the same equations.
+    so that badly scaled weights give the same equations. Entries of vectors are then moved away
+    from zero by σ/10: behind a gain near zero a second normalization layer divides by nearly
+    nothing, and its ε shows.
 
     Args:
         model: the source of w; it is not changed.
@@ -132,7 +134,9 @@ class RandomWeights:
                 for _ in range(2)
             )
             near = w * (0.3 * jitter).exp()
-            drawn[name] = math.cos(angle) * near + math.sin(angle) * sizes[name] * fresh
+            drawn[name] = _away_from_zero(
+                math.cos(angle) * near + math.sin(angle) * sizes[name] * fresh, sizes[name]
+            )
         return drawn
 
     def fresh(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -141,11 +145,20 @@ class RandomWeights:
         A unit with small weights is nearly linear, and one with large weights is saturated. Either
         looks like a symmetry at the model's own weights.
         """
-        return {
-            name: _initial_size(w)
-            * torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
-            for name, w in self.own.items()
-        }
+        drawn = {}
+        for name, w in self.own.items():
+            size = _initial_size(w)
+            normal = torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
+            drawn[name] = _away_from_zero(size * normal, size)
+        return drawn
+
+
+def _away_from_zero(w: Tensor, sizes: Tensor | float) -> Tensor:
+    """Entries of a vector moved away from zero by a tenth of their size; other weights as they are.
+
+    Gains and biases are vectors; of a matrix no single entry matters.
+    """
+    return w + w.sign() * sizes / 10 if w.ndim < 2 else w
 
 
 def _initial_size(w: Tensor) -> float:

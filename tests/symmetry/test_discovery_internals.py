@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from cases import seeds, source
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nets import CLASSES, INPUTS, NETS, canonical, generator
 from torch import nn
@@ -559,6 +559,8 @@ stages = st.tuples(
 @pytest.mark.parametrize("convolutional", [False, True])
 @settings(max_examples=4)
 @given(parts=st.lists(stages, min_size=1, max_size=2), seed=seeds)
+# A gain near zero was drawn here, and ε of the normalization layer behind it showed.
+@example(parts=[(8, True, "both", True, False), (8, True, "", True, False)], seed=0)
 @pytest.mark.thorough
 def test_random_networks(convolutional, parts, seed):
     torch.manual_seed(seed)

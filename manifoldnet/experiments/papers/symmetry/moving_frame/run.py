@@ -66,6 +66,7 @@ class Together(Optimizer):
         """Take the groups of the parts: a schedule changes their rates."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
+    # Narrower than torch's: each part would evaluate a closure anew.
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """A step of each."""
         for part in self.parts:
