@@ -133,7 +133,7 @@ STEPS = [
 
 @pytest.fixture
 def swept(monkeypatch, tmp_path):
-    """The sweeps of a command, each run of which has an error by its configuration."""
+    """The sweeps of a command, each run of which has an error by its configuration, or ∞."""
 
     def run(command, error=lambda config: 0.1):
         def sweep(step, *_):
@@ -153,7 +153,8 @@ def stage_record(config, error):
     measured = dict.fromkeys((f.name for f in dataclasses.fields(StageEpoch)), 0.0)
     measured |= {"epoch": 1, "overflow": "", "bin_count": (), "bin_right": (), "bin_sure": ()}
     epoch = StageEpoch(**measured | {"test_error": error, "validation_error": error})
-    result = StageResult(status="finished", reason="", epochs=1, seconds=1.0, test_error=error)
+    status = "diverged" if error == math.inf else "finished"
+    result = StageResult(status=status, reason="", epochs=1, seconds=1.0, test_error=error)
     return RunRecord(config, {}, "00", (epoch,), result)
 
 
@@ -239,6 +240,32 @@ def test_rates_and_dimensions_at_the_edge_are_printed(swept, capsys):
     swept(["stages"], lambda c: abs(math.log10(c.lr)) / 10 + 1 / (c.embedding_dim or 10))
     printed = capsys.readouterr().out.splitlines()
     assert printed == ["rescaled: h = 1, m = 1024 (edge of the grid: m)", "logistic: h = 1"]
+
+
+def test_a_comparison_goes_down_to_a_rate_at_which_no_run_diverges(swept, capsys):
+    def error(c):
+        long = not c.validation_size
+        odd = c.method == "logistic" and (c.lr, c.seed) in {(1.0, 2), (0.3, 0), (0.1, 5)}
+        return math.inf if long and odd else 0.1 + abs(math.log10(c.lr))
+
+    command = ["stages", "--repetitions", "3"]
+    *choice, first, second, last = swept(command, error)
+    assert len(choice) == 1
+    assert first.folder == second.folder == last.folder
+    added = [set(b.configs) - set(a.configs) for a, b in ((first, second), (second, last))]
+    assert [{(c.method, c.lr, c.seed) for c in runs} for runs in added] == [
+        {("logistic", 0.3, seed) for seed in range(3)},
+        {("logistic", 0.1, seed) for seed in range(3)},
+    ]
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "logistic: runs diverged at h = 1, so h = 0.1 counts"
+    *_, last = swept(
+        [*command, "--methods", "etf"],
+        lambda c: abs(math.log10(c.lr)) if c.validation_size else math.inf,
+    )
+    assert {c.lr for c in last.configs} == {0.01, 0.03, 0.1, 0.3, 1}
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "etf: runs diverged at h = 1, so no rate counts"
 
 
 def test_corrupted_data_are_run_at_the_chosen_rates_with_more_seeds(swept):

@@ -523,6 +523,35 @@ def test_a_choice_without_runs_is_a_row_without_numbers(rechosen):
     assert "## In short" not in text
 
 
+def test_where_a_run_diverged_the_next_lower_rate_counts(rechosen):
+    keep(
+        rechosen / "choice-mnist",
+        *(short(0.1, method="logistic", lr=h) for h in (0.03, 0.3)),
+        short(0.05, method="logistic", lr=1.0),
+    )
+    place = rechosen / "comparison-mnist"
+    keep(place, *(logistic(0.2, lr=1.0, seed=seed, diverged=seed == 1) for seed in range(2)))
+    rows = table(text_of(rechosen), "Test error at the chosen rates")[3:]
+    assert [row[2:] for row in rows] == [
+        ["0.1", "–", "before", "0.2050 ± 0.0071", "2", "0"],
+        ["1", "–", "diverged", "0.2000", "1", "1"],
+        ["0.3", "–", "now", "–", "0", "0"],
+    ]
+    keep(place, *(logistic(0.3 + seed / 100, lr=0.3, seed=seed) for seed in range(2)))
+    text = text_of(rechosen)
+    assert [row[2:4] for row in table(text, "Test error at the chosen rates")[3:]] == [
+        ["0.1", "–"],
+        ["0.3", "–"],
+        ["1", "–"],
+    ]
+    answer = table(text, "In short")[1]
+    assert answer[2:5] == [
+        "yes; 1 of 2 logistic runs diverged at h = 1",
+        "0.1050 ± 0.0071",
+        "0.3050 ± 0.0071",
+    ]
+
+
 def test_a_comparison_belongs_to_its_own_way_of_choosing(rechosen):
     names = grids.folder_names(StageConfig(train_size=5000), 50_000, 2)
     assert names == ("choice-mnist-50000-2", "comparison-mnist-5000-by-50000-2")

@@ -26,6 +26,7 @@ from manifoldnet.experiments.papers.scale_invariant.records import (
     best,
     by_setting,
     choices,
+    finite_choice,
 )
 from manifoldnet.experiments.report import Block, Heading, Paragraph, Table
 from manifoldnet.experiments.statistics import (
@@ -44,7 +45,7 @@ class Comparison:
     """Stages at the choices that short runs made for them.
 
     A folder keeps the runs of earlier choices, when the grid was smaller; the current ones are
-    those that the short runs choose now.
+    those that the short runs choose now. Where a run diverged there, the next lower rate is.
     """
 
     title: str
@@ -52,12 +53,24 @@ class Comparison:
     figure: str  # of the paper, with these data and this network
     runs: pd.DataFrame
     tried: pd.DataFrame | None  # the short runs
-    chosen: Mapping[str, Choice]
+    picked: Mapping[str, Choice]  # by the short runs
 
     @property
     def methods(self) -> list[str]:
         """In the order of `METHODS`."""
         return [method for method in METHODS if choices(self.runs, method)]
+
+    @property
+    def chosen(self) -> dict[str, Choice]:
+        """The current choice of each method, whether it was run or not."""
+        found = {
+            method: finite_choice(
+                choices(self.tried, method), pick, self.runs[self.runs["method"] == method]
+            )
+            for method, pick in self.picked.items()
+            if self.tried is not None
+        }
+        return {method: choice for method, choice in found.items() if choice}
 
     def current(self, method: str) -> Choice | None:
         """The choice that counts: the chosen one, or the only one; None where neither was run."""
@@ -87,10 +100,10 @@ def comparisons(sections: Sequence[Section]) -> list[Comparison]:
     for section in sections:
         if section.purpose == "comparison":
             tried = short.get(section.chosen_by)
-            picked = {} if tried is None else {method: best(tried, method) for method in METHODS}
-            chosen = {method: choice for method, choice in picked.items() if choice}
+            bests = {} if tried is None else {method: best(tried, method) for method in METHODS}
+            picked = {method: choice for method, choice in bests.items() if choice}
             what = section.title, section.name, figure_of(section)
-            found.append(Comparison(*what, section.runs, tried, chosen))
+            found.append(Comparison(*what, section.runs, tried, picked))
     return found
 
 
@@ -167,11 +180,20 @@ def _of_comparison(one: Comparison) -> Iterator[Row]:
         row = list(_lower_error(f"lower test error than {method}", one.title, *curves))
         if diverged := sum(curve["diverged"].sum() for curve in curves):
             row[2] += f", {diverged} diverged"
-        if any(
-            one.chosen.get(name, c) != c for name, c in (("rescaled", rescaled), (method, other))
-        ):
-            row[2] += ", at an earlier choice"
+        asides = _aside(one, "rescaled", rescaled), _aside(one, method, other)
+        row[2] += "".join(dict.fromkeys(asides))
         yield tuple(row)
+
+
+def _aside(one: Comparison, method: str, choice: Choice) -> str:
+    """An answer's addition where a method is not at the choice of the short runs."""
+    picked = one.picked.get(method, choice)
+    if picked == choice:
+        return ""
+    diverged = at(one.runs, method, picked)["diverged"]
+    if diverged.any():
+        return f"; {diverged.sum()} of {len(diverged)} {method} runs diverged at {picked}"
+    return ", at an earlier choice"
 
 
 def _of_grid(section: Section) -> Iterator[Row]:

@@ -177,6 +177,24 @@ def chosen(records: Iterable[StageRecord], methods: Sequence[str]) -> dict[str, 
     return {method: one for method, one in found.items() if one is not None}
 
 
+def finite_choice(tried: Iterable[Choice], picked: Choice, curves: pd.DataFrame) -> Choice | None:
+    """The highest rate tried, at most the chosen one, at which no run of a method diverged.
+
+    Args:
+        tried: the choices that short runs tried.
+        picked: the one that they choose.
+        curves: longer runs of the method; a choice that has none counts as one where none diverged.
+
+    Returns:
+        The choice, with the m of the chosen one; None where runs diverged at all.
+    """
+    for choice in sorted(tried, reverse=True):
+        own = curves[(curves["h"] == choice.h) & (curves["m"] == choice.m)]
+        if choice.m == picked.m and choice.h <= picked.h and not own["diverged"].any():
+            return choice
+    return None
+
+
 def edge_label(runs: pd.DataFrame, method: str, choice: Choice) -> str:
     """``h = 3, m = 128 (edge of the grid: m)``: a better h or m may be beyond those tried.
 

@@ -55,8 +55,9 @@ _BLOCK = 10
 
 _DECIDED = (
     "Where a method has several rows, the one that the short runs choose now counts (lowest "
-    "validation error, see the rates and dimensions chosen); rows from before are earlier choices "
-    "among fewer h and m. Where the choice is not known or has not been run, a method's only row "
+    "validation error, see the rates and dimensions chosen), or, where a run diverged there, the "
+    "highest tried rate below it where none did; rows from before are earlier choices among fewer "
+    "h and m. Where the choice is not known or has not been run, a method's only row "
     "counts; of several rows, none does."
 )
 
@@ -202,12 +203,21 @@ def _rows(one: Comparison) -> Iterator[tuple[str, dict[str, str], pd.DataFrame]]
             row = {
                 "h": f"{choice.h:g}",
                 "m": str(choice.m or "–"),
-                "chosen": "–" if chosen is None else "now" if choice == chosen else "before",
+                "chosen": _when(one, method, choice),
                 "test error": mean_and_deviation(curve["error"]),
                 "n": str(curve["error"].count()),
                 "diverged": str(curve["diverged"].sum()),
             }
             yield method, row, curve
+
+
+def _when(one: Comparison, method: str, choice: Choice) -> str:
+    """Table cell: a choice counts now, was made before, or is one at which runs diverged."""
+    if method not in one.picked:
+        return "–"
+    if choice == one.chosen.get(method):
+        return "now"
+    return "diverged" if at(one.runs, method, choice)["diverged"].any() else "before"
 
 
 def _quality(method: str, curve: pd.DataFrame, costs: pd.DataFrame | None) -> dict[str, str]:

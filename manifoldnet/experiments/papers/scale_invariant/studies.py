@@ -130,6 +130,7 @@ def _stages(options: ComparisonOptions) -> Steps:
         choices,
         chosen,
         edge_label,
+        finite_choice,
         frame,
     )
 
@@ -149,8 +150,25 @@ def _stages(options: ComparisonOptions) -> Steps:
     for method, pick in picked.items():
         yield f"{method}: {edge_label(found, method, pick)}"
     by = _folder(options, choice).name
+
+    def compare(runs: Sequence[StageConfig]) -> Sweep:
+        return _sweep(options, name, runs, "the comparison", purpose="comparison", chosen_by=by)
+
+    def lower(records: Any) -> list[StageConfig]:
+        runs, again = frame(records), {}
+        for method, pick in picked.items():
+            own = runs[runs["method"] == method]
+            choice = finite_choice(choices(found, method), pick, own)
+            if choice and choice not in choices(own, method):
+                again[method] = choice
+        return config.comparison(again, base, options.repetitions)
+
     runs = config.comparison(picked, base, options.repetitions)
-    yield _sweep(options, name, runs, "the comparison", purpose="comparison", chosen_by=by)
+    long = frame((yield from widened(compare, runs, lower, times=len(short))))
+    for method, pick in picked.items():
+        left = finite_choice(choices(found, method), pick, long[long["method"] == method])
+        if left != pick:
+            yield f"{method}: runs diverged at {pick}, so {left or 'no rate'} counts"
 
 
 def _noise(options: NoiseOptions) -> Steps:
