@@ -31,7 +31,7 @@ from manifoldnet.geometry.settled import laid_out_as
 from manifoldnet.optim import shards
 from manifoldnet.optim.base import RiemannianOptimizer
 from manifoldnet.optim.checks import as_number, check_number
-from manifoldnet.optim.groups import Declared, PlainCall
+from manifoldnet.optim.groups import Declared, Plain, PlainCall
 from manifoldnet.optim.memory import Entry, scalar_dtype
 from manifoldnet.optim.pairs import AnyMotion
 from manifoldnet.optim.step import HyperParameters, StepInput, Unbias, slice_geometry
@@ -177,6 +177,20 @@ class RiemannianAdam(RiemannianOptimizer):
                 f"capturable=True is for accelerators, and {name()} is on {p.device}. No weight "
                 "was changed"
             )
+
+    def _is_special(self, weight: Plain) -> bool:
+        return torch.is_complex(weight.p)
+
+    def _begun(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[p]
+        if not state:
+            device = p.device if group["capturable"] or group["fused"] else "cpu"
+            dtype = torch.float32 if group["fused"] else scalar_dtype()
+            state["step"] = torch.zeros((), dtype=dtype, device=device)
+            for key in self._entries(group):
+                if key is not None and key != "step":
+                    state[key] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return state
 
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
         params, grads, (averages, squares, maxima, steps) = call.pieces()

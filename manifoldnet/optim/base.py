@@ -525,6 +525,8 @@ class RiemannianOptimizer(Optimizer, ABC):
             columns = [column[: len(work.plain)] for column in work.columns]
             return [PlainCall(fused, columns[0], columns[1], tuple(columns[2:]), special)]
         calls, group = [], work.group
+        if torch.compiler.is_compiling():
+            return [self._traced_call(work)] if work.plain else []
         for fused, some in self._for_fused(group, work.plain):
             params: list[Tensor] = []
             grads: list[Tensor] = []
@@ -536,6 +538,23 @@ class RiemannianOptimizer(Optimizer, ABC):
             calls.append(PlainCall(fused, params, grads, state, special))
         work.form = (calls[0].fused, calls[0].special) if len(calls) == 1 else None
         return calls
+
+    def _traced_call(self, work: GroupWork) -> PlainCall:
+        """A call in a graph, which torch's `_init_group` and its fused functions would break."""
+        params = [weight.p for weight in work.plain]
+        states = [self._begun(work.group, p) for p in params]
+        entries = tuple([each.get(key) for each in states] if key else [] for key in work.entries)
+        special = any(self._is_special(weight) for weight in work.plain)
+        return PlainCall(None, params, [weight.grad for weight in work.plain], entries, special)
+
+    def _begun(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """The state of an undeclared parameter, as torch's optimizer begins it."""
+        state: dict[str, Any] = self.state[p]
+        return state
+
+    @abstractmethod
+    def _is_special(self, weight: Plain) -> bool:
+        """What `_init_group` tells of an undeclared parameter."""
 
     @abstractmethod
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:

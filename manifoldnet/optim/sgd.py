@@ -28,7 +28,7 @@ from manifoldnet.geometry import Manifold, slices
 from manifoldnet.optim import shards
 from manifoldnet.optim.base import RiemannianOptimizer
 from manifoldnet.optim.checks import as_number, check_number
-from manifoldnet.optim.groups import Declared, PlainCall
+from manifoldnet.optim.groups import Declared, Plain, PlainCall
 from manifoldnet.optim.memory import Entry
 from manifoldnet.optim.pairs import AnyMotion
 from manifoldnet.optim.step import HyperParameters, StepInput
@@ -117,6 +117,9 @@ class RiemannianSGD(RiemannianOptimizer):
                 f"{name()} has a sparse gradient, which fused=True does not take: give it to a "
                 "group without fused. No weight was changed"
             )
+
+    def _is_special(self, weight: Plain) -> bool:
+        return weight.grad.is_sparse
 
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
         params, grads, (buffers,) = call.pieces()

@@ -30,7 +30,7 @@ def _model() -> nn.Module:
     model = nn.Sequential(
         nn.Linear(8, 16, bias=False),
         nn.Tanh(),
-        nn.Linear(16, 16, bias=False),
+        nn.Linear(16, 16),  # a bias is not declared
         nn.Linear(16, 4, bias=False),
     )
     mn.declare(model, "0.weight", mn.Oblique(), project=True)
