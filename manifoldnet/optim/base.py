@@ -554,7 +554,7 @@ class RiemannianOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def _is_special(self, weight: Plain) -> bool:
-        """What `_init_group` tells of an undeclared parameter."""
+        """The result of `_init_group` for an undeclared parameter."""
 
     @abstractmethod
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:
