@@ -190,7 +190,7 @@ def _compared(section: Section) -> Iterator[str]:
     yield (
         f"{_title(section).capitalize()}, {config.iterations:,} iterations, {seeds} seeds: "
         f"{lowest.method} has the lowest {_measure(section)} ({scores}). {' '.join(said)} The "
-        "brackets have the ratio and its 95 % interval."
+        "brackets have the ratio and its 95 % interval, not corrected for multiple comparisons."
     )
     rest = [
         f"{word}: {', '.join(map(str, by_verdict[verdict]))}."

@@ -144,9 +144,10 @@ def blocks(sections: Sequence[Section], compared: Sequence[Comparison]) -> Itera
         yield Heading("In short")
         yield Paragraph(
             "The rescaled stage is compared with another, mostly with logistic regression. "
-            "Differences are paired over seeds, with their 95 % interval; where that contains 0, "
-            "the answer is undecided. Then the last column has the number of seeds that would "
-            "show a difference as large as this one, if it is real, in four of five cases."
+            "Differences are paired over seeds, with their 95 % interval, not corrected for "
+            "multiple comparisons. Where the interval contains 0, the answer is undecided, and the "
+            "last column has the number of seeds that would show a difference as large as this "
+            "one, if it is real, in four of five cases."
         )
         header = ("question", "data", "answer", "rescaled", "the other", "difference", "to decide")
         yield Table(header, tuple(rows), words=3)
