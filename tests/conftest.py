@@ -93,11 +93,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# Elsewhere each case is another page, block or script.
-DRAWN = {
-    *("geometry", "declarations", "optim", "symmetry", "distributed", "interop", "nn"),
-    "experiments",
-}
+# The folders of tests whose cases `--cases` draws. In the others each is another page or script.
+DRAWN = {"geometry", "declarations", "optim", "symmetry", "distributed", "interop", "nn"}
+DRAWN.add("experiments")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -109,15 +107,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if {"site", "real_data"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.thorough)
     if (most := config.getoption("--cases")) is not None:
-        drawn = _drawn(items, most)
+        drawn = _drawn(items, most, config.getoption("--slow"))
         config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
         items[:] = [item for item in items if item in drawn]
 
 
-def _drawn(items: list[pytest.Item], most: int) -> set[pytest.Item]:
-    """At most so many cases of each test in those folders, the same in every process and run."""
+def _drawn(items: list[pytest.Item], most: int, slow: bool) -> set[pytest.Item]:
+    """At most so many cases of each test in those folders, the same in every process and run.
+
+    Those that would be skipped are not drawn.
+    """
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
+        if "slow" in item.keywords and not slow:
+            continue
         name = item.nodeid.partition("[")[0] if item.path.parent.name in DRAWN else item.nodeid
         cases.setdefault(name, []).append(item)
     kept = (random.Random(n).sample(c, min(most, len(c))) for n, c in cases.items())

@@ -181,9 +181,11 @@ class RiemannianAdam(RiemannianOptimizer):
     def _is_special(self, weight: Plain) -> bool:
         return torch.is_complex(weight.p)
 
-    def _begun(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+    def _plain_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[p]
-        if not state:
+        if state:
+            state.update(self._missing_entries(lambda: self._name_of(group, p), group, state))
+        else:
             device = p.device if group["capturable"] or group["fused"] else "cpu"
             dtype = torch.float32 if group["fused"] else scalar_dtype()
             state["step"] = torch.zeros((), dtype=dtype, device=device)
@@ -203,7 +205,8 @@ class RiemannianAdam(RiemannianOptimizer):
             maxima,
             steps,
             foreach=group["foreach"],
-            capturable=group["capturable"],
+            # In a graph `fused` is None, and the counts that it keeps are on the device.
+            capturable=group["capturable"] or (call.fused is None and bool(group["fused"])),
             differentiable=group["differentiable"],
             fused=call.fused,
             has_complex=call.special,

@@ -540,21 +540,21 @@ class RiemannianOptimizer(Optimizer, ABC):
         return calls
 
     def _traced_call(self, work: GroupWork) -> PlainCall:
-        """A call in a graph, which torch's `_init_group` and its fused functions would break."""
+        """The call inside a graph. torch's `_init_group` and fused functions would split it."""
         params = [weight.p for weight in work.plain]
-        states = [self._begun(work.group, p) for p in params]
+        states = [self._plain_state(work.group, p) for p in params]
         entries = tuple([each.get(key) for each in states] if key else [] for key in work.entries)
         special = any(self._is_special(weight) for weight in work.plain)
         return PlainCall(None, params, [weight.grad for weight in work.plain], entries, special)
 
-    def _begun(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """The state of an undeclared parameter, as torch's optimizer begins it."""
-        state: dict[str, Any] = self.state[p]
+    def _plain_state(self, group: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """The state of an undeclared parameter, begun as torch begins it."""
+        state: dict[str, Any] = self.state.get(p, _EMPTY)
         return state
 
     @abstractmethod
     def _is_special(self, weight: Plain) -> bool:
-        """The result of `_init_group` for an undeclared parameter."""
+        """True for what torch's function is told of: a sparse gradient, a complex parameter."""
 
     @abstractmethod
     def _step_plain(self, group: dict[str, Any], call: PlainCall) -> None:

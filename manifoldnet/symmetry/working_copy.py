@@ -154,11 +154,11 @@ class RandomWeights:
 
 
 def _away_from_zero(w: Tensor, sizes: Tensor | float) -> Tensor:
-    """Entries of a vector moved away from zero by a tenth of their size; other weights as they are.
+    """Entries of a vector moved away from zero by a tenth of `sizes`; other weights as they are.
 
-    Gains and biases are vectors; of a matrix no single entry matters.
+    Gains and biases are vectors, or lie along one dimension; of a matrix no single entry matters.
     """
-    return w + w.sign() * sizes / 10 if w.ndim < 2 else w
+    return w + w.sign() * sizes / 10 if w.numel() == max(w.shape, default=1) else w
 
 
 def _initial_size(w: Tensor) -> float:

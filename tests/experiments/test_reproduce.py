@@ -245,7 +245,7 @@ def test_rates_and_dimensions_at_the_edge_are_printed(swept, capsys):
 def test_a_comparison_goes_down_to_a_rate_at_which_no_run_diverges(swept, capsys):
     def error(c):
         long = not c.validation_size
-        odd = c.method == "logistic" and (c.lr, c.seed) in {(1.0, 2), (0.3, 0), (0.1, 5)}
+        odd = c.method == "logistic" and (c.lr, c.seed) in {(1.0, 2), (0.3, 0)}
         return math.inf if long and odd else 0.1 + abs(math.log10(c.lr))
 
     command = ["stages", "--repetitions", "3"]

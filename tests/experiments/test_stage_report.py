@@ -552,6 +552,17 @@ def test_where_a_run_diverged_the_next_lower_rate_counts(rechosen):
     ]
 
 
+def test_a_choice_at_which_a_run_diverged_never_counts(tmp_path):
+    keep(tmp_path / "choice-mnist", short(0.1, lr=3.0), short(0.1, method="logistic", lr=1.0))
+    for seed in range(3):
+        keep(
+            tmp_path / "comparison-mnist",
+            rescaled(0.1 + seed / 100, lr=3.0, seed=seed),
+            logistic(0.2, lr=1.0, seed=seed, diverged=seed == 1),
+        )
+    assert "− logistic" not in text_of(tmp_path)
+
+
 def test_a_comparison_belongs_to_its_own_way_of_choosing(rechosen):
     names = grids.folder_names(StageConfig(train_size=5000), 50_000, 2)
     assert names == ("choice-mnist-50000-2", "comparison-mnist-5000-by-50000-2")

@@ -17,6 +17,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "sgd": (mn.RiemannianSGD, {}),
     "momentum": (mn.RiemannianSGD, {"momentum": 0.9}),
     "adam-amsgrad": (mn.RiemannianAdam, {"amsgrad": True}),
+    "adam-kernel": (mn.RiemannianAdam, {"fused": True}),
     "tensors": (
         mn.RiemannianAdam,
         {"betas": (torch.tensor(0.9), torch.tensor(0.99)), "eps": torch.tensor(1e-8)},
@@ -51,7 +52,7 @@ def test_a_compiled_step_is_not_recompiled_for_another_rate(
     case: str, whole: bool, backend: str
 ) -> None:
     make, options = CASES[case]
-    ends = []
+    ends, states = [], []
     for compiled in (False, True):
         torch._dynamo.reset()
         model = _model()
@@ -87,6 +88,8 @@ def test_a_compiled_step_is_not_recompiled_for_another_rate(
                 "manifoldnet" in why for why in torch._dynamo.utils.counters["graph_break"]
             )
         ends.append([p.detach().clone() for p in model.parameters()])
+        states.append(optimizer.state_dict()["state"])
         assert max(mn.violations(model).values()) < 1e-6
     for a, b in zip(*ends, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-6)

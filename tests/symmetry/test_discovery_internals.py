@@ -329,6 +329,9 @@ def test_random_weights_leave_no_zero_and_follow_the_size():
         assert 0.1 < one["0.bias"].std() < 0.5
         size = model[1].weight.std()
         assert size / 2 < one["1.weight"].std() < 2 * size
+        # A gain is never nearly zero: the next normalization layer would divide by it.
+        assert one["0.bias"].abs().min() > 0.03
+        assert weights.fresh(source(1))["0.bias"].abs().min() > 0.03
     assert not torch.equal(drawn[0]["1.weight"], drawn[1]["1.weight"])
 
 

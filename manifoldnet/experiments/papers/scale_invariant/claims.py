@@ -45,7 +45,7 @@ class Comparison:
     """Stages at the choices that short runs made for them.
 
     A folder keeps the runs of earlier choices, when the grid was smaller; the current ones are
-    those that the short runs choose now. Where a run diverged there, the next lower rate is.
+    those that the short runs choose now. Where a run diverged there, a lower rate counts instead.
     """
 
     title: str
@@ -73,11 +73,16 @@ class Comparison:
         return {method: choice for method, choice in found.items() if choice}
 
     def current(self, method: str) -> Choice | None:
-        """The choice that counts: the chosen one, or the only one; None where neither was run."""
+        """The choice that counts: the chosen one, or the only one; None where neither was run.
+
+        The only one does not count where a run diverged at it.
+        """
         own = choices(self.runs, method)
         if self.chosen.get(method) in own:
             return self.chosen[method]
-        return own[0] if len(own) == 1 else None
+        if len(own) != 1 or own[0] == self.picked.get(method):  # where a run diverged, then
+            return None
+        return own[0]
 
     def differences(self) -> Iterator[tuple[str, Choice, Choice, Estimate]]:
         """The rescaled stage less each other method, where both count and share seeds."""

@@ -183,10 +183,10 @@ def finite_choice(tried: Iterable[Choice], picked: Choice, curves: pd.DataFrame)
     Args:
         tried: the choices that short runs tried.
         picked: the one that they choose.
-        curves: longer runs of the method; a choice that has none counts as one where none diverged.
+        curves: longer runs of the method; at a choice without any, none diverged.
 
     Returns:
-        The choice, with the m of the chosen one; None where runs diverged at all.
+        The choice, with the m of the chosen one; None if runs diverged at every such rate.
     """
     for choice in sorted(tried, reverse=True):
         own = curves[(curves["h"] == choice.h) & (curves["m"] == choice.m)]

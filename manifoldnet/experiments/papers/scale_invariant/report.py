@@ -56,9 +56,9 @@ _BLOCK = 10
 _DECIDED = (
     "Where a method has several rows, the one that the short runs choose now counts (lowest "
     "validation error, see the rates and dimensions chosen), or, where a run diverged there, the "
-    "highest tried rate below it where none did; rows from before are earlier choices among fewer "
-    "h and m. Where the choice is not known or has not been run, a method's only row "
-    "counts; of several rows, none does."
+    "highest tried rate below it where none did. The others are earlier choices among fewer h and "
+    "m, and those at which a run diverged. Where the choice is not known or has not been run, a "
+    "method's only row counts; of several rows, none does."
 )
 
 

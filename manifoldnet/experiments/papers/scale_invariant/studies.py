@@ -164,7 +164,7 @@ def _stages(options: ComparisonOptions) -> Steps:
         return config.comparison(again, base, options.repetitions)
 
     runs = config.comparison(picked, base, options.repetitions)
-    long = frame((yield from widened(compare, runs, lower, times=len(short))))
+    long = frame((yield from widened(compare, runs, lower, times=len(found))))
     for method, pick in picked.items():
         left = finite_choice(choices(found, method), pick, long[long["method"] == method])
         if left != pick:
