@@ -90,7 +90,12 @@ def draw_grid(runs: pd.DataFrame, title: str) -> bytes:
 
 
 def draw_comparison(runs: pd.DataFrame, tried: pd.DataFrame | None, title: str) -> bytes:
-    """Errors of the short runs over h, and test error by epoch at the chosen rates."""
+    """Errors of the short runs over h, and test error by epoch at the chosen rates.
+
+    The means are over the runs that did not diverge.
+    """
+    from matplotlib.ticker import StrMethodFormatter
+
     figure = new_figure(9.6, 4.2)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=INK)
     panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
@@ -112,13 +117,19 @@ def draw_comparison(runs: pd.DataFrame, tried: pd.DataFrame | None, title: str) 
     panel(panels[2], "(c) both, at the chosen rates", "epoch")
     panels[2].set_ylabel("test error (%)")
     for method in PAPERS:
-        for choice in choices(runs, method):
-            curves = 100 * pd.DataFrame(at(runs, method, choice)["errors"].tolist())
+        for choice, dashes in zip(choices(runs, method), cycle(_DASHES), strict=False):
+            own = at(runs, method, choice)
+            curves = 100 * pd.DataFrame(own["errors"].tolist(), index=own.index)
             epochs, colour = range(1, curves.shape[1] + 1), COLOURS[method]
-            label = f"{method}, {choice}, {len(curves)} seeds"
-            panels[2].plot(epochs, curves.T, color=colour, linewidth=0.5)
-            panels[2].plot(epochs, curves.mean(skipna=False), color=colour, label=label)
+            label = f"{method}, {choice}, {len(own)} seeds"
+            if diverged := own["diverged"].sum():
+                label += f", {diverged} diverged"
+            panels[2].plot(epochs, curves.T, dashes, color=colour, linewidth=0.5)
+            means = curves[~own["diverged"]].mean(skipna=False)
+            panels[2].plot(epochs, means, dashes, color=colour, label=label)
     panels[2].set_yscale("log")
+    for each in (panels[2].yaxis.set_major_formatter, panels[2].yaxis.set_minor_formatter):
+        each(StrMethodFormatter("{x:g}"))
     panels[2].legend(frameon=False, fontsize=7.5, labelcolor=INK)
     return svg(figure)
 
