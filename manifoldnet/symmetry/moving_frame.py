@@ -218,7 +218,7 @@ class MovingFrame:
     def _add_squares(self, x: Tensor, sums: Sums, rows: slice) -> None:
         """Add sums of squares over slices, of some rows of a parameter."""
         across = sums.keys() - {0, None}
-        if not across and x.ndim > 1 and x[0].numel() <= LONG:
+        if not across and x.ndim > 1 and prod(x.shape[1:]) <= LONG:
             squares = torch.linalg.vector_norm(x.flatten(1), dim=1).square_()
         else:
             squares = torch.mul(x, x, out=self._space("squares", x.shape, x))

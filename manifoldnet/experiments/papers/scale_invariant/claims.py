@@ -64,9 +64,7 @@ class Comparison:
     def chosen(self) -> dict[str, Choice]:
         """The current choice of each method, whether it was run or not."""
         found = {
-            method: finite_choice(
-                choices(self.tried, method), pick, self.runs[self.runs["method"] == method]
-            )
+            method: finite_choice(self.tried, self.runs, method, pick)
             for method, pick in self.picked.items()
             if self.tried is not None
         }

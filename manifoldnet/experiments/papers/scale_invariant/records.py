@@ -177,20 +177,23 @@ def chosen(records: Iterable[StageRecord], methods: Sequence[str]) -> dict[str, 
     return {method: one for method, one in found.items() if one is not None}
 
 
-def finite_choice(tried: Iterable[Choice], picked: Choice, curves: pd.DataFrame) -> Choice | None:
+def finite_choice(
+    tried: pd.DataFrame, runs: pd.DataFrame, method: str, picked: Choice
+) -> Choice | None:
     """The highest rate tried, at most the chosen one, at which no run of a method diverged.
 
     Args:
-        tried: the choices that short runs tried.
-        picked: the one that they choose.
-        curves: longer runs of the method; at a choice without any, none diverged.
+        tried: the short runs.
+        runs: longer ones; at a choice without any, none diverged.
+        method: of both.
+        picked: the choice of the short runs.
 
     Returns:
         The choice, with the m of the chosen one; None if runs diverged at every such rate.
     """
-    for choice in sorted(tried, reverse=True):
-        own = curves[(curves["h"] == choice.h) & (curves["m"] == choice.m)]
-        if choice.m == picked.m and choice.h <= picked.h and not own["diverged"].any():
+    for choice in reversed(choices(tried, method)):
+        lower = choice.m == picked.m and choice.h <= picked.h
+        if lower and not at(runs, method, choice)["diverged"].any():
             return choice
     return None
 

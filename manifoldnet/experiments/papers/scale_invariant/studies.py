@@ -157,16 +157,15 @@ def _stages(options: ComparisonOptions) -> Steps:
     def lower(records: Any) -> list[StageConfig]:
         runs, again = frame(records), {}
         for method, pick in picked.items():
-            own = runs[runs["method"] == method]
-            choice = finite_choice(choices(found, method), pick, own)
-            if choice and choice not in choices(own, method):
+            choice = finite_choice(found, runs, method, pick)
+            if choice and choice not in choices(runs, method):
                 again[method] = choice
         return config.comparison(again, base, options.repetitions)
 
     runs = config.comparison(picked, base, options.repetitions)
     long = frame((yield from widened(compare, runs, lower, times=len(found))))
     for method, pick in picked.items():
-        left = finite_choice(choices(found, method), pick, long[long["method"] == method])
+        left = finite_choice(found, long, method, pick)
         if left != pick:
             yield f"{method}: runs diverged at {pick}, so {left or 'no rate'} counts"
 
